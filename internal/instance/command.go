@@ -1,0 +1,91 @@
+package instance
+
+import "time"
+
+// Command is one call of a verb, checked and ready for a backend.
+type Command struct {
+	Verb Verb
+	// IDs are distinct, 1 to 1000, in the order asked for.
+	IDs []ID
+	// PerInstance asks for an answer for each instance; otherwise one bad id
+	// refuses the whole call, as EC2 does.
+	PerInstance bool
+	// DryRun asks only whether the caller may. The answer is always an error.
+	DryRun bool
+	// AdditionalInfo is reserved by EC2 and passed on as it is. Start only.
+	AdditionalInfo string
+	// Hibernate is for Stop only, Force and SkipOSShutdown for Stop and Terminate.
+	Hibernate      bool
+	Force          bool
+	SkipOSShutdown bool
+	// Principal is who asks.
+	Principal string
+}
+
+// StateChange is one line of the answer to a verb: the state in which the call
+// found the instance and the one in which it left it. They are equal when there
+// was nothing to do.
+type StateChange struct {
+	ID       ID
+	Previous State
+	Current  State
+	// At is when the backend made the change, where it tells; else zero.
+	At time.Time
+	// After is the instance in full as the call left it, where the backend tells;
+	// else nil, and Describe has to be asked.
+	After *Instance
+}
+
+// Failure is why one instance of a per-instance call was refused.
+type Failure struct {
+	ID  ID
+	Err *Error
+}
+
+// Result is a backend's answer to a [Command].
+type Result struct {
+	// Changes has one element for each instance that the call was carried out on,
+	// in the order of the command's IDs. Reboot has them too, with equal states.
+	Changes []StateChange
+	// Failures has the others, of a per-instance call.
+	Failures []Failure
+}
+
+// DescribeQuery asks a backend for instances, a page at a time.
+type DescribeQuery struct {
+	// IDs asks for these instances; those that do not exist are left out of the
+	// answer, without an error.
+	IDs []ID
+	// All asks for every instance. It excludes IDs; a query with neither is an
+	// error, so that an empty list never means all.
+	All bool
+	// PageSize is the most instances to return, 5 to 1000; 0 leaves it to the
+	// backend.
+	PageSize int
+	// PageToken is the NextPageToken of the page before, empty for the first.
+	PageToken string
+}
+
+// DescribePage is one page of the answer to a [DescribeQuery].
+type DescribePage struct {
+	Instances []*Instance
+	// NextPageToken is empty on the last page.
+	NextPageToken string
+}
+
+// Notice says that something was heard of an instance. Notices may be lost, late,
+// doubled and out of order; they are a reason to look, not the truth.
+type Notice struct {
+	ID ID
+	// State is the state that the instance is said to have entered.
+	State State
+	// OccurredAt is when it is said to have entered it.
+	OccurredAt time.Time
+	Source     Source
+	// Instance is the instance in full as it was then, where the notice carries
+	// it; else nil.
+	Instance *Instance
+	// Ack says that whatever followed from the notice is recorded, so that it need
+	// not be delivered again. It may be called from any goroutine, and is never nil.
+	Ack func()
+}

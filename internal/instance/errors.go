@@ -1,0 +1,112 @@
+package instance
+
+import (
+	"strings"
+	"time"
+)
+
+// Kind is the class of an [Error]. Each has one gRPC status code, named at the
+// edge and nowhere else.
+type Kind uint8
+
+// The kinds of error.
+const (
+	// KindInternal is a bug, or a condition that nobody foresaw.
+	KindInternal Kind = iota
+	// KindInvalid is a request that can never succeed as it is.
+	KindInvalid
+	// KindNotFound is an instance that does not exist.
+	KindNotFound
+	// KindPrecondition is a request that the present state of an instance forbids.
+	KindPrecondition
+	// KindDryRun is a dry run that would have succeeded.
+	KindDryRun
+	// KindPermission is a caller who may not do what it asked for.
+	KindPermission
+	// KindExhausted is a lack of capacity, of quota or of tokens.
+	KindExhausted
+	// KindConflict is a client token used with another request.
+	KindConflict
+	// KindOutOfRange is a cursor that cannot be served from here.
+	KindOutOfRange
+	// KindUnavailable is a part of the system that cannot be reached.
+	KindUnavailable
+)
+
+// EC2's error codes that this service names itself. Source: EC2 Developer Guide,
+// "Error codes for the Amazon EC2 API".
+const (
+	CodeMalformedID            = "InvalidInstanceID.Malformed"
+	CodeNotFound               = "InvalidInstanceID.NotFound"
+	CodeIncorrectInstanceState = "IncorrectInstanceState"
+	CodeUnsupportedOperation   = "UnsupportedOperation"
+	CodeUnsupportedHibernation = "UnsupportedHibernationConfiguration"
+	CodeOperationNotPermitted  = "OperationNotPermitted"
+	CodeUnauthorized           = "UnauthorizedOperation"
+	CodeDryRun                 = "DryRunOperation"
+	CodeInsufficientCapacity   = "InsufficientInstanceCapacity"
+	CodeInstanceLimitExceeded  = "InstanceLimitExceeded"
+	CodeRequestLimitExceeded   = "RequestLimitExceeded"
+	CodeResourceCountExceeded  = "ResourceCountExceeded"
+	CodeServiceUnavailable     = "Unavailable"
+	CodeInternalError          = "InternalError"
+)
+
+// Violation is one thing wrong with one field of a request.
+type Violation struct {
+	// Field is the path of the field, such as "instance_ids[3]".
+	Field string
+	// Description says what is wrong and what is right.
+	Description string
+	// Reason is the EC2 code that stands for the violation, if there is one.
+	Reason string
+}
+
+// Error is the error of every layer below the edge. Match it with errors.AsType.
+type Error struct {
+	Kind Kind
+	// Code is EC2's error code, as it is on the wire; empty for an error of this
+	// service.
+	Code string
+	// Reason is this service's own reason, in UPPER_SNAKE_CASE; empty where Code
+	// says it.
+	Reason string
+	// Message is for the caller. For EC2's errors it is EC2's text word for word.
+	Message string
+	// InstanceIDs are the instances that the error names, if any.
+	InstanceIDs []ID
+	// Violations are set for [KindInvalid] only.
+	Violations []Violation
+	// RetryAfter is how long to wait before the same call may succeed; zero when
+	// a retry is not worth while.
+	RetryAfter time.Duration
+	// OutcomeUnknown is true when the command may have been carried out all the
+	// same.
+	OutcomeUnknown bool
+	// Metadata is handed to the caller in the error's details.
+	Metadata map[string]string
+	// Cause is for the log only.
+	Cause error
+}
+
+// Error returns the code and the message, and the cause for those who log it.
+func (e *Error) Error() string {
+	var b strings.Builder
+	switch {
+	case e.Code != "":
+		b.WriteString(e.Code)
+		b.WriteString(": ")
+	case e.Reason != "":
+		b.WriteString(e.Reason)
+		b.WriteString(": ")
+	}
+	b.WriteString(e.Message)
+	if e.Cause != nil {
+		b.WriteString(": ")
+		b.WriteString(e.Cause.Error())
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Cause }

@@ -1,0 +1,95 @@
+package instance
+
+import "time"
+
+// ChangeType says what kind of change an event reports.
+type ChangeType uint8
+
+// The types of change.
+const (
+	ChangeUnspecified ChangeType = iota
+	// ChangeAdded is the first record of an instance.
+	ChangeAdded
+	// ChangeState is a change of state, whatever else changed with it.
+	ChangeState
+	// ChangeAttributes is a change of anything but the state.
+	ChangeAttributes
+	// ChangeRemoved is the last record of an instance that EC2 no longer knows.
+	ChangeRemoved
+)
+
+// Verb is a command on instances.
+type Verb string
+
+// The four commands.
+const (
+	VerbStart     Verb = "StartInstances"
+	VerbStop      Verb = "StopInstances"
+	VerbReboot    Verb = "RebootInstances"
+	VerbTerminate Verb = "TerminateInstances"
+)
+
+// Cause is who brought a change about. The zero value is an external cause:
+// somebody or something outside of this service.
+type Cause struct {
+	Principal   string
+	Verb        Verb
+	RequestID   string
+	ClientToken string
+}
+
+// External reports whether the change came from outside of this service.
+func (c Cause) External() bool { return c == Cause{} }
+
+// Source is how the service learnt of a change.
+type Source uint8
+
+// The sources.
+const (
+	SourceUnspecified Source = iota
+	// SourceAnswer is the answer of the backend to a command.
+	SourceAnswer
+	// SourceEventBridge is a notice that EC2 sent through EventBridge.
+	SourceEventBridge
+	// SourceReconcile is a comparison with what the backend describes.
+	SourceReconcile
+	// SourceSimulator is a notice of the simulator.
+	SourceSimulator
+)
+
+// Change is one change of one instance: what the journal records and what a
+// subscriber is told. Before is nil for [ChangeAdded]; After is nil for
+// [ChangeRemoved].
+type Change struct {
+	Type   ChangeType
+	Before *Instance
+	After  *Instance
+	Cause  Cause
+	Source Source
+	// OccurredAt is when the change happened, as far as anybody can tell: EC2
+	// gives whole seconds, and an inferred change has the time of what it was
+	// inferred from.
+	OccurredAt time.Time
+	// ObservedAt is when this service learnt of it.
+	ObservedAt time.Time
+	// Inferred is true for a state that nobody saw, but that the instance must
+	// have passed through.
+	Inferred bool
+}
+
+// ID returns the id of the instance that changed.
+func (c *Change) ID() ID {
+	if c.After != nil {
+		return c.After.ID
+	}
+	return c.Before.ID
+}
+
+// Subject returns the instance as after the change, or as last known when it was
+// removed.
+func (c *Change) Subject() *Instance {
+	if c.After != nil {
+		return c.After
+	}
+	return c.Before
+}

@@ -1,0 +1,167 @@
+package instance
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"time"
+)
+
+// ID is the id of an instance: "i-" and 8 or 17 lower-case hex digits.
+type ID string
+
+// ParseID checks the form of an instance id. EC2's documentation uses ids that
+// EC2 itself would call malformed (17 digits that do not begin with 0); they are
+// accepted here, and are simply not found. The error is of [KindInvalid] with
+// EC2's code InvalidInstanceID.Malformed and EC2's text.
+func ParseID(s string) (ID, error) {
+	digits := len(s) - len("i-")
+	if (digits != 8 && digits != 17) || s[:2] != "i-" || !isLowerHex(s[2:]) {
+		return "", &Error{
+			Kind:    KindInvalid,
+			Code:    CodeMalformedID,
+			Message: fmt.Sprintf("Invalid id: %q", clip(s, 64)),
+		}
+	}
+	return ID(s), nil
+}
+
+func isLowerHex(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// clip bounds what is quoted of a caller's input in an error text.
+func clip(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "…"
+}
+
+// Instance is what is known of one instance, as EC2's DescribeInstances tells it.
+type Instance struct {
+	ID               ID
+	AccountID        string
+	Region           string
+	AvailabilityZone string
+	Type             string
+	State            State
+
+	// StateReason is why the instance is in its state; nil when EC2 gives none,
+	// as it does for a running instance.
+	StateReason *StateReason
+	// StateTransitionReason is EC2's free text of the last change that somebody
+	// asked for, such as "User initiated (2019-10-12 20:35:03 GMT)". Empty once
+	// the instance was started again.
+	StateTransitionReason string
+	// LaunchTime is when the instance was launched or last started, in UTC.
+	LaunchTime time.Time
+
+	PrivateIPAddress string
+	PublicIPAddress  string
+	// Tenancy is "default", "dedicated" or "host".
+	Tenancy string
+	// RootDeviceType is "ebs" or "instance-store".
+	RootDeviceType string
+	// Lifecycle is "spot" for a Spot Instance and empty for an On-Demand one.
+	Lifecycle string
+	Tags      map[string]string
+
+	// Simulator is set for instances of the simulator only.
+	Simulator *SimulatorAttributes
+}
+
+// StateReason is EC2's reason for the last state change.
+type StateReason struct {
+	// Code is one of EC2's codes, such as Client.UserInitiatedShutdown.
+	Code string
+	// Message is EC2's text, such as
+	// "Client.UserInitiatedShutdown: User initiated shutdown".
+	Message string
+}
+
+// SimulatorAttributes are what the simulator knows of an instance beyond what
+// EC2's DescribeInstances would tell, and what it needs to go on after a restart.
+type SimulatorAttributes struct {
+	DisableAPIStop        bool
+	DisableAPITermination bool
+	HibernationConfigured bool
+	// Hibernated is whether the last stop kept the contents of RAM.
+	Hibernated bool
+	// MemoryLost is whether the contents of RAM were lost at the last stop.
+	MemoryLost bool
+	// CPUCredits is "standard" or "unlimited"; empty for types without credits.
+	CPUCredits string
+	// BilledSeconds is the usage charged up to the last change of state: at least
+	// 60 seconds for each start, then by the second, nothing while stopped.
+	BilledSeconds int64
+	// BilledFrom is since when usage runs up that is not in BilledSeconds yet; zero
+	// while nothing is charged. See [SimulatorAttributes.Billed].
+	BilledFrom time.Time
+	// EverRunning is whether the instance has been running since its launch.
+	EverRunning bool
+
+	// The transition under way. NextState is [StateUnspecified] when the instance
+	// is at rest, or stuck in a transitional state. NextAt of a terminated instance
+	// is when it vanishes.
+	NextState  State
+	NextAt     time.Time
+	NextReason *StateReason
+	// Transitions counts the changes of state so far; with the seed it
+	// determines the delays to come.
+	Transitions uint64
+}
+
+// Clone returns a deep copy that the caller may modify.
+func (i *Instance) Clone() *Instance {
+	if i == nil {
+		return nil
+	}
+	c := *i
+	c.Tags = maps.Clone(i.Tags)
+	if i.StateReason != nil {
+		c.StateReason = new(*i.StateReason)
+	}
+	if i.Simulator != nil {
+		c.Simulator = new(*i.Simulator)
+		if i.Simulator.NextReason != nil {
+			c.Simulator.NextReason = new(*i.Simulator.NextReason)
+		}
+	}
+	return &c
+}
+
+// Equal reports whether two instances say the same. Times are compared as
+// instants, and an empty map of tags equals none.
+func (i *Instance) Equal(o *Instance) bool {
+	if i == nil || o == nil {
+		return i == o
+	}
+	a, b := *i, *o
+	if !a.LaunchTime.Equal(b.LaunchTime) || !maps.Equal(a.Tags, b.Tags) || !a.Simulator.equal(b.Simulator) {
+		return false
+	}
+	a.LaunchTime, b.LaunchTime = time.Time{}, time.Time{}
+	a.Tags, b.Tags = nil, nil
+	a.Simulator, b.Simulator = nil, nil
+	return reflect.DeepEqual(a, b)
+}
+
+func (s *SimulatorAttributes) equal(o *SimulatorAttributes) bool {
+	if s == nil || o == nil {
+		return s == o
+	}
+	a, b := *s, *o
+	if !a.NextAt.Equal(b.NextAt) || !a.BilledFrom.Equal(b.BilledFrom) {
+		return false
+	}
+	a.NextAt, b.NextAt = time.Time{}, time.Time{}
+	a.BilledFrom, b.BilledFrom = time.Time{}, time.Time{}
+	return reflect.DeepEqual(a, b)
+}

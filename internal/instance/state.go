@@ -1,0 +1,163 @@
+package instance
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// State is the lifecycle state of an instance. The zero value is
+// [StateUnspecified], so that a forgotten state is never mistaken for pending,
+// whose EC2 code is 0.
+type State uint8
+
+// The states of EC2's InstanceStateName.
+const (
+	StateUnspecified State = iota
+	StatePending
+	StateRunning
+	StateShuttingDown
+	StateTerminated
+	StateStopping
+	StateStopped
+)
+
+var stateNames = [...]string{
+	StateUnspecified:  "unspecified",
+	StatePending:      "pending",
+	StateRunning:      "running",
+	StateShuttingDown: "shutting-down",
+	StateTerminated:   "terminated",
+	StateStopping:     "stopping",
+	StateStopped:      "stopped",
+}
+
+// States lists every state of EC2, in the order of their codes.
+func States() []State {
+	return []State{StatePending, StateRunning, StateShuttingDown, StateTerminated, StateStopping, StateStopped}
+}
+
+// String returns EC2's name of the state, such as "shutting-down".
+func (s State) String() string {
+	if int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return fmt.Sprintf("state(%d)", uint8(s))
+}
+
+// Code returns EC2's numeric code of the state: 0 pending, 16 running,
+// 32 shutting-down, 48 terminated, 64 stopping, 80 stopped. It is -1 for
+// [StateUnspecified].
+func (s State) Code() int32 {
+	if s < StatePending || s > StateStopped {
+		return -1
+	}
+	return int32(s-StatePending) * 16
+}
+
+// StateFromCode returns the state of an EC2 state code. EC2 uses the high byte
+// of the 16-bit code for itself and asks that it be ignored; it is masked off.
+func StateFromCode(code int32) (State, error) {
+	low := code & 0xff
+	if low%16 != 0 || low > 80 {
+		return StateUnspecified, fmt.Errorf("unknown instance state code %d", code)
+	}
+	return State(low/16) + StatePending, nil
+}
+
+// ParseState returns the state that EC2 calls name.
+func ParseState(name string) (State, error) {
+	for _, s := range States() {
+		if s.String() == name {
+			return s, nil
+		}
+	}
+	names := make([]string, 0, len(stateNames))
+	for _, s := range States() {
+		names = append(names, s.String())
+	}
+	return StateUnspecified, fmt.Errorf("unknown instance state %q: want one of %s", name, strings.Join(names, ", "))
+}
+
+// Transitional reports whether EC2 leaves the state by itself, so that the
+// instance is expected to change without anybody's doing.
+func (s State) Transitional() bool {
+	switch s {
+	case StatePending, StateStopping, StateShuttingDown:
+		return true
+	case StateUnspecified, StateRunning, StateStopped, StateTerminated:
+		return false
+	}
+	return false
+}
+
+// transitions holds what may follow each state directly, in order of
+// preference for [Path]. Source: EC2 User Guide, "Amazon EC2 instance state
+// changes", and the results of the four verbs on each state.
+var transitions = map[State][]State{
+	StatePending:      {StateRunning, StateStopped, StateStopping, StateShuttingDown, StateTerminated},
+	StateRunning:      {StateStopping, StateShuttingDown},
+	StateStopping:     {StateStopped, StateShuttingDown},
+	StateStopped:      {StatePending, StateShuttingDown, StateTerminated},
+	StateShuttingDown: {StateTerminated},
+	StateTerminated:   nil,
+}
+
+// CanFollow reports whether an instance may go from one state to another
+// without passing through a third. No state follows itself.
+func CanFollow(from, to State) bool {
+	return slices.Contains(transitions[from], to)
+}
+
+// Path returns the shortest legal chain of states that leads from one state to
+// another: the states passed through, ending with to. It is empty when from and
+// to are the same, and ok is false when to cannot be reached, as nothing can be
+// from terminated.
+func Path(from, to State) (path []State, ok bool) {
+	if from == to {
+		return nil, true
+	}
+	cameFrom := map[State]State{from: StateUnspecified}
+	for queue := []State{from}; len(queue) > 0; queue = queue[1:] {
+		for _, next := range transitions[queue[0]] {
+			if _, seen := cameFrom[next]; seen {
+				continue
+			}
+			cameFrom[next] = queue[0]
+			if next != to {
+				queue = append(queue, next)
+				continue
+			}
+			for s := to; s != from; s = cameFrom[s] {
+				path = append([]State{s}, path...)
+			}
+			return path, true
+		}
+	}
+	return nil, false
+}
+
+// Reachable reports whether an instance in state from is, or can still come to
+// be, in state to.
+func Reachable(from, to State) bool {
+	_, ok := Path(from, to)
+	return ok
+}
+
+// Completes reports whether going from one state to another is how the earlier
+// change ends by itself: a start that reaches running or falls back, a stop that
+// reaches stopped, a termination that reaches terminated. Such a change inherits
+// the cause of the change that it completes.
+func Completes(from, to State) bool {
+	switch from {
+	case StatePending:
+		return to == StateRunning || to == StateStopped || to == StateTerminated
+	case StateStopping:
+		return to == StateStopped
+	case StateShuttingDown:
+		return to == StateTerminated
+	case StateUnspecified, StateRunning, StateStopped, StateTerminated:
+		return false
+	}
+	return false
+}
