@@ -1,0 +1,155 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Create adds instances, and faults to the plan: all or none. It returns them as
+// created, in the order of the specifications. All problems are reported
+// together.
+func (b *Backend) Create(ctx context.Context, specs []Spec, faults ...Fault) ([]*instance.Instance, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	now, closed := b.lock()
+	if closed != nil {
+		return nil, closed
+	}
+	defer b.unlock(now)
+	var problems violations
+	if len(specs)+len(faults) == 0 {
+		problems.add("instances", "are missing: want at least one")
+	}
+	fleet := b.expand(specs, &problems)
+	for i, s := range fleet {
+		if b.machines[s.ID] != nil {
+			problems.add(fmt.Sprintf("instances[%d].instance_id", i), "is %s, which exists already", s.ID)
+		}
+	}
+	checkFaults(faults, &problems)
+	if len(b.plan)+len(faults) > maxFaults {
+		problems.add("faults", "would be %d with those of the plan: want at most %d", len(b.plan)+len(faults), maxFaults)
+	}
+	if err := problems.err(); err != nil {
+		return nil, err
+	}
+	b.extendPlan(faults)
+	return b.add(fleet, now), nil
+}
+
+// expand completes and checks specifications.
+func (b *Backend) expand(specs []Spec, problems *violations) []Spec {
+	fleet := make([]Spec, 0, len(specs))
+	seen := map[instance.ID]bool{}
+	total := 0
+	for i, s := range specs {
+		path := fmt.Sprintf("instances[%d]", i)
+		s = s.complete(b.config.Region)
+		s.check(path, b.config.Region, problems)
+		if s.ID != "" && seen[s.ID] {
+			problems.add(path+".instance_id", "is %s, which comes twice", s.ID)
+		}
+		seen[s.ID] = true
+		total += max(s.Count, 0)
+		fleet = append(fleet, s)
+	}
+	if total > maxCreate {
+		problems.add("instances", "are %d: want at most %d in a call", total, maxCreate)
+	}
+	return fleet
+}
+
+// add creates what was checked.
+func (b *Backend) add(specs []Spec, now time.Time) []*instance.Instance {
+	taken := map[instance.ID]bool{}
+	for _, s := range specs {
+		taken[s.ID] = true
+	}
+	var created []*instance.Instance
+	for _, s := range specs {
+		for range s.Count {
+			id := s.ID
+			for id == "" || s.ID == "" && (taken[id] || b.machines[id] != nil) {
+				id = b.newID()
+			}
+			created = append(created, b.launch(s, id, now))
+			b.ids = append(b.ids, id)
+		}
+	}
+	slices.Sort(b.ids)
+	return created
+}
+
+// launch puts a new instance into its first state.
+func (b *Backend) launch(s Spec, id instance.ID, now time.Time) *instance.Instance {
+	inst := &instance.Instance{
+		ID:               id,
+		AccountID:        b.config.AccountID,
+		Region:           b.config.Region,
+		AvailabilityZone: s.AvailabilityZone,
+		Type:             s.Type,
+		State:            s.State,
+		LaunchTime:       wall(now).Truncate(time.Second),
+		PrivateIPAddress: b.privateAddress(id),
+		Tenancy:          s.Tenancy,
+		RootDeviceType:   s.RootDeviceType,
+		Lifecycle:        s.Lifecycle,
+		Tags:             maps.Clone(s.Tags),
+		Simulator: &instance.SimulatorAttributes{
+			DisableAPIStop:        s.DisableAPIStop,
+			DisableAPITermination: s.DisableAPITermination,
+			HibernationConfigured: s.HibernationConfigured,
+			CPUCredits:            s.CPUCredits,
+			EverRunning:           s.State != instance.StatePending,
+		},
+	}
+	m := &machine{slot: -1}
+	b.machines[id] = m
+	b.settleIn(m, inst, now)
+	return inst
+}
+
+// settleIn gives a new instance what belongs to its state.
+func (b *Backend) settleIn(m *machine, inst *instance.Instance, now time.Time) {
+	// The delay is drawn from the image, which has to be there for it.
+	m.inst = inst
+	sim := inst.Simulator
+	var due time.Time
+	goOn := func(to instance.State, s span) {
+		due = now.Add(b.delay(m, s))
+		sim.NextState, sim.NextAt = to, wall(due)
+	}
+	if inst.State != instance.StatePending && inst.State != instance.StateRunning {
+		inst.StateReason, inst.StateTransitionReason = reasonUserStop, userInitiated(now)
+	}
+	if inst.State != instance.StateStopped && inst.State != instance.StateTerminated {
+		inst.PublicIPAddress = b.publicAddress(inst.ID, 0)
+	}
+	switch inst.State {
+	case instance.StatePending:
+		goOn(instance.StateRunning, startSpan)
+	case instance.StateStopping:
+		sim.MemoryLost = true
+		goOn(instance.StateStopped, stopSpan)
+	case instance.StateShuttingDown:
+		goOn(instance.StateTerminated, terminateSpan)
+	case instance.StateStopped:
+		sim.MemoryLost = true
+	case instance.StateTerminated:
+		inst.PrivateIPAddress = ""
+		due = now.Add(terminatedVisible)
+		sim.NextAt = wall(due)
+	case instance.StateUnspecified, instance.StateRunning:
+	}
+	at := m.stamp(now)
+	meter(inst, at)
+	m.inst = nil
+	b.replace(m, inst, at)
+	b.put(m, due)
+}

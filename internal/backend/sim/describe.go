@@ -1,0 +1,105 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// The sizes of a page. Source: EC2 API Reference, DescribeInstances.
+const (
+	leastPage = 5
+	mostPage  = 1000
+)
+
+// Describe returns instances as they are now, or as a fault says that they were.
+// Pages are sorted by id: whatever is created or vanishes meanwhile, no instance
+// comes twice, and none that was there all the time is left out.
+func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (instance.DescribePage, error) {
+	if err := checkQuery(query); err != nil {
+		return instance.DescribePage{}, err
+	}
+	after, err := parsePageToken(query)
+	if err != nil {
+		return instance.DescribePage{}, err
+	}
+	if err := b.stall(ctx, verbDescribe, query.IDs); err != nil {
+		return instance.DescribePage{}, err
+	}
+	now, closed := b.lock()
+	if closed != nil {
+		return instance.DescribePage{}, closed
+	}
+	defer b.unlock(now)
+	o := op{verb: verbDescribe, number: b.nextCall(), now: now}
+	asked := slices.Compact(slices.Sorted(slices.Values(query.IDs)))
+	if err := b.admit(o, asked, b.named(asked)); err != nil {
+		return instance.DescribePage{}, err
+	}
+	if query.All {
+		return b.page(o, query, b.ids, after), nil
+	}
+	return b.page(o, query, asked, after), nil
+}
+
+func checkQuery(query instance.DescribeQuery) error {
+	if query.All == (len(query.IDs) > 0) {
+		return errInvalid("InvalidParameterCombination", "Either instance ids or all instances must be asked for, not both.")
+	}
+	switch size := query.PageSize; {
+	case size != 0 && size < leastPage:
+		return errInvalid("InvalidParameterValue", fmt.Sprintf(
+			"Value ( %d ) for parameter maxResults is invalid. Expecting a value greater than %d.", size, leastPage))
+	case size > mostPage:
+		return errInvalid("InvalidParameterValue", fmt.Sprintf(
+			"Value ( %d ) for parameter maxResults is invalid. Expecting a value less than %d.", size, mostPage))
+	}
+	return nil
+}
+
+// page collects what follows after an id. The ids are sorted.
+func (b *Backend) page(o op, query instance.DescribeQuery, ids []instance.ID, after instance.ID) instance.DescribePage {
+	size := query.PageSize
+	if size == 0 {
+		size = mostPage
+	}
+	from, found := slices.BinarySearch(ids, after)
+	if found {
+		from++
+	}
+	page := instance.DescribePage{Instances: make([]*instance.Instance, 0, min(size, len(ids)-from))}
+	var last instance.ID
+	for _, id := range ids[from:] {
+		inst := b.view(o, id)
+		if inst == nil {
+			continue
+		}
+		if len(page.Instances) == size {
+			page.NextPageToken = pageToken(query, last)
+			break
+		}
+		page.Instances = append(page.Instances, inst)
+		last = id
+	}
+	return page
+}
+
+// view returns what Describe shows of an instance, nil if nothing.
+func (b *Backend) view(o op, id instance.ID) *instance.Instance {
+	m := b.machines[id]
+	if m == nil {
+		return nil
+	}
+	if b.lag == 0 {
+		return m.inst
+	}
+	for _, f := range b.plan {
+		if f.Kind == DescribeLag && f.Match.selects(m.inst) && b.falls(f, o.number, id, o.number) {
+			b.use(f, o, id)
+			return m.asOf(wall(o.now).Add(-f.Delay))
+		}
+	}
+	return m.inst
+}

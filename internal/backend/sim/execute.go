@@ -1,0 +1,359 @@
+package sim
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// call is one command on its way through the steps. Its slices run in parallel.
+type call struct {
+	op
+	cmd      instance.Command
+	ids      []instance.ID // distinct
+	machines []*machine    // nil where there is no such instance
+	refused  []*instance.Error
+	// partial goes beside the result when the command is carried out on some
+	// instances only, though it was not asked for an answer for each.
+	partial *instance.Error
+}
+
+// step decides about the instances of a call that are not refused yet. It marks
+// them as refused, or refuses the call as a whole.
+type step func(*Backend, *call) *instance.Error
+
+// The order of checks. EC2 does not document it; a dry run is known to end before
+// existence and state are looked at.
+var (
+	permissionFirst = []step{(*Backend).permit, (*Backend).endDryRun, (*Backend).find, (*Backend).examine, (*Backend).reserve, (*Backend).provide}
+	existenceFirst  = []step{(*Backend).find, (*Backend).permit, (*Backend).endDryRun, (*Backend).examine, (*Backend).reserve, (*Backend).provide}
+)
+
+// Execute carries a command out as EC2 does; see the contract at the consumer.
+// Of concurrent calls exactly one finds a stopped instance stopped.
+func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
+	if err := b.stall(ctx, cmd.Verb, cmd.IDs); err != nil {
+		return instance.Result{}, err
+	}
+	now, closed := b.lock()
+	if closed != nil {
+		return instance.Result{}, closed
+	}
+	defer b.unlock(now)
+	c := &call{op: op{verb: cmd.Verb, number: b.nextCall(), now: now}, cmd: cmd}
+	result, refusal := b.carryOut(c)
+	if refusal != nil {
+		return result, refusal
+	}
+	if f := b.strikeCall(c.op, AnswerLost, c.ids, c.machines); f != nil {
+		return instance.Result{}, errAnswerLost()
+	}
+	return result, nil
+}
+
+// stall waits for as long as a fault makes the call slow. The context is
+// respected: nothing has happened by then.
+func (b *Backend) stall(ctx context.Context, verb instance.Verb, ids []instance.ID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	delay, err := b.slowness(verb, ids)
+	if err != nil || delay == 0 {
+		return err
+	}
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+func (b *Backend) slowness(verb instance.Verb, ids []instance.ID) (time.Duration, error) {
+	now, closed := b.lock()
+	if closed != nil {
+		return 0, closed
+	}
+	defer b.unlock(now)
+	if len(b.plan) == 0 {
+		return 0, nil
+	}
+	if f := b.strikeCall(op{verb: verb, number: b.nextCall(), now: now}, SlowCall, ids, b.named(ids)); f != nil {
+		return f.Delay, nil
+	}
+	return 0, nil
+}
+
+func (b *Backend) carryOut(c *call) (instance.Result, *instance.Error) {
+	if err := b.resolve(c); err != nil {
+		return instance.Result{}, err
+	}
+	if err := b.admit(c.op, c.ids, c.machines); err != nil {
+		return instance.Result{}, err
+	}
+	steps := permissionFirst
+	if b.config.Options.ExistenceFirst {
+		steps = existenceFirst
+	}
+	for _, decide := range steps {
+		if err := decide(b, c); err != nil {
+			return instance.Result{}, err
+		}
+	}
+	result := instance.Result{Changes: make([]instance.StateChange, 0, len(c.ids))}
+	for i, m := range c.machines {
+		switch {
+		case c.refused[i] == nil:
+			result.Changes = append(result.Changes, b.apply(c, m))
+		case c.cmd.PerInstance:
+			result.Failures = append(result.Failures, instance.Failure{ID: c.ids[i], Err: c.refused[i]})
+		}
+	}
+	return result, c.partial
+}
+
+// resolve checks the form of the command and looks its ids up.
+func (b *Backend) resolve(c *call) *instance.Error {
+	most := b.config.Options.MaxIDs
+	switch c.verb {
+	case instance.VerbStart, instance.VerbStop, instance.VerbReboot:
+		if len(c.cmd.IDs) == 0 {
+			return errNoIDs(b.config.Options.NoIDsIsMissingParameter)
+		}
+	case instance.VerbTerminate:
+		most = maxTerminateIDs
+		if len(c.cmd.IDs) == 0 {
+			return errNoIDs(false)
+		}
+	default:
+		return errInvalid("InvalidAction", "The action "+string(c.verb)+" is not valid for this web service.")
+	}
+	c.ids = make([]instance.ID, 0, len(c.cmd.IDs))
+	c.machines = make([]*machine, 0, len(c.cmd.IDs))
+	for _, id := range c.cmd.IDs {
+		m := b.machines[id]
+		if m == nil {
+			if id == "" {
+				return errNoIDs(true)
+			}
+			if err := malformed(id); err != nil {
+				return err
+			}
+			if slices.Contains(c.ids, id) {
+				continue
+			}
+		} else {
+			if m.named == c.number {
+				continue
+			}
+			m.named = c.number
+			m.calls++
+		}
+		c.ids = append(c.ids, id)
+		c.machines = append(c.machines, m)
+	}
+	if len(c.ids) > most {
+		return errTooManyIDs()
+	}
+	c.refused = make([]*instance.Error, len(c.ids))
+	return nil
+}
+
+// admit is what EC2's front door does before it looks at what is asked for.
+func (b *Backend) admit(o op, ids []instance.ID, machines []*machine) *instance.Error {
+	if b.strikeCall(o, Unavailable, ids, machines) != nil {
+		return errUnavailable()
+	}
+	if b.strikeCall(o, InternalError, ids, machines) != nil {
+		return errInternal()
+	}
+	if b.strikeCall(o, RequestLimitExceeded, ids, machines) != nil {
+		return b.errThrottled(o.verb, retryThrottled)
+	}
+	if b.config.Throttle {
+		if wait := b.buckets.request(o.verb, len(ids) > 0 && !b.config.Options.FilteredByID).take(o.now, 1); wait > 0 {
+			return b.errThrottled(o.verb, wait)
+		}
+	}
+	return nil
+}
+
+// permit refuses what the caller may not do.
+func (b *Backend) permit(c *call) *instance.Error {
+	return c.sift(func(m *machine, id instance.ID) *instance.Error {
+		if m != nil && b.strike(c.op, Unauthorized, m) != nil {
+			return b.errUnauthorized(c, id)
+		}
+		return nil
+	})
+}
+
+// endDryRun answers a dry run; a single instance that the caller may not touch
+// makes it fail.
+func (b *Backend) endDryRun(c *call) *instance.Error {
+	if !c.cmd.DryRun {
+		return nil
+	}
+	for _, err := range c.refused {
+		if err != nil {
+			return err
+		}
+	}
+	return errDryRun()
+}
+
+// find refuses ids that do not exist; a whole call names all of them.
+func (b *Backend) find(c *call) *instance.Error {
+	var missing []instance.ID
+	for i, m := range c.machines {
+		switch {
+		case m != nil:
+		case c.cmd.PerInstance:
+			c.refused[i] = errNotFound(c.ids[i])
+		default:
+			missing = append(missing, c.ids[i])
+		}
+	}
+	if len(missing) > 0 {
+		return errNotFound(missing...)
+	}
+	return nil
+}
+
+// examine refuses what the state or an attribute of an instance forbids.
+func (b *Backend) examine(c *call) *instance.Error {
+	first := c.sift(func(m *machine, _ instance.ID) *instance.Error { return b.check(c.cmd, m.inst) })
+	if first == nil || c.verb != instance.VerbTerminate {
+		return first
+	}
+	return c.spareZones(first)
+}
+
+// spareZones refuses all instances in the Availability Zones of those that are
+// protected from termination, and lets the others go. Source: EC2 API Reference,
+// TerminateInstances.
+func (c *call) spareZones(first *instance.Error) *instance.Error {
+	spared := map[string]bool{}
+	for i, m := range c.machines {
+		if c.refused[i] != nil {
+			spared[m.inst.AvailabilityZone] = true
+		}
+	}
+	left := false
+	for i, m := range c.machines {
+		if spared[m.inst.AvailabilityZone] {
+			c.refused[i] = first
+		} else {
+			left = true
+		}
+	}
+	if !left {
+		return first
+	}
+	c.partial = first
+	return nil
+}
+
+// reserve takes a token for each instance.
+func (b *Backend) reserve(c *call) *instance.Error {
+	bucket := b.buckets.resource[c.verb]
+	if !b.config.Throttle || bucket == nil {
+		return nil
+	}
+	wanted := 0
+	for _, err := range c.refused {
+		if err == nil {
+			wanted++
+		}
+	}
+	wait := bucket.take(c.now, wanted)
+	if wait == 0 {
+		return nil
+	}
+	throttled := b.errThrottled(c.verb, wait)
+	switch b.config.Options.ThrottledBatch {
+	case ThrottledBatchTakesNothing:
+	case ThrottledBatchTakesTokens:
+		bucket.drain()
+	case ThrottledBatchIsCarriedOutInPart:
+		left := bucket.drain()
+		if left == 0 {
+			return throttled
+		}
+		for i, err := range c.refused {
+			switch {
+			case err != nil:
+			case left > 0:
+				left--
+			default:
+				c.refused[i] = throttled
+			}
+		}
+		if !c.cmd.PerInstance {
+			c.partial = throttled
+		}
+		return nil
+	}
+	return throttled
+}
+
+// provide refuses starts for which there is no room.
+func (b *Backend) provide(c *call) *instance.Error {
+	if c.verb != instance.VerbStart || len(b.plan) == 0 {
+		return nil
+	}
+	for i, m := range c.machines {
+		if c.refused[i] != nil || m.inst.State != instance.StateStopped {
+			continue
+		}
+		f, err := b.shortage(c, m)
+		if err == nil {
+			continue
+		}
+		c.refused[i] = err
+		switch {
+		case c.cmd.PerInstance:
+		case !f.Partial:
+			return err
+		case c.partial == nil:
+			c.partial = err
+		}
+	}
+	return nil
+}
+
+// shortage returns the fault that leaves no room for a machine, if one does.
+func (b *Backend) shortage(c *call, m *machine) (*planned, *instance.Error) {
+	if f := b.strike(c.op, InsufficientCapacity, m); f != nil {
+		return f, errCapacity(m.inst)
+	}
+	if f := b.strike(c.op, InstanceLimitExceeded, m); f != nil {
+		return f, errInstanceLimit(len(c.ids))
+	}
+	if f := b.strike(c.op, VcpuLimitExceeded, m); f != nil {
+		return f, errVcpuLimit()
+	}
+	return nil, nil
+}
+
+// sift applies a check to what is not refused yet. Of a whole call it returns the
+// first refusal.
+func (c *call) sift(check func(*machine, instance.ID) *instance.Error) *instance.Error {
+	var first *instance.Error
+	for i, m := range c.machines {
+		if c.refused[i] != nil {
+			continue
+		}
+		if c.refused[i] = check(m, c.ids[i]); first == nil {
+			first = c.refused[i]
+		}
+	}
+	if c.cmd.PerInstance {
+		return nil
+	}
+	return first
+}

@@ -1,0 +1,114 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// machine is one simulated instance. Its image is replaced, never modified.
+type machine struct {
+	inst    *instance.Instance
+	changed time.Time // when the image last changed
+	due     time.Time // when the schedule acts on it
+	slot    int       // where it is in the schedule; -1 when it is not
+	calls   uint64    // counts the calls that named it, for draws
+	heard   uint64    // counts the notices of it, for draws
+	named   uint64    // the last call that named it
+	past    []version // what it was, while Describe may lag
+}
+
+// version is an earlier image, nil before the instance was created.
+type version struct {
+	inst  *instance.Instance
+	until time.Time
+}
+
+// wall drops what a time says beyond the wall clock, as storing it would.
+func wall(t time.Time) time.Time { return t.Round(0).UTC() }
+
+// stamp is the time of a change that is made now: times of one machine strictly
+// increase, whatever the clock does.
+func (m *machine) stamp(now time.Time) time.Time {
+	at := wall(now)
+	if !at.After(m.changed) {
+		at = m.changed.Add(time.Nanosecond)
+	}
+	return at
+}
+
+// draft returns a copy of the image, to modify and hand to [Backend.replace].
+// Its tags and reasons are shared: they may be exchanged only.
+func (m *machine) draft() *instance.Instance {
+	next := *m.inst
+	next.Simulator = new(*m.inst.Simulator)
+	return &next
+}
+
+// asOf returns the image at an earlier time, nil before the creation.
+func (m *machine) asOf(t time.Time) *instance.Instance {
+	for _, v := range m.past {
+		if v.until.After(t) {
+			return v.inst
+		}
+	}
+	return m.inst
+}
+
+// replace puts a new image in place and tells of it.
+func (b *Backend) replace(m *machine, next *instance.Instance, at time.Time) {
+	b.remember(m, at)
+	m.inst, m.changed = next, at
+	b.publish(m, at)
+}
+
+// remember keeps the present image for as long as Describe may lag.
+func (b *Backend) remember(m *machine, at time.Time) {
+	if b.lag == 0 {
+		m.past = nil
+		return
+	}
+	horizon := at.Add(-b.lag)
+	m.past = slices.DeleteFunc(m.past, func(v version) bool { return v.until.Before(horizon) })
+	m.past = append(m.past, version{inst: m.inst, until: at})
+}
+
+// adopt takes over an instance that the journal knows. The ids have to be sorted
+// afterwards.
+func (b *Backend) adopt(inst *instance.Instance, now time.Time) {
+	m := &machine{inst: inst, slot: -1}
+	if s := inst.Simulator; inst.State == instance.StateRunning && s.BilledFrom.IsZero() {
+		m.inst = m.draft()
+		m.inst.Simulator.BilledFrom = inst.LaunchTime
+	}
+	if _, known := b.machines[inst.ID]; !known {
+		b.ids = append(b.ids, inst.ID)
+	}
+	b.machines[inst.ID] = m
+	switch s := inst.Simulator; {
+	case s.NextState != instance.StateUnspecified:
+		b.put(m, now.Add(s.NextAt.Sub(wall(now))))
+	case inst.State == instance.StateTerminated && s.NextAt.IsZero():
+		b.put(m, now.Add(terminatedVisible))
+	case inst.State == instance.StateTerminated:
+		b.put(m, now.Add(s.NextAt.Sub(wall(now))))
+	}
+}
+
+// named returns the machines of ids, nil where there is none.
+func (b *Backend) named(ids []instance.ID) []*machine {
+	machines := make([]*machine, len(ids))
+	for i, id := range ids {
+		machines[i] = b.machines[id]
+	}
+	return machines
+}
+
+// drop forgets a machine.
+func (b *Backend) drop(m *machine) {
+	delete(b.machines, m.inst.ID)
+	if i, found := slices.BinarySearch(b.ids, m.inst.ID); found {
+		b.ids = slices.Delete(b.ids, i, i+1)
+	}
+}

@@ -1,0 +1,71 @@
+package sim
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// reorderedMost is how long a reordered notice waits for the next one.
+const reorderedMost = time.Minute
+
+// Notices yields a notice of every change that the simulator makes, those of
+// Execute included, until ctx is done or the simulator closed. There is one
+// consumer: a second call takes over from the first. What was not acknowledged is
+// yielded again to the next. At most 16,384 notices wait; the oldest are dropped
+// then, and it takes a reconcile to learn of what they said.
+func (b *Backend) Notices(ctx context.Context) iter.Seq2[instance.Notice, error] {
+	return func(yield func(instance.Notice, error) bool) {
+		mine := b.notices.attach()
+		for ctx.Err() == nil {
+			notice, ok, wait := b.notices.take(mine)
+			if ok {
+				if !yield(notice, nil) {
+					return
+				}
+				continue
+			}
+			if !mine.sleep(ctx, wait) {
+				return
+			}
+		}
+	}
+}
+
+// publish queues the notice of a change, or what faults make of it.
+func (b *Backend) publish(m *machine, at time.Time) {
+	m.heard++
+	notice := instance.Notice{
+		ID:         m.inst.ID,
+		State:      m.inst.State,
+		OccurredAt: at,
+		Source:     instance.SourceSimulator,
+		Instance:   m.inst,
+	}
+	if len(b.plan) == 0 {
+		b.notices.push(notice)
+		return
+	}
+	o := op{number: b.nextCall(), now: time.Now()}
+	if b.strikeNotice(o, NoticeLost, m) != nil {
+		return
+	}
+	late := b.strikeNotice(o, NoticeLate, m)
+	copies := 1
+	if b.strikeNotice(o, NoticeDoubled, m) != nil {
+		copies = 2
+	}
+	reordered := late == nil && b.strikeNotice(o, NoticeReordered, m) != nil
+	for range copies {
+		switch {
+		case late != nil:
+			b.notices.pushLate(notice, o.now.Add(late.Delay), false)
+		case reordered:
+			b.notices.pushLate(notice, o.now.Add(reorderedMost), true)
+		default:
+			b.notices.push(notice)
+		}
+	}
+}

@@ -1,0 +1,216 @@
+package sim
+
+import (
+	"container/list"
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// maxNotices bounds the queue, whether anybody consumes it or not.
+const maxNotices = 16384
+
+// queue holds notices until they are acknowledged.
+type queue struct {
+	log        *slog.Logger
+	bestEffort bool // a notice leaves the queue when it is delivered
+
+	mu       sync.Mutex
+	waiting  *list.List    // of instance.Notice, oldest first; delivered ones too
+	next     *list.Element // the first that the consumer has not got
+	late     []lateNotice  // the first due one first
+	consumer *consumer
+	dropping bool // the last push dropped a notice
+	closed   bool
+}
+
+type lateNotice struct {
+	instance.Notice
+	due time.Time
+	// overtaken is true for one that becomes due when the next notice of its
+	// instance has passed it.
+	overtaken bool
+}
+
+// consumer is whoever ranges over the notices.
+type consumer struct {
+	wake  chan struct{} // holds one token when there may be something new
+	ended chan struct{} // closed when the consumer has no business any more
+}
+
+func newQueue(log *slog.Logger, bestEffort bool) *queue {
+	q := &queue{log: log, bestEffort: bestEffort}
+	q.clear()
+	return q
+}
+
+// clear drops all notices. Acknowledgements of them have no effect any more.
+func (q *queue) clear() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting, q.next, q.late = list.New(), nil, nil
+}
+
+// close ends the consumer and all that come after it.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.closed {
+		q.closed = true
+		q.replaceConsumer(nil)
+	}
+}
+
+// attach makes the caller the consumer, from the oldest notice on.
+func (q *queue) attach() *consumer {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	c := &consumer{wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	if q.closed {
+		close(c.ended)
+		return c
+	}
+	q.replaceConsumer(c)
+	q.next = q.waiting.Front()
+	return c
+}
+
+func (q *queue) replaceConsumer(c *consumer) {
+	if q.consumer != nil {
+		close(q.consumer.ended)
+	}
+	q.consumer = c
+}
+
+// push queues a notice, and behind it those that it overtakes.
+func (q *queue) push(n instance.Notice) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.append(n)
+	q.late = slices.DeleteFunc(q.late, func(l lateNotice) bool {
+		if l.overtaken && l.ID == n.ID {
+			q.append(l.Notice)
+			return true
+		}
+		return false
+	})
+}
+
+// pushLate queues a notice for later.
+func (q *queue) pushLate(n instance.Notice, due time.Time, overtaken bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i, _ := slices.BinarySearchFunc(q.late, due, func(l lateNotice, t time.Time) int {
+		if l.due.After(t) {
+			return 1
+		}
+		return -1 // behind those that are due at the same time
+	})
+	q.late = slices.Insert(q.late, i, lateNotice{Notice: n, due: due, overtaken: overtaken})
+	q.bound()
+	q.wakeConsumer()
+}
+
+func (q *queue) append(n instance.Notice) {
+	e := q.waiting.PushBack(n)
+	if q.next == nil {
+		q.next = e
+	}
+	q.bound()
+	q.wakeConsumer()
+}
+
+// bound drops the oldest notice when there are too many.
+func (q *queue) bound() {
+	if q.waiting.Len()+len(q.late) <= maxNotices {
+		q.dropping = false
+		return
+	}
+	if !q.dropping {
+		q.dropping = true
+		q.log.Warn("too many notices wait to be acknowledged; the oldest are dropped", slog.Int("limit", maxNotices))
+	}
+	if oldest := q.waiting.Front(); oldest != nil {
+		q.remove(oldest)
+	} else {
+		q.late = slices.Delete(q.late, 0, 1)
+	}
+}
+
+// remove takes a notice off the queue. It may be gone already.
+func (q *queue) remove(e *list.Element) {
+	if e == q.next {
+		q.next = e.Next()
+	}
+	q.waiting.Remove(e)
+}
+
+func (q *queue) wakeConsumer() {
+	if q.consumer == nil {
+		return
+	}
+	select {
+	case q.consumer.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the next notice for the consumer. If there is none it returns how
+// long it is until a late one is due; zero when none is late.
+func (q *queue) take(c *consumer) (n instance.Notice, ok bool, wait time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.consumer != c {
+		return instance.Notice{}, false, 0
+	}
+	now := time.Now()
+	for len(q.late) > 0 && !q.late[0].due.After(now) {
+		due := q.late[0].Notice
+		q.late = slices.Delete(q.late, 0, 1)
+		q.append(due)
+	}
+	e := q.next
+	if e == nil {
+		if len(q.late) > 0 {
+			wait = q.late[0].due.Sub(now)
+		}
+		return instance.Notice{}, false, wait
+	}
+	q.next = e.Next()
+	n = e.Value.(instance.Notice)
+	if q.bestEffort {
+		q.waiting.Remove(e)
+		n.Ack = func() {}
+		return n, true, 0
+	}
+	n.Ack = func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.remove(e)
+	}
+	return n, true, 0
+}
+
+// sleep waits for something new, or for a late notice. It returns false when the
+// consumer is to end.
+func (c *consumer) sleep(ctx context.Context, wait time.Duration) bool {
+	var late <-chan time.Time
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-c.ended:
+		return false
+	case <-c.wake:
+	case <-late:
+	}
+	return true
+}

@@ -1,0 +1,35 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// The reasons that the simulator gives. Codes are from the EC2 API Reference,
+// StateReason; texts are from recorded replies, those of Server.ScheduledStop and
+// of the Spot interruptions excepted, which are inferred.
+var (
+	reasonUserStop      = reason("Client.UserInitiatedShutdown", "User initiated shutdown")
+	reasonUserHibernate = reason("Client.UserInitiatedHibernate", "User initiated hibernate")
+	reasonOSShutdown    = reason("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
+	reasonSpotStop      = reason("Server.SpotInstanceShutdown", "Spot instance shutdown")
+	reasonSpotTerminate = reason("Server.SpotInstanceTermination", "Spot instance termination")
+	reasonScheduledStop = reason("Server.ScheduledStop", "Stopped due to a scheduled retirement")
+	reasonLaunchError   = reason("Client.InternalError", "Client error on launch")
+	reasonNoCapacity    = reason("Server.InsufficientInstanceCapacity", "Insufficient capacity to satisfy the request")
+)
+
+func reason(code, text string) *instance.StateReason {
+	return &instance.StateReason{Code: code, Message: code + ": " + text}
+}
+
+// userInitiated is the state transition reason of what somebody asked for.
+func userInitiated(at time.Time) string { return initiated("User", at) }
+
+// serviceInitiated is that of what EC2 did by itself.
+func serviceInitiated(at time.Time) string { return initiated("Service", at) }
+
+func initiated(by string, at time.Time) string {
+	return by + " initiated (" + at.UTC().Format("2006-01-02 15:04:05") + " GMT)"
+}

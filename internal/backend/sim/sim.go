@@ -1,0 +1,209 @@
+// Package sim is the simulated EC2: instances that start, stop, fail and vanish
+// as EC2's do, with its states, timings, error texts, throttles and faults.
+//
+// Everything random is drawn from the seed, the id of the instance and a counter
+// of its own, never from the order in which goroutines happen to run: the same
+// seed and the same calls give the same events, times aside.
+//
+// One lock guards all state. Instances are immutable images: a change replaces
+// the image, so that what was handed out stays as it was. Transitions that are
+// due are made when the lock is next taken, with their planned time, and at the
+// latest by a timer; so nobody ever sees an instance that is behind its schedule.
+package sim
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// DefaultSpeed brings a start to running in 2 to 5 seconds.
+const DefaultSpeed = 5
+
+// Config is how the simulator behaves. The zero value is an empty simulator
+// without delays, throttles and faults.
+type Config struct {
+	// Seed determines everything that is drawn.
+	Seed uint64
+	// Speed divides the delays between states: at 1 they are like EC2's, a start
+	// takes 10 to 25 seconds. At 0 there are none. Otherwise at least 0.001.
+	Speed float64
+	// Throttle turns EC2's documented token buckets on.
+	Throttle bool
+	// AccountID owns the instances; 123456789012 when empty.
+	AccountID string
+	// Region is where they are; us-east-1 when empty.
+	Region string
+	// Fleet is created when there is nothing to restore, and by Reset.
+	Fleet []Spec
+	// Faults are in force from the beginning, and after Reset.
+	Faults []Fault
+	// Options settle what is not known of EC2.
+	Options Options
+	// Logger is told of injected faults and dropped notices; nil for nobody.
+	Logger *slog.Logger
+}
+
+// Backend is the simulator. It is safe for concurrent use.
+type Backend struct {
+	config  Config
+	wrong   error  // what is wrong with config
+	fleet   []Spec // Config.Fleet, completed
+	log     *slog.Logger
+	notices *queue
+
+	mu       sync.Mutex
+	closed   bool
+	machines map[instance.ID]*machine
+	ids      []instance.ID // the keys of machines, sorted
+	schedule schedule
+	timer    *time.Timer // fires when the first of schedule is due
+	armed    time.Time   // when the timer fires; zero when it does not
+	plan     []*planned
+	lag      time.Duration // how far back Describe may have to look
+	buckets  buckets
+	calls    uint64 // numbers the calls, and the notices between them
+	idSalt   uint64 // keeps ids of an earlier process from being used again
+	created  uint64 // counts the ids generated
+}
+
+// New returns a simulator without instances: call [Backend.Restore] next, which
+// also reports what is wrong with the configuration. Close it in the end.
+func New(config Config) *Backend {
+	config.AccountID = cmp.Or(config.AccountID, "123456789012")
+	config.Region = cmp.Or(config.Region, "us-east-1")
+	config.Options = config.Options.withDefaults()
+	b := &Backend{
+		config:   config,
+		log:      cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
+		machines: map[instance.ID]*machine{},
+		buckets:  newBuckets(),
+	}
+	b.notices = newQueue(b.log, config.Options.BestEffortNotices)
+	b.wrong = errors.Join(b.checkSpeed(), b.expandFleet(), b.setPlan(config.Faults))
+	b.timer = time.AfterFunc(time.Hour, b.tick)
+	b.timer.Stop()
+	return b
+}
+
+// Close stops the timers and ends the sequences of notices. Calls are refused
+// afterwards.
+func (b *Backend) Close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	b.timer.Stop()
+	b.notices.close()
+}
+
+// Restore replaces all instances by what the journal knows of them, transitions
+// under way included: an overdue one is completed at once, with the time for
+// which it was planned. When nothing is known it creates Config.Fleet. Notices
+// that were not acknowledged are dropped. Faults and token buckets are left as
+// they are: they belong to EC2, which does not care who owns the service.
+func (b *Backend) Restore(known []*instance.Instance) error {
+	now, closed := b.lock()
+	if closed != nil {
+		return closed
+	}
+	defer b.unlock(now)
+	if b.wrong != nil {
+		return b.wrong
+	}
+	if len(known) == 0 {
+		b.populate(now)
+		return nil
+	}
+	for _, inst := range known {
+		if inst.Simulator == nil {
+			return fmt.Errorf("instance %s was not recorded by the simulator", inst.ID)
+		}
+	}
+	b.clear()
+	for _, inst := range known {
+		b.adopt(inst, now)
+		b.idSalt ^= draw(0, drawID, inst.ID, 0)
+	}
+	slices.Sort(b.ids)
+	return nil
+}
+
+// Reset drops all instances and returns to Config.Fleet and Config.Faults, with
+// full buckets. No notice tells of the instances that are gone.
+func (b *Backend) Reset() error {
+	now, closed := b.lock()
+	if closed != nil {
+		return closed
+	}
+	defer b.unlock(now)
+	if b.wrong != nil {
+		return b.wrong
+	}
+	b.buckets = newBuckets()
+	b.plan, b.lag = nil, 0
+	b.extendPlan(b.config.Faults)
+	b.populate(now)
+	return nil
+}
+
+func (b *Backend) checkSpeed() error {
+	if s := b.config.Speed; s != 0 && !(s >= 0.001 && s <= math.MaxFloat64) {
+		return fmt.Errorf("simulator speed %v: want 0 for no delays, or at least 0.001", s)
+	}
+	return nil
+}
+
+func (b *Backend) expandFleet() error {
+	var problems violations
+	b.fleet = b.expand(b.config.Fleet, &problems)
+	return problems.err()
+}
+
+// populate replaces all instances by Config.Fleet.
+func (b *Backend) populate(now time.Time) {
+	b.clear()
+	b.created = 0
+	b.add(b.fleet, now)
+}
+
+// clear forgets all instances and all notices of them.
+func (b *Backend) clear() {
+	b.machines = map[instance.ID]*machine{}
+	b.ids = nil
+	b.schedule = nil
+	b.idSalt = 0
+	b.notices.clear()
+}
+
+// lock takes the lock and makes the transitions that are due. It fails, and
+// leaves the lock free, when the simulator is closed.
+func (b *Backend) lock() (now time.Time, closed error) {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return time.Time{}, &instance.Error{Kind: instance.KindUnavailable, Message: "The simulator is closed."}
+	}
+	now = time.Now()
+	b.settle(now)
+	return now, nil
+}
+
+// unlock makes the transitions that take no time, and releases the lock.
+func (b *Backend) unlock(now time.Time) {
+	b.settle(now)
+	b.arm()
+	b.mu.Unlock()
+}
+
+// nextCall numbers a call, so that a fault counts it once.
+func (b *Backend) nextCall() uint64 {
+	b.calls++
+	return b.calls
+}

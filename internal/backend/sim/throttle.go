@@ -1,0 +1,91 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// verbDescribe names the read beside the four commands, in faults and buckets.
+const verbDescribe instance.Verb = "DescribeInstances"
+
+// retryThrottled is when to come back after a throttle that a fault made up.
+const retryThrottled = time.Second
+
+// bucket is a token bucket that is full at first. What does not fit is lost.
+type bucket struct {
+	capacity, refill float64 // refill is in tokens a second
+	tokens           float64
+	at               time.Time // when tokens was right
+}
+
+func newBucket(capacity, refill float64) *bucket {
+	return &bucket{capacity: capacity, refill: refill, tokens: capacity}
+}
+
+// take takes n tokens, or none if there are fewer: then it returns when there
+// will be enough.
+func (b *bucket) take(now time.Time, n int) (wait time.Duration) {
+	if !b.at.IsZero() {
+		b.tokens = min(b.capacity, b.tokens+now.Sub(b.at).Seconds()*b.refill)
+	}
+	b.at = now
+	// A hair less than a token is one: sums of fractions come out short.
+	const hair = 1e-6
+	if short := float64(n) - b.tokens; short > hair {
+		return time.Duration(short / b.refill * float64(time.Second))
+	}
+	b.tokens = max(0, b.tokens-float64(n))
+	return 0
+}
+
+// drain takes the whole tokens that are there and returns how many.
+func (b *bucket) drain() int {
+	n := int(b.tokens)
+	b.tokens -= float64(n)
+	return n
+}
+
+// buckets are those of one account in one Region: a request bucket for each
+// action, and for some one that gives a token for each instance. Source: EC2
+// Developer Guide, "Request throttling for the Amazon EC2 API".
+type buckets struct {
+	start, stop, reboot, terminate  *bucket
+	describeFiltered, describeOther *bucket
+	resource                        map[instance.Verb]*bucket
+}
+
+func newBuckets() buckets {
+	return buckets{
+		start:            newBucket(5, 2),
+		stop:             newBucket(50, 5),
+		reboot:           newBucket(50, 5),
+		terminate:        newBucket(100, 5),
+		describeFiltered: newBucket(100, 20),
+		describeOther:    newBucket(50, 10),
+		resource: map[instance.Verb]*bucket{
+			instance.VerbStart:     newBucket(1000, 2),
+			instance.VerbStop:      newBucket(1000, 20),
+			instance.VerbTerminate: newBucket(1000, 20),
+		},
+	}
+}
+
+// request returns the request bucket of an action. A Describe that is neither
+// filtered nor paginated has one of its own.
+func (b *buckets) request(action instance.Verb, unfiltered bool) *bucket {
+	switch action {
+	case instance.VerbStart:
+		return b.start
+	case instance.VerbStop:
+		return b.stop
+	case instance.VerbReboot:
+		return b.reboot
+	case instance.VerbTerminate:
+		return b.terminate
+	}
+	if unfiltered {
+		return b.describeOther
+	}
+	return b.describeFiltered
+}
