@@ -29,7 +29,9 @@ type StateChange struct {
 	ID       ID
 	Previous State
 	Current  State
-	// At is when the backend made the change, where it tells; else zero.
+	// At is when the backend made the change, or saw that there was nothing to do, as
+	// exactly as it can tell, and rather too early than too late. It is what puts the
+	// answers about one instance in order.
 	At time.Time
 	// After is the instance in full as the call left it, where the backend tells;
 	// else nil, and Describe has to be asked.

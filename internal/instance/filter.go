@@ -5,6 +5,7 @@ import "slices"
 // Filter selects instances. An empty field matches everything; values within a
 // field are alternatives; fields, and keys of Tags, must all match.
 type Filter struct {
+	// IDs are sorted.
 	IDs               []ID
 	States            []State
 	Tags              map[string][]string
@@ -34,8 +35,12 @@ func (f *Filter) Match(i *Instance) bool {
 			return false
 		}
 	}
-	return matches(f.IDs, i.ID) &&
-		matches(f.States, i.State) &&
+	if len(f.IDs) > 0 {
+		if _, found := slices.BinarySearch(f.IDs, i.ID); !found {
+			return false
+		}
+	}
+	return matches(f.States, i.State) &&
 		matches(f.Types, i.Type) &&
 		matches(f.AvailabilityZones, i.AvailabilityZone) &&
 		matches(f.Regions, i.Region) &&

@@ -3,7 +3,6 @@ package instance
 import (
 	"fmt"
 	"maps"
-	"reflect"
 	"time"
 )
 
@@ -140,17 +139,32 @@ func (i *Instance) Clone() *Instance {
 // Equal reports whether two instances say the same. Times are compared as
 // instants, and an empty map of tags equals none.
 func (i *Instance) Equal(o *Instance) bool {
-	if i == nil || o == nil {
+	if i == nil || o == nil || i == o {
 		return i == o
 	}
-	a, b := *i, *o
-	if !a.LaunchTime.Equal(b.LaunchTime) || !maps.Equal(a.Tags, b.Tags) || !a.Simulator.equal(b.Simulator) {
-		return false
+	return i.ID == o.ID &&
+		i.AccountID == o.AccountID &&
+		i.Region == o.Region &&
+		i.AvailabilityZone == o.AvailabilityZone &&
+		i.Type == o.Type &&
+		i.State == o.State &&
+		i.StateReason.equal(o.StateReason) &&
+		i.StateTransitionReason == o.StateTransitionReason &&
+		i.LaunchTime.Equal(o.LaunchTime) &&
+		i.PrivateIPAddress == o.PrivateIPAddress &&
+		i.PublicIPAddress == o.PublicIPAddress &&
+		i.Tenancy == o.Tenancy &&
+		i.RootDeviceType == o.RootDeviceType &&
+		i.Lifecycle == o.Lifecycle &&
+		maps.Equal(i.Tags, o.Tags) &&
+		i.Simulator.equal(o.Simulator)
+}
+
+func (r *StateReason) equal(o *StateReason) bool {
+	if r == nil || o == nil {
+		return r == o
 	}
-	a.LaunchTime, b.LaunchTime = time.Time{}, time.Time{}
-	a.Tags, b.Tags = nil, nil
-	a.Simulator, b.Simulator = nil, nil
-	return reflect.DeepEqual(a, b)
+	return *r == *o
 }
 
 func (s *SimulatorAttributes) equal(o *SimulatorAttributes) bool {
@@ -158,10 +172,8 @@ func (s *SimulatorAttributes) equal(o *SimulatorAttributes) bool {
 		return s == o
 	}
 	a, b := *s, *o
-	if !a.NextAt.Equal(b.NextAt) || !a.BilledFrom.Equal(b.BilledFrom) {
-		return false
-	}
-	a.NextAt, b.NextAt = time.Time{}, time.Time{}
-	a.BilledFrom, b.BilledFrom = time.Time{}, time.Time{}
-	return reflect.DeepEqual(a, b)
+	same := a.NextAt.Equal(b.NextAt) && a.BilledFrom.Equal(b.BilledFrom) && a.NextReason.equal(b.NextReason)
+	a.NextAt, a.BilledFrom, a.NextReason = time.Time{}, time.Time{}, nil
+	b.NextAt, b.BilledFrom, b.NextReason = time.Time{}, time.Time{}, nil
+	return same && a == b
 }

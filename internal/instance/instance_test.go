@@ -2,6 +2,7 @@ package instance
 
 import (
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -132,6 +133,53 @@ func TestACloneSharesNothing(t *testing.T) {
 		if clone.Equal(original) || !original.Equal(whole()) {
 			t.Errorf("%s: equal %v, the original is as it was %v; want false, true", name, clone.Equal(original), original.Equal(whole()))
 		}
+	}
+}
+
+func TestInstancesThatDifferInAnyFieldAreNotEqual(t *testing.T) {
+	differ := func(t *testing.T, name string, set func(*Instance)) {
+		t.Helper()
+		a, b := &Instance{Simulator: &SimulatorAttributes{}}, &Instance{Simulator: &SimulatorAttributes{}}
+		set(a)
+		if a.Equal(b) || b.Equal(a) {
+			t.Errorf("instances that differ in %s are equal", name)
+		}
+	}
+	for f := range reflect.TypeFor[Instance]().Fields() {
+		differ(t, f.Name, func(i *Instance) { setNonZero(t, reflect.ValueOf(i).Elem().FieldByIndex(f.Index)) })
+	}
+	for f := range reflect.TypeFor[SimulatorAttributes]().Fields() {
+		differ(t, "Simulator."+f.Name, func(i *Instance) { setNonZero(t, reflect.ValueOf(i.Simulator).Elem().FieldByIndex(f.Index)) })
+	}
+}
+
+func setNonZero(t *testing.T, v reflect.Value) {
+	t.Helper()
+	switch v.Interface().(type) {
+	case time.Time:
+		v.Set(reflect.ValueOf(time.Unix(1, 0)))
+		return
+	case map[string]string:
+		v.Set(reflect.ValueOf(map[string]string{"k": "v"}))
+		return
+	case *StateReason:
+		v.Set(reflect.ValueOf(&StateReason{Code: "c"}))
+		return
+	case *SimulatorAttributes:
+		v.SetZero()
+		return
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString("x")
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Int64:
+		v.SetInt(1)
+	case reflect.Uint8, reflect.Uint64:
+		v.SetUint(1)
+	default:
+		t.Fatalf("a field of type %v: say here how to set it", v.Type())
 	}
 }
 

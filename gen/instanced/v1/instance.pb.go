@@ -473,7 +473,9 @@ type SimulatorAttributes struct {
 	// "standard" or "unlimited"; empty for types without CPU credits.
 	CpuCredits string `protobuf:"bytes,6,opt,name=cpu_credits,json=cpuCredits,proto3" json:"cpu_credits,omitempty"`
 	// The seconds of usage charged so far: at least 60 for each start, then by the
-	// second, nothing while stopped. Charged up to the moment of the answer.
+	// second, nothing while stopped. DescribeInstances and WaitInstances charge up to the
+	// moment of the answer; events and snapshots are as recorded, up to the last change of
+	// state.
 	BilledSeconds int64 `protobuf:"varint,7,opt,name=billed_seconds,json=billedSeconds,proto3" json:"billed_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
