@@ -1,0 +1,200 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+const (
+	// attemptTimeout is how long one attempt to write a batch may take, and how long
+	// it takes at most to notice that etcd does not answer.
+	attemptTimeout = 2 * time.Second
+	// retryFirst and retryMost bound the pause between two attempts.
+	retryFirst, retryMost = 20 * time.Millisecond, time.Second
+)
+
+// commitAll writes the batches that are handed over, one at a time, and answers
+// those who wait for them. When one cannot be written, the term is over, and
+// nothing after it is written either.
+func (w *writer) commitAll() {
+	lost := false
+	for b := range w.ready {
+		var err error
+		switch {
+		case lost:
+			err = w.term.Err()
+		case b.writes():
+			err = w.commit(b)
+			lost = err != nil
+		}
+		b.answer(err)
+	}
+}
+
+// commit writes a batch in one transaction and publishes it. It goes on until the
+// outcome is known: a write that may or may not have happened is repeated as it
+// is, and the log's key tells whether it had. An error ends the term.
+func (w *writer) commit(b *batch) error {
+	j := w.term.journal
+	tip := j.view.tip()
+	if err := w.term.Err(); err != nil {
+		return err // the view may be that of a log which this term never owned
+	}
+	value := ""
+	if r := b.record; r != nil {
+		r.RecordedAt = fromNanoseconds(max(time.Now().UnixNano(), nanoseconds(tip.recordedAt)))
+		b.encoded = appendHeader(b.encoded, r.Position.Generation, r.RecordedAt, tip.bytes)
+		value = string(b.encoded)
+		r.Bytes = len(value)
+	}
+	revision, err := w.transact(w.request(b, tip, value))
+	if err != nil || b.record == nil {
+		return err
+	}
+	if !j.view.publish(published{b.record, revision, tip.bytes + uint64(len(value))}) {
+		_ = w.term.end(errNotOwner(errLost))
+		return unknown(w.term.ended())
+	}
+	return nil
+}
+
+// request is a transaction of the writer.
+type request struct {
+	compare []clientv3.Cmp
+	puts    []clientv3.Op
+	// logKey and value are the batch of the log, empty for client tokens alone.
+	logKey, value string
+}
+
+// request makes the transaction that writes the batch, of which value is the
+// record. It is carried out only by the owner, only once, and only behind the very
+// record that this process believes to be the last, which an etcd that was
+// restored from an older copy does not have.
+func (w *writer) request(b *batch, tip tip, value string) request {
+	s := w.term.journal.store
+	r := request{
+		compare: []clientv3.Cmp{
+			w.term.owns(),
+			clientv3.Compare(clientv3.ModRevision(s.keys.head), "=", tip.revision),
+		},
+		puts: b.tokenOps(make([]clientv3.Op, 0, 2+len(b.tokens))),
+	}
+	if value == "" {
+		return r
+	}
+	r.logKey, r.value = s.keys.logKey(b.record.Position.Seq), value
+	r.puts = append(r.puts, clientv3.OpPut(r.logKey, value), s.putHead(b.record.Position.Seq))
+	return r
+}
+
+// transact carries a request out and returns the revision at which it was.
+func (w *writer) transact(r request) (revision int64, err error) {
+	defer w.stalled.Store(nil)
+	pause := retryFirst
+	for attempt := 1; ; attempt++ {
+		revision, err = w.attempt(r)
+		switch {
+		case err == nil:
+			if attempt > 1 {
+				w.term.journal.log.Info("etcd takes writes again", slog.Int("attempts", attempt))
+			}
+			return revision, nil
+		case errors.Is(err, errFenced):
+			err := w.term.end(errNotOwner(errLost))
+			if attempt > 1 && r.logKey == "" {
+				// An earlier attempt may have written the client tokens.
+				return 0, unknown(w.term.ended())
+			}
+			return 0, err
+		case refused(err):
+			return 0, w.term.end(&instance.Error{
+				Kind: instance.KindInternal, Message: "etcd refuses a write of the journal", Cause: err,
+			})
+		case w.term.ctx.Err() != nil:
+			return 0, unknown(w.term.ended())
+		}
+		w.stall(err, attempt)
+		select {
+		case <-time.After(pause):
+		case <-w.term.ctx.Done():
+			return 0, unknown(w.term.ended())
+		}
+		pause = min(2*pause, retryMost)
+	}
+}
+
+// stall notes that etcd does not take writes, so that nobody waits in vain.
+func (w *writer) stall(err error, attempt int) {
+	reason := errUnavailable("etcd does not answer, so that nothing can be recorded", err)
+	if noSpace(err) {
+		reason = errFull("etcd has used up its quota; history is being trimmed to make room")
+		w.term.needRoom()
+	}
+	w.stalled.Store(reason)
+	if attempt == 1 {
+		w.term.journal.log.Warn("etcd does not take a write; trying again until it does", slog.Any("error", err))
+	}
+}
+
+// errLost is why a term ends whose comparisons fail.
+var errLost = errors.New("another process took the log over, or the log has gone back")
+
+// errFenced means that the comparisons of a request failed, and that it was not
+// carried out by an earlier attempt either.
+var errFenced = errors.New("the comparisons of the transaction failed")
+
+// attempt sends a request once.
+func (w *writer) attempt(r request) (revision int64, err error) {
+	ctx, cancel := context.WithTimeout(w.term.ctx, attemptTimeout)
+	defer cancel()
+	txn := w.term.journal.store.client.Txn(ctx).If(r.compare...).Then(r.puts...)
+	if r.logKey != "" {
+		txn = txn.Else(clientv3.OpGet(r.logKey))
+	}
+	resp, err := txn.Commit()
+	if err != nil {
+		return 0, err
+	}
+	if resp.Succeeded {
+		return resp.Header.GetRevision(), nil
+	}
+	if r.logKey != "" {
+		// The generation is in the record, so nobody else writes the same bytes.
+		if kv := only(resp, 0); kv != nil && string(kv.Value) == r.value {
+			return kv.ModRevision, nil
+		}
+	}
+	return 0, errFenced
+}
+
+// anchor is a batch that is known to be in the log: what is written beside the log
+// holds only for a log that has it.
+type anchor struct {
+	seq      uint64
+	revision int64
+}
+
+// change carries operations out beside the writer's, if this process still is the
+// owner and the log has the anchor; otherwise it ends the term.
+func (t *Term) change(ctx context.Context, a anchor, ops ...clientv3.Op) error {
+	s := t.journal.store
+	compare := []clientv3.Cmp{t.owns()}
+	if a.seq > 0 {
+		compare = append(compare, clientv3.Compare(clientv3.ModRevision(s.keys.logKey(a.seq)), "=", a.revision))
+	}
+	resp, err := s.client.Txn(ctx).If(compare...).Then(ops...).Commit()
+	if err != nil {
+		return fmt.Errorf("etcd does not take a write: %w", err)
+	}
+	if !resp.Succeeded {
+		return t.end(errNotOwner(errLost))
+	}
+	return nil
+}

@@ -1,0 +1,152 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// formatVersion is the version of the data directory and of all keys. It grows
+// when an older binary must not touch what a newer one wrote.
+const formatVersion = 1
+
+// dataDir is a data directory that is locked by this process:
+//
+//	lock     held for as long as the process runs; has its process id
+//	format   the version of what follows
+//	etcd/    etcd's own
+type dataDir struct {
+	path string
+	lock *os.File
+}
+
+// openDir creates the directory where there is none, and takes its lock before
+// anything in it is touched. Errors say in a sentence what is wrong.
+func openDir(path string) (*dataDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("the data directory %s cannot be created: %w", path, reason(err))
+	}
+	d := &dataDir{path: path}
+	if err := d.takeLock(); err != nil {
+		return nil, err
+	}
+	if err := d.check(); err != nil {
+		_ = d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *dataDir) etcd() string { return filepath.Join(d.path, "etcd") }
+
+func (d *dataDir) takeLock() error {
+	name := filepath.Join(d.path, "lock")
+	lock, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return d.errUnwritable(err)
+	}
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		pid, _ := os.ReadFile(name)
+		_ = lock.Close()
+		return fmt.Errorf("the data directory %s is in use by process %s: stop that process, or use another directory",
+			d.path, strings.TrimSpace(string(pid)))
+	case err != nil:
+		_ = lock.Close()
+		return fmt.Errorf("the data directory %s cannot be locked: %w", d.path, err)
+	}
+	d.lock = lock
+	if err := lock.Truncate(0); err != nil {
+		return d.errUnwritable(errors.Join(err, d.close()))
+	}
+	if _, err := fmt.Fprintln(lock, os.Getpid()); err != nil {
+		return d.errUnwritable(errors.Join(err, d.close()))
+	}
+	return nil
+}
+
+// close gives the lock up. The file stays: a lock on a file that was removed
+// excludes nobody.
+func (d *dataDir) close() error { return d.lock.Close() }
+
+// check reads the format, writes it into a new directory, and makes sure that
+// etcd will be able to write.
+func (d *dataDir) check() error {
+	probe, err := os.CreateTemp(d.path, ".probe-*")
+	if err != nil {
+		return d.errUnwritable(err)
+	}
+	if err := errors.Join(probe.Close(), os.Remove(probe.Name())); err != nil {
+		return d.errUnwritable(err)
+	}
+	name := filepath.Join(d.path, "format")
+	text, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.create(name)
+	}
+	if err != nil {
+		return fmt.Errorf("the format of the data directory %s cannot be read: %w", d.path, reason(err))
+	}
+	var version int
+	if _, err := fmt.Sscanf(string(text), formatLine, &version); err != nil || version < 1 {
+		return fmt.Errorf("the data directory %s is not one of this program: its file \"format\" says %.40q", d.path, text)
+	}
+	if version > formatVersion {
+		return fmt.Errorf("the data directory %s has format %d, of a newer version of this program; this version knows formats up to %d",
+			d.path, version, formatVersion)
+	}
+	return nil
+}
+
+const formatLine = "instanced journal %d\n"
+
+func (d *dataDir) create(name string) error {
+	if _, err := os.Stat(d.etcd()); err == nil {
+		return fmt.Errorf("the data directory %s is damaged: it has data, but its file \"format\" is missing", d.path)
+	}
+	next := name + ".new"
+	if err := writeSynced(next, fmt.Sprintf(formatLine, formatVersion)); err != nil {
+		return d.errUnwritable(err)
+	}
+	if err := os.Rename(next, name); err != nil {
+		return d.errUnwritable(err)
+	}
+	return syncDir(d.path)
+}
+
+func (d *dataDir) errUnwritable(err error) error {
+	return fmt.Errorf("the data directory %s cannot be written to: %w", d.path, reason(err))
+}
+
+func writeSynced(name, text string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// reason is the cause of an error of a file without its path, which the sentence
+// around it has already.
+func reason(err error) error {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return errno
+	}
+	return err
+}

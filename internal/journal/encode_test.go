@@ -1,0 +1,311 @@
+package journal
+
+import (
+	"math/rand/v2"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// fill sets every field that can be reached to something that is not its zero
+// value, so that a field which somebody adds and forgets here fails the tests.
+func fill(t testing.TB, v reflect.Value) {
+	t.Helper()
+	switch at := v.Addr().Interface().(type) {
+	case *time.Time:
+		*at = time.Unix(rand.Int64N(1<<31), rand.Int64N(1e9)).UTC()
+		return
+	case *instance.State:
+		*at = instance.States()[rand.IntN(6)]
+		return
+	case *instance.ChangeType:
+		*at = instance.ChangeState
+		return
+	case *instance.Source:
+		*at = instance.SourceReconcile
+		return
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(string(rune('a' + rand.IntN(26))))
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Int64:
+		v.SetInt(1 + rand.Int64N(1<<40))
+	case reflect.Uint64:
+		v.SetUint(1 + rand.Uint64N(1<<40))
+	case reflect.Uint32:
+		v.SetUint(uint64(1 + rand.Uint32N(1<<20)))
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(t, v.Elem())
+	case reflect.Map:
+		v.Set(reflect.ValueOf(map[string]string{"Name": "a", "team": "", "": "b"}))
+	case reflect.Struct:
+		for _, field := range v.Fields() {
+			fill(t, field)
+		}
+	default:
+		t.Fatalf("no value for a %s", v.Type())
+	}
+}
+
+func filled[T any](t testing.TB) (value T) {
+	t.Helper()
+	fill(t, reflect.ValueOf(&value).Elem())
+	return value
+}
+
+func TestEveryFieldOfAChangeIsStored(t *testing.T) {
+	want := filled[instance.Change](t)
+	value := appendHeader(appendChange(nil, &want), 7, launch, 99)
+	b, h, err := decodeBatch(3, value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, *b.Events[0].Change); diff != "" {
+		t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
+	}
+	if want := (header{generation: 7, recordedAt: launch, preceding: 99}); h != want {
+		t.Errorf("header %+v, want %+v", h, want)
+	}
+	if h2, err := decodeHeader(value); err != nil || h2 != h {
+		t.Errorf("decodeHeader: %+v, %v, want %+v", h2, err, h)
+	}
+	if want := (Position{7, 3}); b.Position != want || b.Bytes != len(value) {
+		t.Errorf("position %v of %d bytes, want %v of %d", b.Position, b.Bytes, want, len(value))
+	}
+}
+
+func TestEveryFieldOfARecordIsStored(t *testing.T) {
+	want := filled[Record](t)
+	got, err := decodeInstanceRecord(appendInstanceRecord(nil, &want))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&want, got); diff != "" {
+		t.Errorf("the record came back otherwise (-want +got):\n%s", diff)
+	}
+}
+
+func TestEveryFieldOfATokenIsStored(t *testing.T) {
+	want := fullToken()
+	value := encodeToken(want)
+	var m storagev1.Token
+	if err := proto.Unmarshal(value, &m); err != nil {
+		t.Fatal(err)
+	}
+	wantComplete(t, m.ProtoReflect())
+	got, err := decodeToken(want.Key, value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(*want, got); diff != "" {
+		t.Errorf("the token came back otherwise (-want +got):\n%s", diff)
+	}
+}
+
+func fullToken() *Token {
+	return &Token{
+		Key:         "alice/StartInstances/once",
+		Fingerprint: []byte{1, 2, 3},
+		CreatedAt:   launch,
+		Intent:      Position{Generation: 5, Seq: 6},
+		IDs:         []instance.ID{id(1), id(2)},
+		Answer: &Answer{
+			Changes: []instance.StateChange{{
+				ID: id(1), Previous: instance.StateStopped, Current: instance.StatePending, At: launch,
+			}},
+			Failures: []instance.Failure{{ID: id(2), Err: &instance.Error{
+				Kind:           instance.KindPrecondition,
+				Code:           instance.CodeIncorrectInstanceState,
+				Reason:         "REASON",
+				Message:        "The instance is not in a state from which it can be started.",
+				InstanceIDs:    []instance.ID{id(2)},
+				RetryAfter:     time.Second,
+				OutcomeUnknown: true,
+				Metadata:       map[string]string{"a": "b"},
+			}}},
+			Cursor:    "here",
+			EndCursor: "there",
+		},
+	}
+}
+
+func TestWhatIsEncodedByHandIsWhatGeneratedCodeWrites(t *testing.T) {
+	change := filled[instance.Change](t)
+	record := filled[Record](t)
+	for name, c := range map[string]struct {
+		bytes   []byte
+		message proto.Message
+	}{
+		"a batch":     {appendHeader(appendChange(nil, &change), 7, launch, 99), &storagev1.LogRecord{}},
+		"an instance": {appendInstanceRecord(nil, &record), &storagev1.InstanceRecord{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := (proto.UnmarshalOptions{}).Unmarshal(c.bytes, c.message); err != nil {
+				t.Fatal(err)
+			}
+			wantComplete(t, c.message.ProtoReflect())
+			if n := proto.Size(c.message); n != len(c.bytes) {
+				t.Errorf("%d bytes by hand, %d by generated code", len(c.bytes), n)
+			}
+		})
+	}
+}
+
+// wantComplete fails the test for fields of a message that are not set, and for
+// those that the schema does not have.
+func wantComplete(t *testing.T, m protoreflect.Message) {
+	t.Helper()
+	if len(m.GetUnknown()) > 0 {
+		t.Errorf("%s has unknown fields: %x", m.Descriptor().FullName(), m.GetUnknown())
+	}
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		switch {
+		case !m.Has(f):
+			t.Errorf("%s is not written", f.FullName())
+		case f.IsList() && f.Message() != nil:
+			for n := range m.Get(f).List().Len() {
+				wantComplete(t, m.Get(f).List().Get(n).Message())
+			}
+		case f.Message() != nil && !f.IsMap():
+			wantComplete(t, m.Get(f).Message())
+		}
+	}
+}
+
+func TestEnumerationsHaveTheSameNumbersInStorage(t *testing.T) {
+	for _, c := range []struct {
+		ours   int
+		stored protoreflect.Enum
+	}{
+		{int(instance.StateUnspecified), storagev1.InstanceState_INSTANCE_STATE_UNSPECIFIED},
+		{int(instance.StatePending), storagev1.InstanceState_INSTANCE_STATE_PENDING},
+		{int(instance.StateRunning), storagev1.InstanceState_INSTANCE_STATE_RUNNING},
+		{int(instance.StateShuttingDown), storagev1.InstanceState_INSTANCE_STATE_SHUTTING_DOWN},
+		{int(instance.StateTerminated), storagev1.InstanceState_INSTANCE_STATE_TERMINATED},
+		{int(instance.StateStopping), storagev1.InstanceState_INSTANCE_STATE_STOPPING},
+		{int(instance.StateStopped), storagev1.InstanceState_INSTANCE_STATE_STOPPED},
+		{int(instance.ChangeAdded), storagev1.ChangeType_CHANGE_TYPE_ADDED},
+		{int(instance.ChangeState), storagev1.ChangeType_CHANGE_TYPE_STATE},
+		{int(instance.ChangeAttributes), storagev1.ChangeType_CHANGE_TYPE_ATTRIBUTES},
+		{int(instance.ChangeRemoved), storagev1.ChangeType_CHANGE_TYPE_REMOVED},
+		{int(instance.SourceUnspecified), storagev1.Source_SOURCE_UNSPECIFIED},
+		{int(instance.SourceAnswer), storagev1.Source_SOURCE_ANSWER},
+		{int(instance.SourceEventBridge), storagev1.Source_SOURCE_EVENT_BRIDGE},
+		{int(instance.SourceReconcile), storagev1.Source_SOURCE_RECONCILE},
+		{int(instance.SourceSimulator), storagev1.Source_SOURCE_SIMULATOR},
+		{int(instance.KindInternal) + 1, storagev1.ErrorKind_ERROR_KIND_INTERNAL},
+		{int(instance.KindInvalid) + 1, storagev1.ErrorKind_ERROR_KIND_INVALID},
+		{int(instance.KindNotFound) + 1, storagev1.ErrorKind_ERROR_KIND_NOT_FOUND},
+		{int(instance.KindPrecondition) + 1, storagev1.ErrorKind_ERROR_KIND_PRECONDITION},
+		{int(instance.KindDryRun) + 1, storagev1.ErrorKind_ERROR_KIND_DRY_RUN},
+		{int(instance.KindPermission) + 1, storagev1.ErrorKind_ERROR_KIND_PERMISSION},
+		{int(instance.KindExhausted) + 1, storagev1.ErrorKind_ERROR_KIND_EXHAUSTED},
+		{int(instance.KindConflict) + 1, storagev1.ErrorKind_ERROR_KIND_CONFLICT},
+		{int(instance.KindOutOfRange) + 1, storagev1.ErrorKind_ERROR_KIND_OUT_OF_RANGE},
+		{int(instance.KindUnavailable) + 1, storagev1.ErrorKind_ERROR_KIND_UNAVAILABLE},
+	} {
+		if int(c.stored.Number()) != c.ours {
+			t.Errorf("%v is stored as %d, and is %d", c.stored, c.stored.Number(), c.ours)
+		}
+	}
+}
+
+func TestTimesOutsideOfWhatCanBeStoredAreNotKnown(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		at   time.Time
+		want time.Time
+	}{
+		{"no time", time.Time{}, time.Time{}},
+		{"long ago", time.Date(1600, 1, 1, 0, 0, 0, 0, time.UTC), time.Time{}},
+		{"far ahead", time.Date(2262, 12, 1, 0, 0, 0, 0, time.UTC), time.Time{}},
+		{"in another zone", launch.In(time.FixedZone("", 3600)), launch},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := fromNanoseconds(nanoseconds(c.at)); got != c.want {
+				t.Errorf("%v came back as %v, want %v", c.at, got, c.want)
+			}
+		})
+	}
+}
+
+// FuzzDecodeBatch: whatever etcd holds, decoding it neither panics nor yields
+// something that cannot be encoded and read again.
+func FuzzDecodeBatch(f *testing.F) {
+	c := change(id(1), instance.StatePending)
+	c.Before = machine(id(1), instance.StateStopped)
+	f.Add(appendHeader(appendChange(nil, &c), 7, launch, 99))
+	full := filled[instance.Change](f)
+	f.Add(appendHeader(appendChange(nil, &full), 1, launch, 0))
+	f.Add([]byte{})
+	f.Add([]byte{0x22, 0x00})
+	f.Fuzz(func(t *testing.T, value []byte) {
+		b, h, err := decodeBatch(1, value)
+		if err != nil {
+			return
+		}
+		if h2, err := decodeHeader(value); err != nil || h2 != h {
+			t.Fatalf("two headers: %+v, and %+v, %v", h, h2, err)
+		}
+		var again []byte
+		for i := range b.Events {
+			again = appendChange(again, b.Events[i].Change)
+		}
+		b2, h2, err := decodeBatch(1, appendHeader(again, h.generation, h.recordedAt, h.preceding))
+		if err != nil || h2 != h || len(b2.Events) != len(b.Events) {
+			t.Fatalf("came back otherwise: %+v, %v", h2, err)
+		}
+		for i := range b.Events {
+			if diff := cmp.Diff(b.Events[i].Change, b2.Events[i].Change); diff != "" {
+				t.Fatalf("event %d came back otherwise:\n%s", i, diff)
+			}
+		}
+	})
+}
+
+func FuzzDecodeInstanceRecord(f *testing.F) {
+	record := filled[Record](f)
+	f.Add(appendInstanceRecord(nil, &record))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		record, err := decodeInstanceRecord(value)
+		if err != nil {
+			return
+		}
+		again, err := decodeInstanceRecord(appendInstanceRecord(nil, record))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(record, again); diff != "" {
+			t.Fatalf("came back otherwise:\n%s", diff)
+		}
+	})
+}
+
+func FuzzDecodeToken(f *testing.F) {
+	f.Add(encodeToken(fullToken()))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		token, err := decodeToken("key", value)
+		if err != nil {
+			return
+		}
+		again, err := decodeToken("key", encodeToken(&token))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(token, again); diff != "" {
+			t.Fatalf("came back otherwise:\n%s", diff)
+		}
+	})
+}

@@ -1,0 +1,88 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// The reasons of the journal's errors, which are all of type [instance.Error].
+const (
+	// ReasonNotOwner: this process may not write; another one may. KindUnavailable.
+	ReasonNotOwner = "NOT_OWNER"
+	// ReasonUnavailable: the journal is closed or etcd does not answer. KindUnavailable.
+	ReasonUnavailable = "JOURNAL_UNAVAILABLE"
+	// ReasonFull: there is no room to write. KindExhausted.
+	ReasonFull = "JOURNAL_FULL"
+	// ReasonTooManyTokens: as many client tokens as may be are in use. KindExhausted.
+	ReasonTooManyTokens = "TOO_MANY_CLIENT_TOKENS"
+	// ReasonCursorUnreadable: not a cursor, or not whole. KindInvalid.
+	ReasonCursorUnreadable = "CURSOR_UNREADABLE"
+	// ReasonCursorOfOtherLog: a cursor of another log. KindOutOfRange, as the rest.
+	ReasonCursorOfOtherLog = "CURSOR_OF_OTHER_LOG"
+	// ReasonCursorRolledBack: what the cursor points to is no longer part of the
+	// log, which was restored from an older copy.
+	ReasonCursorRolledBack = "CURSOR_ROLLED_BACK"
+	// ReasonCursorAhead: the log does not reach as far as the cursor.
+	ReasonCursorAhead = "CURSOR_AHEAD"
+	// ReasonCursorExpired: what follows the cursor is no longer kept. Metadata has
+	// the oldest cursor that can be resumed, under MetadataOldestCursor.
+	ReasonCursorExpired = "CURSOR_EXPIRED"
+)
+
+// MetadataOldestCursor is where an error of [ReasonCursorExpired] has the oldest
+// cursor that can be resumed.
+const MetadataOldestCursor = "oldest_cursor"
+
+func errNotOwner(cause error) *instance.Error {
+	return &instance.Error{
+		Kind:    instance.KindUnavailable,
+		Reason:  ReasonNotOwner,
+		Message: "this process does not own the journal, so it cannot change anything",
+		Cause:   cause,
+	}
+}
+
+func errUnavailable(message string, cause error) *instance.Error {
+	return &instance.Error{
+		Kind:    instance.KindUnavailable,
+		Reason:  ReasonUnavailable,
+		Message: message,
+		Cause:   cause,
+	}
+}
+
+func errClosed() *instance.Error { return errUnavailable("the journal is closed", nil) }
+
+func errFull(message string) *instance.Error {
+	return &instance.Error{Kind: instance.KindExhausted, Reason: ReasonFull, Message: message}
+}
+
+func errTooManyTokens(most int) *instance.Error {
+	return &instance.Error{
+		Kind:    instance.KindExhausted,
+		Reason:  ReasonTooManyTokens,
+		Message: fmt.Sprintf("%d client tokens are in use, which is the most that are kept; each is free again when it expires", most),
+	}
+}
+
+// unknown says that what the error was the answer to may have happened.
+func unknown(e *instance.Error) *instance.Error {
+	e.OutcomeUnknown = true
+	e.Message += "; the change may or may not have been recorded"
+	return e
+}
+
+// unreachable is the error of a read from etcd. An error of the caller's context
+// stays what it is.
+func unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if e, ok := errors.AsType[*instance.Error](err); ok {
+		return e
+	}
+	return errUnavailable("the journal cannot be read from etcd", err)
+}

@@ -1,0 +1,358 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+func TestAnExternalEtcdTakesLargeUpdates(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	j, term := own(t, c.config("a"))
+	from := j.Head()
+	// More operations, and more bytes, than etcd takes at once by default.
+	p, err := term.Update(t.Context(), func(tx *Tx) error {
+		for n := range 4000 {
+			tx.Append(change(id(n), instance.StateStopped))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for n := range 300 {
+		wg.Go(func() {
+			_, err := term.Update(t.Context(), func(tx *Tx) error {
+				tx.PutToken(Token{Key: fmt.Sprint(n)})
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if batches := readAll(t, j, from, p); len(batches) < 2 {
+		t.Errorf("%d batches", len(batches))
+	}
+	other := openJournal(t, c.config("b"))
+	if diff := cmp.Diff(contents(j.Snapshot()), contents(other.Snapshot())); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAFollowerSeesWhatTheOwnerWrites(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	follower := openJournal(t, c.config("follower"))
+	owner, term := own(t, c.config("owner"))
+	if owner.LogID() != follower.LogID() {
+		t.Fatal("two logs")
+	}
+	r := follower.Read(follower.Oldest())
+	for n := range 50 {
+		p := set(t, term, id(n), instance.StateStopped)
+		// The follower may not have it yet, and waits for it.
+		got, err := follower.Resolve(t.Context(), owner.Cursor(p))
+		if err != nil || got != p {
+			t.Fatalf("%v resolved to %v, %v", p, got, err)
+		}
+		if record, ok := follower.Get(id(n)); !ok || record.Position != p {
+			t.Fatalf("the follower knows %v at %v, want %v", ok, record.Position, p)
+		}
+		if b, err := r.Next(t.Context()); err != nil || b.Position != p {
+			t.Fatalf("the follower reads %v, %v, want %v", b, err, p)
+		}
+	}
+	if address, mine := owner.Owner(); address != "owner" || !mine {
+		t.Errorf("the owner says %q, %v", address, mine)
+	}
+	if address, mine := follower.Owner(); address != "owner" || mine {
+		t.Errorf("the follower says %q, %v", address, mine)
+	}
+	ahead := owner.Head()
+	ahead.Seq++
+	_, err := follower.Resolve(t.Context(), owner.Cursor(ahead))
+	wantReason(t, err, instance.KindOutOfRange, ReasonCursorAhead)
+}
+
+// A follower is woken without anybody's asking it for anything.
+func TestAFollowerKeepsUpByItself(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	follower := openJournal(t, c.config("follower"))
+	r := follower.Read(follower.Head())
+	_, term := own(t, c.config("owner"))
+	ctx, cancel := context.WithTimeout(t.Context(), followEvery/2)
+	defer cancel()
+	for n := range 20 {
+		p := set(t, term, id(n), instance.StateStopped)
+		if b, err := r.Next(ctx); err != nil || b.Position != p {
+			t.Fatalf("got %v, %v, want %v", b, err, p)
+		}
+	}
+}
+
+func TestOwnershipPassesOnWhenItIsGivenUp(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	first, err := Open(t.Context(), c.config("first"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	term := campaign(t, first)
+	kept := set(t, term, id(1), instance.StateStopped)
+	second := openJournal(t, c.config("second"))
+	won := make(chan *Term)
+	go func() {
+		term, err := second.Campaign(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		won <- term
+	}()
+	select {
+	case <-won:
+		t.Fatal("there are two owners")
+	case <-time.After(50 * time.Millisecond): // long enough to try, if it were to
+	}
+	closeJournal(t, first)
+	if _, err := term.Update(t.Context(), func(*Tx) error { return nil }); err == nil {
+		t.Error("a closed journal takes writes")
+	}
+	next := <-won
+	if p := set(t, next, id(1), instance.StatePending); p.Seq != kept.Seq+1 || p.Generation == kept.Generation {
+		t.Errorf("written at %v, after %v of another owner", p, kept)
+	}
+}
+
+// The lease of an owner that is cut off ends; what it still tries to write, in the
+// belief that it owns the log, must not be written.
+func TestAnOwnerThatWasReplacedCannotWrite(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	first, stale := own(t, c.config("first"))
+	set(t, stale, id(1), instance.StateStopped)
+	if _, err := first.store.client.Revoke(t.Context(), stale.lease); err != nil {
+		t.Fatal(err)
+	}
+	second, term := own(t, c.config("second"))
+	want := set(t, term, id(1), instance.StatePending)
+
+	_, err := stale.Update(t.Context(), func(tx *Tx) error {
+		tx.Append(change(id(1), instance.StateTerminated))
+		return nil
+	})
+	e := wantError(t, err, instance.KindUnavailable, ReasonNotOwner)
+	if e.OutcomeUnknown {
+		t.Error("it is known that it was not written")
+	}
+	<-stale.Done()
+	wantReason(t, stale.Err(), instance.KindUnavailable, ReasonNotOwner)
+	wantReason(t, stale.Writable(), instance.KindUnavailable, ReasonNotOwner)
+	if second.Head() != want {
+		t.Errorf("the head is %v, want %v", second.Head(), want)
+	}
+	if got, err := first.Resolve(t.Context(), second.Cursor(want)); err != nil || got != want {
+		t.Errorf("who was the owner does not follow: %v, %v", got, err)
+	}
+}
+
+func TestATermEndsWithItsLease(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	first, term := own(t, c.config("first"))
+	set(t, term, id(1), instance.StateStopped)
+	second := openJournal(t, c.config("second"))
+	if _, err := second.store.client.Revoke(t.Context(), term.lease); err != nil {
+		t.Fatal(err)
+	}
+	set(t, campaign(t, second), id(1), instance.StatePending)
+	<-term.Done() // it is told by the lease, without having tried to write
+	wantReason(t, term.Err(), instance.KindUnavailable, ReasonNotOwner)
+	if address, mine := first.Owner(); mine {
+		t.Errorf("it still says that it is the owner: %q", address)
+	}
+}
+
+func TestAnExternalEtcdMayGoAway(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	config := c.config("a")
+	config.OwnerTTL = time.Minute // it does not go away for that long
+	j, term := own(t, config)
+	before := set(t, term, id(1), instance.StateStopped)
+	c.kill()
+
+	written := make(chan error)
+	go func() {
+		_, err := term.Update(t.Context(), func(tx *Tx) error {
+			tx.Append(change(id(1), instance.StatePending))
+			return nil
+		})
+		written <- err
+	}()
+	for term.Writable() == nil {
+		time.Sleep(time.Millisecond) // until the writer has noticed
+	}
+	wantReason(t, term.Writable(), instance.KindUnavailable, ReasonUnavailable)
+	_, err := term.Update(t.Context(), func(*Tx) error { t.Error("it was run"); return nil })
+	if e := wantError(t, err, instance.KindUnavailable, ReasonUnavailable); e.OutcomeUnknown {
+		t.Error("it is known that it was not written")
+	}
+	// Reads go on from memory.
+	if s := j.Snapshot(); s.Position != before || len(s.Records) != 1 {
+		t.Errorf("snapshot at %v of %d", s.Position, len(s.Records))
+	}
+	readAll(t, j, j.Oldest(), before)
+
+	c.start()
+	if err := <-written; err != nil {
+		t.Errorf("what was on its way was not written in the end: %v", err)
+	}
+	if err := term.Writable(); err != nil {
+		t.Error(err)
+	}
+	if p := set(t, term, id(1), instance.StateRunning); p.Seq != before.Seq+2 {
+		t.Errorf("the log goes on at %v, after %v", p, before)
+	}
+}
+
+func TestAnOwnerComesBackAfterAnOutageLongerThanItsLease(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	j, term := own(t, c.config("a"))
+	before := set(t, term, id(1), instance.StateStopped)
+	c.kill()
+	<-term.Done()
+	wantReason(t, term.Err(), instance.KindUnavailable, ReasonNotOwner)
+	c.start()
+	again := campaign(t, j)
+	if p := set(t, again, id(1), instance.StatePending); p.Seq != before.Seq+1 {
+		t.Errorf("the log goes on at %v, after %v", p, before)
+	}
+}
+
+// Etcd is restored from an older copy while processes are connected to it.
+func TestAnExternalLogThatGoesBackIsNoticed(t *testing.T) {
+	for name, notice := range map[string]func(*testing.T, *Term) error{
+		"by the writer": func(t *testing.T, term *Term) error {
+			_, err := term.Update(t.Context(), func(tx *Tx) error {
+				tx.Append(change(id(1), instance.StateRunning))
+				return nil
+			})
+			return err
+		},
+		"by the writer of a token": func(t *testing.T, term *Term) error {
+			_, err := term.Update(t.Context(), func(tx *Tx) error { tx.PutToken(Token{Key: "once"}); return nil })
+			return err
+		},
+		"by the checkpoint": func(t *testing.T, term *Term) error { return term.checkpoint(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testLogThatGoesBack(t, notice)
+		})
+	}
+}
+
+func testLogThatGoesBack(t *testing.T, notice func(*testing.T, *Term) error) {
+	c := startCluster(t)
+	config := c.config("owner")
+	config.OwnerTTL = time.Minute // the copy has its lease
+	j, term := own(t, config)
+	follower := openJournal(t, c.config("follower"))
+	kept := set(t, term, id(1), instance.StateStopped)
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.kill()
+	backup := t.TempDir()
+	copyDir(t, c.dir, backup)
+	c.start()
+	var lost Position
+	for n := range 5 {
+		lost = set(t, term, id(n), instance.StatePending)
+	}
+	// The maintenance of the term must do nothing by itself while we look.
+	if err := term.maintenance.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := follower.Resolve(t.Context(), j.Cursor(lost)); err != nil {
+		t.Fatal(err)
+	}
+	readers := []*Reader{j.Read(lost), follower.Read(lost)}
+	c.kill()
+	c.dir = backup
+	c.start()
+
+	// The owner key in the copy is the owner's own: only the records tell.
+	term.maintenance.unlock()
+	if e, ok := errors.AsType[*instance.Error](notice(t, term)); !ok || e.Reason != ReasonNotOwner {
+		t.Fatalf("it was not noticed: %v", e)
+	}
+	again := campaign(t, j)
+	p := set(t, again, id(1), instance.StateRunning)
+	if p.Seq != kept.Seq+1 {
+		t.Errorf("the log goes on at %v, after %v", p, kept)
+	}
+	for _, x := range []*Journal{j, follower} {
+		// What is new makes a follower look, if it has not noticed yet.
+		for _, valid := range []Position{p, kept} {
+			if _, err := x.Resolve(t.Context(), j.Cursor(valid)); err != nil {
+				t.Error(err)
+			}
+		}
+		_, err := x.Resolve(t.Context(), j.Cursor(lost))
+		wantReason(t, err, instance.KindOutOfRange, ReasonCursorRolledBack)
+		if record, _ := x.Get(id(1)); record.Position != p || len(x.Snapshot().Records) != 1 {
+			t.Errorf("known at %v, want %v", record.Position, p)
+		}
+	}
+	for i, r := range readers {
+		_, err := r.Next(t.Context())
+		if e, ok := errors.AsType[*instance.Error](err); !ok || e.Reason != ReasonCursorRolledBack {
+			t.Errorf("reader %d goes on after what is gone: %v", i, err)
+		}
+	}
+}
+
+func TestAnExternalEtcdThatDoesNotAnswerIsNamed(t *testing.T) {
+	address := freeAddress(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	j, err := Open(ctx, Config{Endpoints: []string{"http://" + address}})
+	wantSentence(t, j, err, address, "cannot be read")
+}
+
+// The witness of the test that an fsync lies between a write and its reply: with
+// fsync turned off etcd counts none, so that the test would fail.
+func TestFsyncsAreNotCountedWhenTheyAreOff(t *testing.T) {
+	e, err := startTestEtcd(t.TempDir(), freeAddress(t), testLogger(t), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	client := v3client.New(e.Server)
+	defer func() { _ = client.Close() }()
+	before := fsyncs(t)
+	if _, err := client.Put(t.Context(), "a", "b"); err != nil {
+		t.Fatal(err)
+	}
+	if after := fsyncs(t); after != before {
+		t.Errorf("%d fsyncs before, %d after", before, after)
+	}
+}

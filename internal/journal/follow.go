@@ -1,0 +1,120 @@
+package journal
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	// followEvery is how often a follower looks at the log without being woken.
+	followEvery = 5 * time.Second
+	// reconnectEvery is how often an external etcd that cannot be reached is tried.
+	reconnectEvery = 500 * time.Millisecond
+)
+
+// reconnect keeps trying to reach an external etcd, until ctx ends. By itself the
+// client does so in ever longer intervals, of up to two minutes.
+func (s *store) reconnect(ctx context.Context) {
+	regularly := time.NewTicker(reconnectEvery)
+	defer regularly.Stop()
+	for {
+		select {
+		case <-regularly.C:
+			if c := s.client.ActiveConnection(); c.GetState().String() == "TRANSIENT_FAILURE" {
+				c.ResetConnectBackoff()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// followOwner keeps the view of a process that shares an external etcd up to date
+// while another process is the owner. It ends with ctx.
+func (j *Journal) followOwner(ctx context.Context) {
+	pause := retryFirst
+	for ctx.Err() == nil {
+		if t := j.currentTerm(); t != nil {
+			select { // the view of the owner follows from its own writes
+			case <-t.Done():
+			case <-ctx.Done():
+			}
+			continue
+		}
+		began := time.Now()
+		err := j.followUntilLost(ctx)
+		if ctx.Err() != nil || err == nil {
+			continue
+		}
+		j.log.WarnContext(ctx, "the log in etcd cannot be followed; trying again", slog.Any("error", err))
+		if time.Since(began) > retryMost {
+			pause = retryFirst
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+		pause = min(2*pause, retryMost)
+	}
+}
+
+// currentTerm returns the term that lasts, or nil.
+func (j *Journal) currentTerm() *Term {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.term != nil && j.term.Err() == nil {
+		return j.term
+	}
+	return nil
+}
+
+// followUntilLost refreshes the view each time etcd tells that one of the control
+// keys changed, until this process becomes the owner, or etcd fails. The watch is
+// only what wakes it: however many batches were written meanwhile, they are read
+// in pages.
+func (j *Journal) followUntilLost(ctx context.Context) error {
+	watching, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wake := j.store.client.Watch(clientv3.WithRequireLeader(watching), j.store.keys.control, clientv3.WithPrefix())
+	regularly := time.NewTicker(followEvery)
+	defer regularly.Stop()
+	for j.currentTerm() == nil {
+		refreshing, cancel := context.WithTimeout(ctx, attemptTimeout)
+		err := j.refresh(refreshing)
+		cancel()
+		if err != nil {
+			return err
+		}
+		select {
+		case resp, ok := <-wake:
+			if !ok {
+				return ctx.Err()
+			}
+			if err := resp.Err(); err != nil {
+				return err
+			}
+			drain(wake)
+		case <-regularly.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+// drain takes what has arrived already: one look at the log answers all of it.
+func drain(wake clientv3.WatchChan) {
+	for {
+		select {
+		case _, ok := <-wake:
+			if !ok {
+				return
+			}
+		default:
+			return
+		}
+	}
+}

@@ -1,0 +1,92 @@
+package journal
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// historyBytes is how much of the log one page of history looks at.
+const historyBytes = 32 << 20
+
+// HistoryPage is a page of events of some instances, oldest first.
+type HistoryPage struct {
+	Entries []HistoryEntry
+	// Next is where the next page goes on.
+	Next Position
+	// Done is true when Next is the head of the log. A page that is not the last may
+	// be empty, as each looks at 32 MiB of the log at most.
+	Done bool
+}
+
+// HistoryEntry is one event of a page.
+type HistoryEntry struct {
+	Position   Position
+	Index      uint32
+	RecordedAt time.Time
+	Change     *instance.Change
+}
+
+// History returns the events of some instances, or of all when there are no ids,
+// after a position. A page ends with the batch that brings it to limit, so that
+// it can be a little longer. Errors are those of [Reader.Next].
+func (j *Journal) History(ctx context.Context, ids []instance.ID, after Position, limit int) (HistoryPage, error) {
+	page := HistoryPage{Next: after}
+	p := pager{store: j.store}
+	for looked := 0; looked < historyBytes && len(page.Entries) < limit; {
+		head := j.Head()
+		if err := j.view.check(j.view.logID(), page.Next); err != nil {
+			return HistoryPage{}, err
+		}
+		if page.Next == head {
+			page.Done = true
+			break
+		}
+		batches, err := j.readPage(ctx, &p, page.Next)
+		if err != nil {
+			return HistoryPage{}, err
+		}
+		for i := range batches {
+			if batches[i].seq > head.Seq || len(page.Entries) >= limit {
+				break
+			}
+			looked += len(batches[i].value)
+			if err := page.take(&batches[i], ids); err != nil {
+				return HistoryPage{}, err
+			}
+		}
+	}
+	return page, nil
+}
+
+// take adds the events of one batch that are of the instances.
+func (p *HistoryPage) take(s *stored, ids []instance.ID) error {
+	if !mentions(s.value, ids) {
+		h, err := decodeHeader(s.value)
+		p.Next = Position{Generation: h.generation, Seq: s.seq}
+		return err
+	}
+	b, _, err := decodeBatch(s.seq, s.value)
+	if err != nil {
+		return err
+	}
+	for i := range b.Events {
+		e := &b.Events[i]
+		if len(ids) == 0 || slices.Contains(ids, e.Change.ID()) {
+			p.Entries = append(p.Entries, HistoryEntry{b.Position, e.Index, b.RecordedAt, e.Change})
+		}
+	}
+	p.Next = b.Position
+	return nil
+}
+
+// mentions reports whether one of the ids may occur in an encoded batch: ids are
+// written as they are, and most batches have none of them.
+func mentions(value []byte, ids []instance.ID) bool {
+	return len(ids) == 0 || slices.ContainsFunc(ids, func(id instance.ID) bool {
+		return bytes.Contains(value, []byte(id))
+	})
+}

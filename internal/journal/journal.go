@@ -1,0 +1,342 @@
+package journal
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+
+	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Config says where the log is and how much of it is kept. The zero value of
+// every field but DataDir and Endpoints means its default; one of these two is
+// needed.
+type Config struct {
+	// DataDir is where the embedded etcd has its files. It is created where it does
+	// not exist, belongs to one process at a time, and is not used with Endpoints.
+	DataDir string
+	// Endpoints are those of an external etcd cluster, such as
+	// "http://127.0.0.1:2379". Several processes may share one log there.
+	Endpoints []string
+	// Prefix is that of all keys; "/instanced" by default.
+	Prefix string
+	// Logger gets what there is to tell, etcd's own words among it: its warnings and
+	// errors as they are, the rest as debug. By default nothing is logged.
+	Logger *slog.Logger
+	// Retention is how long history is kept, 24 hours by default.
+	Retention time.Duration
+	// MaxBytes is how much history is kept, in bytes; 1 GiB by default. The database
+	// of the embedded etcd may take twice that on disk, and always 64 MiB.
+	MaxBytes int64
+	// MinFreeDisk is the free disk space, in bytes, below which nothing is written;
+	// 512 MiB by default, negative for no such limit. Only for the embedded etcd.
+	MinFreeDisk int64
+	// MaxClientTokens is how many client tokens are kept, 200,000 by default.
+	MaxClientTokens int
+	// TokenLifetime is how long each is kept, 24 hours by default.
+	TokenLifetime time.Duration
+	// RingBytes is how much of the end of the log is held in memory for readers, in
+	// bytes of the log; 32 MiB by default. In memory it takes a few times that.
+	RingBytes int64
+	// Address is where this process can be reached; others are told while it is the
+	// owner.
+	Address string
+	// OwnerTTL is how long an owner that is not heard of remains the owner, at least
+	// 2 seconds, 10 by default. Only for an external etcd.
+	OwnerTTL time.Duration
+}
+
+// openTimeout is how long an external etcd may take to answer when the journal is
+// opened.
+const openTimeout = 10 * time.Second
+
+func (c Config) withDefaults() Config {
+	c.Prefix = or(strings.TrimRight(c.Prefix, "/"), "/instanced")
+	c.Retention = or(c.Retention, 24*time.Hour)
+	c.MaxBytes = or(c.MaxBytes, 1<<30)
+	c.MinFreeDisk = or(c.MinFreeDisk, 512<<20)
+	c.MaxClientTokens = or(c.MaxClientTokens, 200_000)
+	c.TokenLifetime = or(c.TokenLifetime, 24*time.Hour)
+	c.RingBytes = or(c.RingBytes, 32<<20)
+	c.OwnerTTL = max(or(c.OwnerTTL, 10*time.Second), 2*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func or[T comparable](value, otherwise T) T {
+	var zero T
+	if value == zero {
+		return otherwise
+	}
+	return value
+}
+
+// Journal is an open log. Open makes one.
+type Journal struct {
+	config Config
+	log    *slog.Logger
+	// process tells this journal from every other that ever owned the log.
+	process [16]byte
+
+	dir    *dataDir    // nil for an external etcd
+	disk   *disk       // nil for an external etcd
+	server *embed.Etcd // nil for an external etcd
+	store  *store
+	view   *view
+
+	// feed is held by whoever brings the view up to date from etcd.
+	feed mutex
+	// campaign is held by whoever becomes the owner.
+	campaign mutex
+
+	// pageReads has one element for each page that is being read.
+	pageReads chan struct{}
+
+	mu sync.Mutex
+	// term is the last time of ownership, nil before the first. Guarded by mu, as
+	// the rest.
+	term   *Term
+	owner  string // the address of the owner in etcd
+	closed bool
+
+	// life ends when the journal is closed, by a call of stop, and with it what runs
+	// in the background, and whatever waits for etcd.
+	life       context.Context
+	stop       context.CancelFunc
+	background sync.WaitGroup
+	// using is held for reading by whoever uses etcd on behalf of a caller, so that
+	// it is not closed under them.
+	using sync.RWMutex
+}
+
+// Open opens the log, creating it where there is none, and returns when all that
+// it says is known. It does not make this process the owner. Errors are sentences
+// for the operator; they name what is wrong and, where it helps, what to do.
+func Open(ctx context.Context, config Config) (*Journal, error) {
+	return openWith(ctx, config, freeSpace)
+}
+
+func openWith(ctx context.Context, config Config, statfs func(string) (int64, error)) (*Journal, error) {
+	j := &Journal{
+		config:   config.withDefaults(),
+		feed:     newMutex(),
+		campaign: newMutex(),
+
+		pageReads: make(chan struct{}, pageReads),
+	}
+	j.log = j.config.Logger
+	j.view = newView(j.config.RingBytes)
+	_, _ = rand.Read(j.process[:]) // never fails: crypto/rand ends the process instead
+	if err := j.connect(ctx, statfs); err != nil {
+		return nil, errors.Join(err, j.disconnect())
+	}
+	if !j.store.embedded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, openTimeout, errors.New("it does not answer"))
+		defer cancel()
+	}
+	if err := j.load(ctx); err != nil {
+		return nil, errors.Join(j.explain(ctx, err), j.disconnect())
+	}
+	j.life, j.stop = context.WithCancel(context.Background())
+	if !j.store.embedded {
+		j.background.Go(func() { j.followOwner(j.life) })
+		j.background.Go(func() { j.store.reconnect(j.life) })
+	}
+	return j, nil
+}
+
+// connect opens etcd, whichever it is.
+func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error)) (err error) {
+	k := newKeys(j.config.Prefix)
+	if len(j.config.Endpoints) > 0 {
+		j.store, err = externalStore(j.config, k)
+		return err
+	}
+	if j.config.DataDir == "" {
+		return errors.New("the journal needs a data directory, or the endpoints of an etcd cluster")
+	}
+	if j.dir, err = openDir(j.config.DataDir); err != nil {
+		return err
+	}
+	if j.config.MinFreeDisk > 0 {
+		j.disk = &disk{path: j.config.DataDir, least: j.config.MinFreeDisk, statfs: statfs}
+	}
+	if err := j.disk.start(); err != nil {
+		return err
+	}
+	j.server, err = startEtcd(ctx, j.dir.etcd(), max(2*j.config.MaxBytes, leastQuota), j.log)
+	if err != nil {
+		return err
+	}
+	j.store = embeddedStore(j.server, k)
+	return nil
+}
+
+// disconnect closes what connect opened, in the reverse order.
+func (j *Journal) disconnect() error {
+	var errs []error
+	if j.store != nil {
+		if err := j.store.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
+			errs = append(errs, err)
+		}
+	}
+	if j.server != nil {
+		j.server.Close()
+	}
+	if j.dir != nil {
+		errs = append(errs, j.dir.close())
+	}
+	return errors.Join(errs...)
+}
+
+func (j *Journal) explain(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if j.store.embedded {
+		return fmt.Errorf("the journal in %s cannot be read: %w", j.config.DataDir, err)
+	}
+	return fmt.Errorf("the journal in etcd at %s cannot be read: %w", strings.Join(j.config.Endpoints, ", "), err)
+}
+
+func externalStore(c Config, k keys) (*store, error) {
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            c.Endpoints,
+		DialTimeout:          openTimeout,
+		DialKeepAliveTime:    5 * time.Second,
+		DialKeepAliveTimeout: 5 * time.Second,
+		Logger:               newZap(c.Logger),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd at %s cannot be used: %w", strings.Join(c.Endpoints, ", "), err)
+	}
+	return &store{client: client, keys: k, maxOps: externalTxnOps}, nil
+}
+
+// Close gives up the ownership, writes a checkpoint, ends all readers with
+// [ReasonUnavailable], and closes etcd. Updates that were submitted before are
+// finished first, for as long as ctx allows; nothing that was acknowledged is
+// lost when it does not.
+func (j *Journal) Close(ctx context.Context) error {
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return nil
+	}
+	j.closed = true
+	term := j.term
+	j.mu.Unlock()
+
+	var err error
+	if term != nil {
+		err = term.resign(ctx)
+	}
+	j.view.close()
+	j.stop()
+	j.background.Wait()
+	j.using.Lock() // and nobody begins to use it any more
+	defer j.using.Unlock()
+	return errors.Join(err, j.disconnect())
+}
+
+// enter begins a use of etcd on behalf of a caller, unless the journal is closed.
+// The context is the caller's, and also ends when the journal is closed. The use
+// ends with a call of leave.
+func (j *Journal) enter(ctx context.Context) (_ context.Context, leave func(), err error) {
+	j.using.RLock()
+	j.mu.Lock()
+	closed := j.closed
+	j.mu.Unlock()
+	if closed {
+		j.using.RUnlock()
+		return nil, nil, errClosed()
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	unlink := context.AfterFunc(j.life, func() { cancel(errClosed()) })
+	return ctx, func() {
+		unlink()
+		cancel(nil)
+		j.using.RUnlock()
+	}, nil
+}
+
+// LogID returns the id of the log, in hex. It never changes, but for an external
+// log that somebody deletes.
+func (j *Journal) LogID() string {
+	id := j.view.logID()
+	return hex.EncodeToString(id[:])
+}
+
+func newLogID() (id logID) {
+	_, _ = rand.Read(id[:]) // never fails: crypto/rand ends the process instead
+	return id
+}
+
+// Config returns how the journal was opened, with the defaults filled in.
+func (j *Journal) Config() Config { return j.config }
+
+// Head returns the position of the last batch.
+func (j *Journal) Head() Position { return j.view.tip().head }
+
+// Get returns what is known of an instance.
+func (j *Journal) Get(id instance.ID) (Record, bool) {
+	record, ok := j.view.get(id)
+	if !ok {
+		return Record{}, false
+	}
+	return *record, true
+}
+
+// Oldest returns the oldest position that can be resumed from.
+func (j *Journal) Oldest() Position { return j.view.oldestPosition() }
+
+// Owner returns the address of the process that may write, empty when there is
+// none or it gave none, and whether it is this process.
+func (j *Journal) Owner() (address string, mine bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.term != nil && j.term.Err() == nil {
+		return j.config.Address, true
+	}
+	return j.owner, false
+}
+
+func (j *Journal) setOwner(o *storagev1.Owner) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.owner = ""
+	// What an embedded log says of its owner is what this process wrote, or a
+	// process that is gone.
+	if !j.store.embedded && string(o.GetProcess()) != string(j.process[:]) {
+		j.owner = o.GetAddress()
+	}
+}
+
+// mutex is a mutual exclusion that a context can end the wait for.
+type mutex chan struct{}
+
+func newMutex() mutex { return make(mutex, 1) }
+
+func (m mutex) lock(ctx context.Context) error {
+	select {
+	case m <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (m mutex) unlock() { <-m }

@@ -1,0 +1,377 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Term is a time during which this process owns the log, and nobody else can
+// write to it.
+type Term struct {
+	journal *Journal
+	// revision is that at which the owner key was created; every write compares it.
+	revision   int64
+	generation uint64
+	lease      clientv3.LeaseID // 0 for the embedded etcd
+	tokens     *tokenIndex
+	writer     *writer
+
+	// ctx ends with the term.
+	ctx    context.Context
+	cancel context.CancelFunc
+	// work is what runs during the term.
+	work sync.WaitGroup
+	// answered is when etcd last extended the lease, in nanoseconds since 1970.
+	answered atomic.Int64
+	// room asks for room to be made in etcd.
+	room chan struct{}
+	// maintenance is held by the task that is under way. It guards saved, the last
+	// batch that the checkpoint in etcd reflects, and compactable, a revision
+	// before which nothing is needed.
+	maintenance mutex
+	saved       anchor
+	compactable int64
+
+	mu  sync.Mutex
+	err *instance.Error // guarded by mu
+}
+
+// Campaign makes this process the owner of the log and begins a new generation.
+// With an external etcd it waits until the present owner gives up or is not heard
+// of for its time to live, and outlasts failures of etcd; the embedded one belongs
+// to this process alone. The view is complete up to the end of the log when it
+// returns. While a term of this journal lasts, Campaign waits for its end.
+// Errors are those of ctx, and [ReasonUnavailable] when the journal is closed.
+func (j *Journal) Campaign(ctx context.Context) (*Term, error) {
+	ctx, leave, err := j.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if err := j.campaign.lock(ctx); err != nil {
+		return nil, err
+	}
+	defer j.campaign.unlock()
+	if err := j.awaitTermEnd(ctx); err != nil {
+		return nil, err
+	}
+	pause := retryFirst
+	for {
+		t, err := j.tryCampaign(ctx)
+		switch {
+		case err == nil:
+			return t, nil
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case errors.Is(err, errTaken):
+			continue
+		case j.store.embedded:
+			return nil, errUnavailable("the journal cannot be written to", err)
+		}
+		j.log.WarnContext(ctx, "this process cannot become the owner of the journal yet", slog.Any("error", err))
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		pause = min(2*pause, retryMost)
+	}
+}
+
+// awaitTermEnd waits until the term before is over, with all that ran in it.
+func (j *Journal) awaitTermEnd(ctx context.Context) error {
+	j.mu.Lock()
+	before := j.term
+	j.mu.Unlock()
+	if before == nil {
+		return nil
+	}
+	select {
+	case <-before.Done():
+		before.work.Wait()
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// tryCampaign takes the log over, once nobody owns it. The error is errTaken when
+// somebody else did first.
+func (j *Journal) tryCampaign(ctx context.Context) (*Term, error) {
+	t := &Term{journal: j, room: make(chan struct{}, 1), maintenance: newMutex()}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.writer = newWriter(t)
+	err := t.acquire(ctx)
+	if err == nil {
+		err = t.begin(ctx)
+	}
+	if err == nil {
+		err = j.install(t)
+	}
+	if err != nil {
+		t.cancel()
+		t.release(ctx)
+		t.work.Wait()
+		return nil, err
+	}
+	t.writer.start()
+	t.work.Go(t.maintain)
+	return t, nil
+}
+
+// install makes t the present term, unless the journal was closed meanwhile.
+func (j *Journal) install(t *Term) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return errClosed()
+	}
+	j.term = t
+	return nil
+}
+
+// acquire waits until nobody owns the log, and creates the owner key.
+func (t *Term) acquire(ctx context.Context) error {
+	for {
+		free, err := t.await(ctx)
+		if err != nil {
+			return err
+		}
+		if free {
+			return t.claim(ctx)
+		}
+	}
+}
+
+// await returns when the owner key is gone, or true when it never was. A key of
+// this process's own, or of the only process that there can be, is deleted.
+func (t *Term) await(ctx context.Context) (free bool, err error) {
+	j := t.journal
+	c, err := j.store.control(ctx, 0)
+	if err != nil || c.owner == nil {
+		return true, err
+	}
+	j.setOwner(c.owner)
+	if j.store.embedded || string(c.owner.GetProcess()) == string(j.process[:]) {
+		_, err := j.store.client.Txn(ctx).
+			If(clientv3.Compare(clientv3.CreateRevision(j.store.keys.owner), "=", c.ownerRevision)).
+			Then(clientv3.OpDelete(j.store.keys.owner)).
+			Commit()
+		return false, err
+	}
+	return false, j.store.awaitDeletion(ctx, j.store.keys.owner, c.ownerRevision)
+}
+
+// awaitDeletion waits until a key is deleted that existed at a revision.
+func (s *store) awaitDeletion(ctx context.Context, key string, revision int64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watch := s.client.Watch(clientv3.WithRequireLeader(ctx), key, clientv3.WithRev(revision+1), clientv3.WithFilterPut())
+	for resp := range watch {
+		if err := resp.Err(); err != nil && resp.CompactRevision == 0 {
+			return err
+		}
+		if len(resp.Events) > 0 || resp.CompactRevision != 0 {
+			return nil
+		}
+	}
+	return errors.New("the watch of the owner has ended")
+}
+
+// errTaken means that another process became the owner first.
+var errTaken = errors.New("another process owns the journal")
+
+// claim creates the owner key, unless somebody else was faster.
+func (t *Term) claim(ctx context.Context) error {
+	j := t.journal
+	var options []clientv3.OpOption
+	if !j.store.embedded {
+		if err := t.grant(ctx); err != nil {
+			return err
+		}
+		options = append(options, clientv3.WithLease(t.lease))
+	}
+	owner := &storagev1.Owner{Address: j.config.Address, Process: j.process[:], SinceNs: nanoseconds(time.Now())}
+	resp, err := j.store.client.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(j.store.keys.owner), "=", 0)).
+		Then(clientv3.OpPut(j.store.keys.owner, marshal(owner), options...)).
+		Commit()
+	switch {
+	case noSpace(err) && j.store.embedded:
+		if t.saved, err = j.store.checkpointed(ctx); err != nil {
+			return err
+		}
+		if err := t.makeRoom(ctx); err != nil {
+			return err
+		}
+		return t.claim(ctx)
+	case err != nil:
+		return err
+	case !resp.Succeeded:
+		return errTaken
+	}
+	t.revision = resp.Header.GetRevision()
+	return nil
+}
+
+// grant takes a lease, and keeps it until the term ends or etcd says that it has
+// expired.
+func (t *Term) grant(ctx context.Context) error {
+	j := t.journal
+	t.answered.Store(time.Now().UnixNano())
+	lease, err := j.store.client.Grant(ctx, int64(j.config.OwnerTTL/time.Second))
+	if err != nil {
+		return err
+	}
+	t.lease = lease.ID
+	alive, err := j.store.client.KeepAlive(t.ctx, lease.ID)
+	if err != nil {
+		return err
+	}
+	t.work.Go(func() {
+		for range alive {
+			t.answered.Store(time.Now().UnixNano())
+		}
+		if t.ctx.Err() == nil {
+			_ = t.end(errNotOwner(errors.New("etcd was not reached for so long that another process may own the log")))
+		}
+	})
+	return nil
+}
+
+// begin brings the view to the end of the log, which is final now that nobody
+// else can write, and appends a generation.
+func (t *Term) begin(ctx context.Context) (err error) {
+	j := t.journal
+	if err := j.feed.lock(ctx); err != nil {
+		return err
+	}
+	defer j.feed.unlock()
+	if err := j.refreshLocked(ctx); err != nil {
+		return err
+	}
+	if t.saved, err = j.store.checkpointed(ctx); err != nil {
+		return err
+	}
+	tip := j.view.tip()
+	list := j.view.listGenerations().since(j.view.oldestPosition().Seq).begin(tip.head.Seq+1, time.Now())
+	if err := t.change(ctx, anchor{tip.head.Seq, tip.revision}, j.store.putGenerations(list)); err != nil {
+		return err
+	}
+	j.view.setGenerations(list)
+	t.generation = list.last().id
+	t.tokens, err = j.store.loadTokens(ctx)
+	return err
+}
+
+// owns is the comparison that only the owner's transactions pass.
+func (t *Term) owns() clientv3.Cmp {
+	return clientv3.Compare(clientv3.CreateRevision(t.journal.store.keys.owner), "=", t.revision)
+}
+
+// Generation is that of the positions of all that is written during the term.
+func (t *Term) Generation() uint64 { return t.generation }
+
+// Done is closed when the term is over: another process may own the log, or the
+// journal was closed.
+func (t *Term) Done() <-chan struct{} { return t.ctx.Done() }
+
+// Err returns nil during the term. Later it returns why it ended, of type
+// [instance.Error]: [ReasonNotOwner], or [ReasonUnavailable] for a journal that
+// was closed.
+func (t *Term) Err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil {
+		return t.err
+	}
+	return nil
+}
+
+// ended returns a copy of why the term ended.
+func (t *Term) ended() *instance.Error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return new(*t.err)
+}
+
+// end ends the term, unless it has ended already, and returns the error.
+func (t *Term) end(err *instance.Error) error {
+	t.mu.Lock()
+	first := t.err == nil
+	if first {
+		t.err = err
+	}
+	t.mu.Unlock()
+	if first {
+		t.cancel()
+		if err.Reason != ReasonUnavailable {
+			t.journal.log.Warn("this process no longer owns the journal", slog.Any("error", err))
+		}
+	}
+	return err
+}
+
+// Writable returns why an update would fail now: to be asked before anything is
+// done that has to be recorded. Nil is no promise. Errors, of type
+// [instance.Error]: [ReasonNotOwner], [ReasonUnavailable], [ReasonFull].
+func (t *Term) Writable() error {
+	if err := t.Err(); err != nil {
+		return err
+	}
+	if stalled := t.writer.stalled.Load(); stalled != nil {
+		return stalled
+	}
+	if t.lease != 0 {
+		silent := time.Since(time.Unix(0, t.answered.Load()))
+		if silent > t.journal.config.OwnerTTL*2/3 {
+			return errUnavailable(fmt.Sprintf("etcd has not answered for %s", silent.Round(100*time.Millisecond)), nil)
+		}
+	}
+	return t.journal.disk.check()
+}
+
+// resign ends the term in good order: all updates are written, the checkpoint
+// reflects them, and the next owner need not wait.
+func (t *Term) resign(ctx context.Context) error {
+	t.writer.close(errClosed())
+	select {
+	case <-t.writer.finished:
+	case <-ctx.Done():
+	}
+	var err error
+	if t.Err() == nil {
+		err = t.checkpoint(ctx)
+	}
+	_ = t.end(errClosed())
+	t.release(ctx)
+	t.work.Wait()
+	return err
+}
+
+// release gives the owner key up, whether or not the term has begun.
+func (t *Term) release(ctx context.Context) {
+	j := t.journal
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	var err error
+	if t.lease != 0 {
+		_, err = j.store.client.Revoke(ctx, t.lease)
+	} else if t.revision != 0 {
+		_, err = j.store.client.Txn(ctx).If(t.owns()).Then(clientv3.OpDelete(j.store.keys.owner)).Commit()
+	}
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		j.log.WarnContext(ctx, "the ownership of the journal could not be given up; it will expire", slog.Any("error", err))
+	}
+}

@@ -1,0 +1,85 @@
+package journal
+
+import (
+	"context"
+	"errors"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	// pageBytes is about the size of a page of the log: what a reader that has fallen
+	// out of the ring holds in memory.
+	pageBytes = 128 << 10
+	// firstPage and largestPage are numbers of batches in a page.
+	firstPage, largestPage = 8, 256
+	// pageReads is how many pages are read from etcd at a time for all readers, so
+	// that their number does not multiply what a page may take while it is read.
+	pageReads = 4
+)
+
+// errGap means that the batches after a position are not in the log: retention
+// has passed it.
+var errGap = errors.New("the log does not continue here")
+
+// stored is a batch as it is in etcd.
+type stored struct {
+	seq      uint64
+	revision int64
+	value    []byte
+}
+
+// pager reads the log in pages that are limited in bytes. etcd limits a range by
+// number only, so a pager learns from each page how many batches make the next.
+type pager struct {
+	store *store
+	count int64
+}
+
+// next returns batches that follow seq without a gap: none at the end of the log,
+// errGap when the next one is gone.
+func (p *pager) next(ctx context.Context, seq uint64) ([]stored, error) {
+	if p.count == 0 {
+		p.count = firstPage
+	}
+	k := &p.store.keys
+	resp, err := p.store.client.Get(ctx, k.logKey(seq+1),
+		clientv3.WithRange(clientv3.GetPrefixRangeEnd(k.log)),
+		clientv3.WithLimit(p.count),
+		p.store.recent())
+	if err != nil {
+		return nil, err
+	}
+	page := make([]stored, 0, len(resp.Kvs))
+	size := 0
+	for i, kv := range resp.Kvs {
+		n, err := k.seq(kv.Key)
+		if err != nil {
+			return nil, err
+		}
+		if n != seq+1+uint64(i) {
+			break
+		}
+		if size += len(kv.Value); size > pageBytes && i > 0 {
+			break // the rest is read again when it is wanted
+		}
+		page = append(page, stored{n, kv.ModRevision, kv.Value})
+	}
+	if len(page) == 0 && len(resp.Kvs) > 0 {
+		return nil, errGap
+	}
+	if size > 0 {
+		average := size/len(page) + 1
+		p.count = min(max(int64(pageBytes/average), 1), p.count*4, largestPage)
+	}
+	return page, nil
+}
+
+// batch decodes a stored batch, for publishing.
+func (s *stored) batch() (published, error) {
+	b, h, err := decodeBatch(s.seq, s.value)
+	if err != nil {
+		return published{}, err
+	}
+	return published{batch: b, revision: s.revision, bytes: h.preceding + uint64(len(s.value))}, nil
+}

@@ -1,0 +1,121 @@
+package journal
+
+import (
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Position is a place in the log: behind the batch with that sequence number.
+// Seq 0 is the place before the first batch. The generation tells positions of
+// the same number apart that were written by owners who did not know of each
+// other, as after a restore from an older copy.
+type Position struct {
+	Generation uint64
+	Seq        uint64
+}
+
+// Record is what is known of one instance.
+type Record struct {
+	// Instance is the instance as after its last change.
+	Instance *instance.Instance
+	// Previous is the instance as before its last change; nil when that added it.
+	Previous *instance.Instance
+	// Cause, Source and ChangedAt are those of the last change; ChangedAt is when it
+	// happened, not when it was recorded.
+	Cause     instance.Cause
+	Source    instance.Source
+	ChangedAt time.Time
+	// Position and Index say which event of the log the last change is.
+	Position Position
+	Index    uint32
+}
+
+// Batch is one record of the log: changes that were recorded together, and that
+// no position divides. It is shared between readers and never modified.
+type Batch struct {
+	Position Position
+	// RecordedAt never decreases from one batch to the next.
+	RecordedAt time.Time
+	// Events are the changes in order, at least one.
+	Events []Event
+	// Bytes is the size of the batch in the log: at most 1 MiB, and a few bytes.
+	Bytes int
+
+	memo memo
+}
+
+// Memo returns what the first caller's function made, for all callers of this
+// batch: a place for the one encoding that all subscribers share. It is not to be
+// modified. Batches that are read from pages of the log are not shared.
+func (b *Batch) Memo(encode func() []byte) []byte { return b.memo.get(encode) }
+
+// Event is one change in a batch. Refer to it by pointer; it must not be copied.
+type Event struct {
+	// Index is the place of the event in its batch, from 0.
+	Index  uint32
+	Change *instance.Change
+
+	record *Record
+	memo   memo
+}
+
+// Memo is to an event what [Batch.Memo] is to a batch.
+func (e *Event) Memo(encode func() []byte) []byte { return e.memo.get(encode) }
+
+type memo struct {
+	once  sync.Once
+	bytes []byte
+}
+
+func (m *memo) get(encode func() []byte) []byte {
+	m.once.Do(func() { m.bytes = encode() })
+	return m.bytes
+}
+
+// entry is a change with the record that follows from it, in one allocation.
+type entry struct {
+	change instance.Change
+	record Record
+}
+
+func newBatch(p Position, size int) *Batch {
+	return &Batch{Position: p, Events: make([]Event, 0, size)}
+}
+
+// place fills in the record that follows from the change as the index-th of the
+// batch at a position.
+func (e *entry) place(p Position, index int) {
+	e.record = Record{
+		Instance:  e.change.After,
+		Previous:  e.change.Before,
+		Cause:     e.change.Cause,
+		Source:    e.change.Source,
+		ChangedAt: e.change.OccurredAt,
+		Position:  p,
+		Index:     uint32(index),
+	}
+}
+
+// add appends a change to a batch that nobody else knows yet.
+func (b *Batch) add(e *entry) {
+	e.place(b.Position, len(b.Events))
+	b.Events = append(b.Events, Event{Index: e.record.Index, Change: &e.change, record: &e.record})
+}
+
+// after reports whether the record is of a later change than another one.
+func (r *Record) after(o *Record) bool {
+	if r.Position.Seq != o.Position.Seq {
+		return r.Position.Seq > o.Position.Seq
+	}
+	return r.Index > o.Index
+}
+
+// Snapshot is exactly the fold of all batches up to its position. It is shared
+// and never modified.
+type Snapshot struct {
+	Position Position
+	// Records are those of all instances, sorted by id.
+	Records []*Record
+}

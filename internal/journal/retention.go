@@ -1,0 +1,173 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	// trimKeys is the most batches that one transaction deletes.
+	trimKeys = 2000
+	// leastQuota is the least size of the embedded etcd, in bytes, however little
+	// history is kept: it holds the checkpoint and the client tokens too.
+	leastQuota = 64 << 20
+)
+
+// trim deletes the history that is older, or longer, than what is kept. Too long a
+// history is cut to nine tenths, so that it is not cut all the time.
+func (t *Term) trim(ctx context.Context, now time.Time) error {
+	if err := t.maintenance.lock(ctx); err != nil {
+		return err
+	}
+	defer t.maintenance.unlock()
+	j := t.journal
+	most := uint64(math.MaxUint64)
+	if limit := uint64(j.config.MaxBytes); j.view.kept() > limit {
+		most = limit / 10 * 9
+	}
+	return t.trimTo(ctx, now.Add(-j.config.Retention), most)
+}
+
+// trimTo deletes the batches that were recorded before a time, or that precede the
+// last so many bytes of the log. It keeps what has to be replayed at a start: the
+// batch that the checkpoint reaches to, and all after it. The caller holds
+// maintenance.
+func (t *Term) trimTo(ctx context.Context, before time.Time, most uint64) error {
+	j := t.journal
+	end := j.view.tip().bytes
+	superfluous := func(seq uint64) (bool, error) {
+		h, err := j.store.header(ctx, seq)
+		return h.recordedAt.Before(before) || end-h.preceding > most, err
+	}
+	// Both times and sizes only grow along the log, so that what is superfluous is a
+	// beginning of it. It ends before cut.
+	first := j.view.oldestPosition().Seq + 1
+	cut, err := search(first, t.saved.seq, superfluous)
+	if err != nil {
+		return err
+	}
+	for first < cut {
+		next := min(first+trimKeys, cut)
+		h, err := j.store.header(ctx, next)
+		if err != nil {
+			return err
+		}
+		j.view.setOldest(next-1, h.preceding)
+		if err := t.change(ctx, t.saved, clientv3.OpDelete(j.store.keys.logKey(first), clientv3.WithRange(j.store.keys.logKey(next)))); err != nil {
+			return err
+		}
+		first = next
+	}
+	return nil
+}
+
+// search returns the first number from first on, at most last, that is not
+// superfluous. The superfluous ones come first.
+func search(first, last uint64, superfluous func(uint64) (bool, error)) (uint64, error) {
+	if first >= last {
+		return first, nil
+	}
+	// Most of the time there is nothing to delete.
+	if yes, err := superfluous(first); err != nil || !yes {
+		return first, err
+	}
+	low, high := first+1, last
+	for low < high {
+		middle := low + (high-low)/2
+		yes, err := superfluous(middle)
+		if err != nil {
+			return first, err
+		}
+		if yes {
+			low = middle + 1
+		} else {
+			high = middle
+		}
+	}
+	return low, nil
+}
+
+// compact lets etcd forget the old revisions of keys, up to what was the present
+// when compact was called last: an external etcd may have other users, who may be
+// reading at a revision of a moment ago.
+func (t *Term) compact(ctx context.Context) error {
+	if err := t.maintenance.lock(ctx); err != nil {
+		return err
+	}
+	defer t.maintenance.unlock()
+	revision, err := t.journal.store.revision(ctx)
+	if err != nil {
+		return err
+	}
+	before := t.compactable
+	t.compactable = revision
+	if before == 0 {
+		return nil
+	}
+	return t.journal.store.compact(ctx, before)
+}
+
+func (s *store) revision(ctx context.Context) (int64, error) {
+	resp, err := s.client.Get(ctx, s.keys.meta, clientv3.WithCountOnly())
+	if err != nil {
+		return 0, err
+	}
+	return resp.Header.GetRevision(), nil
+}
+
+func (s *store) compact(ctx context.Context, revision int64, options ...clientv3.CompactOption) error {
+	_, err := s.client.Compact(ctx, revision, options...)
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		return nil
+	}
+	return err
+}
+
+// needRoom asks for room to be made.
+func (t *Term) needRoom() {
+	select {
+	case t.room <- struct{}{}:
+	default:
+	}
+}
+
+// makeRoom is what is done when etcd's quota is used up: half of the history goes.
+// The embedded etcd is then made smaller and told to take writes again; of an
+// external one that is for its operator to do.
+func (t *Term) makeRoom(ctx context.Context) error {
+	if err := t.maintenance.lock(ctx); err != nil {
+		return err
+	}
+	defer t.maintenance.unlock()
+	j := t.journal
+	j.log.WarnContext(ctx, "etcd has used up its quota; trimming history to make room")
+	if err := t.trimTo(ctx, time.Time{}, uint64(j.config.MaxBytes/2)); err != nil {
+		return err
+	}
+	revision, err := j.store.revision(ctx)
+	if err != nil {
+		return err
+	}
+	if err := j.store.compact(ctx, revision, clientv3.WithCompactPhysical()); err != nil {
+		return fmt.Errorf("compact etcd: %w", err)
+	}
+	if !j.store.embedded {
+		return errors.New("etcd has used up its quota: its operator has to defragment it and to disarm the alarm")
+	}
+	// Through the client it panics, in an etcd that is embedded.
+	if err := j.server.Server.Backend().Defrag(); err != nil {
+		return fmt.Errorf("defragment etcd: %w", err)
+	}
+	if _, err := j.store.client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+		return fmt.Errorf("disarm the alarm of etcd: %w", err)
+	}
+	j.log.InfoContext(ctx, "etcd has room again", slog.Int64("history_bytes", int64(j.view.kept())))
+	return nil
+}

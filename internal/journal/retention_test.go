@@ -1,0 +1,238 @@
+package journal
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+func TestHistoryIsTrimmedByAge(t *testing.T) {
+	j, term := own(t, testConfig(t))
+	for n := range 50 {
+		set(t, term, id(n), instance.StateStopped)
+	}
+	old := j.Head()
+	b := readAll(t, j, j.Oldest(), old)
+	between := b[len(b)-1].RecordedAt.Add(time.Nanosecond)
+	for n := range 50 {
+		set(t, term, id(n), instance.StatePending)
+	}
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := term.trim(t.Context(), between.Add(24*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if j.Oldest() != old {
+		t.Errorf("the oldest is %v, want %v", j.Oldest(), old)
+	}
+	readAll(t, j, j.Oldest(), j.Head())
+
+	before := old
+	before.Seq--
+	_, err := j.Resolve(t.Context(), j.Cursor(before))
+	e := wantError(t, err, instance.KindOutOfRange, ReasonCursorExpired)
+	if got, err := j.Resolve(t.Context(), e.Metadata[MetadataOldestCursor]); err != nil || got != old {
+		t.Errorf("the oldest cursor resolves to %v, %v, want %v", got, err, old)
+	}
+}
+
+func TestHistoryIsTrimmedBySize(t *testing.T) {
+	config := testConfig(t)
+	config.MaxBytes = 100_000
+	config.RingBytes = 1000
+	j, term := own(t, config)
+	parked := j.Read(j.Head())
+	for n := range 500 {
+		set(t, term, id(n%5), instance.States()[n%6])
+	}
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := term.trim(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	s := j.Stats()
+	if s.Bytes > 90_000 || s.Bytes < 85_000 {
+		t.Errorf("%d bytes are kept, want just below 90,000", s.Bytes)
+	}
+	var sum uint64
+	for _, b := range readAll(t, j, j.Oldest(), j.Head()) {
+		sum += uint64(b.Bytes)
+	}
+	if sum != s.Bytes {
+		t.Errorf("%d bytes are kept, and %d are told", sum, s.Bytes)
+	}
+	_, err := parked.Next(t.Context())
+	wantReason(t, err, instance.KindOutOfRange, ReasonCursorExpired)
+}
+
+func TestTrimmingKeepsWhatAStartNeeds(t *testing.T) {
+	config := testConfig(t)
+	j, err := Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	term := campaign(t, j)
+	set(t, term, id(1), instance.StateStopped)
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	checkpoint := j.Head()
+	churn(t, term, 1, 10)
+	// All of it is too old and too much, but what follows the checkpoint stays.
+	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := j.Oldest().Seq; got != checkpoint.Seq-1 {
+		t.Errorf("oldest is %d, and the checkpoint is at %d", got, checkpoint.Seq)
+	}
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 0); err != nil {
+		t.Fatal(err)
+	}
+	head, want := j.Head(), contents(j.Snapshot())
+	if got := j.Oldest().Seq; got != head.Seq-1 {
+		t.Errorf("oldest is %d, and the last batch is %d", got, head.Seq)
+	}
+	closeJournal(t, j)
+
+	j, term = own(t, config)
+	if diff := cmp.Diff(want, contents(j.Snapshot())); j.Head() != head || diff != "" {
+		t.Errorf("head %v, want %v; instances (-before +after):\n%s", j.Head(), head, diff)
+	}
+	if p := set(t, term, id(1), instance.StateStopped); p.Seq != head.Seq+1 {
+		t.Errorf("the log goes on at %v", p)
+	}
+}
+
+func TestSearchFindsTheFirstThatIsKept(t *testing.T) {
+	for length := range uint64(20) {
+		for cut := uint64(5); cut <= 5+length; cut++ {
+			got, err := search(5, 5+length, func(n uint64) (bool, error) { return n < cut, nil })
+			if err != nil || got != cut {
+				t.Errorf("of %d, %d: %v, %v", length, cut, got, err)
+			}
+		}
+	}
+}
+
+// The checkpoint is written at random times; a start from it and the rest of the
+// log must know what a fold of the whole log knows.
+func TestACheckpointAndTheRestOfTheLogAreTheFold(t *testing.T) {
+	config := testConfig(t)
+	j, err := Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := j.Head()
+	for round := range uint64(5) {
+		term := campaign(t, j)
+		churn(t, term, round, 10)
+		if err := term.checkpoint(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		churn(t, term, 100+round, 10)
+		if round%2 == 0 {
+			// As after a crash: instances were written, but not how far they reach.
+			ids, _ := j.view.takeUnsaved()
+			j.view.putUnsaved(ids)
+			for id := range ids {
+				if b := term.encodeKnown(nil, id); len(b) > 0 {
+					if _, err := j.store.client.Put(t.Context(), j.store.keys.instances+string(id), string(b)); err != nil {
+						t.Fatal(err)
+					}
+				} else if _, err := j.store.client.Delete(t.Context(), j.store.keys.instances+string(id)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		_ = term.end(errClosed()) // no checkpoint at the end
+		term.work.Wait()
+		head := j.Head()
+		closeJournal(t, j)
+		if j, err = Open(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+		if j.Head() != head {
+			t.Fatalf("round %d: the head was %v, and is %v", round, head, j.Head())
+		}
+		if diff := cmp.Diff(fold(readAll(t, j, from, head)), contents(j.Snapshot())); diff != "" {
+			t.Fatalf("round %d (-fold +known):\n%s", round, diff)
+		}
+	}
+	closeJournal(t, j)
+}
+
+func TestWritesGoOnAfterEtcdsQuotaWasUsedUp(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes 200 MB")
+	}
+	config := testConfig(t)
+	config.MaxBytes = 20 << 20 // the quota is then the least that there is, 64 MiB
+	j, term := own(t, config)
+	filler := strings.Repeat("x", 400_000)
+	last := j.Head()
+	for n := range 200 {
+		p, err := term.Update(t.Context(), func(tx *Tx) error {
+			c := change(id(n%3), instance.States()[n%6])
+			c.After.Tags["filler"] = filler
+			tx.Append(c)
+			return nil
+		})
+		if err != nil {
+			// Refused at once while room is being made: nothing is lost, try again.
+			wantReason(t, err, instance.KindExhausted, ReasonFull)
+			continue
+		}
+		last = p
+		if n%20 == 0 {
+			if err := term.checkpoint(t.Context()); err != nil {
+				t.Logf("checkpoint: %v", err)
+			}
+		}
+	}
+	if j.Head() != last {
+		t.Errorf("the head is %v, want %v", j.Head(), last)
+	}
+	readAll(t, j, j.Oldest(), j.Head())
+	if resp, err := j.store.client.AlarmList(t.Context()); err != nil || len(resp.Alarms) > 0 {
+		t.Errorf("alarms are on: %v, %v", resp, err)
+	}
+	if j.Oldest().Seq == 0 {
+		t.Error("nothing was trimmed: the quota was never used up")
+	}
+}
+
+// A process that ended while etcd's quota was used up must be able to start again.
+func TestATermBeginsAfterEtcdsQuotaWasUsedUp(t *testing.T) {
+	config := testConfig(t)
+	j, err := Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(t, campaign(t, j), id(1), instance.StateStopped)
+	head := j.Head()
+	if _, err := j.server.Server.Alarm(t.Context(), &etcdserverpb.AlarmRequest{
+		Action: etcdserverpb.AlarmRequest_ACTIVATE,
+		Alarm:  etcdserverpb.AlarmType_NOSPACE,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = j.Close(ctx) // no checkpoint can be written
+
+	_, term := own(t, config)
+	if p := set(t, term, id(1), instance.StatePending); p.Seq != head.Seq+1 {
+		t.Errorf("the log goes on at %v, after %v", p, head)
+	}
+}

@@ -1,0 +1,171 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+
+	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
+)
+
+const (
+	// embeddedTxnOps is the most operations of a transaction that the embedded etcd
+	// is told to take; externalTxnOps stays below etcd's default of 128.
+	embeddedTxnOps = 1024
+	externalTxnOps = 120
+	// requestBytes is the most that is put into one transaction. etcd's limit is
+	// 1.5 MiB.
+	requestBytes = 1 << 20
+)
+
+// store is etcd, whether in this process or not.
+type store struct {
+	client *clientv3.Client
+	keys   keys
+	// embedded is true when this process is etcd's only client.
+	embedded bool
+	// maxOps is the most operations of a transaction.
+	maxOps int
+}
+
+// recent makes a read see all that was ever acknowledged, to whomever.
+func (s *store) recent() clientv3.OpOption {
+	if s.embedded { // the one member has all of it
+		return clientv3.WithSerializable()
+	}
+	return func(*clientv3.Op) {}
+}
+
+// control is what the few keys beside the log say, all at one revision.
+type control struct {
+	meta        *storagev1.Meta // nil when there is no log yet
+	generations generations
+	// owner is nil when nobody owns the log; ownerRevision is the revision at which
+	// it began to.
+	owner         *storagev1.Owner
+	ownerRevision int64
+	checkpoint    uint64
+	// first is the first batch that is kept, 0 when there is none.
+	first uint64
+	// head is the last batch, and headRevision that at which it was written.
+	head         uint64
+	headRevision int64
+	// known is the revision of the batch that was asked for, 0 without such a batch.
+	known int64
+}
+
+// control reads the control keys, and looks for a batch that is known.
+func (s *store) control(ctx context.Context, known uint64) (control, error) {
+	resp, err := s.client.Txn(ctx).Then(
+		clientv3.OpGet(s.keys.meta),
+		clientv3.OpGet(s.keys.generations),
+		clientv3.OpGet(s.keys.owner),
+		clientv3.OpGet(s.keys.checkpoint),
+		clientv3.OpGet(s.keys.head),
+		clientv3.OpGet(s.keys.log, clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()),
+		clientv3.OpGet(s.keys.logKey(known), clientv3.WithKeysOnly()),
+	).Commit()
+	if err != nil {
+		return control{}, err
+	}
+	var c control
+	var meta storagev1.Meta
+	var list storagev1.Generations
+	var owner storagev1.Owner
+	var checkpoint storagev1.Checkpoint
+	var head storagev1.Head
+	for i, m := range []proto.Message{&meta, &list, &owner, &checkpoint, &head} {
+		kv := only(resp, i)
+		if kv == nil {
+			continue
+		}
+		if err := proto.Unmarshal(kv.Value, m); err != nil {
+			return control{}, fmt.Errorf("the value of %s is damaged: %w", kv.Key, err)
+		}
+		switch i {
+		case 0:
+			c.meta = &meta
+		case 2:
+			c.owner, c.ownerRevision = &owner, kv.CreateRevision
+		case 4:
+			c.headRevision = kv.ModRevision
+		}
+	}
+	c.checkpoint, c.head = checkpoint.GetSeq(), head.GetSeq()
+	for _, g := range list.GetGenerations() {
+		c.generations = append(c.generations, generation{g.GetId(), g.GetFirstSeq(), fromNanoseconds(g.GetStartedAtNs())})
+	}
+	if kv := only(resp, 5); kv != nil {
+		if c.first, err = s.keys.seq(kv.Key); err != nil {
+			return control{}, err
+		}
+	}
+	if kv := only(resp, 6); kv != nil {
+		c.known = kv.ModRevision
+	}
+	return c, nil
+}
+
+// only returns the key that the i-th operation of a transaction read, or nil.
+func only(resp *clientv3.TxnResponse, i int) *mvccpb.KeyValue {
+	if kvs := resp.Responses[i].GetResponseRange().GetKvs(); len(kvs) > 0 {
+		return kvs[0]
+	}
+	return nil
+}
+
+// create writes the keys of a new log, unless another process does so first.
+func (s *store) create(ctx context.Context, id logID, now time.Time) error {
+	meta := &storagev1.Meta{FormatVersion: formatVersion, LogId: id[:], CreatedAtNs: nanoseconds(now)}
+	list := generations{}.begin(0, now)
+	_, err := s.client.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(s.keys.meta), "=", 0)).
+		Then(clientv3.OpPut(s.keys.meta, marshal(meta)), s.putGenerations(list), s.putHead(0)).
+		Commit()
+	return err
+}
+
+func (s *store) putGenerations(list generations) clientv3.Op {
+	m := &storagev1.Generations{}
+	for _, g := range list {
+		m.Generations = append(m.Generations, &storagev1.Generation{
+			Id: g.id, FirstSeq: g.first, StartedAtNs: nanoseconds(g.startedAt),
+		})
+	}
+	return clientv3.OpPut(s.keys.generations, marshal(m))
+}
+
+func (s *store) putHead(seq uint64) clientv3.Op {
+	return clientv3.OpPut(s.keys.head, marshal(&storagev1.Head{Seq: seq}))
+}
+
+// marshal encodes one of our own messages, which cannot fail.
+func marshal(m proto.Message) string {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		panic(fmt.Sprintf("journal: encode %T: %v", m, err))
+	}
+	return string(b)
+}
+
+// refused reports whether etcd has looked at a request and will never carry it
+// out. After any other error it may have.
+func refused(err error) bool {
+	for _, never := range []error{
+		rpctypes.ErrRequestTooLarge, rpctypes.ErrTooManyOps, rpctypes.ErrDuplicateKey, rpctypes.ErrEmptyKey,
+	} {
+		if errors.Is(err, never) {
+			return true
+		}
+	}
+	return false
+}
+
+// noSpace reports whether etcd's quota is used up.
+func noSpace(err error) bool { return errors.Is(err, rpctypes.ErrNoSpace) }

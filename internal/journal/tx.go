@@ -1,0 +1,170 @@
+package journal
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Tx is what the function of an update reads from and writes to. It sees all that
+// was recorded before it, and what it has written itself. It is of no use after
+// the function has returned, and belongs to its goroutine.
+type Tx struct {
+	writer *writer
+	// position is what Position returns; asked is whether it did.
+	position Position
+	asked    bool
+
+	entries []*entry
+	// encoded has the entries as they are written, and ends where each of them ends.
+	encoded []byte
+	ends    []int
+	known   map[instance.ID]*Record
+
+	tokens     map[string]tokenChange
+	tokenBytes int
+	newTokens  int
+
+	err error
+}
+
+func (tx *Tx) begin(position Position) {
+	clear(tx.entries)
+	clear(tx.known)
+	clear(tx.tokens)
+	tx.entries, tx.encoded, tx.ends = tx.entries[:0], tx.encoded[:0], tx.ends[:0]
+	tx.tokenBytes, tx.newTokens = 0, 0
+	tx.position, tx.asked, tx.err = position, false, nil
+}
+
+// Get returns what is known of an instance.
+func (tx *Tx) Get(id instance.ID) (Record, bool) {
+	if record := tx.lookup(id); record != nil && record.Instance != nil {
+		return *record, true
+	}
+	return Record{}, false
+}
+
+func (tx *Tx) lookup(id instance.ID) *Record {
+	if record, ok := tx.known[id]; ok {
+		return record
+	}
+	return tx.writer.lookup(id)
+}
+
+// Append records a change. After is the instance as it is to be known from now
+// on, nil to remove it; then Before says which one. Type and Before are filled in
+// from what is known. Removing an instance that is not known records nothing.
+func (tx *Tx) Append(c instance.Change) {
+	if c.After == nil && c.Before == nil {
+		tx.fail("a change without an instance")
+		return
+	}
+	id := c.ID()
+	c.Before = nil
+	if known := tx.lookup(id); known != nil {
+		c.Before = known.Instance
+	}
+	switch {
+	case c.Before == nil && c.After == nil:
+		return
+	case c.Before == nil:
+		c.Type = instance.ChangeAdded
+	case c.After == nil:
+		c.Type = instance.ChangeRemoved
+	case c.Before.State != c.After.State:
+		c.Type = instance.ChangeState
+	default:
+		c.Type = instance.ChangeAttributes
+	}
+	e := &entry{change: c}
+	e.place(tx.position, len(tx.entries)) // for now; see batch.add
+	tx.entries = append(tx.entries, e)
+	tx.encoded = appendChange(tx.encoded, &e.change)
+	tx.ends = append(tx.ends, len(tx.encoded))
+	if size := len(tx.encoded) - tx.begins(len(tx.ends)-1); size > requestBytes {
+		tx.fail(fmt.Sprintf("a change of %d bytes, which is more than %d", size, requestBytes))
+	}
+	tx.known[id] = &e.record
+}
+
+// PutToken writes a client token, in place of the one with the same key. Without
+// a CreatedAt it gets that of the token it replaces, or else the present. Beyond
+// [Config.MaxClientTokens] the update fails with [ReasonTooManyTokens].
+func (tx *Tx) PutToken(t Token) {
+	created, replaces := tx.token(t.Key)
+	if t.CreatedAt.IsZero() {
+		t.CreatedAt = time.Now()
+		if replaces {
+			t.CreatedAt = created
+		}
+	}
+	if !replaces {
+		most := tx.writer.term.journal.config.MaxClientTokens
+		if tx.writer.term.tokens.len()+tx.newTokens >= most {
+			tx.err = errTooManyTokens(most)
+			return
+		}
+		tx.newTokens++
+	}
+	value := encodeToken(&t)
+	if len(value)+len(t.Key) > requestBytes {
+		tx.fail(fmt.Sprintf("a client token of %d bytes, which is more than %d", len(value), requestBytes))
+		return
+	}
+	tx.tokenBytes += len(value) + len(t.Key)
+	tx.tokens[t.Key] = tokenChange{created: fromNanoseconds(nanoseconds(t.CreatedAt)), value: value}
+}
+
+// DeleteToken deletes a client token, if there is one with that key.
+func (tx *Tx) DeleteToken(key string) {
+	if _, ok := tx.token(key); ok {
+		tx.tokens[key] = tokenChange{deleted: true}
+	}
+}
+
+// token returns when the token with that key was created, if there is one.
+func (tx *Tx) token(key string) (created time.Time, ok bool) {
+	if c, ok := tx.tokens[key]; ok {
+		return c.created, !c.deleted
+	}
+	return tx.writer.term.tokens.get(key)
+}
+
+// Position returns the position that the update will return, so that it can be
+// part of what is written: that of the batch with the last of its changes or, if
+// it records none, that of the batch with the last change it has seen. To keep
+// that promise the function may be run once more.
+func (tx *Tx) Position() Position {
+	tx.asked = true
+	return tx.position
+}
+
+// Head returns the position behind all that was recorded before this update, by
+// earlier updates of the same batch too.
+func (tx *Tx) Head() Position { return tx.writer.head() }
+
+func (tx *Tx) fail(what string) {
+	tx.err = &instance.Error{Kind: instance.KindInternal, Message: "the journal was asked to record " + what}
+}
+
+// parts returns how many batches the changes take, beginning with an empty one.
+func (tx *Tx) parts() int {
+	parts, start := 0, 0
+	for i, end := range tx.ends {
+		if parts == 0 || end-start > requestBytes {
+			parts++
+			start = tx.begins(i)
+		}
+	}
+	return parts
+}
+
+// begins returns where an entry begins in encoded.
+func (tx *Tx) begins(i int) int {
+	if i == 0 {
+		return 0
+	}
+	return tx.ends[i-1]
+}

@@ -1,0 +1,287 @@
+package journal
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// view is what this process knows of the log: the fold of it, and a ring of the
+// last batches. One writer or follower publishes to it; readers never hold that
+// up, since they wait outside of its lock.
+type view struct {
+	mu sync.RWMutex
+	// All below is guarded by mu; what is pointed to is never modified.
+	id          logID
+	generations generations
+	// head is the last batch published, with its time, the revision at which it was
+	// written, and the bytes of the log up to and including it.
+	head       Position
+	recordedAt time.Time
+	revision   int64
+	bytes      uint64
+	// oldest is the place before the first batch that is kept, and oldestBytes are
+	// the bytes of the log up to there.
+	oldest      uint64
+	oldestBytes uint64
+	records     map[instance.ID]*Record
+	// ring has the last batches, without gaps, and ringBytes is their size.
+	ring      []*Batch
+	ringBytes int64
+	ringLimit int64
+	// unsaved are the instances that changed since the checkpoint.
+	unsaved map[instance.ID]struct{}
+	// recent has the records that changed since the last snapshot, nil for an
+	// instance that was removed.
+	recent map[instance.ID]*Record
+	// changed is closed, and replaced, when anything above changed.
+	changed chan struct{}
+	closed  bool
+
+	// snapshotMu serializes Snapshot; it is taken before mu.
+	snapshotMu sync.Mutex
+	snapshot   []*Record
+}
+
+func newView(ringLimit int64) *view {
+	return &view{ringLimit: ringLimit, changed: make(chan struct{})}
+}
+
+// begin makes an unused view that of a log which is known up to start. The revision
+// counts only as long as nothing is published.
+func (v *view) begin(id logID, g generations, start uint64, revision int64, records map[instance.ID]*Record) {
+	v.id, v.generations, v.records = id, g, records
+	v.head, _ = g.at(start)
+	v.revision = revision
+	v.unsaved = map[instance.ID]struct{}{}
+	v.recent = make(map[instance.ID]*Record, len(records))
+	maps.Copy(v.recent, records)
+}
+
+// adopt replaces all that is known by what a fresh view knows, at once for all
+// readers.
+func (v *view) adopt(fresh *view) {
+	v.snapshotMu.Lock()
+	defer v.snapshotMu.Unlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.id, v.generations = fresh.id, fresh.generations
+	v.head, v.recordedAt, v.revision, v.bytes = fresh.head, fresh.recordedAt, fresh.revision, fresh.bytes
+	v.oldest, v.oldestBytes = fresh.oldest, fresh.oldestBytes
+	v.records, v.unsaved, v.recent = fresh.records, fresh.unsaved, fresh.recent
+	v.ring, v.ringBytes = fresh.ring, fresh.ringBytes
+	v.snapshot = nil
+	v.wakeLocked()
+}
+
+// published is a batch that is on disk.
+type published struct {
+	batch *Batch
+	// revision is that at which the batch was written, and bytes is the size of the
+	// log up to and including it.
+	revision int64
+	bytes    uint64
+}
+
+// publish folds the batches that follow the head and shows them to readers. It
+// ignores those that are known, and reports false for one that does not follow.
+func (v *view) publish(batches ...published) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, p := range batches {
+		if p.batch.Position.Seq <= v.head.Seq {
+			continue
+		}
+		if p.batch.Position.Seq != v.head.Seq+1 || !v.generations.cover(p.batch.Position) {
+			return false
+		}
+		v.foldLocked(p)
+	}
+	v.wakeLocked()
+	return true
+}
+
+func (v *view) foldLocked(p published) {
+	for i := range p.batch.Events {
+		record := p.batch.Events[i].record
+		id := p.batch.Events[i].Change.ID()
+		if known := v.records[id]; known != nil && !record.after(known) {
+			continue // the checkpoint has a later one
+		}
+		if record.Instance == nil {
+			delete(v.records, id)
+			v.recent[id] = nil
+		} else {
+			v.records[id] = record
+			v.recent[id] = record
+		}
+		v.unsaved[id] = struct{}{}
+	}
+	v.head, v.recordedAt, v.revision, v.bytes = p.batch.Position, p.batch.RecordedAt, p.revision, p.bytes
+	v.ring = append(v.ring, p.batch)
+	v.ringBytes += int64(p.batch.Bytes)
+	for v.ringBytes > v.ringLimit && len(v.ring) > 1 {
+		v.ringBytes -= int64(v.ring[0].Bytes)
+		v.ring[0] = nil
+		v.ring = v.ring[1:]
+	}
+}
+
+func (v *view) wakeLocked() {
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+// next returns the batch after a position from the ring. Otherwise it returns a
+// channel to wait on when the position is the head, and neither when the batch
+// has to be read from the log.
+func (v *view) next(after Position) (*Batch, <-chan struct{}, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.closed {
+		return nil, nil, errClosed()
+	}
+	if err := v.checkLocked(after); err != nil {
+		return nil, nil, err
+	}
+	if after.Seq == v.head.Seq {
+		return nil, v.changed, nil
+	}
+	if behind := v.head.Seq - after.Seq; behind <= uint64(len(v.ring)) {
+		return v.ring[uint64(len(v.ring))-behind], nil, nil
+	}
+	return nil, nil, nil
+}
+
+func (v *view) close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.closed = true
+	v.wakeLocked()
+}
+
+func (v *view) get(id instance.ID) (*Record, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	record, ok := v.records[id]
+	return record, ok
+}
+
+func (v *view) logID() logID {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.id
+}
+
+// tip is the end of the log.
+type tip struct {
+	head       Position
+	recordedAt time.Time
+	revision   int64
+	bytes      uint64
+}
+
+func (v *view) tip() tip {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return tip{v.head, v.recordedAt, v.revision, v.bytes}
+}
+
+func (v *view) oldestPosition() Position {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	p, _ := v.generations.at(v.oldest)
+	return p
+}
+
+func (v *view) listGenerations() generations {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.generations
+}
+
+// setGenerations replaces the list by one that agrees with it up to the head.
+func (v *view) setGenerations(g generations) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.generations = g
+	v.head, _ = g.at(v.head.Seq)
+}
+
+// setOldest says that batches up to seq are no longer kept.
+func (v *view) setOldest(seq, bytes uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if seq > v.oldest {
+		v.oldest, v.oldestBytes = seq, bytes
+	}
+}
+
+// takeUnsaved returns the instances that changed since the checkpoint, the last
+// batch that they reflect, and begins to collect anew.
+func (v *view) takeUnsaved() (map[instance.ID]struct{}, anchor) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	unsaved := v.unsaved
+	v.unsaved = map[instance.ID]struct{}{}
+	return unsaved, anchor{v.head.Seq, v.revision}
+}
+
+// putUnsaved gives back what could not be saved.
+func (v *view) putUnsaved(ids map[instance.ID]struct{}) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for id := range ids {
+		v.unsaved[id] = struct{}{}
+	}
+}
+
+// Snapshot returns the fold up to the head. Callers at one position share it.
+func (j *Journal) Snapshot() Snapshot { return j.view.takeSnapshot() }
+
+// takeSnapshot brings the last snapshot up to date. Under the lock that the writer
+// needs it only takes what changed since.
+func (v *view) takeSnapshot() Snapshot {
+	v.snapshotMu.Lock()
+	defer v.snapshotMu.Unlock()
+	v.mu.Lock()
+	head := v.head
+	var recent map[instance.ID]*Record
+	if len(v.recent) > 0 {
+		recent, v.recent = v.recent, map[instance.ID]*Record{}
+	}
+	v.mu.Unlock()
+	if recent != nil {
+		v.snapshot = merge(v.snapshot, recent)
+	}
+	return Snapshot{Position: head, Records: v.snapshot}
+}
+
+// merge returns the records, sorted by id, with some replaced, added or, where
+// they are nil, removed.
+func merge(records []*Record, recent map[instance.ID]*Record) []*Record {
+	ids := make([]instance.ID, 0, len(recent))
+	for id := range recent {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	merged := make([]*Record, 0, len(records)+len(ids))
+	for _, id := range ids {
+		n, found := slices.BinarySearchFunc(records, id, func(r *Record, id instance.ID) int {
+			return strings.Compare(string(r.Instance.ID), string(id))
+		})
+		merged = append(merged, records[:n]...)
+		records = records[n:]
+		if found {
+			records = records[1:]
+		}
+		if record := recent[id]; record != nil {
+			merged = append(merged, record)
+		}
+	}
+	return append(merged, records...)
+}
