@@ -1,0 +1,255 @@
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+)
+
+const (
+	// recordTimeout bounds how long a command waits for its answer to be recorded. The
+	// answer is recorded all the same when the caller leaves.
+	recordTimeout = 30 * time.Second
+	// recordMargin is what is left of the caller's deadline to say that the answer could
+	// not be recorded in time.
+	recordMargin = 200 * time.Millisecond
+)
+
+// Command carries a verb out and returns once what it changed is recorded.
+//
+// A dry run returns an error always: of [instance.KindDryRun] if the caller may.
+func (s *Service) Command(ctx context.Context, caller Caller, req CommandRequest) (CommandResponse, error) {
+	cmd, err := checkCommand(caller, req)
+	if err != nil {
+		return CommandResponse{}, err
+	}
+	term, err := s.owner()
+	if err != nil {
+		return CommandResponse{}, err
+	}
+	if cmd.DryRun {
+		_, err := s.backend.Execute(ctx, cmd)
+		if err == nil {
+			err = &instance.Error{Kind: instance.KindInternal, Message: "the backend did not answer a dry run with an error"}
+		}
+		return CommandResponse{}, err
+	}
+	cause := instance.Cause{Principal: caller.Principal, Verb: cmd.Verb, RequestID: caller.RequestID, ClientToken: req.ClientToken}
+	if req.ClientToken != "" {
+		return s.onceByToken(ctx, term, cmd, cause)
+	}
+	return s.execute(ctx, term, cmd, cause, nil)
+}
+
+// execute calls the backend and records its answer; with a token, the answer is kept
+// under it together with the changes.
+func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, token *journal.Token) (CommandResponse, error) {
+	if err := term.Writable(); err != nil {
+		return CommandResponse{}, err
+	}
+	before := s.journal.Head()
+	if err := s.learn(ctx, cmd.IDs); err != nil {
+		return CommandResponse{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return CommandResponse{}, err
+	}
+	command := attribution{cause: cause, target: targets[cmd.Verb], since: time.Now()}
+	fl := s.flights.begin(cmd.IDs, command)
+	defer fl.end()
+	result, err := s.backend.Execute(ctx, cmd)
+	if err != nil && (ctx.Err() != nil || asError(err).OutcomeUnknown) {
+		s.suspect(cmd, command)
+	}
+	if err != nil && len(result.Changes) == 0 {
+		return CommandResponse{}, err
+	}
+	response := CommandResponse{
+		Changes:  result.Changes,
+		Failures: result.Failures,
+		Cursor:   s.journal.Cursor(before),
+	}
+	a := answer{response: &response, refusal: err, command: command, before: before, token: token}
+	end, recordErr := s.record(ctx, term, fl, a)
+	switch {
+	case recordErr != nil:
+		s.suspect(cmd, command)
+		return CommandResponse{}, notRecorded(cmd, recordErr)
+	case err != nil:
+		return CommandResponse{}, startedAllTheSame(err, result)
+	}
+	response.EndCursor = s.journal.Cursor(end)
+	return response, nil
+}
+
+// answer is what the backend answered to a command, ready to be recorded.
+type answer struct {
+	response *CommandResponse
+	// refusal is the error that came beside changes.
+	refusal error
+	command attribution
+	// before is the end of the log when the backend was called.
+	before journal.Position
+	token  *journal.Token
+}
+
+// record writes what an answer changed, what was heard of the instances before, and the
+// answer itself when there is a token.
+func (s *Service) record(ctx context.Context, term *journal.Term, fl *flight, a answer) (journal.Position, error) {
+	timeout := recordTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, max(recordMargin, time.Until(deadline)-recordMargin))
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	heard := fl.settle(ctx, a.response.Changes)
+	if len(heard) == 0 && a.token == nil && !slices.ContainsFunc(a.response.Changes, s.outstanding) {
+		return s.journal.Head(), nil
+	}
+	now := time.Now().UTC()
+	var weights []weight
+	position, err := term.Update(ctx, func(tx *journal.Tx) error {
+		weights = weights[:0]
+		for _, n := range heard {
+			weights = append(weights, s.recordNotice(tx, n, now))
+		}
+		for _, change := range a.response.Changes {
+			s.recordAnswer(tx, change, a, now)
+		}
+		s.recordToken(tx, a)
+		return nil
+	})
+	for i, n := range heard {
+		if err != nil {
+			s.looker.requestFor(n)
+		} else {
+			s.recorded(n, weights[i])
+		}
+	}
+	return position, err
+}
+
+// outstanding reports whether the journal does not say yet what a line of an answer says.
+func (s *Service) outstanding(change instance.StateChange) bool {
+	if change.Current != change.Previous {
+		return true
+	}
+	known, found := s.journal.Get(change.ID)
+	if !found && change.After == nil {
+		s.looker.request(change.ID)
+		return false
+	}
+	return !found || known.Instance.State != change.Current
+}
+
+// recordAnswer records one line of an answer: first what leads to the state in which
+// the call found the instance, if that was not known, then what the call changed.
+func (s *Service) recordAnswer(tx *journal.Tx, change instance.StateChange, a answer, now time.Time) {
+	known, found := tx.Get(change.ID)
+	seen := sighting{occurredAt: change.At, source: instance.SourceAnswer}
+	switch {
+	case !found && change.After == nil:
+		s.looker.request(change.ID)
+		return
+	case !found:
+		seen.image = passing(change.After, change.Previous)
+		reduce(tx, seen, now)
+		known, _ = tx.Get(change.ID)
+	case known.Position.Seq > a.before.Seq && !change.At.After(known.ChangedAt):
+		return // the answer took so long that what it says was recorded before it
+	case known.Instance.State != change.Previous:
+		seen.image = passing(known.Instance, change.Previous)
+		seen.commands = s.suspects(change.ID, change.At)
+		reduce(tx, seen, now)
+	}
+	if change.Current != change.Previous {
+		seen.image, seen.commands = answered(known.Instance, change), []attribution{a.command}
+		seen.commands[0].target = change.Current
+		reduce(tx, seen, now)
+	}
+}
+
+// recordToken keeps an answer under its token; a refusal is not kept.
+func (s *Service) recordToken(tx *journal.Tx, a answer) {
+	switch {
+	case a.token == nil:
+	case a.refusal != nil:
+		tx.DeleteToken(a.token.Key)
+	default:
+		token := *a.token
+		token.Answer = &journal.Answer{
+			Changes:   a.response.Changes,
+			Failures:  a.response.Failures,
+			Cursor:    a.response.Cursor,
+			EndCursor: s.journal.Cursor(tx.Position()),
+		}
+		tx.PutToken(token)
+	}
+}
+
+// notRecorded says that a change happened and could not be recorded.
+func notRecorded(cmd instance.Command, cause error) error {
+	return &instance.Error{
+		Kind:   instance.KindUnavailable,
+		Reason: "NOT_RECORDED",
+		Message: fmt.Sprintf("%s was carried out, but could not be recorded in time; it will be recorded as soon as the journal can be written. "+
+			"Use DescribeInstances with the owner before trying again", cmd.Verb),
+		OutcomeUnknown: true,
+		Cause:          cause,
+	}
+}
+
+// startedAllTheSame adds to an error what was changed in spite of it.
+func startedAllTheSame(err error, result instance.Result) error {
+	e := *asError(err)
+	var ids []string
+	for _, c := range result.Changes {
+		if c.Current != c.Previous {
+			ids = append(ids, string(c.ID))
+		}
+	}
+	if len(ids) == 0 {
+		return &e
+	}
+	metadata := map[string]string{"changed_instance_ids": strings.Join(ids, ",")}
+	maps.Copy(metadata, e.Metadata)
+	e.Metadata = metadata
+	return &e
+}
+
+// learn makes sure that the journal knows those of the instances that exist: what it
+// does not know is looked up once at the backend. Only the owner can do so.
+func (s *Service) learn(ctx context.Context, ids []instance.ID) error {
+	var unknown []instance.ID
+	for _, id := range ids {
+		if _, found := s.journal.Get(id); !found && !s.absent.has(id) {
+			unknown = append(unknown, id)
+		}
+	}
+	if len(unknown) == 0 || s.term.Load() == nil {
+		return nil
+	}
+	return s.looker.look(ctx, unknown, cautious)
+}
+
+// notFound is EC2's error for instances that do not exist; nil if there are none.
+func notFound(ids []instance.ID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = string(id)
+	}
+	text := fmt.Sprintf("The instance ID '%s' does not exist", names[0])
+	if len(ids) > 1 {
+		text = fmt.Sprintf("The instance IDs '%s' do not exist", strings.Join(names, ", "))
+	}
+	return &instance.Error{Kind: instance.KindNotFound, Code: instance.CodeNotFound, Message: text, InstanceIDs: slices.Clone(ids)}
+}

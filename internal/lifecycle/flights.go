@@ -1,0 +1,298 @@
+package lifecycle
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// patience is how long a command may hold up what else is known of its instances. A
+// call that takes longer, because the backend is slow, must not blind everybody.
+const patience = time.Second
+
+// attribution says whose doing it is when an instance enters a state.
+type attribution struct {
+	cause instance.Cause
+	// target is the state that the command leads to directly; unspecified for one that
+	// changes no state.
+	target instance.State
+	// since is when the command began: it has not done what happened before.
+	since time.Time
+}
+
+// targets are the states that the verbs lead to.
+var targets = map[instance.Verb]instance.State{
+	instance.VerbStart:     instance.StatePending,
+	instance.VerbStop:      instance.StateStopping,
+	instance.VerbTerminate: instance.StateShuttingDown,
+}
+
+// flights knows which instances have a command in flight, from before the backend is
+// called until the answer is recorded. Two things follow from it:
+//
+// What is heard of an instance meanwhile, and may be the command's doing, is held back,
+// so that a change is recorded with the command that caused it, and once.
+//
+// Of several commands in flight for one instance the answers are recorded in the order
+// in which the backend made the changes; what was held back and happened before a change
+// is recorded before it.
+//
+// Both last for [patience] at most.
+type flights struct {
+	mu        sync.Mutex
+	instances map[instance.ID]*traffic
+	// held counts the notices that are held back.
+	held int
+	// freed are notices that need no longer be held back.
+	freed []instance.Notice
+	// free is signalled when an instance that somebody asked about becomes free, or when
+	// there are freed notices.
+	free chan struct{}
+}
+
+// traffic is what is in flight for one instance.
+type traffic struct {
+	commands []*flight
+	// held are notices of the instance, oldest first.
+	held []instance.Notice
+	// changed is closed, and replaced, whenever a command moves on.
+	changed chan struct{}
+	// awaited is whether somebody wants to hear when the instance is free.
+	awaited bool
+}
+
+// flight is one command.
+type flight struct {
+	all     *flights
+	ids     []instance.ID
+	command attribution
+	// answered is true once the backend has answered; at has the times of its changes.
+	answered bool
+	at       map[instance.ID]time.Time
+}
+
+func newFlights() *flights {
+	return &flights{instances: make(map[instance.ID]*traffic), free: make(chan struct{}, 1)}
+}
+
+func (f *flights) begin(ids []instance.ID, command attribution) *flight {
+	fl := &flight{all: f, ids: ids, command: command}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, id := range ids {
+		t := f.instances[id]
+		if t == nil {
+			t = &traffic{}
+			f.instances[id] = t
+		}
+		t.commands = append(t.commands, fl)
+	}
+	return fl
+}
+
+// blocks reports whether what happened at a time may be a command's doing, and is held
+// back for its sake.
+func (t *traffic) blocks(at, now time.Time) bool {
+	return slices.ContainsFunc(t.commands, func(fl *flight) bool {
+		c := fl.command
+		return c.target != instance.StateUnspecified && !at.Before(c.since) && now.Sub(c.since) < patience
+	})
+}
+
+// busy reports whether a description of the instance has to wait for a command. If so,
+// free is signalled once it need not.
+func (f *flights) busy(id instance.ID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.instances[id]
+	now := time.Now()
+	if t == nil || !t.blocks(now, now) {
+		return false
+	}
+	t.awaited = true
+	return true
+}
+
+// suspects returns the commands in flight that may have changed the instance at a time,
+// and have not said yet whether they did.
+func (f *flights) suspects(id instance.ID, at time.Time) (list []attribution) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t := f.instances[id]; t != nil {
+		for _, fl := range t.commands {
+			if c := fl.command; !fl.answered && c.target != instance.StateUnspecified && !at.Before(c.since) {
+				list = append(list, c)
+			}
+		}
+	}
+	return list
+}
+
+// admit returns the notices that can be recorded, those freed before among them, and
+// holds the others back. Of one instance they stay in their order.
+func (f *flights) admit(notices []instance.Notice) (ready []instance.Notice) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ready, f.freed = f.freed, nil
+	now := time.Now()
+	for _, n := range notices {
+		t := f.instances[n.ID]
+		if t == nil || (len(t.held) == 0 && !t.blocks(n.OccurredAt.Add(resolution(n)), now)) {
+			ready = append(ready, n)
+			continue
+		}
+		i, _ := slices.BinarySearchFunc(t.held, n, func(h, n instance.Notice) int {
+			if h.OccurredAt.After(n.OccurredAt) {
+				return 1
+			}
+			return -1
+		})
+		t.held = slices.Insert(t.held, i, n)
+		f.held++
+	}
+	return ready
+}
+
+// holding reports whether any notice is held back.
+func (f *flights) holding() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held > 0
+}
+
+// expire frees the notices that were held back for long enough.
+func (f *flights) expire() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	for _, t := range f.instances {
+		if len(t.held) > 0 && !t.blocks(now, now) {
+			f.releaseLocked(t)
+		}
+	}
+}
+
+func (f *flights) releaseLocked(t *traffic) {
+	f.held -= len(t.held)
+	f.freed = append(f.freed, t.held...)
+	t.held = nil
+}
+
+// end ends the command: its answer is recorded, or there is none.
+func (fl *flight) end() {
+	f := fl.all
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	signal := false
+	for _, id := range fl.ids {
+		t := f.instances[id]
+		i := slices.Index(t.commands, fl)
+		t.commands = slices.Delete(t.commands, i, i+1)
+		t.wake()
+		if len(t.commands) == 0 {
+			signal = signal || t.awaited || len(t.held) > 0
+			f.releaseLocked(t)
+			delete(f.instances, id)
+		}
+	}
+	if signal {
+		select {
+		case f.free <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (t *traffic) wake() {
+	if t.changed != nil {
+		close(t.changed)
+		t.changed = nil
+	}
+}
+
+// settle takes the backend's answer and returns when it is its turn to be recorded, with
+// the notices that are to be recorded before it: those of the same instances that
+// happened earlier. It does not wait for longer than [patience].
+func (fl *flight) settle(ctx context.Context, changes []instance.StateChange) (heard []instance.Notice) {
+	f := fl.all
+	f.mu.Lock()
+	fl.answered = true
+	fl.at = make(map[instance.ID]time.Time, len(changes))
+	for _, c := range changes {
+		fl.at[c.ID] = c.At
+	}
+	for _, id := range fl.ids {
+		f.instances[id].wake()
+	}
+	f.mu.Unlock()
+	var enough <-chan time.Time
+	for _, c := range changes {
+		for {
+			f.mu.Lock()
+			t := f.instances[c.ID]
+			if fl.inTurn(t, c) {
+				heard = append(heard, f.takeHeldLocked(t, c.At)...)
+				f.mu.Unlock()
+				break
+			}
+			if t.changed == nil {
+				t.changed = make(chan struct{})
+			}
+			changed := t.changed
+			f.mu.Unlock()
+			if enough == nil {
+				timer := time.NewTimer(patience)
+				defer timer.Stop()
+				enough = timer.C
+			}
+			select {
+			case <-changed:
+				continue
+			case <-enough:
+			case <-ctx.Done():
+			}
+			return append(heard, fl.takeAllHeld(changes)...)
+		}
+	}
+	return heard
+}
+
+// inTurn reports whether no other command in flight can have changed the instance
+// before this change.
+func (fl *flight) inTurn(t *traffic, c instance.StateChange) bool {
+	return !slices.ContainsFunc(t.commands, func(other *flight) bool {
+		switch {
+		case other == fl || other.command.target == instance.StateUnspecified:
+			return false
+		case !other.answered:
+			return !other.command.since.After(c.At)
+		}
+		at, answered := other.at[c.ID]
+		return answered && at.Before(c.At)
+	})
+}
+
+// takeHeldLocked takes the notices of what happened before a time.
+func (f *flights) takeHeldLocked(t *traffic, before time.Time) []instance.Notice {
+	n := 0
+	for n < len(t.held) && t.held[n].OccurredAt.Before(before) {
+		n++
+	}
+	taken := slices.Clone(t.held[:n])
+	t.held = slices.Delete(t.held, 0, n)
+	f.held -= n
+	return taken
+}
+
+func (fl *flight) takeAllHeld(changes []instance.StateChange) (heard []instance.Notice) {
+	f := fl.all
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range changes {
+		heard = append(heard, f.takeHeldLocked(f.instances[c.ID], c.At)...)
+	}
+	return heard
+}

@@ -1,0 +1,461 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+)
+
+// mostLooked is how many instances one look asks the backend for.
+const mostLooked = 200
+
+const (
+	// retryLook is how long it takes until a look that came to nothing is repeated.
+	retryLook = time.Second
+	// describeTimeout bounds how long the backend may take to describe instances.
+	describeTimeout = 30 * time.Second
+)
+
+// trust says how far a description is believed.
+type trust bool
+
+const (
+	// cautious does not believe, for a while, one that shows what was before a recent
+	// change, or that leaves out what was there: EC2 is eventually consistent.
+	cautious trust = false
+	// certain believes it: the backend was just set to what it describes.
+	certain trust = true
+)
+
+// looker describes instances at the backend on behalf of everybody, one call at a
+// time: what is asked for meanwhile goes into the next call.
+type looker struct {
+	s *Service
+
+	mu sync.Mutex
+	// open is whether anybody looks.
+	open   bool
+	wanted map[instance.ID]*look
+	// suspected holds commands whose outcome is not known.
+	suspected map[instance.ID]attribution
+	wake      chan struct{}
+}
+
+// look is the wish to see one instance.
+type look struct {
+	trust     trust
+	notBefore time.Time
+	// repeat is whether to try again when the backend does not answer.
+	repeat bool
+	// acks are called when what was seen is recorded; waiters are told then, or when
+	// the backend did not answer. They have room for it.
+	acks    []func()
+	waiters []chan error
+}
+
+func newLooker(s *Service) *looker {
+	return &looker{
+		s:         s,
+		wanted:    make(map[instance.ID]*look),
+		suspected: make(map[instance.ID]attribution),
+		wake:      make(chan struct{}, 1),
+	}
+}
+
+// request asks for instances to be looked at soon.
+func (l *looker) request(ids ...instance.ID) {
+	l.want(ids, look{repeat: true})
+}
+
+// requestFor asks for the instance of a notice, which is acknowledged afterwards.
+func (l *looker) requestFor(n instance.Notice) {
+	l.want([]instance.ID{n.ID}, look{repeat: true, acks: []func(){n.Ack}})
+}
+
+// look looks at instances and returns when what was seen is recorded.
+func (l *looker) look(ctx context.Context, ids []instance.ID, how trust) error {
+	told := make(chan error, len(ids))
+	if !l.want(ids, look{trust: how, waiters: []chan error{told}}) {
+		return errEnding()
+	}
+	for range ids {
+		select {
+		case err := <-told:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// want adds wishes to those that there are. It is false, and nobody is told, when nobody
+// looks; wishes for which nobody waits are kept then.
+func (l *looker) want(ids []instance.ID, wish look) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.open && len(wish.waiters) > 0 {
+		return false
+	}
+	for _, id := range ids {
+		l.add(id, wish)
+	}
+	l.signal()
+	return true
+}
+
+// begin lets wishes be waited for, until run ends.
+func (l *looker) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open = true
+}
+
+// end tells all who wait that nobody looks any more.
+func (l *looker) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open = false
+	for _, w := range l.wanted {
+		for _, waiter := range w.waiters {
+			waiter <- errEnding()
+		}
+		w.waiters = nil
+	}
+}
+
+// add joins a wish with one for the same instance. The caller holds the lock.
+func (l *looker) add(id instance.ID, wish look) {
+	w := l.wanted[id]
+	if w == nil {
+		w = &look{notBefore: wish.notBefore}
+		l.wanted[id] = w
+	}
+	w.trust = w.trust || wish.trust
+	w.repeat = w.repeat || wish.repeat
+	w.acks = append(w.acks, wish.acks...)
+	w.waiters = append(w.waiters, wish.waiters...)
+	if wish.notBefore.Before(w.notBefore) {
+		w.notBefore = wish.notBefore
+	}
+}
+
+func (l *looker) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// suspect says that a command may have changed instances although its outcome is not
+// known, and asks for a look at them.
+func (s *Service) suspect(cmd instance.Command, command attribution) {
+	if command.target == instance.StateUnspecified {
+		return
+	}
+	s.looker.mu.Lock()
+	for _, id := range cmd.IDs {
+		s.looker.suspected[id] = command
+	}
+	s.looker.mu.Unlock()
+	s.looker.request(cmd.IDs...)
+}
+
+// suspects returns the commands that may have changed an instance at a time: one whose
+// outcome is not known, until the backend was asked what became of it, and those in
+// flight.
+func (s *Service) suspects(id instance.ID, at time.Time) []attribution {
+	list := s.flights.suspects(id, at)
+	s.looker.mu.Lock()
+	defer s.looker.mu.Unlock()
+	if c, ok := s.looker.suspected[id]; ok && !at.Before(c.since) {
+		list = append(list, c)
+	}
+	return list
+}
+
+// run looks until ctx is done. Wishes that are left then are kept for the next term.
+func (l *looker) run(ctx context.Context) {
+	defer l.end()
+	for {
+		due, next := l.due()
+		if len(due) == 0 {
+			var timer <-chan time.Time
+			if !next.IsZero() {
+				timer = time.After(time.Until(next))
+			}
+			select {
+			case <-l.wake:
+			case <-timer:
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		if err := l.describe(ctx, due); err != nil {
+			if ctx.Err() != nil {
+				l.failed(due, errEnding())
+				return
+			}
+			l.failed(due, unanswered(err))
+			l.s.log.Warn("instances could not be described", "count", len(due), "error", err)
+		}
+	}
+}
+
+// earlier returns the earlier of two times, of which the first may be none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// failed tells those who wait that the backend could not be asked, and renews the
+// wishes of the others.
+func (l *looker) failed(looks map[instance.ID]*look, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, w := range looks {
+		for _, waiter := range w.waiters {
+			waiter <- err
+		}
+		if w.repeat {
+			l.add(id, look{trust: w.trust, repeat: true, acks: w.acks, notBefore: time.Now().Add(retryLook)})
+		}
+	}
+}
+
+// due takes the wishes that are due, and tells when the next will be.
+func (l *looker) due() (due map[instance.ID]*look, next time.Time) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	due = make(map[instance.ID]*look)
+	for id, w := range l.wanted {
+		switch {
+		case len(due) == mostLooked:
+			return due, now
+		case w.notBefore.After(now):
+			next = earlier(next, w.notBefore)
+		case l.s.flights.busy(id):
+			// The command's end wakes the looker, unless it takes too long.
+			next = earlier(next, now.Add(patience))
+		default:
+			due[id] = w
+			delete(l.wanted, id)
+		}
+	}
+	return due, next
+}
+
+// describe asks the backend for instances and records what it says.
+func (l *looker) describe(ctx context.Context, looks map[instance.ID]*look) error {
+	ids := make([]instance.ID, 0, len(looks))
+	for id := range looks {
+		ids = append(ids, id)
+	}
+	fence := l.s.fence()
+	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
+	defer cancel()
+	found := make(map[instance.ID]*instance.Instance, len(ids))
+	query := instance.DescribeQuery{IDs: ids}
+	for {
+		page, err := l.s.backend.Describe(ctx, query)
+		if err != nil {
+			return err
+		}
+		for _, i := range page.Instances {
+			found[i.ID] = i
+		}
+		if page.NextPageToken == "" {
+			break
+		}
+		query.PageToken = page.NextPageToken
+	}
+	descriptions := make([]description, len(ids))
+	for i, id := range ids {
+		descriptions[i] = description{id: id, image: found[id], trust: looks[id].trust}
+	}
+	verdicts, err := l.s.recordDescriptions(ctx, fence, descriptions)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, id := range ids {
+		w := looks[id]
+		if verdicts[i] != believed {
+			again := *w
+			again.notBefore = time.Now().Add(retryLook)
+			l.add(id, again)
+			continue
+		}
+		delete(l.suspected, id)
+		if found[id] == nil {
+			l.s.absent.add(id)
+		}
+		for _, ack := range w.acks {
+			ack()
+		}
+		for _, waiter := range w.waiters {
+			waiter <- nil
+		}
+	}
+	return nil
+}
+
+// errEnding is for those who wait for a look when this process stops looking.
+func errEnding() error {
+	return &instance.Error{
+		Kind:       instance.KindUnavailable,
+		Reason:     journal.ReasonNotOwner,
+		Message:    "this process no longer commands the backend; nothing was changed",
+		RetryAfter: time.Second,
+	}
+}
+
+// unanswered makes an error of the service of one that is only that of a deadline of its
+// own.
+func unanswered(err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return &instance.Error{
+		Kind:       instance.KindUnavailable,
+		Reason:     "BACKEND_UNAVAILABLE",
+		Message:    fmt.Sprintf("the backend did not describe the instances within %v; nothing was changed", describeTimeout),
+		RetryAfter: retryLook,
+		Cause:      err,
+	}
+}
+
+// description is what the backend says of one instance; its image is nil when the
+// backend does not know it.
+type description struct {
+	id    instance.ID
+	image *instance.Instance
+	trust trust
+}
+
+// verdict says what became of a description.
+type verdict uint8
+
+const (
+	// believed: it is what the journal says now.
+	believed verdict = iota
+	// overtaken: something was recorded, or a command was in flight, since the backend
+	// was asked.
+	overtaken
+	// stale: it shows what was before a recent change.
+	stale
+)
+
+// fence is what was known, and when, as the backend was asked: a description says
+// nothing about what came later.
+type fence struct {
+	position journal.Position
+	at       time.Time
+}
+
+func (s *Service) fence() fence {
+	return fence{position: s.journal.Head(), at: time.Now().UTC()}
+}
+
+// recordDescriptions records what the backend says of instances, where it can be
+// believed.
+func (s *Service) recordDescriptions(ctx context.Context, asked fence, descriptions []description) ([]verdict, error) {
+	term, err := s.owner()
+	if err != nil {
+		return nil, err
+	}
+	verdicts := make([]verdict, len(descriptions))
+	now := time.Now().UTC()
+	anything := false
+	for i, d := range descriptions {
+		known, found := s.journal.Get(d.id)
+		verdicts[i] = s.judge(known, found, d, asked, now)
+		anything = anything || verdicts[i] != believed || !agrees(known, found, d)
+	}
+	if !anything {
+		return verdicts, nil
+	}
+	_, err = term.Update(ctx, func(tx *journal.Tx) error {
+		for i, d := range descriptions {
+			known, found := tx.Get(d.id)
+			verdicts[i] = s.judge(known, found, d, asked, now)
+			switch {
+			case verdicts[i] != believed || agrees(known, found, d):
+			case d.image == nil:
+				remove(tx, known, now)
+			default:
+				reduce(tx, sighting{
+					image:      d.image,
+					occurredAt: asked.at,
+					source:     instance.SourceReconcile,
+					commands:   s.suspects(d.id, asked.at),
+				}, now)
+			}
+		}
+		return nil
+	})
+	return verdicts, err
+}
+
+// agrees reports whether a description says what is known.
+func agrees(known journal.Record, found bool, d description) bool {
+	if !found || d.image == nil {
+		return !found && d.image == nil
+	}
+	return known.Instance.Equal(d.image)
+}
+
+// judge says whether a description can be believed.
+func (s *Service) judge(known journal.Record, found bool, d description, asked fence, now time.Time) verdict {
+	switch {
+	case s.flights.busy(d.id):
+		return overtaken
+	case agrees(known, found, d), !found:
+		return believed
+	case known.Position.Seq > asked.position.Seq:
+		return overtaken
+	case d.trust == certain, now.Sub(known.ChangedAt) > s.cfg.Consistency:
+		return believed
+	case d.image == nil:
+		if known.Instance.State == instance.StateTerminated {
+			return believed
+		}
+		return stale
+	case d.image.LaunchTime.Before(known.Instance.LaunchTime), s.wasSo(known, d.image):
+		return stale
+	}
+	return believed
+}
+
+// wasSo reports whether an image shows what was before a recent change, and is not now.
+func (s *Service) wasSo(known journal.Record, image *instance.Instance) bool {
+	if sameLife(known.Instance, image) {
+		return false
+	}
+	return (known.Previous != nil && sameLife(known.Previous, image)) || s.past.has(image)
+}
+
+// sameLife reports whether two images show the instance at the same point of its life:
+// a start changes the launch time, a stop and a failed start the reason. These are in
+// whole seconds; the simulator counts its changes.
+func sameLife(a, b *instance.Instance) bool {
+	if a.State != b.State || !a.LaunchTime.Equal(b.LaunchTime) || (a.StateReason == nil) != (b.StateReason == nil) {
+		return false
+	}
+	if a.Simulator != nil && b.Simulator != nil && a.Simulator.Transitions != b.Simulator.Transitions {
+		return false
+	}
+	return a.StateReason == nil || *a.StateReason == *b.StateReason
+}

@@ -1,0 +1,190 @@
+package lifecycle_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
+	"github.com/instanced/instanced/internal/backend/sim"
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/lifecycle"
+)
+
+// startEtcd starts an external etcd and returns its address.
+func startEtcd(t *testing.T) string {
+	t.Helper()
+	address := freeAddress(t)
+	cfg := embed.NewConfig()
+	cfg.Dir = t.TempDir()
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	client := url.URL{Scheme: "http", Host: address}
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	cfg.ListenPeerUrls = nil
+	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:2380"}}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.EnableGRPCGateway = false
+	cfg.TickMs, cfg.ElectionMs = 10, 100
+	server, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	<-server.Server.ReadyNotify()
+	return address
+}
+
+// freeAddress returns a loopback address that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close() //nolint:errcheck // it was only for the address
+	return lis.Addr().String()
+}
+
+// cable leads to a server, and can be cut and mended.
+type cable struct {
+	t       *testing.T
+	address string
+	server  string
+
+	mu      sync.Mutex
+	lis     net.Listener
+	ends    []net.Conn
+	running sync.WaitGroup
+}
+
+func layCable(t *testing.T, server string) *cable {
+	t.Helper()
+	c := &cable{t: t, address: freeAddress(t), server: server}
+	c.mend()
+	t.Cleanup(c.cut)
+	return c
+}
+
+func (c *cable) mend() {
+	lis, err := net.Listen("tcp", c.address)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.lis = lis
+	c.running.Go(func() {
+		for {
+			near, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", c.server)
+			if err != nil {
+				near.Close() //nolint:errcheck // there is nobody at the other end
+				continue
+			}
+			c.mu.Lock()
+			c.ends = append(c.ends, near, far)
+			c.mu.Unlock()
+			c.running.Go(func() { io.Copy(near, far) }) //nolint:errcheck // it ends when the cable is cut
+			c.running.Go(func() { io.Copy(far, near) }) //nolint:errcheck // it ends when the cable is cut
+		}
+	})
+}
+
+func (c *cable) cut() {
+	c.lis.Close() //nolint:errcheck // it may be cut already
+	c.mu.Lock()
+	for _, end := range c.ends {
+		end.Close() //nolint:errcheck // it may be closed already
+	}
+	c.ends = nil
+	c.mu.Unlock()
+	c.running.Wait()
+}
+
+// outage cuts the cable after a command was carried out, before its answer is recorded.
+type outage struct {
+	lifecycle.Backend
+	cable *cable
+	once  bool
+	calls int
+}
+
+func (o *outage) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
+	o.calls++
+	r, err := o.Backend.Execute(ctx, cmd)
+	if o.once {
+		o.once = false
+		o.cable.cut()
+	}
+	return r, err
+}
+
+func TestAChangeThatCannotBeRecordedIsToldAndRepaired(t *testing.T) {
+	c := layCable(t, startEtcd(t))
+	o := &outage{cable: c, once: true}
+	f := start(t, options{
+		endpoints: []string{c.address},
+		sim:       sim.Config{Speed: 20},
+		wrap:      func(b lifecycle.Backend) lifecycle.Backend { o.Backend = b; return o },
+	})
+	before := f.Cursor()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err := f.command(ctx, instance.VerbStart, first)
+	if reasonOf(err) != "NOT_RECORDED" || ctx.Err() != nil {
+		t.Fatalf("got %v; want NOT_RECORDED, and before the deadline", err)
+	}
+	// Stopping a stopped instance leaves nothing to record; once the outage is noticed it
+	// is refused all the same, and so is everything, before the backend is called.
+	for {
+		calls := o.calls
+		_, err := f.command(t.Context(), instance.VerbStop, second)
+		if err == nil {
+			continue
+		}
+		if e, ok := errors.AsType[*instance.Error](err); !ok || e.Kind != instance.KindUnavailable || e.OutcomeUnknown || o.calls != calls {
+			t.Errorf("a command during the outage got %v, want a refusal", err)
+		}
+		break
+	}
+	c.mend()
+	f.wait(t, before, instance.StateRunning, first)
+	changes := f.changes(t, first)
+	if len(changes) == 0 || changes[len(changes)-1].Cause.Principal != caller.Principal {
+		t.Errorf("the repaired record does not say who caused it: %v", steps(changes))
+	}
+	checkChains(t, changes)
+}
+
+func TestAProcessThatIsNotTheOwnerServesReads(t *testing.T) {
+	endpoints := []string{startEtcd(t)}
+	owner := start(t, options{endpoints: endpoints, address: "owner:1"})
+	other := start(t, options{endpoints: endpoints, address: "other:2"})
+	_, err := other.command(t.Context(), instance.VerbStart, first)
+	refusal, ok := errors.AsType[*instance.Error](err)
+	if !ok || refusal.Reason != "NOT_OWNER" || refusal.Metadata["owner"] != "owner:1" {
+		t.Fatalf("got %v, want NOT_OWNER that names the owner", err)
+	}
+	r, err := owner.command(t.Context(), instance.VerbStart, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result := other.wait(t, r.Cursor, instance.StateRunning, first)[0]; result.Outcome != lifecycle.Reached {
+		t.Errorf("got %+v from the other process, want reached", result)
+	}
+	d, err := other.Describe(t.Context(), caller, lifecycle.DescribeRequest{MinCursor: r.EndCursor})
+	if err != nil || d.Instances[0].State == instance.StateStopped {
+		t.Errorf("min_cursor did not wait for what the owner recorded: %v, %v", d.Instances, err)
+	}
+	if info := other.Info(); info.IsOwner || info.OwnerAddress != "owner:1" {
+		t.Errorf("got %+v, want that owner:1 is the owner", info)
+	}
+}

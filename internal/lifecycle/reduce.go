@@ -1,0 +1,149 @@
+package lifecycle
+
+import (
+	"maps"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+)
+
+// sighting is what somebody saw of an instance, ready to be compared with what is
+// known of it.
+type sighting struct {
+	// image is the instance in full.
+	image *instance.Instance
+	// occurredAt is when it came to be so, as far as anybody can tell; zero for now.
+	occurredAt time.Time
+	source     instance.Source
+	// commands are those that may have brought it about.
+	commands []attribution
+}
+
+// causeOf returns the cause of one step, given that of the step before it.
+func (s sighting) causeOf(from, to instance.State, before instance.Cause) instance.Cause {
+	for _, c := range s.commands {
+		if c.target == to {
+			return c.cause
+		}
+	}
+	if instance.Completes(from, to) {
+		return before
+	}
+	return instance.Cause{}
+}
+
+// reduce records what leads from what is known of an instance to what was seen of
+// it: nothing when they are the same, and every state that it must have passed
+// through otherwise, marked as inferred. With remove it is the one path by which
+// changes enter the journal.
+func reduce(tx *journal.Tx, s sighting, now time.Time) {
+	known, found := tx.Get(s.image.ID)
+	at := s.occurredAt
+	if at.IsZero() {
+		at = now
+	}
+	if at.Before(known.ChangedAt) {
+		at = known.ChangedAt
+	}
+	seen := instance.Change{After: s.image, Source: s.source, OccurredAt: at, ObservedAt: now}
+	if !found {
+		seen.Type = instance.ChangeAdded
+		tx.Append(seen)
+		return
+	}
+	from, to, cause := known.Instance.State, s.image.State, known.Cause
+	path, ok := instance.Path(from, to)
+	switch {
+	case restarted(known, s.image):
+		path = map[instance.State][]instance.State{
+			instance.StateRunning: {instance.StateStopping, instance.StateStopped, instance.StatePending, instance.StateRunning},
+			instance.StateStopped: {instance.StatePending, instance.StateStopped},
+		}[to]
+	case from == to:
+		if !known.Instance.Equal(s.image) {
+			seen.Type, seen.Cause = instance.ChangeAttributes, attributesCause(known, s.image)
+			tx.Append(seen)
+		}
+		return
+	}
+	if !ok {
+		// Nothing leads out of terminated, so what was known was another instance.
+		gone := seen
+		gone.Type, gone.Before, gone.After, gone.Inferred = instance.ChangeRemoved, known.Instance, nil, true
+		tx.Append(gone)
+		seen.Type = instance.ChangeAdded
+		tx.Append(seen)
+		return
+	}
+	for i, state := range path {
+		cause = s.causeOf(from, state, cause)
+		step := seen
+		step.Type, step.Cause = instance.ChangeState, cause
+		if i < len(path)-1 {
+			step.Inferred, step.After = true, passing(known.Instance, state)
+		}
+		tx.Append(step)
+		from = state
+	}
+}
+
+// restarted reports whether an instance at rest was started since it was last known to
+// be so, although it is in the same state again: nobody saw it happen. Launch times are
+// in whole seconds; the simulator counts its changes.
+func restarted(known journal.Record, image *instance.Instance) bool {
+	if known.Instance.State != image.State || image.State.Transitional() {
+		return false
+	}
+	if was, is := known.Instance.Simulator, image.Simulator; was != nil && is != nil {
+		return is.Transitions > was.Transitions
+	}
+	return image.LaunchTime.After(known.ChangedAt)
+}
+
+// remove records that the backend no longer knows an instance.
+func remove(tx *journal.Tx, known journal.Record, now time.Time) {
+	change := instance.Change{
+		Type:       instance.ChangeRemoved,
+		Before:     known.Instance,
+		Source:     instance.SourceReconcile,
+		OccurredAt: now,
+		ObservedAt: now,
+	}
+	if known.Instance.State == instance.StateTerminated {
+		change.Cause = known.Cause
+	}
+	tx.Append(change)
+}
+
+// passing returns the instance as it must have been in a state that nobody saw it in.
+func passing(known *instance.Instance, state instance.State) *instance.Instance {
+	image := known.Clone()
+	image.State = state
+	image.StateReason = nil
+	return image
+}
+
+// attributesCause says who brought about a change of anything but the state: the
+// command that is still taking effect, such as the start that gives an instance its
+// public address; or somebody outside, as with tags.
+func attributesCause(known journal.Record, image *instance.Instance) instance.Cause {
+	if known.Instance.State.Transitional() && maps.Equal(known.Instance.Tags, image.Tags) {
+		return known.Cause
+	}
+	return instance.Cause{}
+}
+
+// answered returns the instance as a command left it. EC2's answer has the states
+// only; what else is certain about a change is filled in, and the rest follows when
+// the instance is next described.
+func answered(known *instance.Instance, change instance.StateChange) *instance.Instance {
+	if change.After != nil {
+		return change.After
+	}
+	image := passing(known, change.Current)
+	if change.Current == instance.StatePending {
+		image.StateTransitionReason = ""
+	}
+	return image
+}

@@ -1,0 +1,239 @@
+package lifecycle
+
+import (
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+)
+
+// Limits of requests. They stand in the comments of the public contract too.
+const (
+	MaxInstanceIDs         = 1000
+	MaxFilterValues        = 1000
+	MaxFilterTags          = 50
+	MaxTagKeyLength        = 128
+	MaxTagValueLength      = 256
+	MaxPageSize            = 1000
+	DefaultPageSize        = 100
+	MaxPageBytes           = 1 << 20
+	MaxClientTokenLength   = 64
+	MaxAdditionalInfoBytes = 1024
+	MaxPrincipalLength     = 128
+	MaxRequestIDLength     = 64
+	MaxWait                = time.Hour
+	DefaultWait            = 5 * time.Minute
+	MinProgressInterval    = time.Second
+	MaxProgressInterval    = time.Minute
+	DefaultProgress        = 10 * time.Second
+)
+
+// Caller is who makes a request, as the door that it came through tells.
+type Caller struct {
+	// Principal is never empty; a caller that did not say is "anonymous".
+	Principal string
+	// RequestID stands in the log and in the cause of what the request changes.
+	RequestID string
+}
+
+// FailureMode says what one bad instance does to a call. Other values than these
+// are refused when the request is checked.
+type FailureMode uint8
+
+// The failure modes.
+const (
+	WholeCall FailureMode = iota
+	PerInstance
+)
+
+// CommandRequest asks for a verb. It is unchecked: everything in it is as the
+// caller sent it.
+type CommandRequest struct {
+	Verb           instance.Verb
+	InstanceIDs    []string
+	AdditionalInfo string
+	DryRun         bool
+	ClientToken    string
+	FailureMode    FailureMode
+	Hibernate      bool
+	Force          bool
+	SkipOSShutdown bool
+}
+
+// CommandResponse is the answer to a command that was not refused.
+type CommandResponse struct {
+	// Changes are in the order asked for.
+	Changes []instance.StateChange
+	// Failures are in the order asked for; of [PerInstance] only.
+	Failures []instance.Failure
+	// Cursor is at or before the first change that the call caused.
+	Cursor string
+	// EndCursor is behind what was recorded before the answer.
+	EndCursor string
+}
+
+// Filter is an unchecked [instance.Filter]. A state that does not exist is kept as
+// a value out of range and refused when the request is checked.
+type Filter struct {
+	InstanceIDs       []string
+	States            []instance.State
+	Tags              []TagFilter
+	Types             []string
+	AvailabilityZones []string
+	Regions           []string
+	AccountIDs        []string
+}
+
+// TagFilter selects by one tag; no values means any.
+type TagFilter struct {
+	Key    string
+	Values []string
+}
+
+// DescribeRequest selects instances; it is unchecked.
+type DescribeRequest struct {
+	Filter    Filter
+	PageSize  int
+	PageToken string
+	MinCursor string
+}
+
+// DescribeResponse is a page of instances, in the order of their ids. They are
+// shared and must not be modified.
+type DescribeResponse struct {
+	Instances      []*instance.Instance
+	NextPageToken  string
+	Cursor         string
+	LastReconciled time.Time
+}
+
+// WaitUntil says when a wait ends.
+type WaitUntil uint8
+
+// The ends of a wait.
+const (
+	AllSettled WaitUntil = iota
+	FirstFailure
+)
+
+// WaitRequest says what to wait for; it is unchecked.
+type WaitRequest struct {
+	InstanceIDs []string
+	States      []instance.State
+	AfterCursor string
+	// Timeout is nil for the default.
+	Timeout *time.Duration
+	Until   WaitUntil
+}
+
+// WaitOutcome is how the wait for one instance ended.
+type WaitOutcome uint8
+
+// The outcomes of a wait.
+const (
+	Unsettled WaitOutcome = iota
+	Reached
+	Unreachable
+	TimedOut
+)
+
+// WaitResult is how the wait for one instance ended.
+type WaitResult struct {
+	ID       instance.ID
+	Outcome  WaitOutcome
+	Instance *instance.Instance
+	// ReachedState is the wanted state that was reached, of [Reached] only.
+	ReachedState instance.State
+	// Reason is why the state cannot be reached, of [Unreachable] only; may be nil.
+	Reason *instance.StateReason
+}
+
+// WaitResponse has one result for each instance, in the order asked for.
+type WaitResponse struct {
+	Results []WaitResult
+	Cursor  string
+}
+
+// UnusableCursorPolicy says what a watch does with a cursor that it cannot serve.
+type UnusableCursorPolicy uint8
+
+// The policies.
+const (
+	FailOnUnusable UnusableCursorPolicy = iota
+	SnapshotOnUnusable
+)
+
+// WatchRequest says what to watch; it is unchecked.
+type WatchRequest struct {
+	AfterCursor string
+	FromNow     bool
+	Filter      Filter
+	// ProgressInterval is nil for the default.
+	ProgressInterval *time.Duration
+	OnUnusable       UnusableCursorPolicy
+}
+
+// EventsRequest selects recorded changes; it is unchecked.
+type EventsRequest struct {
+	InstanceIDs []string
+	AfterCursor string
+	PageSize    int
+	PageToken   string
+}
+
+// EventsResponse is a page of recorded changes, oldest first.
+type EventsResponse struct {
+	Events        []RecordedEvent
+	NextPageToken string
+	// Cursor is set on the last page only.
+	Cursor string
+}
+
+// RecordedEvent is a change and where in the log it stands.
+type RecordedEvent struct {
+	Position journal.Position
+	Index    uint32
+	Change   *instance.Change
+}
+
+// Info tells about the running service.
+type Info struct {
+	LogID           string
+	OwnerAddress    string
+	IsOwner         bool
+	LastReconciled  time.Time
+	Cursor          string
+	OldestCursor    string
+	JournalBytes    int64
+	InstanceCount   int
+	Retention       time.Duration
+	JournalMaxBytes int64
+	TokenLifetime   time.Duration
+}
+
+// Batch is a batch of the journal, as a [Watch] hands it on.
+type Batch = journal.Batch
+
+// Event is an event of a [Batch].
+type Event = journal.Event
+
+// Position is a position in the journal.
+type Position = journal.Position
+
+// Snapshot is the state of all instances that match the filter of a watch.
+type Snapshot struct {
+	// Instances are in the order of their ids, shared, and must not be modified.
+	Instances []*instance.Instance
+	// Reason is why there is a snapshot in place of the changes that were asked for,
+	// such as CURSOR_EXPIRED; empty when the snapshot was asked for.
+	Reason string
+}
+
+// WatchItem is one thing that a [Watch] has to tell: a snapshot or a batch, never
+// both.
+type WatchItem struct {
+	Snapshot *Snapshot
+	// Batch holds all events recorded together, whether they match or not: see
+	// [Watch.Match]. It is shared and must not be modified.
+	Batch *Batch
+}

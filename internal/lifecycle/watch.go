@@ -1,0 +1,154 @@
+package lifecycle
+
+import (
+	"context"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+)
+
+// The reasons for which a cursor cannot be served.
+const (
+	ReasonExpired    = journal.ReasonCursorExpired
+	ReasonOtherLog   = journal.ReasonCursorOfOtherLog
+	ReasonRolledBack = journal.ReasonCursorRolledBack
+	ReasonAhead      = journal.ReasonCursorAhead
+)
+
+// Match says how a change relates to a filter.
+type Match uint8
+
+// The relations.
+const (
+	MatchNone Match = iota
+	MatchEntered
+	MatchStayed
+	MatchLeft
+)
+
+// matchOf says how a change relates to a filter: an event is of interest when the
+// instance matches before or after it.
+func matchOf(f *instance.Filter, c *instance.Change) Match {
+	before, after := f.Match(c.Before), f.Match(c.After)
+	switch {
+	case before && after:
+		return MatchStayed
+	case after:
+		return MatchEntered
+	case before:
+		return MatchLeft
+	}
+	return MatchNone
+}
+
+// Watch is a subscription: a position in the journal, and no more. It is used by one
+// goroutine and needs no closing.
+type Watch struct {
+	s          *Service
+	filter     *instance.Filter
+	interval   time.Duration
+	onUnusable UnusableCursorPolicy
+
+	reader *journal.Reader
+	// snapshot is due before the reader is asked again.
+	snapshot *Snapshot
+}
+
+// Watch begins a subscription. It returns once every change acknowledged from now on
+// will be delivered; a cursor that this process has not seen yet is waited for.
+func (s *Service) Watch(ctx context.Context, _ Caller, req WatchRequest) (*Watch, error) {
+	var c checker
+	w := &Watch{
+		s:          s,
+		filter:     c.filter("filter", req.Filter),
+		interval:   c.duration("progress_interval", req.ProgressInterval, MinProgressInterval, MaxProgressInterval, DefaultProgress),
+		onUnusable: req.OnUnusable,
+	}
+	if req.FromNow && req.AfterCursor != "" {
+		c.add("from_now", "excludes after_cursor: want one of them")
+	}
+	if req.OnUnusable > SnapshotOnUnusable {
+		c.add("on_unusable_cursor", "is not a policy: want UNUSABLE_CURSOR_POLICY_FAIL or UNUSABLE_CURSOR_POLICY_SNAPSHOT")
+	}
+	if err := c.err(); err != nil {
+		return nil, err
+	}
+	switch {
+	case req.FromNow:
+		w.reader = s.journal.Read(s.journal.Head())
+	case req.AfterCursor == "":
+		w.begin("")
+	default:
+		position, err := s.resolve(ctx, "after_cursor", req.AfterCursor)
+		if err == nil {
+			w.reader = s.journal.Read(position)
+		} else if !w.beginAgain(err) {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// begin takes a snapshot and goes on behind it.
+func (w *Watch) begin(reason string) {
+	all := w.s.journal.Snapshot()
+	w.snapshot = &Snapshot{Reason: reason, Instances: make([]*instance.Instance, 0, len(all.Records))}
+	for _, r := range all.Records {
+		if w.filter.Match(r.Instance) {
+			w.snapshot.Instances = append(w.snapshot.Instances, r.Instance)
+		}
+	}
+	w.reader = w.s.journal.Read(all.Position)
+}
+
+// beginAgain begins anew where the subscriber wants that of an unusable cursor.
+func (w *Watch) beginAgain(err error) bool {
+	if w.onUnusable != SnapshotOnUnusable {
+		return false
+	}
+	switch e := asError(err); e.Reason {
+	case ReasonExpired, ReasonOtherLog, ReasonRolledBack, ReasonAhead:
+		w.begin(e.Reason)
+		return true
+	}
+	return false
+}
+
+// Next returns what comes next, and waits for it if need be. Afterwards [Watch.Cursor]
+// is behind it. An error of ctx leaves the watch as it was.
+func (w *Watch) Next(ctx context.Context) (WatchItem, error) {
+	if w.snapshot == nil {
+		batch, err := w.reader.Next(ctx)
+		if err == nil {
+			return WatchItem{Batch: batch}, nil
+		}
+		if !w.beginAgain(err) {
+			return WatchItem{}, err
+		}
+	}
+	item := WatchItem{Snapshot: w.snapshot}
+	w.snapshot = nil
+	return item, nil
+}
+
+// Cursor returns the position up to which everything was returned by [Watch.Next]. It is
+// empty while a snapshot is still to come.
+func (w *Watch) Cursor() string {
+	if w.snapshot != nil {
+		return ""
+	}
+	return w.s.journal.Cursor(w.reader.Position())
+}
+
+// LogID names the log that the cursors and revisions of this watch belong to.
+func (w *Watch) LogID() string { return w.s.journal.LogID() }
+
+// ProgressInterval is how often progress is to be told at the least.
+func (w *Watch) ProgressInterval() time.Duration { return w.interval }
+
+// MatchesAll reports whether every change is of interest.
+func (w *Watch) MatchesAll() bool { return w.filter.Empty() }
+
+// Match says how a change relates to the filter of the watch.
+func (w *Watch) Match(c *instance.Change) Match { return matchOf(w.filter, c) }
