@@ -1,0 +1,165 @@
+package server_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/server/servertest"
+)
+
+// Each server gets so many calls before it is the other's turn: short enough for both
+// to see the same of whatever else the machine does.
+const (
+	callsPerTurn      = 2_500
+	turnsPerIteration = 4
+)
+
+// BenchmarkStartInstances compares the start of one instance, on disk before the
+// answer, with a bare gRPC server that gives an equal answer at once: the same callers
+// and connections, taking turns within one run. One iteration is a few turns of each. The
+// journal is below TMPDIR, which should be on a real disk.
+func BenchmarkStartInstances(b *testing.B) {
+	for _, callers := range []int{256, 1024} {
+		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) { benchmarkStart(b, callers) })
+	}
+}
+
+func benchmarkStart(b *testing.B, callers int) {
+	srv := servertest.New(b, servertest.Options{
+		Fleet: &instancedv1.CreateInstancesRequest{},
+		// Slow enough for instances to be starting until the end: what is measured is
+		// the call, and one change for each.
+		Speed: 0.001,
+		// Nor are they looked at meanwhile.
+		PollInterval: time.Hour,
+		Logger:       slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	lis := listen(b)
+	srv.Serve(lis)
+	ours := connect(b, lis.Addr().String())
+	bare := connect(b, bareServer(b))
+
+	var oursTook, bareTook time.Duration
+	calls := 0
+	for b.Loop() {
+		b.StopTimer()
+		fresh := create(b, srv, callsPerTurn*turnsPerIteration)
+		b.StartTimer()
+		for instances := range slices.Chunk(fresh, callsPerTurn) {
+			oursTook += turn(b, ours, callers, instances)
+			bareTook += turn(b, bare, callers, instances)
+		}
+		calls += len(fresh)
+	}
+	oursRate, bareRate := float64(calls)/oursTook.Seconds(), float64(calls)/bareTook.Seconds()
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(oursRate, "calls/s")
+	b.ReportMetric(bareRate, "bare-calls/s")
+	b.ReportMetric(oursRate/bareRate, "ratio")
+}
+
+// turn starts instances, one a call, and returns how long it took.
+func turn(b *testing.B, clients []instancedv1.InstanceServiceClient, callers int, instances []string) time.Duration {
+	begun := time.Now()
+	var working sync.WaitGroup
+	for caller := range callers {
+		working.Go(func() {
+			client := clients[caller%len(clients)]
+			for n := caller; n < len(instances); n += callers {
+				if _, err := client.StartInstances(b.Context(), &instancedv1.StartInstancesRequest{InstanceIds: instances[n : n+1]}); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	working.Wait()
+	return time.Since(begun)
+}
+
+// create adds stopped instances, each with tags as a real one has them.
+func create(b *testing.B, srv *servertest.Server, count int32) []string {
+	b.Helper()
+	resp, err := srv.Simulator().CreateInstances(b.Context(), &instancedv1.CreateInstancesRequest{Instances: []*instancedv1.InstanceSpec{{
+		Count: count,
+		Tags: map[string]string{
+			"Name":        "worker of the nightly batch",
+			"team":        "data-platform",
+			"environment": "production",
+			"cost-center": "4711-0815",
+			"created-by":  strings.Repeat("terraform/", 8),
+		},
+	}}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return resp.GetInstanceIds()
+}
+
+// bareStart answers as instanced would.
+type bareStart struct {
+	instancedv1.UnimplementedInstanceServiceServer
+}
+
+func (bareStart) StartInstances(_ context.Context, req *instancedv1.StartInstancesRequest) (*instancedv1.StartInstancesResponse, error) {
+	cursor := strings.Repeat("c", 56)
+	resp := &instancedv1.StartInstancesResponse{Cursor: cursor, EndCursor: cursor}
+	for _, id := range req.GetInstanceIds() {
+		resp.StartingInstances = append(resp.StartingInstances, &instancedv1.InstanceStateChange{
+			InstanceId:    id,
+			CurrentState:  &instancedv1.InstanceState{Code: new(int32(0)), Name: pending},
+			PreviousState: &instancedv1.InstanceState{Code: new(int32(80)), Name: stopped},
+		})
+	}
+	return resp, nil
+}
+
+func bareServer(b *testing.B) string {
+	b.Helper()
+	lis := listen(b)
+	s := grpc.NewServer()
+	instancedv1.RegisterInstanceServiceServer(s, bareStart{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(lis)
+	}()
+	b.Cleanup(func() { s.Stop(); <-done })
+	return lis.Addr().String()
+}
+
+func listen(b *testing.B) net.Listener {
+	b.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	return lis
+}
+
+// connect makes the connections that the callers share.
+func connect(b *testing.B, address string) []instancedv1.InstanceServiceClient {
+	b.Helper()
+	clients := make([]instancedv1.InstanceServiceClient, 8)
+	for i := range clients {
+		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = conn.Close() })
+		clients[i] = instancedv1.NewInstanceServiceClient(conn)
+	}
+	return clients
+}

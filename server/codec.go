@@ -1,0 +1,25 @@
+package server
+
+import (
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+)
+
+// frame is an encoded message. Its buffers may be shared by many streams and are
+// never modified.
+type frame struct{ data mem.BufferSlice }
+
+// codec is the codec of protobuf, except that it sends a [frame] as it is: an event
+// is encoded once for all who subscribe to it.
+type codec struct{ encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }
+
+// Marshal returns the wire form of v.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if f, ok := v.(frame); ok {
+		return f.data, nil
+	}
+	return c.CodecV2.Marshal(v)
+}

@@ -1,0 +1,97 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/lifecycle"
+)
+
+// Keys of the metadata of a request.
+const (
+	principalKey = "instanced-principal"
+	requestIDKey = "request-id"
+)
+
+// anonymous is the principal of a caller that does not say who it is.
+const anonymous = "anonymous"
+
+type identityKey struct{}
+
+// identity is who calls, or why that cannot be said.
+type identity struct {
+	caller  lifecycle.Caller
+	refusal error
+}
+
+// callerOf returns who makes the call of this context.
+func callerOf(ctx context.Context) lifecycle.Caller {
+	id, _ := ctx.Value(identityKey{}).(identity)
+	return id.caller
+}
+
+// identify reads who calls, and returns the id of the request in the header. It
+// refuses nobody, so that a refusal is logged and mapped like any other: see [admit].
+func identify(ctx context.Context, _ call, next func(context.Context) error) error {
+	var violations []instance.Violation
+	read := func(key string, most int) string {
+		value, problem := single(metadata.ValueFromIncomingContext(ctx, key), most)
+		if problem != "" {
+			violations = append(violations, instance.Violation{Field: "metadata." + key, Description: problem})
+		}
+		return value
+	}
+	caller := lifecycle.Caller{
+		Principal: read(principalKey, lifecycle.MaxPrincipalLength),
+		RequestID: read(requestIDKey, lifecycle.MaxRequestIDLength),
+	}
+	if caller.Principal == "" {
+		caller.Principal = anonymous
+	}
+	if caller.RequestID == "" {
+		caller.RequestID = rand.Text()
+	}
+	id := identity{caller: caller}
+	if len(violations) > 0 {
+		id.refusal = &instance.Error{
+			Kind:       instance.KindInvalid,
+			Reason:     "INVALID_METADATA",
+			Message:    fmt.Sprintf("%s: %s", violations[0].Field, violations[0].Description),
+			Violations: violations,
+		}
+	}
+	// It fails for a caller that has gone, who needs no header.
+	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDKey, caller.RequestID))
+	return next(context.WithValue(ctx, identityKey{}, id))
+}
+
+// admit refuses callers whose metadata is not what it should be.
+func admit(ctx context.Context, _ call, next func(context.Context) error) error {
+	if id, _ := ctx.Value(identityKey{}).(identity); id.refusal != nil {
+		return id.refusal
+	}
+	return next(ctx)
+}
+
+// single returns the one value that a key may have, or what is wrong with it.
+func single(values []string, most int) (value, problem string) {
+	switch {
+	case len(values) == 0:
+		return "", ""
+	case len(values) > 1:
+		return "", fmt.Sprintf("given %d times; give it once", len(values))
+	case len(values[0]) > most:
+		return "", fmt.Sprintf("%d characters; at most %d are allowed", len(values[0]), most)
+	}
+	for _, c := range []byte(values[0]) {
+		if c < ' ' || c > '~' {
+			return "", "only printable ASCII characters are allowed"
+		}
+	}
+	return values[0], ""
+}

@@ -1,0 +1,260 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/server/servertest"
+	"github.com/instanced/instanced/server/servertest/promises"
+)
+
+func TestSameLog(t *testing.T) {
+	t.Parallel()
+	one := servertest.New(t, servertest.Options{})
+	other := servertest.New(t, servertest.Options{})
+	t.Run("a cursor of another log", func(t *testing.T) {
+		refusedEverywhere(t, one, head(t, other), "CURSOR_OF_OTHER_LOG")
+		beginsAgain(t, one, head(t, other), instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_OTHER_LOG)
+	})
+	t.Run("a log that was restored from an older copy", func(t *testing.T) {
+		dir, copied := t.TempDir(), t.TempDir()+"/restored"
+		first := servertest.New(t, servertest.Options{DataDir: dir, Fleet: fleet(4)})
+		first.Close()
+		copyDir(t, dir, copied)
+		second := servertest.New(t, servertest.Options{DataDir: dir})
+		busy(t, second, ids(4), 10)
+		lost := settled(t, second, ids(4))
+		second.Close()
+
+		restored := servertest.New(t, servertest.Options{DataDir: copied})
+		refusedEverywhere(t, restored, lost, "CURSOR_ROLLED_BACK")
+		beginsAgain(t, restored, lost, instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_ROLLED_BACK)
+		busy(t, restored, ids(4), 30)
+		refusedEverywhere(t, restored, lost, "CURSOR_ROLLED_BACK")
+	})
+}
+
+// refusedEverywhere gives a cursor to all that take one.
+func refusedEverywhere(t *testing.T, srv *servertest.Server, cursor, reason string) {
+	t.Helper()
+	for name, call := range map[string]func() error{
+		"WatchInstances": func() error {
+			r, err := promises.Watch(patient(t), srv.Instances(), &instancedv1.WatchInstancesRequest{AfterCursor: cursor})
+			if err != nil {
+				return err
+			}
+			c, err := r.End(patient(t))
+			if err != nil {
+				return err
+			}
+			if len(c.Messages) > 0 {
+				t.Errorf("WatchInstances served %v", c.Messages[0])
+			}
+			return c.Err
+		},
+		"WaitInstances": func() error {
+			_, err := srv.Instances().WaitInstances(patient(t), &instancedv1.WaitInstancesRequest{
+				InstanceIds: []string{id(0)},
+				States:      []instancedv1.InstanceStateName{running},
+				AfterCursor: cursor,
+			})
+			return err
+		},
+		"DescribeInstances": func() error {
+			_, err := srv.Instances().DescribeInstances(patient(t), &instancedv1.DescribeInstancesRequest{MinCursor: cursor})
+			return err
+		},
+		"ListEvents": func() error {
+			_, err := srv.Instances().ListEvents(patient(t), &instancedv1.ListEventsRequest{InstanceIds: []string{id(0)}, AfterCursor: cursor})
+			return err
+		},
+	} {
+		if err := promises.Refused(call(), codes.OutOfRange, reason); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// beginsAgain asks for a snapshot in place of what the cursor cannot give.
+func beginsAgain(t *testing.T, srv *servertest.Server, cursor string, reason instancedv1.UnusableCursorReason) {
+	t.Helper()
+	r := watch(t, srv, &instancedv1.WatchInstancesRequest{
+		AfterCursor:      cursor,
+		OnUnusableCursor: instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT,
+	})
+	c := until(t, r, promises.SnapshotSeen)
+	first := c.Messages[1].GetSnapshot()
+	if !first.GetFirst() || first.GetReason() != reason {
+		t.Errorf("the snapshot is %v, want the reason %v", first, reason)
+	}
+}
+
+func TestExpired(t *testing.T) {
+	t.Parallel()
+	srv := servertest.New(t, servertest.Options{Fleet: fleet(50), JournalMaxBytes: 1 << 20})
+	begin := head(t, srv)
+	var oldest string
+	for oldest == "" {
+		busy(t, srv, ids(50), 50)
+		err := watchError(t, srv, begin)
+		if err == nil {
+			continue
+		}
+		wantRefusal(t, err, codes.OutOfRange, "CURSOR_EXPIRED")
+		for _, d := range status.Convert(err).Details() {
+			if info, ok := d.(*errdetails.ErrorInfo); ok {
+				oldest = info.GetMetadata()["oldest_cursor"]
+			}
+		}
+		if oldest == "" {
+			t.Fatalf("the error does not name the oldest cursor: %v", err)
+		}
+	}
+	beginsAgain(t, srv, begin, instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_EXPIRED)
+	watch(t, srv, &instancedv1.WatchInstancesRequest{AfterCursor: oldest})
+}
+
+// watchError returns how a watch is refused, nil if it is not.
+func watchError(t testing.TB, srv *servertest.Server, cursor string) error {
+	t.Helper()
+	ctx, cancel := context.WithCancel(patient(t))
+	defer cancel()
+	r, err := promises.Watch(ctx, srv.Instances(), &instancedv1.WatchInstancesRequest{AfterCursor: cursor})
+	if err != nil {
+		return err
+	}
+	if c, err := r.Until(ctx, promises.Subscribed); err != nil {
+		return c.Err
+	}
+	return nil
+}
+
+func TestParked(t *testing.T) {
+	t.Parallel()
+	srv := servertest.New(t, servertest.Options{Fleet: fleet(50)})
+	all := reference(t, srv)
+	begin := head(t, srv)
+	conn := srv.Dial()
+	slow, err := instancedv1.NewInstanceServiceClient(conn).WatchInstances(patient(t), &instancedv1.WatchInstancesRequest{AfterCursor: begin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := slow.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Far more than the windows of the transport hold, all of it delivered to others.
+	busy(t, srv, ids(50), 600)
+	log := logUpTo(t, all, settled(t, srv, ids(50)))
+	c := &promises.Connection{
+		Request:  &instancedv1.WatchInstancesRequest{AfterCursor: begin},
+		Messages: []promises.Message{{WatchInstancesResponse: first}},
+	}
+	for {
+		m, err := slow.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Messages = append(c.Messages, promises.Message{WatchInstancesResponse: m})
+		if revision, err := log.Revision(m.GetCursor()); err == nil && revision == log.Head() {
+			break
+		}
+	}
+	if err := errors.Join(promises.Ordered(c), promises.Complete(log, c), promises.Unique(log, c)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestGoodbye(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	srv := servertest.New(t, servertest.Options{DataDir: dir, Fleet: fleet(12), Seed: 7, Speed: 2000})
+	all := reference(t, srv)
+	begin := head(t, srv)
+	requests := map[string]*instancedv1.WatchInstancesRequest{}
+	subscribers := map[string]*promises.Recorder{}
+	for name, filter := range filters() {
+		requests[name] = &instancedv1.WatchInstancesRequest{AfterCursor: begin, Filter: filter, ProgressInterval: durationpb.New(time.Second)}
+		subscribers[name] = watch(t, srv, requests[name])
+	}
+	busy(t, srv, ids(12), 20)
+	if err := srv.Shutdown(patient(t)); err != nil {
+		t.Fatal(err)
+	}
+	delays := map[time.Duration]bool{}
+	ended := map[string]*promises.Connection{}
+	for name, r := range subscribers {
+		c, err := r.End(patient(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := promises.Goodbye(c, instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if pushback := c.Messages[len(c.Messages)-1].GetGoodbye().GetRetryDelay().AsDuration(); delays[pushback] {
+			t.Errorf("%s: the delay %v is that of another stream too", name, pushback)
+		} else {
+			delays[pushback] = true
+		}
+		ended[name] = c
+	}
+	before, err := all.End(patient(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Close()
+
+	again := servertest.New(t, servertest.Options{DataDir: dir, Seed: 7, Speed: 2000})
+	rest := watch(t, again, &instancedv1.WatchInstancesRequest{AfterCursor: before.Cursor(), ProgressInterval: durationpb.New(time.Second)})
+	busy(t, again, ids(12), 20)
+	end := settled(t, again, ids(12))
+	log, err := promises.NewLog(before, until(t, rest, func(c *promises.Connection) bool { return hasCursor(c, end) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, first := range ended {
+		requests[name].AfterCursor = first.Cursor()
+		second := passed(t, watch(t, again, requests[name]), log)
+		first.Request = &instancedv1.WatchInstancesRequest{AfterCursor: begin, Filter: first.Request.GetFilter()}
+		if err := promises.All(log, first, second); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestTruthful(t *testing.T) {
+	t.Parallel()
+	srv := servertest.New(t, servertest.Options{
+		Fleet:        fleet(12),
+		Seed:         11,
+		Speed:        2000,
+		PollInterval: 20 * time.Millisecond,
+	})
+	all := reference(t, srv)
+	if _, err := srv.Simulator().SetFaults(patient(t), &instancedv1.SetFaultsRequest{Faults: []*instancedv1.Fault{
+		{Kind: instancedv1.FaultKind_FAULT_KIND_NOTICE_LOST, Probability: 0.3},
+		{Kind: instancedv1.FaultKind_FAULT_KIND_NOTICE_DOUBLED, Probability: 0.3},
+		{Kind: instancedv1.FaultKind_FAULT_KIND_NOTICE_LATE, Probability: 0.3, Delay: durationpb.New(30 * time.Millisecond)},
+		{Kind: instancedv1.FaultKind_FAULT_KIND_NOTICE_REORDERED, Probability: 0.3},
+		{Kind: instancedv1.FaultKind_FAULT_KIND_FALL_BACK_TO_STOPPED, Probability: 0.2},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	busy(t, srv, ids(12), 40)
+	log := logUpTo(t, all, settled(t, srv, ids(12)))
+	backend, err := srv.BackendStates(patient(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(promises.Truthful(log, backend), promises.Ordered(all.Seen())); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,149 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"math"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/lifecycle"
+)
+
+// What the transport allows.
+const (
+	maxRequestBytes      = 4 << 20
+	maxConcurrentStreams = 10_000 // of one connection
+	// A caller that is silent for so long is asked whether it is there, and may ask
+	// the server no more often than every minPing.
+	keepaliveTime    = 30 * time.Second
+	keepaliveTimeout = 15 * time.Second
+	minPing          = 10 * time.Second
+)
+
+// Config is what a [Server] needs, and what may be tuned: a zero value means its
+// default.
+type Config struct {
+	// Lifecycle answers. It is needed.
+	Lifecycle *lifecycle.Service
+	// Version and Backend are told by GetServerInfo.
+	Version string
+	Backend string
+	Logger  *slog.Logger
+	// Register registers further services, such as that of the simulator. They get
+	// the same chain, and may return errors as the service layer does.
+	Register func(grpc.ServiceRegistrar)
+	// Deadline is that of unary calls that bring none; default 30 seconds.
+	Deadline time.Duration
+	// RetryDelay is the longest time after which callers are told to come back when
+	// the server shuts down; default 2 seconds.
+	RetryDelay time.Duration
+}
+
+// Server serves InstanceService, health and reflection by gRPC.
+type Server struct {
+	grpc   *grpc.Server
+	health *health.Server
+	drain  *drain
+	ready  <-chan struct{}
+}
+
+// New returns a server that listens nowhere yet.
+func New(cfg Config) *Server {
+	if cfg.Deadline <= 0 {
+		cfg.Deadline = 30 * time.Second
+	}
+	if cfg.RetryDelay <= 0 {
+		cfg.RetryDelay = 2 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{health: health.NewServer(), drain: newDrain(cfg.RetryDelay), ready: cfg.Lifecycle.Ready()}
+	s.grpc = grpc.NewServer(slices.Concat(transport(), chain(cfg.Logger, s.drain, cfg.Deadline))...)
+	instancedv1.RegisterInstanceServiceServer(s.grpc, &service{
+		lifecycle: cfg.Lifecycle,
+		drain:     s.drain,
+		version:   cfg.Version,
+		backend:   cfg.Backend,
+	})
+	if cfg.Register != nil {
+		cfg.Register(s.grpc)
+	}
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	s.setHealth(grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	return s
+}
+
+func transport() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.MaxRecvMsgSize(maxRequestBytes),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(maxConcurrentStreams),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+	}
+}
+
+// setHealth sets the health of the server as a whole and of each of its services.
+func (s *Server) setHealth(status grpc_health_v1.HealthCheckResponse_ServingStatus) {
+	s.health.SetServingStatus("", status)
+	for name := range s.grpc.GetServiceInfo() {
+		if name != grpc_health_v1.Health_ServiceDesc.ServiceName && !isReflection(name) {
+			s.health.SetServingStatus(name, status)
+		}
+	}
+}
+
+func isReflection(service string) bool { return strings.HasPrefix(service, "grpc.reflection.") }
+
+// Serve serves on a listener until [Server.Shutdown]. It is healthy once the service
+// layer is ready; calls are answered before that as well as they can be.
+func (s *Server) Serve(lis net.Listener) error {
+	var announcing sync.WaitGroup
+	defer announcing.Wait()
+	stop := make(chan struct{})
+	defer close(stop)
+	announcing.Go(func() {
+		select {
+		case <-s.ready:
+			s.setHealth(grpc_health_v1.HealthCheckResponse_SERVING)
+		case <-stop:
+		}
+	})
+	return s.grpc.Serve(lis)
+}
+
+// Shutdown ends the server: it is no longer healthy, streams get a goodbye and waits
+// are sent away, calls that are under way finish. When ctx is done first, they are
+// cut off, and the error is that of ctx.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.health.Shutdown()
+	s.drain.begin()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.grpc.GracefulStop()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		s.grpc.Stop()
+		<-done
+		return ctx.Err()
+	}
+}

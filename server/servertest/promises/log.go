@@ -1,0 +1,177 @@
+package promises
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+// Log is all that was recorded since some position: the truth that subscribers are
+// compared with.
+type Log struct {
+	// begin is the cursor at which the log begins, base what was known there.
+	begin   string
+	base    map[string]*instancedv1.Instance
+	batches []batch
+	// revisions are those of the cursors behind the batches; the beginning is at 0.
+	revisions map[string]uint64
+}
+
+// batch is what was recorded together.
+type batch struct {
+	revision uint64
+	events   []*instancedv1.Event
+}
+
+// NewLog makes a log of an unfiltered subscription that began with a snapshot, and of
+// those that went on where it ended.
+func NewLog(reference ...*Connection) (*Log, error) {
+	l := &Log{base: map[string]*instancedv1.Instance{}, revisions: map[string]uint64{}}
+	for i, c := range reference {
+		if err := l.add(c, i == 0); err != nil {
+			return nil, fmt.Errorf("connection %d of the reference: %w", i, err)
+		}
+	}
+	return l, nil
+}
+
+func (l *Log) add(c *Connection, first bool) error {
+	if c.Request.GetFilter() != nil {
+		return fmt.Errorf("it has a filter")
+	}
+	var open batch
+	for _, m := range c.Messages {
+		if s := m.GetSnapshot(); s != nil {
+			if !first {
+				return fmt.Errorf("it begins again with a snapshot: %v", s.GetReason())
+			}
+			for _, i := range s.GetInstances() {
+				l.base[i.GetInstanceId()] = i
+			}
+			if s.GetLast() {
+				l.begin = m.GetCursor()
+				l.revisions[l.begin] = 0
+			}
+		}
+		for _, e := range m.GetEvents().GetEvents() {
+			if open.revision != 0 && open.revision != e.GetRevision() {
+				return fmt.Errorf("revision %d begins before %d has ended with a cursor", e.GetRevision(), open.revision)
+			}
+			open.revision = e.GetRevision()
+			open.events = append(open.events, e)
+		}
+		if m.GetCursor() != "" && open.revision != 0 {
+			l.revisions[m.GetCursor()] = open.revision
+			l.batches = append(l.batches, open)
+			open = batch{}
+		}
+	}
+	return nil
+}
+
+// Revision returns the revision that a cursor stands behind.
+func (l *Log) Revision(cursor string) (uint64, error) {
+	revision, ok := l.revisions[cursor]
+	if !ok {
+		return 0, fmt.Errorf("cursor %q is at the end of no recorded batch", cursor)
+	}
+	return revision, nil
+}
+
+// Begin returns the cursor at which the log begins.
+func (l *Log) Begin() string { return l.begin }
+
+// Head returns the revision of the last batch.
+func (l *Log) Head() uint64 {
+	if len(l.batches) == 0 {
+		return 0
+	}
+	return l.batches[len(l.batches)-1].revision
+}
+
+// At returns the fold of all that was recorded up to a revision.
+func (l *Log) At(revision uint64) map[string]*instancedv1.Instance {
+	state := maps.Clone(l.base)
+	for _, b := range l.batches {
+		if b.revision > revision {
+			break
+		}
+		for _, e := range b.events {
+			apply(state, e)
+		}
+	}
+	return state
+}
+
+func apply(state map[string]*instancedv1.Instance, e *instancedv1.Event) {
+	id := e.GetInstance().GetInstanceId()
+	if e.GetType() == instancedv1.EventType_EVENT_TYPE_REMOVED {
+		delete(state, id)
+		return
+	}
+	state[id] = e.GetInstance()
+}
+
+// Matching returns what a subscriber with a filter is to see of what was recorded
+// after one revision and up to another.
+func (l *Log) Matching(filter *instancedv1.InstanceFilter, after, upTo uint64) []*instancedv1.Event {
+	state := maps.Clone(l.base)
+	var events []*instancedv1.Event
+	for _, b := range l.batches {
+		if b.revision > upTo {
+			break
+		}
+		for _, e := range b.events {
+			was := matches(filter, state[e.GetInstance().GetInstanceId()])
+			apply(state, e)
+			is := matches(filter, state[e.GetInstance().GetInstanceId()])
+			if b.revision <= after || !was && !is {
+				continue
+			}
+			e = proto.CloneOf(e)
+			switch {
+			case was && is:
+				e.Match = instancedv1.EventMatch_EVENT_MATCH_STAYED
+			case is:
+				e.Match = instancedv1.EventMatch_EVENT_MATCH_ENTERED
+			default:
+				e.Match = instancedv1.EventMatch_EVENT_MATCH_LEFT
+			}
+			events = append(events, e)
+		}
+	}
+	return events
+}
+
+// matches is what the contract says of filters.
+func matches(f *instancedv1.InstanceFilter, i *instancedv1.Instance) bool {
+	if i == nil {
+		return false
+	}
+	for _, t := range f.GetTags() {
+		value, ok := i.GetTags()[t.GetKey()]
+		if !ok || !among(t.GetValues(), value) {
+			return false
+		}
+	}
+	return among(f.GetInstanceIds(), i.GetInstanceId()) &&
+		among(f.GetStates(), i.GetState().GetName()) &&
+		among(f.GetInstanceTypes(), i.GetInstanceType()) &&
+		among(f.GetAvailabilityZones(), i.GetAvailabilityZone()) &&
+		among(f.GetRegions(), i.GetRegion()) &&
+		among(f.GetAccountIds(), i.GetAccountId())
+}
+
+func among[T comparable](wanted []T, have T) bool {
+	return len(wanted) == 0 || slices.Contains(wanted, have)
+}
+
+// Agrees compares the log with the history of all its instances after [Log.Begin], as
+// ListEvents gave it.
+func (l *Log) Agrees(history []*instancedv1.Event) error {
+	return same("the history", history, l.Matching(nil, 0, l.Head()))
+}

@@ -1,0 +1,197 @@
+package promises_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/server/servertest/promises"
+)
+
+const (
+	pending = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_PENDING
+	running = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_RUNNING
+	stopped = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPED
+)
+
+func inst(id string, state instancedv1.InstanceStateName) *instancedv1.Instance {
+	return &instancedv1.Instance{InstanceId: id, State: &instancedv1.InstanceState{Name: state}}
+}
+
+func event(revision uint64, index uint32, id string, from, to instancedv1.InstanceStateName) *instancedv1.Event {
+	return &instancedv1.Event{
+		Type:          instancedv1.EventType_EVENT_TYPE_STATE_CHANGED,
+		Revision:      revision,
+		Index:         index,
+		Instance:      inst(id, to),
+		PreviousState: &instancedv1.InstanceState{Name: from},
+		Match:         instancedv1.EventMatch_EVENT_MATCH_STAYED,
+		Cause:         &instancedv1.Cause{RequestId: "request"},
+	}
+}
+
+func cursor(revision uint64) string { return fmt.Sprintf("cursor-%d", revision) }
+
+func message(at int, m *instancedv1.WatchInstancesResponse) promises.Message {
+	return promises.Message{WatchInstancesResponse: m, At: time.Unix(int64(at), 0)}
+}
+
+func subscribed(at int) promises.Message {
+	return message(at, &instancedv1.WatchInstancesResponse{Message: &instancedv1.WatchInstancesResponse_Subscribed{
+		Subscribed: &instancedv1.Subscribed{ProgressInterval: durationpb.New(10 * time.Second)},
+	}})
+}
+
+func snapshot(at int, revision uint64, instances ...*instancedv1.Instance) promises.Message {
+	return message(at, &instancedv1.WatchInstancesResponse{Cursor: cursor(revision), Message: &instancedv1.WatchInstancesResponse_Snapshot{
+		Snapshot: &instancedv1.Snapshot{First: true, Last: true, Instances: instances},
+	}})
+}
+
+func events(at int, cursor string, events ...*instancedv1.Event) promises.Message {
+	return message(at, &instancedv1.WatchInstancesResponse{Cursor: cursor, Message: &instancedv1.WatchInstancesResponse_Events{
+		Events: &instancedv1.Events{Events: events},
+	}})
+}
+
+func progress(at int, revision uint64) promises.Message {
+	return message(at, &instancedv1.WatchInstancesResponse{Cursor: cursor(revision), Message: &instancedv1.WatchInstancesResponse_Progress{
+		Progress: &instancedv1.Progress{},
+	}})
+}
+
+// story is two instances of which one starts at revision 1, both do something at 2, and
+// the first one stops at 3.
+func story() *promises.Connection {
+	return &promises.Connection{
+		Request: &instancedv1.WatchInstancesRequest{},
+		Messages: []promises.Message{
+			subscribed(0),
+			snapshot(0, 0, inst("a", stopped), inst("b", stopped)),
+			events(1, cursor(1), event(1, 0, "a", stopped, pending)),
+			events(2, cursor(2), event(2, 0, "a", pending, running), event(2, 1, "b", stopped, pending)),
+			progress(9, 2),
+			events(12, cursor(3), event(3, 0, "b", pending, stopped)),
+		},
+	}
+}
+
+// after is a connection that goes on where another one ended.
+func after(revision uint64, messages ...promises.Message) *promises.Connection {
+	return &promises.Connection{
+		Request:  &instancedv1.WatchInstancesRequest{AfterCursor: cursor(revision)},
+		Messages: append([]promises.Message{subscribed(0)}, messages...),
+	}
+}
+
+func truth(t *testing.T) *promises.Log {
+	t.Helper()
+	log, err := promises.NewLog(story())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return log
+}
+
+func TestAStoryThatKeepsAllPromises(t *testing.T) {
+	log := truth(t)
+	for name, c := range map[string]*promises.Connection{
+		"from the beginning": story(),
+		"after revision 1":   after(1, story().Messages[3:]...),
+		"a snapshot at revision 2": {
+			Request: &instancedv1.WatchInstancesRequest{},
+			Messages: []promises.Message{
+				subscribed(0),
+				snapshot(0, 2, inst("a", running), inst("b", pending)),
+				events(12, cursor(3), event(3, 0, "b", pending, stopped)),
+			},
+		},
+	} {
+		if err := promises.All(log, c); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := promises.Progress(story(), time.Unix(15, 0), time.Second); err != nil {
+		t.Error(err)
+	}
+	if err := promises.Truthful(log, map[string]instancedv1.InstanceStateName{"a": running, "b": stopped}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBrokenPromisesAreSeen(t *testing.T) {
+	log := truth(t)
+	with := func(n int, m ...promises.Message) *promises.Connection {
+		c := story()
+		c.Messages = append(append(append([]promises.Message{}, c.Messages[:n]...), m...), c.Messages[n+1:]...)
+		return c
+	}
+	changed := func(change func(*instancedv1.Event)) *instancedv1.Event {
+		e := proto.CloneOf(event(2, 0, "a", pending, running))
+		change(e)
+		return e
+	}
+	rest := event(2, 1, "b", stopped, pending)
+	for _, test := range []struct {
+		name string
+		err  error
+		says string
+	}{
+		{"events out of order", promises.Ordered(with(3, events(2, cursor(2), rest, event(2, 0, "a", pending, running)))), "comes after"},
+		{"an event twice", promises.Ordered(with(3, events(2, cursor(2), event(1, 0, "a", stopped, pending)))), "comes after"},
+		{"a state that was skipped", promises.Ordered(with(2)), "but it was"},
+		{"a state that cannot follow", promises.Ordered(with(2, events(1, cursor(1), event(1, 0, "a", stopped, running)))), "cannot follow"},
+		{"an event that is missing", promises.Complete(log, with(3, events(2, cursor(2), event(2, 0, "a", pending, running)))), "want"},
+		{"a batch that is missing", promises.Complete(log, with(3)), "want"},
+		{"an event that was altered", promises.Complete(log, with(3, events(2, cursor(2), changed(func(e *instancedv1.Event) { e.Inferred = true }), rest))), "event 1 is"},
+		{"a wrong match", promises.Complete(log, with(3, events(2, cursor(2), changed(func(e *instancedv1.Event) { e.Match = instancedv1.EventMatch_EVENT_MATCH_LEFT }), rest))), "event 1 is"},
+		{"a cursor beyond what was delivered", promises.Complete(log, with(5, progress(12, 3))), "missing"},
+		{"an event before the cursor", promises.Unique(log, after(2, story().Messages[3])), "delivered before"},
+		{"an event delivered twice", promises.Unique(log, after(1, story().Messages[3], story().Messages[3])), "delivered before"},
+		{"a cursor in the midst of a batch", promises.Atomic(log, with(3, events(2, cursor(1), event(2, 0, "a", pending, running)), events(2, cursor(2), rest))), "stands before"},
+		{"a cursor that is none", promises.Atomic(log, with(3, events(2, "?", event(2, 0, "a", pending, running)))), "no recorded batch"},
+		{"a snapshot that is behind", promises.Snapshot(log, with(1, snapshot(0, 1, inst("a", stopped), inst("b", stopped)))), "want"},
+		{"a snapshot that lacks an instance", promises.Snapshot(log, with(1, snapshot(0, 0, inst("a", stopped)))), "1 instances, want 2"},
+		{"a snapshot out of order", promises.Snapshot(log, with(1, snapshot(0, 0, inst("b", stopped), inst("a", stopped)))), "order"},
+		{"a change that was acknowledged and not delivered", promises.Live(log, &promises.Connection{
+			Request: &instancedv1.WatchInstancesRequest{}, Messages: []promises.Message{subscribed(0), story().Messages[1], story().Messages[2], progress(3, 2)},
+		}, promises.Acknowledged{At: time.Unix(1, 0), Cursor: cursor(1), EndCursor: cursor(2)}), "not delivered"},
+		{"progress that is late", promises.Progress(story(), time.Unix(30, 0), time.Second), "none for 21s"},
+		{"a start that is not seen", promises.ReadYourStart(after(1, story().Messages[3]), &instancedv1.StartInstancesResponse{
+			Cursor:            cursor(1),
+			StartingInstances: []*instancedv1.InstanceStateChange{{InstanceId: "a", PreviousState: &instancedv1.InstanceState{Name: stopped}, CurrentState: &instancedv1.InstanceState{Name: pending}}},
+		}, "request"), "not seen"},
+		{"an end without a goodbye", promises.Goodbye(&promises.Connection{
+			Request: &instancedv1.WatchInstancesRequest{}, Messages: story().Messages, Err: status.Error(codes.Unavailable, "gone"),
+		}, instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN), "the last message"},
+		{"a history that lost its end", promises.Durable([]*instancedv1.Event{event(1, 0, "a", stopped, pending), rest}, []*instancedv1.Event{event(1, 0, "a", stopped, pending)}), "missing"},
+		{"a record that is not what is", promises.Truthful(log, map[string]instancedv1.InstanceStateName{"a": stopped, "b": stopped}), "recorded as"},
+		{"a history that disagrees", log.Agrees([]*instancedv1.Event{event(1, 0, "a", stopped, pending)}), "want 4"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if test.err == nil || !strings.Contains(test.err.Error(), test.says) {
+				t.Errorf("got %v, want an error that says %q", test.err, test.says)
+			}
+		})
+	}
+}
+
+func TestFiltersEnterAndLeave(t *testing.T) {
+	log := truth(t)
+	filter := &instancedv1.InstanceFilter{States: []instancedv1.InstanceStateName{pending}}
+	var got []string
+	for _, e := range log.Matching(filter, 0, log.Head()) {
+		got = append(got, fmt.Sprintf("%s %v", e.GetInstance().GetInstanceId(), e.GetMatch()))
+	}
+	const want = "a EVENT_MATCH_ENTERED, a EVENT_MATCH_LEFT, b EVENT_MATCH_ENTERED, b EVENT_MATCH_LEFT"
+	if text := strings.Join(got, ", "); text != want {
+		t.Errorf("got %s, want %s", text, want)
+	}
+}

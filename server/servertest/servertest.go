@@ -1,0 +1,221 @@
+// Package servertest runs the whole service inside a test: the gRPC server on an
+// in-memory connection, the simulator, and the journal on disk in a directory of the
+// test. Nothing in it is a fake, so that what a test sees is what a server does;
+// without delays, unless a test asks for them.
+//
+// Drive the simulator, and make things fail, through [Server.Simulator]. The server
+// and its connections are closed when the test ends.
+package servertest
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/backend/sim"
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+	"github.com/instanced/instanced/internal/lifecycle"
+	"github.com/instanced/instanced/server"
+	"github.com/instanced/instanced/server/simulator"
+)
+
+// patience is how long a server may take to come up or to go down.
+const patience = 30 * time.Second
+
+// Options say what the server is like. The zero value is the built-in fleet with its
+// faults, without delays.
+type Options struct {
+	// Fleet is what there is at the beginning, and what is planned to go wrong. Nil
+	// means the built-in fleet, an empty one no instances and no faults.
+	Fleet *instancedv1.CreateInstancesRequest
+	// Seed determines what the simulator draws.
+	Seed uint64
+	// Speed divides the delays between states: at 1 they are like EC2's, at 5 a start
+	// takes 2 to 5 seconds. At 0 there are none.
+	Speed float64
+	// Throttle turns EC2's documented limits of requests on.
+	Throttle bool
+	// DataDir is where the journal is; empty for a directory of the test. Two servers,
+	// one after the other, on one directory are one server that was restarted.
+	DataDir string
+	// Endpoints are those of an etcd outside, in place of DataDir. Servers that share one
+	// share the journal: the first commands the backend, the others follow.
+	Endpoints []string
+	// JournalMaxBytes and Retention are how much of the history is kept; zero for what
+	// a server keeps by default.
+	JournalMaxBytes int64
+	Retention       time.Duration
+	// PollInterval is how soon an instance in transition is looked at when nothing was
+	// heard of it; zero for what a server does by default.
+	PollInterval time.Duration
+	// Logger gets the log of the server; nil for none.
+	Logger *slog.Logger
+	// Register registers further services of the test.
+	Register func(grpc.ServiceRegistrar)
+}
+
+// Server is a running server.
+type Server struct {
+	t        testing.TB
+	listener *bufconn.Listener
+	server   *server.Server
+	backend  *sim.Backend
+	conn     *grpc.ClientConn
+	running  sync.WaitGroup
+	stop     func()
+}
+
+// New starts a server and returns when it is ready.
+func New(t testing.TB, opts Options) *Server {
+	t.Helper()
+	if opts.DataDir == "" && len(opts.Endpoints) == 0 {
+		opts.DataDir = t.TempDir()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	j, err := journal.Open(ctx, journal.Config{
+		DataDir:     opts.DataDir,
+		Endpoints:   opts.Endpoints,
+		Logger:      opts.Logger,
+		Retention:   opts.Retention,
+		MaxBytes:    opts.JournalMaxBytes,
+		MinFreeDisk: -1,
+		Address:     "bufconn",
+	})
+	if err != nil {
+		t.Fatalf("servertest: cannot open the journal: %v", err)
+	}
+	backend := sim.New(simulation(opts))
+	layer := lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: opts.Logger, PollInterval: opts.PollInterval})
+	srv := server.New(server.Config{
+		Lifecycle: layer,
+		Version:   "test",
+		Backend:   "simulator",
+		Logger:    opts.Logger,
+		Register: func(r grpc.ServiceRegistrar) {
+			simulator.New(layer, backend).Register(r)
+			if opts.Register != nil {
+				opts.Register(r)
+			}
+		},
+	})
+	s := &Server{t: t, listener: bufconn.Listen(1 << 20), server: srv, backend: backend}
+
+	runCtx, stopRunning := context.WithCancel(context.Background())
+	s.running.Go(func() {
+		if err := layer.Run(runCtx); err != nil {
+			t.Errorf("servertest: the service layer ended: %v", err)
+		}
+	})
+	s.Serve(s.listener)
+	s.stop = sync.OnceFunc(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		err := srv.Shutdown(ctx)
+		stopRunning()
+		s.running.Wait()
+		backend.Close()
+		if err := errors.Join(err, j.Close(ctx)); err != nil {
+			t.Errorf("servertest: cannot shut down: %v", err)
+		}
+	})
+	t.Cleanup(s.stop)
+	s.conn = s.Dial()
+	select {
+	case <-layer.Ready():
+	case <-ctx.Done():
+		t.Fatal("servertest: the server does not become ready")
+	}
+	return s
+}
+
+// simulation returns the configuration of the simulator.
+func simulation(opts Options) sim.Config {
+	config := sim.Config{
+		Seed:     opts.Seed,
+		Speed:    opts.Speed,
+		Throttle: opts.Throttle,
+		Logger:   opts.Logger,
+		Fleet:    sim.BuiltinFleet(),
+		Faults:   sim.BuiltinFaults(),
+	}
+	if opts.Fleet != nil {
+		config.Fleet, config.Faults = simulator.Fleet(opts.Fleet)
+	}
+	return config
+}
+
+// Dial makes a further connection, which is closed when the test ends.
+func (s *Server) Dial(opts ...grpc.DialOption) *grpc.ClientConn {
+	s.t.Helper()
+	opts = append([]grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.listener.DialContext(ctx) }),
+	}, opts...)
+	conn, err := grpc.NewClient("passthrough:///servertest", opts...)
+	if err != nil {
+		s.t.Fatalf("servertest: cannot connect: %v", err)
+	}
+	s.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// Conn is a connection to the server.
+func (s *Server) Conn() *grpc.ClientConn { return s.conn }
+
+// Instances is a client of InstanceService.
+func (s *Server) Instances() instancedv1.InstanceServiceClient {
+	return instancedv1.NewInstanceServiceClient(s.conn)
+}
+
+// Simulator is a client of SimulatorService.
+func (s *Server) Simulator() instancedv1.SimulatorServiceClient {
+	return instancedv1.NewSimulatorServiceClient(s.conn)
+}
+
+// Serve serves on a further listener, such as one that a process outside of the test
+// can reach, until the server is closed.
+func (s *Server) Serve(lis net.Listener) {
+	s.running.Go(func() {
+		if err := s.server.Serve(lis); err != nil {
+			s.t.Errorf("servertest: the server ended: %v", err)
+		}
+	})
+}
+
+// BackendStates asks the simulator itself, past the journal, for the states of all
+// instances.
+func (s *Server) BackendStates(ctx context.Context) (map[string]instancedv1.InstanceStateName, error) {
+	states := make(map[string]instancedv1.InstanceStateName)
+	for query := (instance.DescribeQuery{All: true}); ; {
+		page, err := s.backend.Describe(ctx, query)
+		if err != nil {
+			return nil, err
+		}
+		for _, i := range page.Instances {
+			// The contract numbers the states as the simulator does.
+			states[string(i.ID)] = instancedv1.InstanceStateName(i.State)
+		}
+		if query.PageToken = page.NextPageToken; query.PageToken == "" {
+			return states, nil
+		}
+	}
+}
+
+// Shutdown begins to shut the server down, as a signal would, and returns when all
+// calls have ended, or ctx has.
+func (s *Server) Shutdown(ctx context.Context) error { return s.server.Shutdown(ctx) }
+
+// Close shuts the server down altogether. A test needs it only to start another one on
+// the same directory.
+func (s *Server) Close() { s.stop() }

@@ -1,0 +1,157 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// pushbackTrailer tells a client that retries by itself how long to wait. It is the
+// only such hint that grpc-go honours.
+const pushbackTrailer = "grpc-retry-pushback-ms"
+
+// code returns the status code of a kind of error.
+func code(kind instance.Kind) codes.Code {
+	switch kind {
+	case instance.KindInternal:
+		return codes.Internal
+	case instance.KindInvalid:
+		return codes.InvalidArgument
+	case instance.KindNotFound:
+		return codes.NotFound
+	case instance.KindPrecondition, instance.KindDryRun:
+		return codes.FailedPrecondition
+	case instance.KindPermission:
+		return codes.PermissionDenied
+	case instance.KindExhausted:
+		return codes.ResourceExhausted
+	case instance.KindConflict:
+		return codes.AlreadyExists
+	case instance.KindOutOfRange:
+		return codes.OutOfRange
+	case instance.KindUnavailable:
+		return codes.Unavailable
+	}
+	return codes.Internal
+}
+
+// statusError is an error as the caller sees it, together with what only the log may
+// see: Error returns the cause, GRPCStatus the public text.
+type statusError struct {
+	public *status.Status
+	reason string
+	// success is true for an error that says that all is well: a dry run that would
+	// have succeeded.
+	success    bool
+	retryAfter time.Duration
+	cause      error
+}
+
+func (e *statusError) Error() string              { return e.cause.Error() }
+func (e *statusError) Unwrap() error              { return e.cause }
+func (e *statusError) GRPCStatus() *status.Status { return e.public }
+
+// mapStatus gives every error that leaves a handler its status.
+func mapStatus(ctx context.Context, _ call, next func(context.Context) error) error {
+	err := next(ctx)
+	if err == nil {
+		return nil
+	}
+	mapped := asStatus(err, callerOf(ctx).RequestID)
+	if e, ok := errors.AsType[*statusError](mapped); ok && e.retryAfter > 0 {
+		// It fails for a caller that has gone, who needs no trailer.
+		_ = grpc.SetTrailer(ctx, metadata.Pairs(pushbackTrailer, strconv.FormatInt(e.retryAfter.Milliseconds(), 10)))
+	}
+	return mapped
+}
+
+// asStatus returns the error as the caller is to see it. An error that is a status
+// already stays as it is, unless it is wrapped: then it belongs to something behind
+// this service.
+func asStatus(err error, requestID string) error {
+	if e, ok := errors.AsType[*instance.Error](err); ok {
+		return fromError(e, err, requestID)
+	}
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		return err
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return plain(codes.Canceled, "CANCELED", "the caller cancelled the call", err, requestID)
+	case errors.Is(err, context.DeadlineExceeded):
+		return plain(codes.DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline of the call has passed; whether anything was changed is unknown", err, requestID)
+	}
+	return plain(codes.Internal, "INTERNAL", internalText(requestID), err, requestID)
+}
+
+// fromError maps an error of the layers below. What is redacted is an error that
+// nobody foresaw, and any that EC2 reports of this service's own credentials.
+func fromError(e *instance.Error, cause error, requestID string) *statusError {
+	if e.Kind == instance.KindInternal && (e.Reason == "" || e.Code != "") {
+		return plain(codes.Internal, "INTERNAL", internalText(requestID), cause, requestID)
+	}
+	return &statusError{
+		public:     detailed(e, requestID),
+		reason:     reason(e),
+		success:    e.Kind == instance.KindDryRun,
+		retryAfter: retryAfter(e),
+		cause:      cause,
+	}
+}
+
+func plain(c codes.Code, reason, message string, cause error, requestID string) *statusError {
+	s := status.New(c, message).Proto()
+	addDetail(s, errorInfo(serviceDomain, reason, map[string]string{"request_id": requestID}))
+	return &statusError{public: status.FromProto(s), reason: reason, cause: cause}
+}
+
+func internalText(requestID string) string {
+	return fmt.Sprintf("internal error; the log of the server has the cause under request id %s", requestID)
+}
+
+// isCanceled reports whether an error says no more than that a context, or a stream,
+// was cancelled.
+func isCanceled(err error) bool {
+	return errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
+}
+
+// verdict returns how a call ended, for the log. A dry run that would have succeeded
+// is a success.
+func verdict(err error) (level slog.Level, code, reason string, failed bool) {
+	e, ok := errors.AsType[*statusError](err)
+	switch {
+	case err == nil:
+		return slog.LevelInfo, codes.OK.String(), "", false
+	case ok && e.success:
+		return slog.LevelInfo, codes.OK.String(), e.reason, false
+	case ok && e.reason == reasonDraining:
+		return slog.LevelInfo, e.public.Code().String(), e.reason, true
+	case ok:
+		return loudness(e.public.Code()), e.public.Code().String(), e.reason, true
+	}
+	c := status.Code(err)
+	return loudness(c), c.String(), "", true
+}
+
+// loudness returns the level of a status: what a caller did is news, what is lacking
+// is a warning, what is broken here is an error.
+func loudness(c codes.Code) slog.Level {
+	switch c {
+	case codes.Internal, codes.Unknown, codes.DataLoss:
+		return slog.LevelError
+	case codes.Unavailable, codes.ResourceExhausted, codes.DeadlineExceeded:
+		return slog.LevelWarn
+	default:
+		return slog.LevelInfo
+	}
+}
