@@ -1,0 +1,209 @@
+// Package client is the Go library of instanced.
+//
+// A [Client] makes the calls of InstanceService and adds what every caller of a
+// remote service otherwise writes again: errors that can be taken apart with
+// errors.As ([Error]), retries that are safe because each command carries a
+// client token, pages as iterators, and a [Client.Watch] that resumes by itself
+// after whatever interrupts it. Requests and responses are the generated
+// messages of package instancedv1; a method never modifies the request that it is
+// given.
+//
+// All methods may be called from any number of goroutines. None outlives its
+// context.
+package client
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+// Options tune a [Client]. The zero value works.
+type Options struct {
+	// Principal is who calls, at most 128 printable ASCII characters. It is sent as
+	// the metadata "instanced-principal"; without it the service takes the caller
+	// for "anonymous".
+	Principal string
+
+	// TransportCredentials secure the connection that [Dial] makes; nil means
+	// plaintext, which the service offers on loopback only.
+	TransportCredentials credentials.TransportCredentials
+
+	// DialOptions are added to those of [Dial].
+	DialOptions []grpc.DialOption
+
+	// MaxAttempts is how often a call is made at the most before its error is
+	// returned; 0 means 4, and 1 means that nothing is retried. A watch that has
+	// once been established is resumed without limit.
+	MaxAttempts int
+
+	// OnRetry, where it is set, is told of each error that is going to be retried
+	// and of the delay until then. It is called from the goroutine of the call.
+	OnRetry func(err error, delay time.Duration)
+}
+
+// Client calls one instanced service.
+type Client struct {
+	service instancedv1.InstanceServiceClient
+	opts    Options
+	close   func() error
+}
+
+// Dial returns a client of the service at target, such as "127.0.0.1:50051" or any
+// other name that gRPC resolves. The connection is made with the first call, and
+// made again whenever it breaks.
+func Dial(target string, opts Options) (*Client, error) {
+	creds := opts.TransportCredentials
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	dial := append([]grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		// gRPC's own backoff grows to two minutes: too long for a watch whose server
+		// is restarted.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: baseDelay, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxDelay},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		// A wait may be silent for an hour; this is how a dead connection is noticed.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 15 * time.Second}),
+	}, opts.DialOptions...)
+	conn, err := grpc.NewClient(target, dial...)
+	if err != nil {
+		return nil, fmt.Errorf("client of %q: %w", target, err)
+	}
+	c := New(conn, opts)
+	c.close = conn.Close
+	return c, nil
+}
+
+// New returns a client that uses a connection of the caller's. The options that
+// concern the connection are left aside.
+func New(conn grpc.ClientConnInterface, opts Options) *Client {
+	return &Client{
+		service: instancedv1.NewInstanceServiceClient(conn),
+		opts:    opts,
+		close:   func() error { return nil },
+	}
+}
+
+// Close closes the connection that [Dial] made. It leaves the one that was given to
+// [New] alone.
+func (c *Client) Close() error { return c.close() }
+
+// Start starts instances. An answer means that they are starting, not that they
+// run: see [Client.StartAndWait].
+//
+// Without a client token the request is sent with a new one, so that a retry
+// gets the first answer and never starts what somebody has stopped in between. A
+// dry run that would have been permitted returns an empty response and no error.
+func (c *Client) Start(ctx context.Context, req *instancedv1.StartInstancesRequest) (*instancedv1.StartInstancesResponse, error) {
+	if req.GetClientToken() == "" {
+		req = proto.CloneOf(req)
+		req.ClientToken = newToken()
+	}
+	return command(ctx, c, req, c.service.StartInstances)
+}
+
+// Stop stops or hibernates instances. Client tokens and dry runs are treated as by
+// [Client.Start].
+func (c *Client) Stop(ctx context.Context, req *instancedv1.StopInstancesRequest) (*instancedv1.StopInstancesResponse, error) {
+	if req.GetClientToken() == "" {
+		req = proto.CloneOf(req)
+		req.ClientToken = newToken()
+	}
+	return command(ctx, c, req, c.service.StopInstances)
+}
+
+// Reboot asks the operating systems of instances to reboot. Client tokens and dry
+// runs are treated as by [Client.Start].
+func (c *Client) Reboot(ctx context.Context, req *instancedv1.RebootInstancesRequest) (*instancedv1.RebootInstancesResponse, error) {
+	if req.GetClientToken() == "" {
+		req = proto.CloneOf(req)
+		req.ClientToken = newToken()
+	}
+	return command(ctx, c, req, c.service.RebootInstances)
+}
+
+// Terminate ends instances for good. Client tokens and dry runs are treated as by
+// [Client.Start].
+func (c *Client) Terminate(ctx context.Context, req *instancedv1.TerminateInstancesRequest) (*instancedv1.TerminateInstancesResponse, error) {
+	if req.GetClientToken() == "" {
+		req = proto.CloneOf(req)
+		req.ClientToken = newToken()
+	}
+	return command(ctx, c, req, c.service.TerminateInstances)
+}
+
+// Describe yields the pages of the instances that a filter selects, beginning with
+// that of the request's page token. To go on with [Client.Watch] use the cursor of
+// the first page. An error is yielded last, beside a nil page.
+func (c *Client) Describe(ctx context.Context, req *instancedv1.DescribeInstancesRequest) iter.Seq2[*instancedv1.DescribeInstancesResponse, error] {
+	return pages(ctx, c, req, c.service.DescribeInstances,
+		func(req *instancedv1.DescribeInstancesRequest, token string) { req.PageToken = token })
+}
+
+// Events yields the pages of the recorded history of instances, oldest first,
+// beginning with that of the request's page token. A page may be empty although
+// others follow. An error is yielded last, beside a nil page.
+func (c *Client) Events(ctx context.Context, req *instancedv1.ListEventsRequest) iter.Seq2[*instancedv1.ListEventsResponse, error] {
+	return pages(ctx, c, req, c.service.ListEvents,
+		func(req *instancedv1.ListEventsRequest, token string) { req.PageToken = token })
+}
+
+// Info tells what is running at the other end.
+func (c *Client) Info(ctx context.Context) (*instancedv1.GetServerInfoResponse, error) {
+	return retry(ctx, c, func(ctx context.Context) (*instancedv1.GetServerInfoResponse, error) {
+		return c.service.GetServerInfo(ctx, &instancedv1.GetServerInfoRequest{})
+	})
+}
+
+// method is a unary call of the generated client.
+type method[Req, Resp any] func(ctx context.Context, req *Req, opts ...grpc.CallOption) (*Resp, error)
+
+// command calls a verb. Its request carries a client token, which is what makes a
+// retry safe even when nobody knows what became of the first try.
+func command[Req, Resp any](ctx context.Context, c *Client, req *Req, call method[Req, Resp]) (*Resp, error) {
+	resp, err := retry(ctx, c, func(ctx context.Context) (*Resp, error) { return call(ctx, req) })
+	if isDryRunSuccess(err) {
+		return new(Resp), nil
+	}
+	return resp, err
+}
+
+// pages calls a method for one page after the other.
+func pages[Req proto.Message, Resp interface{ GetNextPageToken() string }](
+	ctx context.Context, c *Client, req Req,
+	call func(ctx context.Context, req Req, opts ...grpc.CallOption) (Resp, error),
+	setToken func(req Req, token string),
+) iter.Seq2[Resp, error] {
+	return func(yield func(Resp, error) bool) {
+		next := proto.CloneOf(req)
+		for {
+			page, err := retry(ctx, c, func(ctx context.Context) (Resp, error) { return call(ctx, next) })
+			if !yield(page, err) || err != nil || page.GetNextPageToken() == "" {
+				return
+			}
+			setToken(next, page.GetNextPageToken())
+		}
+	}
+}
+
+// outgoing adds what every call says of the caller.
+func (c *Client) outgoing(ctx context.Context) context.Context {
+	if c.opts.Principal == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "instanced-principal", c.opts.Principal)
+}

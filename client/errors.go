@@ -1,0 +1,161 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// The reasons of [Error] that programs ask for most. docs/errors.md lists all.
+const (
+	// ReasonDryRun is a dry run that would have been permitted. The methods of
+	// [Client] turn it into success.
+	ReasonDryRun = "DRY_RUN_OPERATION"
+	// ReasonThrottled is EC2's RequestLimitExceeded.
+	ReasonThrottled = "REQUEST_LIMIT_EXCEEDED"
+)
+
+// Violation is one thing wrong with one field of a request.
+type Violation struct {
+	// Field is the path of the field, such as "instance_ids[3]".
+	Field string
+	// Description says what is wrong and what is right.
+	Description string
+	// Reason stands for the violation in programs, where there is one.
+	Reason string
+}
+
+// Error is what a call failed with. Every method of [Client] that returns an error
+// of the service, of the connection or of the context returns one of these.
+//
+// errors.Is finds context.Canceled and context.DeadlineExceeded in it, and
+// status.FromError the status as it came.
+type Error struct {
+	// Code is the gRPC status code.
+	Code codes.Code
+	// Reason says in UPPER_SNAKE_CASE what is wrong, within Domain. It is empty for
+	// errors that did not come from the service.
+	Reason string
+	// Domain is "ec2.amazonaws.com" for EC2's own errors and "instanced" for those of
+	// the service.
+	Domain string
+	// EC2Code is EC2's error code, such as IncorrectInstanceState; empty for an error
+	// of the service.
+	EC2Code string
+	// Message is EC2's text word for word, or the service's.
+	Message string
+	// InstanceIDs are the instances that the error names, if any.
+	InstanceIDs []string
+	// Violations are all that is wrong with the request.
+	Violations []Violation
+	// RetryDelay is how long to wait before the same call may succeed; 0 when the
+	// service does not say that a retry is worth while.
+	RetryDelay time.Duration
+	// OutcomeUnknown is true when the command may have been carried out all the same.
+	OutcomeUnknown bool
+	// RequestID is the id under which the service's log has the call.
+	RequestID string
+	// Metadata are all further particulars that the service gave, such as the oldest
+	// cursor that can still be served.
+	Metadata map[string]string
+
+	status *status.Status
+}
+
+// Error returns the code and the message, and the violations.
+func (e *Error) Error() string {
+	var b strings.Builder
+	switch {
+	case e.EC2Code != "":
+		b.WriteString(e.EC2Code)
+	case e.Reason != "":
+		b.WriteString(e.Reason)
+	default:
+		b.WriteString(e.Code.String())
+	}
+	b.WriteString(": ")
+	b.WriteString(e.Message)
+	for _, v := range e.Violations {
+		b.WriteString("; ")
+		b.WriteString(v.Field)
+		b.WriteString(": ")
+		b.WriteString(v.Description)
+	}
+	return b.String()
+}
+
+// GRPCStatus returns the status as it came, details included.
+func (e *Error) GRPCStatus() *status.Status { return e.status }
+
+// Unwrap returns the error of the context for a call that its context ended.
+func (e *Error) Unwrap() error {
+	switch e.Code {
+	case codes.Canceled:
+		return context.Canceled
+	case codes.DeadlineExceeded:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+// newError takes an error of grpc apart.
+func newError(err error) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	// FromContextError keeps the code of a bare context error, which a stream may
+	// return.
+	s, ok := status.FromError(err)
+	if !ok {
+		s = status.FromContextError(err)
+	}
+	e := &Error{Code: s.Code(), Message: s.Message(), status: s}
+	for _, detail := range s.Details() {
+		switch d := detail.(type) {
+		case *errdetails.ErrorInfo:
+			e.takeInfo(d)
+		case *errdetails.BadRequest:
+			for _, v := range d.GetFieldViolations() {
+				e.Violations = append(e.Violations, Violation{Field: v.GetField(), Description: v.GetDescription(), Reason: v.GetReason()})
+			}
+		case *errdetails.RetryInfo:
+			e.RetryDelay = d.GetRetryDelay().AsDuration()
+		case *errdetails.RequestInfo:
+			e.RequestID = d.GetRequestId()
+		}
+	}
+	return e
+}
+
+// takeInfo spreads the metadata of an ErrorInfo over the fields that stand for it.
+func (e *Error) takeInfo(info *errdetails.ErrorInfo) {
+	e.Reason, e.Domain = info.GetReason(), info.GetDomain()
+	for key, value := range info.GetMetadata() {
+		switch key {
+		case "ec2_error_code":
+			e.EC2Code = value
+		case "request_id":
+			e.RequestID = value
+		case "outcome":
+			e.OutcomeUnknown = value == "unknown"
+		case "instance_id", "instance_ids":
+			e.InstanceIDs = strings.Split(value, ",")
+		default:
+			if e.Metadata == nil {
+				e.Metadata = make(map[string]string)
+			}
+			e.Metadata[key] = value
+		}
+	}
+}
+
+func isDryRunSuccess(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Code == codes.FailedPrecondition && e.Reason == ReasonDryRun
+}

@@ -1,0 +1,226 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+// commandFlags are those of every verb that changes instances.
+type commandFlags struct {
+	dryRun      bool
+	perInstance bool
+	token       string
+	wait        bool
+}
+
+func (f *commandFlags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "ask only whether the call would be permitted")
+	cmd.Flags().BoolVar(&f.perInstance, "per-instance", false, "carry out what can be, in place of refusing the whole call")
+	cmd.Flags().StringVar(&f.token, "client-token", "", "with the same token a repeated call gets the first answer (default: a new one)")
+}
+
+func (f *commandFlags) addWait(cmd *cobra.Command, state string) {
+	cmd.Flags().BoolVar(&f.wait, "wait", false, "show progress until every instance is "+state)
+}
+
+func (f *commandFlags) failureMode() instancedv1.FailureMode {
+	if f.perInstance {
+		return instancedv1.FailureMode_FAILURE_MODE_PER_INSTANCE
+	}
+	return instancedv1.FailureMode_FAILURE_MODE_WHOLE_CALL
+}
+
+// answer is what the answers of all four verbs have in common.
+type answer struct {
+	message  proto.Message
+	changes  []*instancedv1.InstanceStateChange
+	failures []*instancedv1.InstanceFailure
+	cursor   string
+}
+
+// command completes a verb that changes instances. call makes the call; wanted is the
+// state that --wait waits for.
+func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted string, call func(ctx context.Context, c *client.Client, ids []string) (*answer, error)) *cobra.Command {
+	flags.add(cmd)
+	cmd.Args = needIDs
+	cmd.ValidArgsFunction = t.completeIDs
+	within := func() time.Duration {
+		if flags.wait {
+			return cmp.Or(t.timeout, defaultWait) + waitGrace
+		}
+		return cmp.Or(t.timeout, defaultTimeout)
+	}
+	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
+		began := time.Now()
+		ids, err := t.ids(args)
+		if err != nil {
+			return err
+		}
+		got, err := call(ctx, c, ids)
+		switch {
+		case err != nil:
+			return err
+		case flags.dryRun:
+			return t.printPermitted(got)
+		case flags.wait:
+			return t.await(ctx, c, got, wanted, began)
+		default:
+			return t.printAnswer(got)
+		}
+	})
+}
+
+func newStartCommand(t *terminal) *cobra.Command {
+	var flags commandFlags
+	var additionalInfo string
+	cmd := &cobra.Command{
+		Use:   "start ID... [flags]",
+		Short: "Start stopped instances",
+		Long: `Start starts EBS-backed instances that were stopped. Starting one that runs changes
+nothing and is no error. Each start is charged for a minute at least.`,
+		Example: examples(
+			"instanced start i-1234567890abcdef0",
+			"instanced start i-1234567890abcdef0 --wait",
+			"instanced start --per-instance i-1234567890abcdef0 i-0598c7d356eba48d7",
+			"instanced describe --state stopped -o json | jq -r '.instances[].instance_id' | instanced start -",
+		),
+	}
+	cmd.Flags().StringVar(&additionalInfo, "additional-info", "", "reserved by EC2; passed on as it is")
+	flags.addWait(cmd, "running")
+	return t.command(cmd, &flags, "running", func(ctx context.Context, c *client.Client, ids []string) (*answer, error) {
+		resp, err := c.Start(ctx, &instancedv1.StartInstancesRequest{
+			InstanceIds: ids, AdditionalInfo: additionalInfo,
+			DryRun: flags.dryRun, ClientToken: flags.token, FailureMode: flags.failureMode(),
+		})
+		return &answer{resp, resp.GetStartingInstances(), resp.GetFailedInstances(), resp.GetCursor()}, err
+	})
+}
+
+func newStopCommand(t *terminal) *cobra.Command {
+	var flags commandFlags
+	var hibernate, force, skip bool
+	cmd := &cobra.Command{
+		Use:   "stop ID... [flags]",
+		Short: "Stop or hibernate instances",
+		Long: `Stop stops EBS-backed instances. What is in RAM is lost unless --hibernate is given and
+the instance was launched with hibernation enabled.`,
+		Example: examples(
+			"instanced stop i-1234567890abcdef0",
+			"instanced stop i-1234567890abcdef0 --hibernate --wait",
+		),
+	}
+	cmd.Flags().BoolVar(&hibernate, "hibernate", false, "keep the contents of RAM")
+	cmd.Flags().BoolVar(&force, "force", false, "force the stop if the operating system does not shut down in time")
+	cmd.Flags().BoolVar(&skip, "skip-os-shutdown", false, "skip the graceful shutdown of the operating system")
+	flags.addWait(cmd, "stopped")
+	return t.command(cmd, &flags, "stopped", func(ctx context.Context, c *client.Client, ids []string) (*answer, error) {
+		resp, err := c.Stop(ctx, &instancedv1.StopInstancesRequest{
+			InstanceIds: ids, Hibernate: hibernate, Force: force, SkipOsShutdown: skip,
+			DryRun: flags.dryRun, ClientToken: flags.token, FailureMode: flags.failureMode(),
+		})
+		return &answer{resp, resp.GetStoppingInstances(), resp.GetFailedInstances(), resp.GetCursor()}, err
+	})
+}
+
+func newRebootCommand(t *terminal) *cobra.Command {
+	var flags commandFlags
+	cmd := &cobra.Command{
+		Use:     "reboot ID... [flags]",
+		Short:   "Ask the operating systems of instances to reboot",
+		Long:    `Reboot asks the operating systems to reboot. The instances stay running throughout.`,
+		Example: examples("instanced reboot i-1234567890abcdef0"),
+	}
+	return t.command(cmd, &flags, "", func(ctx context.Context, c *client.Client, ids []string) (*answer, error) {
+		resp, err := c.Reboot(ctx, &instancedv1.RebootInstancesRequest{
+			InstanceIds: ids,
+			DryRun:      flags.dryRun, ClientToken: flags.token, FailureMode: flags.failureMode(),
+		})
+		return &answer{resp, resp.GetRebootingInstances(), resp.GetFailedInstances(), resp.GetCursor()}, err
+	})
+}
+
+func newTerminateCommand(t *terminal) *cobra.Command {
+	var flags commandFlags
+	var force, skip bool
+	cmd := &cobra.Command{
+		Use:   "terminate ID... [flags]",
+		Short: "End instances for good",
+		Long:  `Terminate ends instances for good. It cannot be undone and asks no question.`,
+		Example: examples(
+			"instanced terminate i-1234567890abcdef0 --dry-run",
+			"instanced terminate i-1234567890abcdef0 --wait",
+		),
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "force it if the operating system does not shut down in time")
+	cmd.Flags().BoolVar(&skip, "skip-os-shutdown", false, "skip the graceful shutdown of the operating system")
+	flags.addWait(cmd, "terminated")
+	return t.command(cmd, &flags, "terminated", func(ctx context.Context, c *client.Client, ids []string) (*answer, error) {
+		resp, err := c.Terminate(ctx, &instancedv1.TerminateInstancesRequest{
+			InstanceIds: ids, Force: force, SkipOsShutdown: skip,
+			DryRun: flags.dryRun, ClientToken: flags.token, FailureMode: flags.failureMode(),
+		})
+		return &answer{resp, resp.GetTerminatingInstances(), resp.GetFailedInstances(), resp.GetCursor()}, err
+	})
+}
+
+// printPermitted says that a dry run went well.
+func (t *terminal) printPermitted(got *answer) error {
+	if t.output == outputJSON {
+		return t.printJSON(got.message)
+	}
+	_, err := fmt.Fprintln(t.stdout, "The call would be permitted. Nothing was changed.")
+	return err
+}
+
+// printAnswer prints the answer to a command and fails if an instance was refused.
+func (t *terminal) printAnswer(got *answer) error {
+	if t.output == outputJSON {
+		return ending(t.printJSON(got.message), refusals(got))
+	}
+	if len(got.changes) > 0 {
+		tb := t.newTable("ID", "PREVIOUS", "CURRENT")
+		for _, change := range got.changes {
+			tb.add(change.GetInstanceId(), stateName(change.GetPreviousState()), stateName(change.GetCurrentState()))
+		}
+		if err := tb.print(t.stdout); err != nil {
+			return err
+		}
+	}
+	return ending(nil, refusals(got))
+}
+
+// refusals is the verdict on a command that was refused for some of its instances.
+func refusals(got *answer) *verdict {
+	if len(got.failures) == 0 {
+		return &verdict{}
+	}
+	return &verdict{status: exitRefused, lines: failureLines(got.failures)}
+}
+
+func failureLines(failures []*instancedv1.InstanceFailure) []string {
+	lines := []string{fmt.Sprintf("refused for %s:", counted(len(failures), "instance"))}
+	for _, f := range failures {
+		line := fmt.Sprintf("  %s: %s", f.GetInstanceId(), f.GetMessage())
+		if code := f.GetEc2ErrorCode(); code != "" {
+			line += " (" + code + ")"
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// counted is a number of things.
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+// filterFlags select instances.
+type filterFlags struct {
+	states   []string
+	tags     []string
+	types    []string
+	zones    []string
+	regions  []string
+	accounts []string
+}
+
+func (f *filterFlags) add(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.states, "state", nil, "states, such as stopped; may be repeated")
+	flags.StringArrayVar(&f.tags, "tag", nil, "a tag as KEY=VALUE, or KEY for any value; may be repeated")
+	flags.StringSliceVar(&f.types, "type", nil, "instance types, such as t3.micro; may be repeated")
+	flags.StringSliceVar(&f.zones, "zone", nil, "Availability Zones, such as us-east-1a; may be repeated")
+	flags.StringSliceVar(&f.regions, "region", nil, "Regions, such as us-east-1; may be repeated")
+	flags.StringSliceVar(&f.accounts, "account", nil, "AWS accounts of 12 digits; may be repeated")
+}
+
+// filter returns the filter that the flags and the ids make together.
+func (f *filterFlags) filter(ids []string) (*instancedv1.InstanceFilter, error) {
+	states, err := parseStates("state", f.states)
+	if err != nil {
+		return nil, err
+	}
+	filter := &instancedv1.InstanceFilter{
+		InstanceIds: ids, States: states, InstanceTypes: f.types,
+		AvailabilityZones: f.zones, Regions: f.regions, AccountIds: f.accounts,
+	}
+	for _, tag := range f.tags {
+		key, value, hasValue := strings.Cut(tag, "=")
+		if key == "" {
+			return nil, usagef("--tag: %q is neither KEY=VALUE nor KEY", tag)
+		}
+		i := slices.IndexFunc(filter.GetTags(), func(t *instancedv1.TagFilter) bool { return t.GetKey() == key })
+		if i < 0 {
+			i = len(filter.GetTags())
+			filter.Tags = append(filter.Tags, &instancedv1.TagFilter{Key: key})
+		}
+		if hasValue {
+			filter.Tags[i].Values = append(filter.Tags[i].Values, value)
+		}
+	}
+	return filter, nil
+}
+
+func newDescribeCommand(t *terminal) *cobra.Command {
+	var selection filterFlags
+	cmd := &cobra.Command{
+		Use:   "describe [ID...] [flags]",
+		Short: "List instances",
+		Long: `Describe lists instances, all of them unless ids or filters are given. Values of one
+filter are alternatives; an instance must match every filter.`,
+		Example: examples(
+			"instanced describe",
+			"instanced describe i-1234567890abcdef0",
+			"instanced describe --state stopped --tag team=payments --type t3.micro --zone us-east-1a",
+			"instanced describe -o json | jq -r '.instances[] | [.instance_id, .public_ip_address] | @tsv'",
+		),
+		ValidArgsFunction: t.completeIDs,
+	}
+	selection.add(cmd.Flags())
+	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, args []string) error {
+		ids, err := t.ids(args)
+		if err != nil {
+			return err
+		}
+		filter, err := selection.filter(ids)
+		if err != nil {
+			return err
+		}
+		// One document of all pages, with the cursor of the first: what happens while
+		// the others are read follows it.
+		all := &instancedv1.DescribeInstancesResponse{}
+		for page, err := range c.Describe(ctx, &instancedv1.DescribeInstancesRequest{Filter: filter, PageSize: 1000}) {
+			if err != nil {
+				return err
+			}
+			if all.GetCursor() == "" {
+				all.Cursor, all.LastReconciled = page.GetCursor(), page.GetLastReconciled()
+			}
+			all.Instances = append(all.Instances, page.GetInstances()...)
+		}
+		if t.output == outputJSON {
+			return t.printJSON(all)
+		}
+		if len(all.GetInstances()) == 0 {
+			fmt.Fprintln(t.stderr, "No instance matches.")
+			return nil
+		}
+		tb := t.newTable("ID", "NAME", "STATE", "TYPE", "ZONE", "PUBLIC IP", "REASON")
+		for _, i := range all.GetInstances() {
+			tb.add(i.GetInstanceId(), cmp.Or(i.GetTags()["Name"], "-"), stateName(i.GetState()), i.GetInstanceType(),
+				i.GetAvailabilityZone(), cmp.Or(i.GetPublicIpAddress(), "-"), cmp.Or(reasonText(i), "-"))
+		}
+		return tb.print(t.stdout)
+	})
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+func newHistoryCommand(t *terminal) *cobra.Command {
+	var after string
+	cmd := &cobra.Command{
+		Use:   "history ID... [flags]",
+		Short: "Say who did what to instances",
+		Long: `History lists the recorded changes of instances, oldest first: when each happened, what
+changed, who brought it about, and how the service learnt of it. A change that nobody saw,
+but that must have happened, is marked "inferred".`,
+		Example: examples(
+			"instanced history i-1234567890abcdef0",
+			"instanced history i-1234567890abcdef0 -o json | jq '.events[] | {at: .occurred_at, who: .cause.principal}'",
+		),
+		Args:              needIDs,
+		ValidArgsFunction: t.completeIDs,
+	}
+	cmd.Flags().StringVar(&after, "after", "", "only what was recorded after this cursor")
+	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, args []string) error {
+		ids, err := t.ids(args)
+		if err != nil {
+			return err
+		}
+		all := &instancedv1.ListEventsResponse{}
+		for page, err := range c.Events(ctx, &instancedv1.ListEventsRequest{InstanceIds: ids, AfterCursor: after, PageSize: 1000}) {
+			if err != nil {
+				return err
+			}
+			all.Cursor = page.GetCursor()
+			all.Events = append(all.Events, page.GetEvents()...)
+		}
+		if t.output == outputJSON {
+			return t.printJSON(all)
+		}
+		if len(all.GetEvents()) == 0 {
+			fmt.Fprintf(t.stderr, "Nothing is recorded of %s.\n", strings.Join(ids, ", "))
+			return nil
+		}
+		tb := t.newTable("TIME", "ID", "CHANGE", "CAUSE", "SOURCE", "REASON")
+		for _, e := range all.GetEvents() {
+			tb.add(timeText(e.GetOccurredAt()), e.GetInstance().GetInstanceId(), changeText(e), causeText(e.GetCause()),
+				sourceText(e), cmp.Or(e.GetInstance().GetStateReason().GetMessage(), "-"))
+		}
+		return tb.print(t.stdout)
+	})
+}

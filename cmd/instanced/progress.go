@@ -1,0 +1,224 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+// How long the last lines of progress may lag behind the outcome that they led to.
+const progressGrace = time.Second
+
+// await waits for the instances of a command's answer to reach a state, shows how they
+// get there, and fails for each that does not.
+func (t *terminal) await(ctx context.Context, c *client.Client, got *answer, wanted string, began time.Time) error {
+	states, err := parseStates("for", []string{wanted})
+	if err != nil {
+		return err
+	}
+	req := &instancedv1.WaitInstancesRequest{
+		States: states, AfterCursor: got.cursor,
+		Timeout: durationpb.New(max(time.Until(began.Add(cmp.Or(t.timeout, defaultWait))), time.Millisecond)),
+	}
+	for _, change := range got.changes {
+		req.InstanceIds = append(req.InstanceIds, change.GetInstanceId())
+	}
+	waited := &instancedv1.WaitInstancesResponse{}
+	switch {
+	case len(req.GetInstanceIds()) == 0:
+	case t.output == outputJSON:
+		waited, err = c.Wait(ctx, req)
+	default:
+		waited, err = t.waitAndShow(ctx, c, req, got, began)
+	}
+	if err != nil {
+		return err
+	}
+	return ending(t.printAwaited(got, waited), refusals(got), unreached(waited.GetResults()))
+}
+
+// waitAndShow waits and prints a line for each change on the way.
+func (t *terminal) waitAndShow(ctx context.Context, c *client.Client, req *instancedv1.WaitInstancesRequest, got *answer, began time.Time) (*instancedv1.WaitInstancesResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	type outcome struct {
+		waited *instancedv1.WaitInstancesResponse
+		err    error
+	}
+	outcomes := make(chan outcome, 1)
+	go func() {
+		waited, err := c.Wait(ctx, req)
+		outcomes <- outcome{waited, err}
+	}()
+	events := make(chan *instancedv1.Event)
+	go func() {
+		defer close(events)
+		follow(ctx, c, req, events)
+	}()
+
+	p := t.newProgress(got, began)
+	defer p.stop()
+	var end outcome
+	var late <-chan time.Time
+	for {
+		select {
+		case event, ok := <-events:
+			if !ok {
+				// Without them there are no lines; the outcome comes all the same.
+				events = nil
+				continue
+			}
+			p.print(event)
+		case end = <-outcomes:
+			late = time.After(progressGrace)
+		case <-late:
+			return end.waited, end.err
+		case <-p.ticks:
+			p.tick()
+		}
+		if late != nil && (end.err != nil || events == nil || p.shown(end.waited)) {
+			return end.waited, end.err
+		}
+	}
+}
+
+// follow hands on the changes of the instances that are waited for.
+func follow(ctx context.Context, c *client.Client, req *instancedv1.WaitInstancesRequest, events chan<- *instancedv1.Event) {
+	for msg, err := range c.Watch(ctx, &instancedv1.WatchInstancesRequest{
+		AfterCursor: req.GetAfterCursor(),
+		Filter:      &instancedv1.InstanceFilter{InstanceIds: req.GetInstanceIds()},
+	}) {
+		if err != nil {
+			return
+		}
+		for _, event := range msg.GetEvents().GetEvents() {
+			select {
+			case events <- event:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// progress prints how instances get along.
+type progress struct {
+	t     *terminal
+	began time.Time
+	// seen has the states in which each instance was shown.
+	seen map[string]map[instancedv1.InstanceStateName]bool
+	// ticks is nil where nobody sees a line that is written over.
+	ticks  <-chan time.Time
+	ticker *time.Ticker
+}
+
+func (t *terminal) newProgress(got *answer, began time.Time) *progress {
+	p := &progress{t: t, began: began, seen: make(map[string]map[instancedv1.InstanceStateName]bool)}
+	for _, change := range got.changes {
+		p.note(change.GetInstanceId(), change.GetCurrentState())
+	}
+	if isTerminal(t.stdout) {
+		p.ticker = time.NewTicker(100 * time.Millisecond)
+		p.ticks = p.ticker.C
+	}
+	return p
+}
+
+func (p *progress) note(id string, state *instancedv1.InstanceState) {
+	if p.seen[id] == nil {
+		p.seen[id] = make(map[instancedv1.InstanceStateName]bool)
+	}
+	p.seen[id][state.GetName()] = true
+}
+
+func (p *progress) print(event *instancedv1.Event) {
+	p.clear()
+	p.note(event.GetInstance().GetInstanceId(), event.GetInstance().GetState())
+	line := fmt.Sprintf("%7s  %s  %-24s  %s", elapsedText(time.Since(p.began)),
+		event.GetInstance().GetInstanceId(), changeText(event), causeText(event.GetCause()))
+	if reason := event.GetInstance().GetStateReason().GetMessage(); reason != "" {
+		line += "  " + reason
+	}
+	fmt.Fprintln(p.t.stdout, line)
+}
+
+// tick shows that the time goes on.
+func (p *progress) tick() {
+	p.clear()
+	fmt.Fprintf(p.t.stdout, "%7s  waiting", elapsedText(time.Since(p.began)))
+}
+
+// clear removes the line that tick wrote.
+func (p *progress) clear() {
+	if p.ticker != nil {
+		fmt.Fprint(p.t.stdout, "\r\x1b[K")
+	}
+}
+
+func (p *progress) stop() {
+	p.clear()
+	if p.ticker != nil {
+		p.ticker.Stop()
+	}
+}
+
+// shown reports whether the lines so far tell how the wait ended.
+func (p *progress) shown(waited *instancedv1.WaitInstancesResponse) bool {
+	for _, r := range waited.GetResults() {
+		state := r.GetInstance().GetState().GetName()
+		if r.GetOutcome() == instancedv1.WaitOutcome_WAIT_OUTCOME_REACHED {
+			state = r.GetReachedState().GetName()
+		}
+		if !p.seen[r.GetInstanceId()][state] {
+			return false
+		}
+	}
+	return true
+}
+
+// printAwaited says where a command and the wait for it have brought the instances.
+func (t *terminal) printAwaited(got *answer, waited *instancedv1.WaitInstancesResponse) error {
+	if t.output == outputJSON {
+		return t.printAwaitedJSON(got, waited)
+	}
+	for _, r := range waited.GetResults() {
+		if r.GetOutcome() != instancedv1.WaitOutcome_WAIT_OUTCOME_REACHED {
+			continue
+		}
+		line := fmt.Sprintf("%s is %s", r.GetInstanceId(), t.coloured(stateName(r.GetReachedState())))
+		if ip := r.GetInstance().GetPublicIpAddress(); ip != "" {
+			line += " at " + ip
+		}
+		if _, err := fmt.Fprintln(t.stdout, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *terminal) printAwaitedJSON(got *answer, waited *instancedv1.WaitInstancesResponse) error {
+	var doc struct {
+		Answer json.RawMessage `json:"answer"`
+		Wait   json.RawMessage `json:"wait"`
+	}
+	var err error
+	if doc.Answer, err = document(got.message); err != nil {
+		return err
+	}
+	if doc.Wait, err = document(waited); err != nil {
+		return err
+	}
+	raw, err := json.Marshal(doc)
+	if err != nil {
+		return err
+	}
+	return t.printRaw(raw)
+}

@@ -1,0 +1,284 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"instanced": main})
+}
+
+// TestStories runs the stories of testdata: each is what somebody does at a terminal,
+// with the real binary and a real service. Beside the commands of testscript they have:
+//
+//	background NAME PROGRAM [ARG...]  run a program whose output grows in NAME.stdout and
+//	                                  NAME.stderr
+//	serve NAME [FLAG...]              run the service in the background, on a free port and
+//	                                  in the directory data unless flags say otherwise;
+//	                                  INSTANCED_SERVER is its address from then on
+//	until PATTERN FILE                wait until a line of a growing file matches
+//	signal NAME TERM|INT|KILL         send a signal to a program in the background
+//	ended NAME STATUS                 wait for its end with this exit status; -1 is a signal
+//	status N PROGRAM [ARG...]         run a program that must end with this exit status
+//	[!] golden FILE GOLDEN            compare without regard to times, cursors and the like
+//	json FILE                         there is nothing in it but JSON documents
+//	cursor FILE                       CURSOR is the first cursor of a document from then on
+//	helps VERB...                     each verb has help with examples
+func TestStories(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("INSTANCED_PRINCIPAL", "alice")
+			// Else each program that was built with the race detector takes a second to end.
+			env.Setenv("GORACE", "atexit_sleep_ms=0")
+			programs := make(map[string]*running)
+			env.Values[programsKey{}] = programs
+			env.Defer(func() {
+				for _, r := range programs {
+					_ = r.cmd.Process.Kill() // has ended already, where the story says so
+					<-r.done
+				}
+			})
+			return nil
+		},
+		Condition: func(name string) (bool, error) {
+			if name == "root" {
+				return os.Getuid() == 0, nil
+			}
+			return false, fmt.Errorf("there is no condition %q", name)
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"background": cmdBackground, "serve": cmdServe, "until": cmdUntil, "signal": cmdSignal, "ended": cmdEnded,
+			"status": cmdStatus, "golden": cmdGolden, "json": cmdJSON, "cursor": cmdCursor, "helps": cmdHelps,
+		},
+	})
+}
+
+// patience is how long anything in a story may take. Nothing takes that long unless
+// it is broken.
+const patience = 30 * time.Second
+
+type programsKey struct{}
+
+// running is a program in the background.
+type running struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+func program(ts *testscript.TestScript, name string) *running {
+	r, ok := ts.Value(programsKey{}).(map[string]*running)[name]
+	if !ok {
+		ts.Fatalf("there is no program %s in the background", name)
+	}
+	return r
+}
+
+func cmdBackground(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: background NAME PROGRAM [ARG...]")
+	}
+	name := args[0]
+	cmd := exec.Command(lookPath(ts, args[1]), args[2:]...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "WORK", "GORACE", "INSTANCED_PRINCIPAL", "INSTANCED_SERVER"} {
+		if value := ts.Getenv(name); value != "" {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
+	stdout, err := os.Create(ts.MkAbs(name + ".stdout"))
+	ts.Check(err)
+	defer func() { _ = stdout.Close() }()
+	stderr, err := os.Create(ts.MkAbs(name + ".stderr"))
+	ts.Check(err)
+	defer func() { _ = stderr.Close() }()
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	ts.Check(cmd.Start())
+	r := &running{cmd: cmd, done: make(chan struct{})}
+	ts.Value(programsKey{}).(map[string]*running)[name] = r
+	go func() {
+		defer close(r.done)
+		_ = cmd.Wait() // its status is looked at by ended
+	}()
+}
+
+var servesOn = regexp.MustCompile(`serves gRPC on (\S+)`)
+
+func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: serve NAME [FLAG...]")
+	}
+	name := args[0]
+	cmdBackground(ts, false, append([]string{name, "instanced", "serve", "--listen", "127.0.0.1:0", "--data-dir", ts.MkAbs("data")}, args[1:]...))
+	found := awaitMatch(ts, servesOn, name+".stdout", program(ts, name).done)
+	if found == nil {
+		said, _ := os.ReadFile(ts.MkAbs(name + ".stderr"))
+		ts.Fatalf("the service %s ended:\n%s", name, said)
+	}
+	ts.Setenv("INSTANCED_SERVER", found[1])
+}
+
+// awaitMatch waits until a growing file matches and returns what does, or nil when
+// ended is closed first.
+func awaitMatch(ts *testscript.TestScript, pattern *regexp.Regexp, file string, ended <-chan struct{}) []string {
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		text, _ := os.ReadFile(ts.MkAbs(file)) // may not be there yet
+		if found := pattern.FindStringSubmatch(string(text)); found != nil {
+			return found
+		}
+		select {
+		case <-ended:
+			return nil
+		default:
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("nothing in %s matches %s:\n%s", file, pattern, text)
+		}
+	}
+}
+
+func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: until PATTERN FILE")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	awaitMatch(ts, pattern, args[1], nil)
+}
+
+func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
+	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}
+	if neg || len(args) != 2 || signals[args[1]] == 0 {
+		ts.Fatalf("usage: signal NAME TERM|INT|KILL")
+	}
+	ts.Check(program(ts, args[0]).cmd.Process.Signal(signals[args[1]]))
+}
+
+func cmdEnded(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: ended NAME STATUS")
+	}
+	r := program(ts, args[0])
+	select {
+	case <-r.done:
+	case <-time.After(patience):
+		ts.Fatalf("%s does not end", args[0])
+	}
+	if got := strconv.Itoa(r.cmd.ProcessState.ExitCode()); got != args[1] {
+		said, _ := os.ReadFile(ts.MkAbs(args[0] + ".stderr"))
+		ts.Fatalf("%s ended with %s, want %s:\n%s", args[0], got, args[1], said)
+	}
+}
+
+func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N PROGRAM [ARG...]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if strconv.Itoa(got) != args[0] {
+		ts.Fatalf("exit status %d, want %s\n[stdout]\n%s[stderr]\n%s", got, args[0], ts.ReadFile("stdout"), ts.ReadFile("stderr"))
+	}
+}
+
+// What differs from run to run.
+var variables = []struct {
+	pattern *regexp.Regexp
+	instead string
+}{
+	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`), "<time>"},
+	{regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d GMT`), "<date> GMT"},
+	{regexp.MustCompile(` +\d+\.\d+s  `), "  <elapsed>  "},
+	{regexp.MustCompile(`"(cursor|end_cursor|request_id|client_token|log_id)": ?"[^"]+"`), `"$1": "<$1>"`},
+	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "<address>"},
+	// Whichever learns of a change first.
+	{regexp.MustCompile(`\b(simulator|reconcile)\b`), "<noticed>"},
+}
+
+func cmdGolden(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: [!] golden FILE GOLDEN")
+	}
+	got, want := ts.ReadFile(args[0]), ts.ReadFile(args[1])
+	for _, v := range variables {
+		got = v.pattern.ReplaceAllString(got, v.instead)
+	}
+	if (got == want) == neg {
+		ts.Fatalf("%s is, but for what varies:\n%s\nwant:\n%s", args[0], got, want)
+	}
+}
+
+func cmdJSON(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: json FILE")
+	}
+	documents := json.NewDecoder(bytes.NewReader([]byte(ts.ReadFile(args[0]))))
+	for n := 0; ; n++ {
+		var document map[string]any
+		err := documents.Decode(&document)
+		if errors.Is(err, io.EOF) && n > 0 {
+			return
+		}
+		if err != nil {
+			ts.Fatalf("document %d of %s: %v", n+1, args[0], err)
+		}
+	}
+}
+
+var firstCursor = regexp.MustCompile(`"cursor": ?"([^"]+)"`)
+
+func cmdCursor(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: cursor FILE")
+	}
+	found := firstCursor.FindStringSubmatch(ts.ReadFile(args[0]))
+	if found == nil {
+		ts.Fatalf("there is no cursor in %s", args[0])
+	}
+	ts.Setenv("CURSOR", found[1])
+}
+
+func cmdHelps(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Fatalf("usage: helps VERB...")
+	}
+	for _, verb := range args {
+		ts.Check(ts.Exec("instanced", verb, "--help"))
+		if help := ts.ReadFile("stdout"); !strings.Contains(help, "Examples:\n  ") || !strings.Contains(help, "instanced "+verb) {
+			ts.Fatalf("the help of %s has no example:\n%s", verb, help)
+		}
+	}
+}
+
+// lookPath finds a program in the PATH of the story, which is not that of the test.
+func lookPath(ts *testscript.TestScript, program string) string {
+	for dir := range strings.SplitSeq(ts.Getenv("PATH"), string(os.PathListSeparator)) {
+		path := filepath.Join(dir, program)
+		if info, err := os.Stat(path); err == nil && !info.IsDir() && info.Mode()&0o111 != 0 {
+			return path
+		}
+	}
+	ts.Fatalf("there is no %s in PATH", program)
+	return ""
+}

@@ -1,0 +1,401 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"github.com/instanced/instanced/internal/backend/sim"
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+	"github.com/instanced/instanced/internal/lifecycle"
+	"github.com/instanced/instanced/server"
+	"github.com/instanced/instanced/server/simulator"
+)
+
+// How long the parts that come after the server may take to close once the deadline
+// of the drain has passed.
+const closeGrace = 2 * time.Second
+
+// serveConfig is what the flags of serve say.
+type serveConfig struct {
+	listen  string
+	backend string
+
+	dataDir         string
+	etcdEndpoints   []string
+	etcdPrefix      string
+	retention       time.Duration
+	journalMaxBytes int64
+	minFreeDisk     int64
+	maxClientTokens int
+
+	simSpeed    float64
+	simSeed     uint64
+	simThrottle bool
+	simFleet    string
+
+	logFormat    string
+	logLevel     slog.Level
+	drainTimeout time.Duration
+}
+
+func newServeCommand(t *terminal) *cobra.Command {
+	var cfg serveConfig
+	cmd := &cobra.Command{
+		Use:   "serve [flags]",
+		Short: "Run the service",
+		Long: `Serve runs the service: gRPC with reflection and health, in plaintext and therefore on
+loopback only. What it knows is kept in the data directory, and is there again after
+a restart or a crash.
+
+SIGTERM or an interrupt ends it in good order: health turns to NOT_SERVING, streams get a
+goodbye, calls finish, the journal closes, and the exit status is 0. A second signal ends it
+at once.`,
+		Example: examples(
+			"instanced serve",
+			"instanced serve --sim-speed 1 --sim-throttle",
+			"instanced serve --sim-fleet fleet.yaml --data-dir \"$(mktemp -d)\"",
+			"INSTANCED_LISTEN=127.0.0.1:6000 instanced serve --log-format json",
+		),
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 takes a free one", parseListen)
+	bind(flags, &cfg.backend, "backend", "name", "simulator", "what the instances are: simulator", oneOf("simulator"))
+	flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "directory of the embedded journal; one process at a time")
+	bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; several are separated by commas", parseEndpoints)
+	bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of all keys of the journal", parsePrefix)
+	bind(flags, &cfg.retention, "retention", "duration", "24h", "keep history so long", parsePositiveDuration)
+	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "keep no more history than this", parsePositiveSize)
+	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "refuse changes when the disk has less left than this; 0 means never", parseSize)
+	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "keep so many client tokens at the most", parseCount(1))
+	bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "how fast the simulator goes: 1 is like EC2, 0 leaves out all delays", parseSpeed)
+	bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "what the simulator draws its delays and probabilities from", parseSeed)
+	flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle calls as EC2 does")
+	flags.StringVar(&cfg.simFleet, "sim-fleet", "", "YAML or JSON file of the instances to begin with (default: the built-in fleet)")
+	bind(flags, &cfg.logFormat, "log-format", "format", "text", "text or json", oneOf("text", "json"))
+	bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
+	bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long calls may take to finish when the service ends", parseDuration)
+	inEnvironment(flags)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		t.accepted = true
+		if err := t.environ.unknown(cmd, cmd.Root()); err != nil {
+			return err
+		}
+		if len(cfg.etcdEndpoints) > 0 && flags.Changed("data-dir") {
+			return usagef("--data-dir and --etcd-endpoints exclude each other: the journal is in one place")
+		}
+		if len(cfg.etcdEndpoints) == 0 && cfg.dataDir == "" {
+			return usagef("there is no home directory to keep the journal in; --data-dir names another")
+		}
+		return serve(cmd.Context(), cfg, t.stdout, t.stderr)
+	}
+	return cmd
+}
+
+// serve is the composition root: it makes every part, joins them, and takes them
+// apart again in the reverse order.
+func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err error) {
+	log := newLogger(cfg, stderr)
+
+	fleet, faults, err := readFleet(cfg.simFleet)
+	if err != nil {
+		return err
+	}
+
+	lis, err := net.Listen("tcp", cfg.listen)
+	if err != nil {
+		return fmt.Errorf("cannot listen on %s: %w; --listen names another address", cfg.listen, innermost(err))
+	}
+	defer func() { _ = lis.Close() }() // closed already once it was served
+
+	j, err := journal.Open(ctx, journal.Config{
+		DataDir:         cfg.dataDir,
+		Endpoints:       cfg.etcdEndpoints,
+		Prefix:          cfg.etcdPrefix,
+		Logger:          log.With("part", "journal"),
+		Retention:       cfg.retention,
+		MaxBytes:        cfg.journalMaxBytes,
+		MinFreeDisk:     cmp.Or(cfg.minFreeDisk, -1),
+		MaxClientTokens: cfg.maxClientTokens,
+		Address:         lis.Addr().String(),
+	})
+	if err != nil {
+		return err
+	}
+	// Draining has its deadline; what comes after it is short.
+	deadline := &drainDeadline{timeout: cfg.drainTimeout}
+	defer func() {
+		ctx, cancel := deadline.context(closeGrace)
+		defer cancel()
+		err = errors.Join(err, j.Close(ctx))
+	}()
+
+	backend := sim.New(sim.Config{
+		Seed:     cfg.simSeed,
+		Speed:    cfg.simSpeed,
+		Throttle: cfg.simThrottle,
+		Fleet:    fleet,
+		Faults:   faults,
+		Logger:   log.With("part", "simulator"),
+	})
+	defer backend.Close()
+
+	svc := lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: log.With("part", "lifecycle")})
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() { ended <- svc.Run(running) }()
+	defer func() {
+		stop()
+		err = errors.Join(err, <-ended)
+	}()
+
+	srv := server.New(server.Config{
+		Lifecycle: svc,
+		Version:   buildVersion(),
+		Backend:   cfg.backend,
+		Logger:    log.With("part", "server"),
+		Register:  func(r grpc.ServiceRegistrar) { simulator.New(svc, backend).Register(r) },
+	})
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(lis) }()
+	defer func() {
+		ctx, cancel := deadline.context(0)
+		defer cancel()
+		if stopErr := srv.Shutdown(ctx); stopErr != nil {
+			err = errors.Join(err, fmt.Errorf("calls did not finish within --drain-timeout %v and were cut off", cfg.drainTimeout))
+		}
+		err = errors.Join(err, <-served)
+	}()
+
+	ready := svc.Ready()
+	for {
+		select {
+		case <-ready:
+			ready = nil
+			greet(stdout, cfg, lis.Addr().String(), j)
+		case runErr := <-ended:
+			ended <- nil
+			if runErr == nil {
+				runErr = errors.New("the service layer ended by itself")
+			}
+			return runErr
+		case serveErr := <-served:
+			served <- nil
+			return fmt.Errorf("cannot serve on %s: %w", lis.Addr(), serveErr)
+		case <-ctx.Done():
+			log.Info("shutting down", "cause", context.Cause(ctx), "within", cfg.drainTimeout)
+			return nil
+		}
+	}
+}
+
+// drainDeadline is when the service must have ended, counted from the first time that
+// anybody asks.
+type drainDeadline struct {
+	timeout time.Duration
+	at      time.Time
+}
+
+// context returns a context that ends at the deadline, but not before least.
+func (d *drainDeadline) context(least time.Duration) (context.Context, context.CancelFunc) {
+	if d.at.IsZero() {
+		d.at = time.Now().Add(d.timeout)
+	}
+	at := d.at
+	if soonest := time.Now().Add(least); at.Before(soonest) {
+		at = soonest
+	}
+	return context.WithDeadline(context.Background(), at)
+}
+
+// greet says where the service is, what it has, and what to type next.
+func greet(w io.Writer, cfg serveConfig, address string, j *journal.Journal) {
+	where := cfg.dataDir
+	if len(cfg.etcdEndpoints) > 0 {
+		where = fmt.Sprintf("etcd at %s, below %s", strings.Join(cfg.etcdEndpoints, ", "), cfg.etcdPrefix)
+	}
+	fleet := "the built-in fleet"
+	if cfg.simFleet != "" {
+		fleet = cfg.simFleet
+	}
+	records := j.Snapshot().Records
+	fmt.Fprintf(w, `instanced %s serves gRPC on %s
+  backend   %s: %s, begun with %s
+  journal   %s
+  security  plaintext on loopback; callers are taken for who they say they are
+
+Type next:
+`, buildVersion(), address, cfg.backend, counted(len(records), "instance"), fleet, where)
+	program, server := invocation(), ""
+	if address != "127.0.0.1:50051" {
+		server = " --server " + address
+	}
+	example := instance.ID("i-1234567890abcdef0")
+	if _, known := j.Get(example); !known {
+		for _, r := range records {
+			if r.Instance.State == instance.StateStopped {
+				example, known = r.Instance.ID, true
+				break
+			}
+		}
+		if !known {
+			fmt.Fprintf(w, "  %s describe%s\n", program, server)
+			return
+		}
+	}
+	fmt.Fprintf(w, `  %[1]s start %[2]s --wait%[3]s
+  %[1]s watch%[3]s
+  grpcurl -plaintext -d '{"instance_ids":["%[2]s"]}' %[4]s instanced.v1.InstanceService/StartInstances
+`, program, example, server, address)
+}
+
+// invocation is how the caller can run this program in another terminal.
+func invocation() string {
+	if _, err := exec.LookPath("instanced"); err == nil {
+		return "instanced"
+	}
+	path, err := os.Executable()
+	if err != nil || strings.Contains(path, "go-build") {
+		return "go run ./cmd/instanced"
+	}
+	return path
+}
+
+func newLogger(cfg serveConfig, w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: cfg.logLevel}
+	if cfg.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// readFleet returns the instances and the faults to begin with.
+func readFleet(name string) ([]sim.Spec, []sim.Fault, error) {
+	if name == "" {
+		return sim.BuiltinFleet(), sim.BuiltinFaults(), nil
+	}
+	file, err := os.ReadFile(name)
+	if err != nil {
+		return nil, nil, usagef("the fleet file %s cannot be read: %v", name, innermost(err))
+	}
+	req, err := simulator.ParseFleet(file)
+	if err != nil {
+		return nil, nil, usagef("the fleet file %s is wrong: %v", name, err)
+	}
+	fleet, faults := simulator.Fleet(req)
+	return fleet, faults, nil
+}
+
+// innermost is what the operating system said, without the path or address that the
+// sentence around it has already.
+func innermost(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+}
+
+// defaultDataDir is where the state of a user's programs belongs; empty if there is no
+// such place.
+func defaultDataDir() string {
+	if state := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
+		return filepath.Join(state, "instanced")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(home, ".local", "state", "instanced")
+}
+
+// parseListen accepts an address on loopback.
+func parseListen(text string) (string, error) {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return "", fmt.Errorf("%q is not an address with a port, such as 127.0.0.1:50051", text)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > math.MaxUint16 {
+		return "", fmt.Errorf("%q has no port between 0 and 65535", text)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return "", fmt.Errorf("%q is not on loopback; without TLS and a policy the service listens there only, as on 127.0.0.1:50051, [::1]:50051 or localhost:50051", text)
+	}
+	return text, nil
+}
+
+// parseEndpoints accepts URLs that are separated by commas, or none.
+func parseEndpoints(text string) ([]string, error) {
+	if text == "" {
+		return nil, nil
+	}
+	endpoints := strings.Split(text, ",")
+	for _, endpoint := range endpoints {
+		u, err := url.Parse(endpoint)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			return nil, fmt.Errorf("%q is not a URL such as http://127.0.0.1:2379", endpoint)
+		}
+	}
+	return endpoints, nil
+}
+
+// parsePrefix accepts a prefix of keys that cannot be mistaken for another one's.
+func parsePrefix(text string) (string, error) {
+	if !strings.HasPrefix(text, "/") || len(text) < 2 || strings.HasSuffix(text, "/") {
+		return "", fmt.Errorf("%q is not a prefix such as /instanced, with a slash before it and none behind", text)
+	}
+	return text, nil
+}
+
+func parsePositiveSize(text string) (int64, error) {
+	n, err := parseSize(text)
+	if err == nil && n == 0 {
+		err = fmt.Errorf("%q is not a size above 0, such as 1GiB", text)
+	}
+	return n, err
+}
+
+func parseSpeed(text string) (float64, error) {
+	speed, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(speed == 0 || speed >= 0.001 && speed <= math.MaxFloat64) {
+		return 0, fmt.Errorf("%q is neither 0 (no delays) nor a number of at least 0.001, such as 1 (as slow as EC2) or %v", text, sim.DefaultSpeed)
+	}
+	return speed, nil
+}
+
+func parseSeed(text string) (uint64, error) {
+	seed, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a whole number of 0 or more", text)
+	}
+	return seed, nil
+}
+
+func parseLevel(text string) (slog.Level, error) {
+	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+	if level, ok := levels[text]; ok {
+		return level, nil
+	}
+	return 0, fmt.Errorf("%q is not one of debug, info, warn, error", text)
+}

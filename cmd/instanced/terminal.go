@@ -1,0 +1,333 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/user"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+const (
+	outputTable = "table"
+	outputJSON  = "json"
+
+	// How long a verb tries when --timeout does not say.
+	defaultTimeout = 30 * time.Second
+	// How long it waits for states when --timeout does not say.
+	defaultWait = 5 * time.Minute
+	// The longest name of a caller.
+	maxPrincipal = 128
+	// What a call is given beyond the wait that it asks for.
+	waitGrace = 10 * time.Second
+)
+
+// terminal is what all verbs share: where they read and write, and the flags that
+// each of them has.
+type terminal struct {
+	stdin   io.Reader
+	stdout  io.Writer
+	stderr  io.Writer
+	environ environment
+
+	// accepted is set once the command line is: errors before that are its own.
+	accepted bool
+
+	server    string
+	output    string
+	timeout   time.Duration
+	principal string
+}
+
+// addFlags declares the flags that each verb has that uses a running service.
+func (t *terminal) addFlags(flags *pflag.FlagSet) {
+	common := pflag.NewFlagSet("common", pflag.ContinueOnError)
+	bind(common, &t.server, "server", "address", "127.0.0.1:50051", "address of the service", parseServer)
+	common.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputJSON)), "output", "o",
+		"table for people, json for programs")
+	bind(common, &t.timeout, "timeout", "duration", "0s",
+		"give up after this long; 0 means 30s, 5m where states are waited for, never for watch", parseDuration)
+	bind(common, &t.principal, "principal", "name", defaultPrincipal(), "who calls, as told to the service", parsePrincipal)
+	inEnvironment(common)
+	flags.AddFlagSet(common)
+}
+
+// defaultPrincipal is the user of the operating system at this host.
+func defaultPrincipal() string {
+	name := "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if host, err := os.Hostname(); err == nil {
+		name += "@" + host
+	}
+	printable := strings.Map(func(r rune) rune {
+		if r <= ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, name)
+	return printable[:min(len(printable), maxPrincipal)]
+}
+
+// parseServer accepts an address with a port, or a name with a scheme that gRPC resolves.
+func parseServer(text string) (string, error) {
+	if strings.Contains(text, "://") {
+		return text, nil
+	}
+	if host, port, err := net.SplitHostPort(text); err != nil || host == "" || port == "" {
+		return "", fmt.Errorf("%q is not an address with a port, such as 127.0.0.1:50051", text)
+	}
+	return text, nil
+}
+
+// parsePrincipal accepts what can be sent as metadata.
+func parsePrincipal(text string) (string, error) {
+	printable := !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
+	if !printable || text == "" || len(text) > maxPrincipal {
+		return "", fmt.Errorf("%q is not a name of 1 to %d printable ASCII characters", text, maxPrincipal)
+	}
+	return text, nil
+}
+
+// verb completes a command that uses a running service: the shared flags, the context
+// with its limit in time, the client, and errors of the service that know where it is.
+// within returns the limit, 0 for none, once the flags are known.
+func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act func(ctx context.Context, c *client.Client, args []string) error) *cobra.Command {
+	t.addFlags(cmd.Flags())
+	cmd.DisableFlagsInUseLine = true
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		t.accepted = true
+		c, err := t.dial(client.Options{Principal: t.principal, MaxAttempts: 3, OnRetry: t.tellRetry})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		ctx := cmd.Context()
+		if limit := within(); limit > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, limit)
+			defer cancel()
+		}
+		err = act(ctx, c, args)
+		if e, ok := errors.AsType[*client.Error](err); ok {
+			return &serviceError{server: t.server, cause: e}
+		}
+		return err
+	}
+	return cmd
+}
+
+// briefly is the limit of a verb that only asks.
+func (t *terminal) briefly() time.Duration { return cmp.Or(t.timeout, defaultTimeout) }
+
+func (t *terminal) dial(opts client.Options) (*client.Client, error) {
+	c, err := client.Dial(t.server, opts)
+	if err != nil {
+		return nil, usagef("--server: %v", err)
+	}
+	return c, nil
+}
+
+// tellRetry says on a terminal why nothing seems to happen.
+func (t *terminal) tellRetry(err error, delay time.Duration) {
+	if t.output != outputTable || !isTerminal(t.stderr) {
+		return
+	}
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		err = &serviceError{server: t.server, cause: e}
+	}
+	fmt.Fprintf(t.stderr, "%s; trying again in %v\n", errorLines(err)[0], delay.Round(10*time.Millisecond))
+}
+
+// ids returns the ids of a command line. A single "-" stands for those on standard
+// input, separated by blanks or line ends.
+func (t *terminal) ids(args []string) ([]string, error) {
+	if !slices.Equal(args, []string{"-"}) {
+		return args, nil
+	}
+	var ids []string
+	scanner := bufio.NewScanner(t.stdin)
+	scanner.Split(bufio.ScanWords)
+	for scanner.Scan() {
+		ids = append(ids, scanner.Text())
+	}
+	if err := scanner.Err(); err != nil {
+		return nil, fmt.Errorf("read ids from standard input: %w", err)
+	}
+	if len(ids) == 0 {
+		return nil, usagef("there are no ids on standard input")
+	}
+	return ids, nil
+}
+
+// needIDs refuses a command line without ids.
+func needIDs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usagef("%s needs the id of at least one instance, such as i-1234567890abcdef0, or - to read ids from standard input", cmd.Name())
+	}
+	return nil
+}
+
+// noArgs refuses arguments of a command that has none.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%s takes no arguments, and got %q", cmd.Name(), args[0])
+	}
+	return nil
+}
+
+// completeIDs offers the ids of the fleet to the shell.
+func (t *terminal) completeIDs(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
+	defer cancel()
+	if err := t.environ.apply(cmd); err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	c, err := t.dial(client.Options{Principal: t.principal, MaxAttempts: 1})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	defer func() { _ = c.Close() }()
+	var found []cobra.Completion
+	for page, err := range c.Describe(ctx, &instancedv1.DescribeInstancesRequest{PageSize: 1000}) {
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		for _, i := range page.GetInstances() {
+			if !slices.Contains(args, i.GetInstanceId()) {
+				found = append(found, cobra.CompletionWithDesc(i.GetInstanceId(),
+					strings.TrimSpace(stateName(i.GetState())+" "+i.GetTags()["Name"])))
+			}
+		}
+	}
+	return found, cobra.ShellCompDirectiveNoFileComp
+}
+
+// document returns a message as JSON with the names of the contract and every field.
+func document(msg proto.Message) (json.RawMessage, error) {
+	raw, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(msg)
+	if err != nil {
+		return nil, err
+	}
+	// protojson varies its blanks from build to build.
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, raw); err != nil {
+		return nil, err
+	}
+	return compact.Bytes(), nil
+}
+
+// printJSON prints one document for people and jq alike.
+func (t *terminal) printJSON(msg proto.Message) error {
+	raw, err := document(msg)
+	if err != nil {
+		return err
+	}
+	return t.printRaw(raw)
+}
+
+func (t *terminal) printRaw(raw json.RawMessage) error {
+	var indented bytes.Buffer
+	if err := json.Indent(&indented, raw, "", "  "); err != nil {
+		return err
+	}
+	indented.WriteByte('\n')
+	_, err := indented.WriteTo(t.stdout)
+	return err
+}
+
+// printJSONLine prints one document on one line.
+func (t *terminal) printJSONLine(msg proto.Message) error {
+	raw, err := document(msg)
+	if err != nil {
+		return err
+	}
+	_, err = t.stdout.Write(append(raw, '\n'))
+	return err
+}
+
+// table is text in columns.
+type table struct {
+	rows   [][]string
+	colour func(text string) string
+}
+
+// newTable returns a table in which states have their colours, if it is printed on a
+// terminal.
+func (t *terminal) newTable(header ...string) *table {
+	return &table{rows: [][]string{header}, colour: t.coloured}
+}
+
+func (tb *table) add(cells ...string) { tb.rows = append(tb.rows, cells) }
+
+// print writes the columns, each as wide as its widest cell and the last one as it is.
+func (tb *table) print(w io.Writer) error {
+	widths := make([]int, len(tb.rows[0]))
+	for _, row := range tb.rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	var out strings.Builder
+	for n, row := range tb.rows {
+		var line strings.Builder
+		for i, cell := range row {
+			text := cell
+			if n > 0 {
+				text = tb.colour(cell)
+			}
+			line.WriteString(text)
+			line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
+		}
+		out.WriteString(strings.TrimRight(line.String(), " "))
+		out.WriteByte('\n')
+	}
+	_, err := io.WriteString(w, out.String())
+	return err
+}
+
+// coloured returns a text in the colour of the state that it names, on a terminal
+// whose user wants colours.
+func (t *terminal) coloured(text string) string {
+	if os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" || !isTerminal(t.stdout) {
+		return text
+	}
+	colours := map[string]string{
+		"running": "32", "reached": "32",
+		"pending": "33", "stopping": "33", "shutting-down": "33", "timed out": "33",
+		"terminated": "31", "unreachable": "31",
+	}
+	if code, ok := colours[text]; ok {
+		return "\x1b[" + code + "m" + text + "\x1b[0m"
+	}
+	return text
+}
+
+// isTerminal reports whether what is written here is shown to somebody.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+// release is set when a release is built: -ldflags "-X main.release=v1.2.3".
+var release string
+
+// buildVersion returns the version of this binary: the one that it was released
+// under, else that of its module, else the revision that it was built from.
+func buildVersion() string {
+	if release != "" {
+		return release
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return "devel-" + s.Value[:min(len(s.Value), 12)]
+		}
+	}
+	return "devel"
+}
+
+func newVersionCommand(t *terminal) *cobra.Command {
+	var clientOnly bool
+	cmd := &cobra.Command{
+		Use:   "version [flags]",
+		Short: "Print the version of this program and what the service says of itself",
+		Long: `Version prints the version of this program, and what the service that is running at
+--server says of itself: its version, its backend, its log, how much it holds.`,
+		Example: examples(
+			"instanced version",
+			"instanced version --client",
+		),
+		Args: noArgs,
+	}
+	cmd.Flags().BoolVar(&clientOnly, "client", false, "this program only; asks no service")
+	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, _ []string) error {
+		if clientOnly {
+			return t.printVersion(nil)
+		}
+		info, err := c.Info(ctx)
+		if err != nil {
+			if t.output == outputTable {
+				fmt.Fprintln(t.stdout, clientVersion())
+			}
+			return err
+		}
+		return t.printVersion(info)
+	})
+}
+
+func clientVersion() string {
+	return fmt.Sprintf("instanced %s (%s, %s/%s)", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+func (t *terminal) printVersion(info *instancedv1.GetServerInfoResponse) error {
+	if t.output == outputJSON {
+		doc := map[string]json.RawMessage{}
+		var err error
+		if doc["client"], err = json.Marshal(map[string]string{"version": buildVersion(), "go": runtime.Version()}); err != nil {
+			return err
+		}
+		if info != nil {
+			if doc["server"], err = document(info); err != nil {
+				return err
+			}
+		}
+		raw, err := json.Marshal(doc)
+		if err != nil {
+			return err
+		}
+		return t.printRaw(raw)
+	}
+	if _, err := fmt.Fprintln(t.stdout, clientVersion()); err != nil || info == nil {
+		return err
+	}
+	owner := info.GetOwner().GetAddress()
+	switch {
+	case owner == "":
+		owner = "nobody at the moment"
+	case info.GetOwner().GetIsThisProcess():
+		owner += " (this process)"
+	}
+	_, err := fmt.Fprintf(t.stdout, `service   %s at %s
+backend   %s, owned by %s
+log       %s, %d bytes
+instances %d, last compared with the backend %s
+`,
+		info.GetVersion(), t.server, info.GetBackend(), owner, info.GetLogId(), info.GetJournalBytes(),
+		info.GetInstanceCount(), timeText(info.GetLastReconciled()))
+	return err
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+func newWaitCommand(t *terminal) *cobra.Command {
+	var states []string
+	var after string
+	var firstFailure bool
+	cmd := &cobra.Command{
+		Use:   "wait ID... --for STATE [flags]",
+		Short: "Wait until instances have reached a state",
+		Long: `Wait ends when every instance has reached one of the wanted states, or no longer can, or
+the time is over (--timeout, 5m unless given, 1h at most).
+
+With --after, the cursor of a command's answer, it also counts what happened since then:
+a start that fell back to stopped ends the wait at once.`,
+		Example: examples(
+			"instanced wait i-1234567890abcdef0 --for running",
+			"instanced wait i-1234567890abcdef0 --for stopped --for terminated --timeout 10m",
+			"instanced wait i-1234567890abcdef0 --for running --after \"$(instanced start i-1234567890abcdef0 -o json | jq -r .cursor)\"",
+		),
+		Args:              needIDs,
+		ValidArgsFunction: t.completeIDs,
+	}
+	cmd.Flags().StringSliceVar(&states, "for", []string{"running"}, "the wanted state; may be repeated, and any of them will do")
+	cmd.Flags().StringVar(&after, "after", "", "the cursor after which changes count too")
+	cmd.Flags().BoolVar(&firstFailure, "first-failure", false, "end at the first instance that can no longer get there")
+	within := func() time.Duration { return cmp.Or(t.timeout, defaultWait) + waitGrace }
+	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
+		ids, err := t.ids(args)
+		if err != nil {
+			return err
+		}
+		wanted, err := parseStates("for", states)
+		if err != nil {
+			return err
+		}
+		until := instancedv1.WaitUntil_WAIT_UNTIL_ALL_SETTLED
+		if firstFailure {
+			until = instancedv1.WaitUntil_WAIT_UNTIL_FIRST_FAILURE
+		}
+		waited, err := c.Wait(ctx, &instancedv1.WaitInstancesRequest{
+			InstanceIds: ids, States: wanted, AfterCursor: after, Until: until,
+			Timeout: durationpb.New(cmp.Or(t.timeout, defaultWait)),
+		})
+		if err != nil {
+			return err
+		}
+		if t.output == outputJSON {
+			return ending(t.printJSON(waited), unreached(waited.GetResults()))
+		}
+		tb := t.newTable("ID", "OUTCOME", "STATE", "PUBLIC IP", "REASON")
+		for _, r := range waited.GetResults() {
+			reason := r.GetStateReason().GetMessage()
+			tb.add(r.GetInstanceId(), outcomeText(r.GetOutcome()), stateName(r.GetInstance().GetState()),
+				cmp.Or(r.GetInstance().GetPublicIpAddress(), "-"), cmp.Or(reason, "-"))
+		}
+		return ending(tb.print(t.stdout), unreached(waited.GetResults()))
+	})
+}
+
+func outcomeText(outcome instancedv1.WaitOutcome) string {
+	switch outcome {
+	case instancedv1.WaitOutcome_WAIT_OUTCOME_REACHED:
+		return "reached"
+	case instancedv1.WaitOutcome_WAIT_OUTCOME_UNREACHABLE:
+		return "unreachable"
+	case instancedv1.WaitOutcome_WAIT_OUTCOME_TIMED_OUT:
+		return "timed out"
+	case instancedv1.WaitOutcome_WAIT_OUTCOME_UNSETTLED, instancedv1.WaitOutcome_WAIT_OUTCOME_UNSPECIFIED:
+		return "unsettled"
+	}
+	return outcome.String()
+}
+
+// unreached is the verdict on a wait that did not bring every instance to a wanted state.
+// That one can no longer get there weighs more than that the time was over.
+func unreached(results []*instancedv1.WaitResult) *verdict {
+	v := &verdict{}
+	for _, r := range results {
+		state, why, status := stateName(r.GetInstance().GetState()), "", exitNotReached
+		switch r.GetOutcome() {
+		case instancedv1.WaitOutcome_WAIT_OUTCOME_REACHED:
+			continue
+		case instancedv1.WaitOutcome_WAIT_OUTCOME_TIMED_OUT:
+			why, status = "the time is over", exitTimedOut
+		case instancedv1.WaitOutcome_WAIT_OUTCOME_UNSETTLED, instancedv1.WaitOutcome_WAIT_OUTCOME_UNSPECIFIED:
+			why = "was waited for no longer"
+		case instancedv1.WaitOutcome_WAIT_OUTCOME_UNREACHABLE:
+			why = "will not get there"
+			if reason := r.GetStateReason().GetMessage(); reason != "" {
+				why += ": " + reason
+			}
+		}
+		if v.status != exitNotReached {
+			v.status = status
+		}
+		v.lines = append(v.lines, fmt.Sprintf("%s: it is %s, and %s", r.GetInstanceId(), state, why))
+	}
+	return v
+}

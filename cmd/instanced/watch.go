@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+func newWatchCommand(t *terminal) *cobra.Command {
+	var selection filterFlags
+	var after, unusable string
+	var fromNow bool
+	var count int
+	cmd := &cobra.Command{
+		Use:   "watch [ID...] [flags]",
+		Short: "Print changes as they happen",
+		Long: `Watch prints the instances as they are, and then a line for each change: when it
+happened, the state before and after, who brought it about, and how the service learnt of
+it. It goes on by itself when the connection breaks, without a hole and without a repeat,
+until it is interrupted.
+
+With -o json each line is one WatchInstancesResponse. The last cursor that is not empty is
+where --after goes on later.`,
+		Example: examples(
+			"instanced watch",
+			"instanced watch i-1234567890abcdef0 --from-now",
+			"instanced watch --tag team=payments --count 1",
+			"instanced watch -o json | jq --unbuffered -r '.events.events[]? | .instance.instance_id'",
+		),
+		ValidArgsFunction: t.completeIDs,
+	}
+	selection.add(cmd.Flags())
+	cmd.Flags().BoolVar(&fromNow, "from-now", false, "leave out the instances as they are")
+	cmd.Flags().StringVar(&after, "after", "", "go on after this cursor")
+	bind(cmd.Flags(), &unusable, "on-unusable-cursor", "fail|snapshot", "fail",
+		"what to do if the cursor of --after cannot be served", oneOf("fail", "snapshot"))
+	bind(cmd.Flags(), &count, "count", "number", "0", "end after so many changes; 0 means never", parseCount(0))
+	within := func() time.Duration { return t.timeout }
+	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
+		if fromNow && after != "" {
+			return usagef("--from-now and --after exclude each other")
+		}
+		ids, err := t.ids(args)
+		if err != nil {
+			return err
+		}
+		filter, err := selection.filter(ids)
+		if err != nil {
+			return err
+		}
+		policy := instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_FAIL
+		if unusable == "snapshot" {
+			policy = instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT
+		}
+		left := count
+		for msg, err := range c.Watch(ctx, &instancedv1.WatchInstancesRequest{
+			AfterCursor: after, FromNow: fromNow, Filter: filter, OnUnusableCursor: policy,
+		}) {
+			if errors.Is(err, context.Canceled) {
+				return nil
+			}
+			if ctx.Err() != nil {
+				return &verdict{status: exitTimedOut, lines: []string{fmt.Sprintf("watched for %v", t.timeout)}}
+			}
+			if err != nil {
+				return err
+			}
+			if events := msg.GetEvents().GetEvents(); count > 0 && len(events) > 0 {
+				if len(events) > left {
+					msg.GetEvents().Events = events[:left]
+					// It is behind what is left out.
+					msg.Cursor = ""
+				}
+				left -= len(msg.GetEvents().GetEvents())
+			}
+			if err := t.printMessage(msg); err != nil {
+				return err
+			}
+			if count > 0 && left == 0 {
+				return nil
+			}
+		}
+		return nil
+	})
+}
+
+// printMessage prints one message of a watch.
+func (t *terminal) printMessage(msg *instancedv1.WatchInstancesResponse) error {
+	if t.output == outputJSON {
+		return t.printJSONLine(msg)
+	}
+	if snapshot := msg.GetSnapshot(); snapshot != nil {
+		if snapshot.GetFirst() && snapshot.GetReason() != instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_UNSPECIFIED {
+			fmt.Fprintf(t.stderr, "The cursor could not be served (%s). The instances as they are follow.\n",
+				word(snapshot.GetReason().String(), "UNUSABLE_CURSOR_REASON_"))
+		}
+		for _, i := range snapshot.GetInstances() {
+			if err := t.printChange("-", i.GetInstanceId(), stateName(i.GetState()), i.GetTags()["Name"]); err != nil {
+				return err
+			}
+		}
+	}
+	for _, e := range msg.GetEvents().GetEvents() {
+		cause := causeText(e.GetCause()) + "  (" + sourceText(e) + ")"
+		if e.GetMatch() == instancedv1.EventMatch_EVENT_MATCH_LEFT && e.GetType() != instancedv1.EventType_EVENT_TYPE_REMOVED {
+			cause += "  no longer matches"
+		}
+		if reason := e.GetInstance().GetStateReason().GetMessage(); reason != "" {
+			cause += "  " + reason
+		}
+		if err := t.printChange(timeText(e.GetOccurredAt()), e.GetInstance().GetInstanceId(), changeText(e), cause); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printChange prints one line of a watch. Its columns have fixed widths, since nobody
+// knows what is to come.
+func (t *terminal) printChange(at, id, change, rest string) error {
+	line := fmt.Sprintf("%-24s  %-19s  %-24s  %s", at, id, change, rest)
+	_, err := fmt.Fprintln(t.stdout, strings.TrimRight(line, " "))
+	return err
+}
