@@ -24,6 +24,9 @@ import (
 const (
 	maxRequestBytes      = 4 << 20
 	maxConcurrentStreams = 10_000 // of one connection
+	// Handlers run on goroutines that are used again, so that their stacks need not
+	// grow anew with each call. When all are taken, calls get goroutines of their own.
+	streamWorkers = 1024
 	// A caller that is silent for so long is asked whether it is there, and may ask
 	// the server no more often than every minPing.
 	keepaliveTime    = 30 * time.Second
@@ -95,6 +98,7 @@ func transport() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
+		grpc.NumStreamWorkers(streamWorkers),
 	}
 }
 
