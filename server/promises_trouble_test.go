@@ -2,7 +2,10 @@ package server_test
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"testing"
 	"time"
 
@@ -23,6 +26,11 @@ func TestSameLog(t *testing.T) {
 	t.Run("a cursor of another log", func(t *testing.T) {
 		refusedEverywhere(t, one, head(t, other), "CURSOR_OF_OTHER_LOG")
 		beginsAgain(t, one, head(t, other), instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_OTHER_LOG)
+	})
+	t.Run("a cursor from beyond the end of the log", func(t *testing.T) {
+		future := beyond(t, head(t, one))
+		refusedEverywhere(t, one, future, "CURSOR_AHEAD")
+		beginsAgain(t, one, future, instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_AHEAD)
 	})
 	t.Run("a log that was restored from an older copy", func(t *testing.T) {
 		dir, copied := t.TempDir(), t.TempDir()+"/restored"
@@ -257,4 +265,18 @@ func TestTruthful(t *testing.T) {
 	if err := errors.Join(promises.Truthful(log, backend), promises.Ordered(all.Seen())); err != nil {
 		t.Error(err)
 	}
+}
+
+// beyond returns the cursor of a batch that is still to be written: the sequence number
+// stands before the checksum, both in four or eight bytes at the end.
+func beyond(t *testing.T, cursor string) string {
+	t.Helper()
+	raw, err := base64.RawURLEncoding.DecodeString(cursor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := raw[:len(raw)-4]
+	seq := body[len(body)-8:]
+	binary.BigEndian.PutUint64(seq, binary.BigEndian.Uint64(seq)+1_000_000)
+	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32(body, crc32.ChecksumIEEE(body)))
 }
