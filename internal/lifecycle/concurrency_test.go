@@ -267,53 +267,6 @@ func TestTheFirstFailureEndsAWaitThatAsksForIt(t *testing.T) {
 	}
 }
 
-func TestARetryAfterALostAnswerDoesNotRestartWhatSomebodyStopped(t *testing.T) {
-	f := start(t, options{sim: sim.Config{Faults: []sim.Fault{{Kind: sim.AnswerLost, Remaining: 1}, {Kind: sim.NoticeLost}}}})
-	req := lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: []string{first}, ClientToken: "lost"}
-	if _, err := f.Command(t.Context(), caller, req); err == nil {
-		t.Fatal("the answer was not lost")
-	}
-	if err := f.sim.Change(t.Context(), []sim.Change{{IDs: []instance.ID{first}, Action: sim.ActionStop}}); err != nil {
-		t.Fatal(err)
-	}
-	r, err := f.Command(t.Context(), caller, req)
-	if err != nil || r.Changes[0].Current == instance.StatePending {
-		t.Errorf("the retry got %+v, %v; want the present state", r.Changes, err)
-	}
-}
-
-func TestATagIsNoAnswerToACommand(t *testing.T) {
-	f := start(t, options{sim: sim.Config{Faults: []sim.Fault{{Kind: sim.InternalError, Remaining: 1}}}})
-	req := lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: []string{first}, ClientToken: "tagged"}
-	if _, err := f.Command(t.Context(), caller, req); err == nil {
-		t.Fatal("the fault did not strike")
-	}
-	if err := f.sim.Change(t.Context(), []sim.Change{{IDs: []instance.ID{first}, SetTags: map[string]string{"k": "v"}}}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.Refresh(t.Context(), []instance.ID{first}); err != nil {
-		t.Fatal(err)
-	}
-	r, err := f.Command(t.Context(), caller, req)
-	if err != nil || r.Changes[0].Previous != instance.StateStopped || r.Changes[0].Current != instance.StatePending {
-		t.Errorf("the retry got %+v, %v; want a start", r.Changes, err)
-	}
-}
-
-func TestARefusalThatChangedSomethingIsNotKept(t *testing.T) {
-	f := start(t, options{sim: sim.Config{Faults: []sim.Fault{{Kind: sim.InsufficientCapacity, Partial: true, Remaining: 1, Match: sim.Match{IDs: []instance.ID{second}}}}}})
-	req := lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: []string{first, second}, ClientToken: "partial"}
-	_, err := f.Command(t.Context(), caller, req)
-	e, ok := errors.AsType[*instance.Error](err)
-	if !ok || e.Code != instance.CodeInsufficientCapacity || e.Metadata["changed_instance_ids"] != first {
-		t.Fatalf("got %v, want a lack of capacity that names %s", err, first)
-	}
-	r, err := f.Command(t.Context(), caller, req)
-	if err != nil || r.Changes[1].Previous != instance.StateStopped {
-		t.Errorf("the retry got %+v, %v; want that the rest is started", r.Changes, err)
-	}
-}
-
 func TestACommandThatDidNothingIsNoCause(t *testing.T) {
 	f := start(t, options{})
 	ctx, cancel := context.WithCancel(t.Context())

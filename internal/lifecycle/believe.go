@@ -1,0 +1,132 @@
+package lifecycle
+
+import (
+	"context"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+)
+
+// description is what the backend says of one instance; its image is nil when the
+// backend does not know it.
+type description struct {
+	id    instance.ID
+	image *instance.Instance
+	trust trust
+}
+
+// verdict says what became of a description.
+type verdict uint8
+
+const (
+	// believed: it is what the journal says now.
+	believed verdict = iota
+	// overtaken: something was recorded, or a command was in flight, since the backend
+	// was asked.
+	overtaken
+	// stale: it shows what was before a recent change.
+	stale
+)
+
+// fence is what was known, and when, as the backend was asked: a description says
+// nothing about what came later.
+type fence struct {
+	position journal.Position
+	at       time.Time
+}
+
+func (s *Service) fence() fence {
+	return fence{position: s.journal.Head(), at: time.Now().UTC()}
+}
+
+// recordDescriptions records what the backend says of instances, where it can be
+// believed.
+func (s *Service) recordDescriptions(ctx context.Context, asked fence, descriptions []description) ([]verdict, error) {
+	term, err := s.owner()
+	if err != nil {
+		return nil, err
+	}
+	verdicts := make([]verdict, len(descriptions))
+	now := time.Now().UTC()
+	anything := false
+	for i, d := range descriptions {
+		known, found := s.journal.Get(d.id)
+		verdicts[i] = s.judge(known, found, d, asked, now)
+		anything = anything || verdicts[i] != believed || !agrees(known, found, d)
+	}
+	if !anything {
+		return verdicts, nil
+	}
+	_, err = term.Update(ctx, func(tx *journal.Tx) error {
+		for i, d := range descriptions {
+			known, found := tx.Get(d.id)
+			verdicts[i] = s.judge(known, found, d, asked, now)
+			switch {
+			case verdicts[i] != believed || agrees(known, found, d):
+			case d.image == nil:
+				remove(tx, known, now)
+			default:
+				reduce(tx, sighting{
+					image:      d.image,
+					occurredAt: asked.at,
+					source:     instance.SourceReconcile,
+					commands:   s.suspects(d.id, asked.at),
+				}, now)
+			}
+		}
+		return nil
+	})
+	return verdicts, err
+}
+
+// agrees reports whether a description says what is known.
+func agrees(known journal.Record, found bool, d description) bool {
+	if !found || d.image == nil {
+		return !found && d.image == nil
+	}
+	return known.Instance.Equal(d.image)
+}
+
+// judge says whether a description can be believed.
+func (s *Service) judge(known journal.Record, found bool, d description, asked fence, now time.Time) verdict {
+	switch {
+	case s.flights.busy(d.id):
+		return overtaken
+	case agrees(known, found, d), !found:
+		return believed
+	case known.Position.Seq > asked.position.Seq:
+		return overtaken
+	case d.trust == certain, now.Sub(known.ChangedAt) > s.cfg.Consistency:
+		return believed
+	case d.image == nil:
+		if known.Instance.State == instance.StateTerminated {
+			return believed
+		}
+		return stale
+	case d.image.LaunchTime.Before(known.Instance.LaunchTime), s.wasSo(known, d.image):
+		return stale
+	}
+	return believed
+}
+
+// wasSo reports whether an image shows what was before a recent change, and is not now.
+func (s *Service) wasSo(known journal.Record, image *instance.Instance) bool {
+	if sameLife(known.Instance, image) {
+		return false
+	}
+	return (known.Previous != nil && sameLife(known.Previous, image)) || s.past.has(image)
+}
+
+// sameLife reports whether two images show the instance at the same point of its life:
+// a start changes the launch time, a stop and a failed start the reason. These are in
+// whole seconds; the simulator counts its changes.
+func sameLife(a, b *instance.Instance) bool {
+	if a.State != b.State || !a.LaunchTime.Equal(b.LaunchTime) || (a.StateReason == nil) != (b.StateReason == nil) {
+		return false
+	}
+	if a.Simulator != nil && b.Simulator != nil && a.Simulator.Transitions != b.Simulator.Transitions {
+		return false
+	}
+	return a.StateReason == nil || *a.StateReason == *b.StateReason
+}
