@@ -17,6 +17,8 @@ const mostLooked = 200
 const (
 	// retryLook is how long it takes until a look that came to nothing is repeated.
 	retryLook = time.Second
+	// retryOvertaken is the same for one that was only too early.
+	retryOvertaken = 20 * time.Millisecond
 	// describeTimeout bounds how long the backend may take to describe instances.
 	describeTimeout = 30 * time.Second
 )
@@ -292,9 +294,9 @@ func (l *looker) describe(ctx context.Context, looks map[instance.ID]*look) erro
 	defer l.mu.Unlock()
 	for i, id := range ids {
 		w := looks[id]
-		if verdicts[i] != believed {
+		if delay := map[verdict]time.Duration{overtaken: retryOvertaken, stale: retryLook}[verdicts[i]]; delay > 0 {
 			again := *w
-			again.notBefore = time.Now().Add(retryLook)
+			again.notBefore = time.Now().Add(delay)
 			l.add(id, again)
 			continue
 		}
