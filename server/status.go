@@ -137,7 +137,8 @@ func verdict(err error) (level slog.Level, code, reason string, failed bool) {
 	case ok && e.reason == reasonDraining:
 		return slog.LevelInfo, e.public.Code().String(), e.reason, true
 	case ok:
-		return loudness(e.public.Code()), e.public.Code().String(), e.reason, true
+		// A caller that leaves is no error.
+		return loudness(e.public.Code()), e.public.Code().String(), e.reason, e.public.Code() != codes.Canceled
 	}
 	c := status.Code(err)
 	return loudness(c), c.String(), "", true

@@ -184,7 +184,11 @@ func (c *checker) duration(field string, d *time.Duration, least, most, absent t
 	if d == nil {
 		return absent
 	}
-	if *d < least || *d > most {
+	switch {
+	case *d >= least && *d <= most:
+	case least <= time.Nanosecond:
+		c.add(field, "is %v: want more than 0, and at most %v", *d, most)
+	default:
 		c.add(field, "is %v: want %v to %v", *d, least, most)
 	}
 	return *d

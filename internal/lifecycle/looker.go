@@ -186,6 +186,7 @@ func (s *Service) suspects(id instance.ID, at time.Time) []attribution {
 // run looks until ctx is done. Wishes that are left then are kept for the next term.
 func (l *looker) run(ctx context.Context) {
 	defer l.end()
+	failing := false
 	for {
 		due, next := l.due()
 		if len(due) == 0 {
@@ -207,7 +208,13 @@ func (l *looker) run(ctx context.Context) {
 				return
 			}
 			l.failed(due, unanswered(err))
-			l.s.log.Warn("instances could not be described", "count", len(due), "error", err)
+			if !failing {
+				l.s.log.Warn("what the backend says of instances could not be learnt or recorded; trying again until it is", "count", len(due), "error", err)
+			}
+			failing = true
+		} else if failing {
+			failing = false
+			l.s.log.Info("what the backend says of instances is recorded again")
 		}
 	}
 }

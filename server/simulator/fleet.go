@@ -31,6 +31,9 @@ func ParseFleet(file []byte) (*instancedv1.CreateInstancesRequest, error) {
 	if tree == nil {
 		return req, nil
 	}
+	if documents(file) > 1 {
+		return nil, errors.New("it has more than one document: want one, without a line --- within")
+	}
 	tree, err = normalized("", tree, req.ProtoReflect().Descriptor())
 	if err != nil {
 		return nil, err
@@ -43,6 +46,23 @@ func ParseFleet(file []byte) (*instancedv1.CreateInstancesRequest, error) {
 		return nil, errors.New(strings.TrimSpace(strings.TrimPrefix(err.Error(), "proto:")))
 	}
 	return req, uniqueIDs(req)
+}
+
+// documents counts the YAML documents of a file that are not empty.
+func documents(file []byte) int {
+	n, begun := 0, false
+	for line := range strings.Lines(string(file)) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "---":
+			begun = false
+		case line == "" || strings.HasPrefix(line, "#"):
+		case !begun:
+			begun = true
+			n++
+		}
+	}
+	return n
 }
 
 func uniqueIDs(req *instancedv1.CreateInstancesRequest) error {

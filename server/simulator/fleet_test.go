@@ -86,6 +86,7 @@ func TestParseFleetNamesWhatIsWrongAndWhatIsRight(t *testing.T) {
 		{"an unknown field", "instances: [{instance_typ: t3.micro}]", []string{"instances[0].instance_typ", "no such field", "instance_type"}},
 		{"an unknown field at the top", "machines: []", []string{"machines", "no such field", "instances, faults"}},
 		{"an unknown field in a fault", "faults: [{kind: unavailable, match: {verb: [StartInstances]}}]", []string{"faults[0].match.verb", "verbs"}},
+		{"two documents", "---\n# one\ninstances: []\n---\ninstances: []", []string{"more than one document", "want one"}},
 		{"a key that stands twice", "instances: []\ninstances: []", []string{"line 2", `"instances" already set`}},
 		{"a field by two of its names", "instances: [{instance_type: a, instanceType: b}]", []string{"instances[0].instance_type", "twice"}},
 		{"a duplicate id", "instances: [{instance_id: i-0123456789abcdef0}, {instance_id: i-0123456789abcdef0}]", []string{"instances[1].instance_id", "instances[0]"}},

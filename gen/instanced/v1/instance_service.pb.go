@@ -29,9 +29,10 @@ type FailureMode int32
 const (
 	// The same as WHOLE_CALL.
 	FailureMode_FAILURE_MODE_UNSPECIFIED FailureMode = 0
-	// One bad instance refuses the call, as with EC2, and nothing is changed. After a
-	// lack of capacity EC2 may have started some: nothing is rolled back, and the
-	// error says which.
+	// One bad instance refuses the call, as with EC2, and nothing is changed, but for two
+	// exceptions that are EC2's too: after a lack of capacity it may have started some, and
+	// it terminates the instances of Availability Zones without a protected one. Nothing
+	// is rolled back, and the error says which were changed ("changed_instance_ids").
 	FailureMode_FAILURE_MODE_WHOLE_CALL FailureMode = 1
 	// The good ones are carried out, the others are listed as failed; the status is
 	// OK even if none was good. Malformed ids still refuse the call.
@@ -1189,7 +1190,8 @@ type DescribeInstancesResponse struct {
 	// The log position that this page reflects. To go on with WatchInstances, use that
 	// of the first page.
 	Cursor string `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// When everything was last compared with the backend; absent before the first time.
+	// When this process last compared everything with the backend; absent before the
+	// first time, and where another process owns the backend.
 	LastReconciled *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_reconciled,json=lastReconciled,proto3" json:"last_reconciled,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1677,8 +1679,8 @@ type isWatchInstancesResponse_Message interface {
 }
 
 type WatchInstancesResponse_Subscribed struct {
-	// The first message: the subscription stands, and every change acknowledged from
-	// now on will be delivered.
+	// The first message: the subscription stands, and every change recorded from now
+	// on will be delivered.
 	Subscribed *Subscribed `protobuf:"bytes,2,opt,name=subscribed,proto3,oneof"`
 }
 
@@ -1899,7 +1901,8 @@ func (x *Events) GetEvents() []*Event {
 // Progress says that everything up to the cursor of its message was delivered.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When everything was last compared with the backend; absent before the first time.
+	// When this process last compared everything with the backend; absent before the
+	// first time, and where another process owns the backend.
 	LastReconciled *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=last_reconciled,json=lastReconciled,proto3" json:"last_reconciled,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -2186,7 +2189,8 @@ type GetServerInfoResponse struct {
 	Limits *Limits `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"`
 	// Who owns the backend.
 	Owner *Owner `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
-	// When everything was last compared with the backend; absent before the first time.
+	// When this process last compared everything with the backend; absent before the
+	// first time, and where another process owns the backend.
 	LastReconciled *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_reconciled,json=lastReconciled,proto3" json:"last_reconciled,omitempty"`
 	// The end of the log as this process sees it.
 	Cursor string `protobuf:"bytes,7,opt,name=cursor,proto3" json:"cursor,omitempty"`

@@ -158,15 +158,14 @@ func errExhausted(code, message string) *instance.Error {
 }
 
 func errCapacity(inst *instance.Instance) *instance.Error {
+	text := fmt.Sprintf("We currently do not have sufficient %s capacity in the Availability Zone you requested (%s). "+
+		"Our system will be working on provisioning additional capacity.", inst.Type, inst.AvailabilityZone)
 	if inst.Lifecycle == lifecycleSpot {
-		err := errExhausted(instance.CodeInsufficientCapacity, fmt.Sprintf(
-			"You can't start the Spot Instance '%s' because there is no available Spot capacity.", inst.ID))
-		err.InstanceIDs = []instance.ID{inst.ID}
-		return err
+		text = fmt.Sprintf("You can't start the Spot Instance '%s' because there is no available Spot capacity.", inst.ID)
 	}
-	return errExhausted(instance.CodeInsufficientCapacity, fmt.Sprintf(
-		"We currently do not have sufficient %s capacity in the Availability Zone you requested (%s). "+
-			"Our system will be working on provisioning additional capacity.", inst.Type, inst.AvailabilityZone))
+	err := errExhausted(instance.CodeInsufficientCapacity, text)
+	err.InstanceIDs = []instance.ID{inst.ID}
+	return err
 }
 
 // The quotas that the limit faults speak of.

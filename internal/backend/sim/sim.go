@@ -93,6 +93,9 @@ func New(config Config) *Backend {
 	return b
 }
 
+// Err returns all that is wrong with the configuration: nothing can be restored then.
+func (b *Backend) Err() error { return b.wrong }
+
 // Close stops the timers and ends the sequences of notices. Calls are refused
 // afterwards.
 func (b *Backend) Close() {
