@@ -69,9 +69,9 @@ type flight struct {
 	all     *flights
 	ids     []instance.ID
 	command attribution
-	// answered is true once the backend has answered; at has the times of its changes.
+	// answered is true once the backend has answered; changes are its answer.
 	answered bool
-	at       map[instance.ID]time.Time
+	changes  []instance.StateChange
 }
 
 func newFlights() *flights {
@@ -219,11 +219,7 @@ func (t *traffic) wake() {
 func (fl *flight) settle(ctx context.Context, changes []instance.StateChange) (heard []instance.Notice) {
 	f := fl.all
 	f.mu.Lock()
-	fl.answered = true
-	fl.at = make(map[instance.ID]time.Time, len(changes))
-	for _, c := range changes {
-		fl.at[c.ID] = c.At
-	}
+	fl.answered, fl.changes = true, changes
 	for _, id := range fl.ids {
 		f.instances[id].wake()
 	}
@@ -270,8 +266,7 @@ func (fl *flight) inTurn(t *traffic, c instance.StateChange) bool {
 		case !other.answered:
 			return !other.command.since.After(c.At)
 		}
-		at, answered := other.at[c.ID]
-		return answered && at.Before(c.At)
+		return slices.ContainsFunc(other.changes, func(o instance.StateChange) bool { return o.ID == c.ID && o.At.Before(c.At) })
 	})
 }
 

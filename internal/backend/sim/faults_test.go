@@ -21,7 +21,7 @@ func twoStopped(faults ...sim.Fault) sim.Config {
 	}}
 }
 
-func TestErrorsOfFaults(t *testing.T) {
+func TestErrors(t *testing.T) {
 	tests := []struct {
 		fault   sim.Fault
 		kind    instance.Kind
