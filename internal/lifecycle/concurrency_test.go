@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
@@ -65,36 +66,48 @@ func checkTold(t *testing.T, changes []*instance.Change, all []told) {
 }
 
 // TestEveryChangeThatACallerWasToldOfIsRecordedOnceWithItsCause has callers start and stop
-// one instance at once, at speeds at which transitions are over before answers are recorded.
+// the same instances at once, beside changes from outside, also at speeds at which
+// transitions are over before answers are recorded.
 func TestEveryChangeThatACallerWasToldOfIsRecordedOnceWithItsCause(t *testing.T) {
-	for _, speed := range []float64{0, 2000, 200} {
+	for seed, speed := range []float64{0, 5000, 300} {
 		t.Run(fmt.Sprint("speed ", speed), func(t *testing.T) {
-			f := start(t, options{sim: sim.Config{Speed: speed}})
+			f := start(t, options{sim: sim.Config{Speed: speed, Fleet: []sim.Spec{{Count: 3}}}})
+			var names []string
+			for _, r := range f.journal.Snapshot().Records {
+				names = append(names, string(r.Instance.ID))
+			}
 			var mu sync.Mutex
 			var all []told
 			var work sync.WaitGroup
 			for worker := range 8 {
 				work.Go(func() {
-					for round := range 12 {
-						verb := []instance.Verb{instance.VerbStart, instance.VerbStop}[(worker+round)%2]
-						me := lifecycle.Caller{Principal: "p", RequestID: fmt.Sprintf("%s-%d-%d", verb, worker, round)}
-						r, err := f.Command(t.Context(), me, lifecycle.CommandRequest{Verb: verb, InstanceIDs: []string{first}})
-						if err != nil {
-							if reasonOf(err) != instance.CodeIncorrectInstanceState {
-								t.Error(err)
-							}
+					random := rand.New(rand.NewPCG(uint64(seed), uint64(worker)))
+					for round := range 40 {
+						ids := names[random.IntN(3):]
+						if random.IntN(6) == 0 {
+							action := []sim.Action{sim.ActionStart, sim.ActionStop}[random.IntN(2)]
+							_ = f.sim.Change(t.Context(), []sim.Change{{IDs: []instance.ID{instance.ID(ids[0])}, Action: action}}) // refused in some states
 							continue
 						}
-						if c := r.Changes[0]; c.Previous != c.Current {
-							mu.Lock()
-							all = append(all, told{me.RequestID, c})
-							mu.Unlock()
+						verb := []instance.Verb{instance.VerbStart, instance.VerbStop}[random.IntN(2)]
+						me := lifecycle.Caller{Principal: "p", RequestID: fmt.Sprintf("%s-%d-%d", verb, worker, round)}
+						r, err := f.Command(t.Context(), me, lifecycle.CommandRequest{Verb: verb, InstanceIDs: ids, FailureMode: lifecycle.PerInstance})
+						if err != nil {
+							t.Error(err)
+							return
 						}
+						mu.Lock()
+						for _, c := range r.Changes {
+							if c.Previous != c.Current {
+								all = append(all, told{me.RequestID, c})
+							}
+						}
+						mu.Unlock()
 					}
 				})
 			}
 			work.Wait()
-			changes := f.changes(t, first)
+			changes := f.changes(t, names...)
 			checkTold(t, changes, all)
 			checkChains(t, changes)
 		})
