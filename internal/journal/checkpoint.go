@@ -32,11 +32,17 @@ func (t *Term) maintain() {
 		case <-t.ctx.Done():
 			return
 		case now := <-checkpoints.C:
+			if t.journal.disk.room() != nil {
+				continue // which the disk has told the log
+			}
 			what = "write a checkpoint"
 			if err = t.checkpoint(t.ctx); err == nil {
 				what, err = "trim its history", t.trim(t.ctx, now)
 			}
 		case now := <-tidy.C:
+			if t.journal.disk.room() != nil {
+				continue
+			}
 			what = "expire client tokens"
 			if err = t.expireTokens(t.ctx, now); err == nil {
 				what, err = "compact etcd", t.compact(t.ctx)
@@ -59,6 +65,9 @@ func (t *Term) checkpoint(ctx context.Context) (err error) {
 	}
 	defer t.maintenance.unlock()
 	j := t.journal
+	if full := j.disk.room(); full != nil {
+		return full
+	}
 	ids, head := j.view.takeUnsaved()
 	if head.seq <= t.saved.seq {
 		return nil

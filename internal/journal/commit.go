@@ -18,6 +18,8 @@ const (
 	attemptTimeout = 2 * time.Second
 	// retryFirst and retryMost bound the pause between two attempts.
 	retryFirst, retryMost = 20 * time.Millisecond, time.Second
+	// diskPause is how often a full disk is looked at again.
+	diskPause = 200 * time.Millisecond
 )
 
 // commitAll writes the batches that are handed over, one at a time, and answers
@@ -97,12 +99,26 @@ func (w *writer) request(b *batch, tip tip, value string) request {
 // transact carries a request out and returns the revision at which it was.
 func (w *writer) transact(r request) (revision int64, err error) {
 	defer w.stalled.Store(nil)
-	pause := retryFirst
-	for attempt := 1; ; attempt++ {
+	pause, warned := retryFirst, false
+	for attempt := 0; ; {
+		if full := w.term.journal.disk.room(); full != nil {
+			// etcd would end the process. The disk tells the log itself.
+			w.stalled.Store(full)
+			select {
+			case <-time.After(diskPause):
+				continue
+			case <-w.term.ctx.Done():
+				if attempt == 0 {
+					return 0, w.term.Err()
+				}
+				return 0, unknown(w.term.ended())
+			}
+		}
+		attempt++
 		revision, err = w.attempt(r)
 		switch {
 		case err == nil:
-			if attempt > 1 {
+			if warned {
 				w.term.journal.log.Info("etcd takes writes again", slog.Int("attempts", attempt))
 			}
 			return revision, nil
@@ -120,7 +136,8 @@ func (w *writer) transact(r request) (revision int64, err error) {
 		case w.term.ctx.Err() != nil:
 			return 0, unknown(w.term.ended())
 		}
-		w.stall(err, attempt)
+		w.stall(err, !warned)
+		warned = true
 		select {
 		case <-time.After(pause):
 		case <-w.term.ctx.Done():
@@ -131,14 +148,14 @@ func (w *writer) transact(r request) (revision int64, err error) {
 }
 
 // stall notes that etcd does not take writes, so that nobody waits in vain.
-func (w *writer) stall(err error, attempt int) {
+func (w *writer) stall(err error, first bool) {
 	reason := errUnavailable("etcd does not answer, so that nothing can be recorded", err)
 	if noSpace(err) {
 		reason = errFull("etcd has used up its quota; history is being trimmed to make room")
 		w.term.needRoom()
 	}
 	w.stalled.Store(reason)
-	if attempt == 1 {
+	if first {
 		w.term.journal.log.Warn("etcd does not take a write; trying again until it does", slog.Any("error", err))
 	}
 }

@@ -20,6 +20,7 @@ const formatVersion = 1
 //
 //	lock     held for as long as the process runs; has its process id
 //	format   the version of what follows
+//	started  exists once etcd has begun its log
 //	etcd/    etcd's own
 type dataDir struct {
 	path string
@@ -32,6 +33,9 @@ func openDir(path string) (*dataDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("the data directory %s cannot be created: %w", path, reason(err))
 	}
+	if err := refuseForeign(path); err != nil {
+		return nil, err
+	}
 	d := &dataDir{path: path}
 	if err := d.takeLock(); err != nil {
 		return nil, err
@@ -42,6 +46,31 @@ func openDir(path string) (*dataDir, error) {
 	}
 	return d, nil
 }
+
+// refuseForeign returns an error for a directory that somebody uses for something
+// else: it has files, none of which is the format. Nothing of it is touched.
+func refuseForeign(path string) error {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return fmt.Errorf("the data directory %s cannot be read: %w", path, reason(err))
+	}
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case name == "lock", name == "format", name == "format.new", name == "started", name == "etcd", strings.HasPrefix(name, probePrefix):
+		case name == "lost+found": // of the file system
+		default:
+			// Looked for last: another process may be creating it all.
+			if _, err := os.Lstat(filepath.Join(path, "format")); err == nil {
+				return nil
+			}
+			return fmt.Errorf("the data directory %s is not one of this program, and not empty: it has %q; use a new or an empty directory",
+				path, name)
+		}
+	}
+	return nil
+}
+
+const probePrefix = ".probe-"
 
 func (d *dataDir) etcd() string { return filepath.Join(d.path, "etcd") }
 
@@ -79,7 +108,7 @@ func (d *dataDir) close() error { return d.lock.Close() }
 // check reads the format, writes it into a new directory, and makes sure that
 // etcd will be able to write.
 func (d *dataDir) check() error {
-	probe, err := os.CreateTemp(d.path, ".probe-*")
+	probe, err := os.CreateTemp(d.path, probePrefix+"*")
 	if err != nil {
 		return d.errUnwritable(err)
 	}
@@ -103,6 +132,38 @@ func (d *dataDir) check() error {
 			d.path, version, formatVersion)
 	}
 	return nil
+}
+
+// hasStarted notes that etcd is complete, which it is not when its first start was
+// cut short.
+func (d *dataDir) hasStarted() error {
+	name := filepath.Join(d.path, "started")
+	if _, err := os.Stat(name); err == nil {
+		return nil
+	}
+	if err := writeSynced(name, ""); err != nil {
+		return d.errUnwritable(err)
+	}
+	return nil
+}
+
+// checkEtcd finds what etcd does not: without its log it waits for ever.
+func (d *dataDir) checkEtcd() error {
+	if _, err := os.Stat(filepath.Join(d.path, "started")); err != nil {
+		return nil
+	}
+	member := filepath.Join(d.etcd(), "member")
+	if _, err := os.Stat(filepath.Join(member, "snap", "db")); err != nil {
+		return nil
+	}
+	if logs, _ := filepath.Glob(filepath.Join(member, "wal", "*.wal")); len(logs) == 0 {
+		return errDamaged(d.path, fmt.Errorf("%s has no files of etcd's log", filepath.Join(member, "wal")))
+	}
+	return nil
+}
+
+func errDamaged(path string, err error) error {
+	return fmt.Errorf("the journal in %s is damaged: %w; restore a copy of it, or use another directory (--data-dir)", path, err)
 }
 
 const formatLine = "instanced journal %d\n"

@@ -2,50 +2,171 @@ package journal
 
 import (
 	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/instanced/instanced/internal/instance"
 )
 
 // leastToStart is the free space below which etcd is not started at all: it
 // allocates files of 64 MiB, and ends the process when it cannot.
 const leastToStart = 160 << 20
 
+const (
+	// mostFloor bounds how much space is left for what etcd has begun, and for the
+	// files of 64 MiB that it allocates ahead.
+	mostFloor = 128 << 20
+	// checkAge and floorAge are how old a measurement of the free space may be: for
+	// those who ask before they change anything, and for those who write.
+	checkAge, floorAge = time.Second, 10 * time.Millisecond
+	// reserved is how much of the file system is set aside for the database of etcd
+	// when space becomes scarce, and reserveEvery how often: it commits what it has
+	// applied a tenth of a second later.
+	reserved, reserveEvery = 32 << 20, 100 * time.Millisecond
+)
+
 // disk watches the space that is free where the log is. A nil disk watches
 // nothing.
 type disk struct {
 	path string
-	// least is the free space, in bytes, below which nothing is written.
+	// least is the free space, in bytes, below which no changes are begun.
 	least int64
+	// floor is the free space below which etcd is given nothing to write: it ends the
+	// process when the disk is full.
+	floor atomic.Int64
 	// statfs returns the bytes that are free on the file system of a path.
 	statfs func(path string) (int64, error)
+	log    *slog.Logger
 
-	mu        sync.Mutex
-	checkedAt time.Time
-	err       error
+	// database is the file that etcd must be able to write.
+	database string
+
+	measured atomic.Pointer[measurement]
+	// mu is held by whoever measures, and guards what follows. When low, it was told
+	// that there is too little space, and not yet that there is enough again.
+	mu         sync.Mutex
+	low        bool
+	reservedAt time.Time
 }
 
-// check returns an error of [ReasonFull] when too little space is free. It asks
-// the file system at most once a second.
+// measurement is what the file system said.
+type measurement struct {
+	at   time.Time
+	free int64
+	err  error
+}
+
+func newDisk(path string, least int64, statfs func(string) (int64, error), log *slog.Logger) *disk {
+	d := &disk{path: path, least: least, statfs: statfs, log: log}
+	d.database = filepath.Join(path, "etcd", "member", "snap", "db")
+	d.floor.Store(min(least, mostFloor))
+	return d
+}
+
+// measure returns how much space is free, or was at most that long ago.
+func (d *disk) measure(age time.Duration) *measurement {
+	fresh := func() *measurement {
+		if m := d.measured.Load(); m != nil && time.Since(m.at) < age {
+			return m
+		}
+		return nil
+	}
+	if m := fresh(); m != nil {
+		return m
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if m := fresh(); m != nil {
+		return m
+	}
+	m := &measurement{at: time.Now()}
+	if m.free, m.err = d.statfs(d.path); m.err == nil {
+		d.tell(m.free)
+		if d.low && m.at.Sub(d.reservedAt) >= reserveEvery {
+			d.reservedAt = m.at
+			d.reserve()
+		}
+	}
+	d.measured.Store(m)
+	return m
+}
+
+// tell logs when space becomes scarce, and when it no longer is. The caller holds
+// mu.
+func (d *disk) tell(free int64) {
+	attrs := []any{slog.String("dir", d.path), slog.Int64("free_bytes", free), slog.Int64("min_free_bytes", d.least)}
+	switch {
+	case !d.low && free < d.least:
+		d.low = true
+		d.log.Warn("the disk is nearly full; changes are refused until there is space again", attrs...)
+	case d.low && free >= d.least+d.least/16: // not each time that it crosses the line
+		d.low = false
+		d.log.Info("the disk has enough free space again", attrs...)
+	}
+}
+
+// reserve takes space for the database beyond its end and in its holes, so that
+// whoever else fills the disk cannot take what etcd needs to commit what it has
+// begun. It is a precaution, which not every file system can take.
+func (d *disk) reserve() {
+	f, err := os.OpenFile(d.database, os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	defer func() { _ = f.Close() }()
+	if info, err := f.Stat(); err == nil {
+		_ = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, info.Size()+reserved)
+	}
+}
+
+// check returns an error of [ReasonFull] when too little space is free to begin a
+// change. It asks the file system at most once a second.
 func (d *disk) check() error {
 	if d == nil {
 		return nil
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if now := time.Now(); now.Sub(d.checkedAt) >= time.Second {
-		d.checkedAt, d.err = now, nil
-		free, err := d.statfs(d.path)
-		switch {
-		case err != nil:
-			d.err = errUnavailable("the free disk space cannot be told", err)
-		case free < d.least:
-			d.err = errFull(fmt.Sprintf("%s has %d MiB of free disk space, and nothing is written below %d MiB",
-				d.path, free>>20, d.least>>20))
-		}
+	m := d.measure(checkAge)
+	switch {
+	case m.err != nil:
+		return errUnavailable("the free disk space cannot be told", m.err)
+	case m.free < d.least:
+		return d.errFull(m.free, d.least)
 	}
-	return d.err
+	return nil
+}
+
+// room returns an error of [ReasonFull] when so little space is free that etcd
+// must not be given anything to write.
+func (d *disk) room() *instance.Error {
+	if d == nil {
+		return nil
+	}
+	if m := d.measure(floorAge); m.err == nil && m.free < d.floor.Load() {
+		return d.errFull(m.free, d.floor.Load())
+	}
+	return nil
+}
+
+// roomFor is room for that many bytes more than what has to stay free.
+func (d *disk) roomFor(bytes int64) error {
+	if d == nil {
+		return nil
+	}
+	if m := d.measure(floorAge); m.err == nil && m.free < d.floor.Load()+bytes {
+		return d.errFull(m.free, d.floor.Load()+bytes)
+	}
+	return nil
+}
+
+func (d *disk) errFull(free, least int64) *instance.Error {
+	return errFull(fmt.Sprintf("%s has %d MiB of free disk space, and nothing is written below %d MiB",
+		d.path, free>>20, least>>20))
 }
 
 // start refuses to start with so little space that etcd would not survive it.

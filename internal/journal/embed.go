@@ -6,10 +6,19 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // startTimeout is how long etcd may take to become ready when the caller sets no
@@ -22,7 +31,6 @@ func startEtcd(ctx context.Context, dir string, quota int64, log *slog.Logger) (
 	cfg := embed.NewConfig()
 	cfg.Name = "instanced"
 	cfg.Dir = dir
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(log))
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = nil, nil
 	cfg.ListenPeerUrls = nil
 	// The peer address only names the member; it stays the same so that a data
@@ -39,9 +47,9 @@ func startEtcd(ctx context.Context, dir string, quota int64, log *slog.Logger) (
 	cfg.QuotaBackendBytes = quota
 	cfg.MaxTxnOps = embeddedTxnOps
 
-	e, err := embed.StartEtcd(cfg)
+	e, err := startOrExplain(ctx, cfg, log)
 	if err != nil {
-		return nil, fmt.Errorf("etcd does not start in %s: %w", dir, err)
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.New("it was not ready in time"))
 	defer cancel()
@@ -56,6 +64,71 @@ func startEtcd(ctx context.Context, dir string, quota int64, log *slog.Logger) (
 	}
 	e.Close()
 	return nil, fmt.Errorf("etcd does not start in %s: %w", dir, err)
+}
+
+// startOrExplain starts etcd, which panics or ends the process when it cannot read
+// its files. Where that can be prevented it becomes an error, and what etcd had
+// begun is left behind. A panic in one of its own goroutines cannot be.
+func startOrExplain(ctx context.Context, cfg *embed.Config, log *slog.Logger) (*embed.Etcd, error) {
+	hook := &fatalHook{fatal: make(chan error, 1)}
+	hook.starting.Store(true)
+	defer hook.starting.Store(false)
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(log).WithOptions(zap.WithFatalHook(hook), zap.WithPanicHook(hook)))
+
+	type result struct {
+		etcd *embed.Etcd
+		err  error
+	}
+	results := make(chan result, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				log.DebugContext(ctx, "etcd panics", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+				results <- result{err: errDamaged(filepath.Dir(cfg.Dir), fmt.Errorf("etcd cannot read it: %v", p))}
+			}
+		}()
+		e, err := embed.StartEtcd(cfg)
+		if _, system := errors.AsType[syscall.Errno](err); system {
+			err = fmt.Errorf("etcd does not start in %s: %w", cfg.Dir, err)
+		} else if err != nil { // the configuration is always the same
+			err = errDamaged(filepath.Dir(cfg.Dir), err)
+		}
+		results <- result{e, err}
+	}()
+	select {
+	case r := <-results:
+		return r.etcd, r.err
+	case err := <-hook.fatal:
+		return nil, errDamaged(filepath.Dir(cfg.Dir), err)
+	}
+}
+
+// fatalHook is what follows when etcd has logged something fatal: while it starts,
+// that is sent to fatal, and the goroutine ends.
+type fatalHook struct {
+	starting atomic.Bool
+	fatal    chan error
+}
+
+// OnWrite implements zapcore.CheckWriteHook.
+func (h *fatalHook) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
+	message := entry.Message
+	isError := func(f zapcore.Field) bool { return f.Type == zapcore.ErrorType }
+	if i := slices.IndexFunc(fields, isError); i >= 0 {
+		message = fmt.Sprintf("%s: %v", message, fields[i].Interface)
+	}
+	switch {
+	case h.starting.Load():
+		select {
+		case h.fatal <- errors.New(message):
+		default:
+		}
+		runtime.Goexit()
+	case entry.Level == zapcore.FatalLevel:
+		os.Exit(1)
+	default:
+		panic(message)
+	}
 }
 
 // embeddedStore is the store on an embedded etcd.

@@ -35,11 +35,13 @@ type Config struct {
 	Logger *slog.Logger
 	// Retention is how long history is kept, 24 hours by default.
 	Retention time.Duration
-	// MaxBytes is how much history is kept, in bytes; 1 GiB by default. The database
+	// MaxBytes is how much history is kept, in bytes; 1 GiB by default, at least 1 MiB. The database
 	// of the embedded etcd may take twice that on disk, and always 64 MiB.
 	MaxBytes int64
-	// MinFreeDisk is the free disk space, in bytes, below which nothing is written;
-	// 512 MiB by default, negative for no such limit. Only for the embedded etcd.
+	// MinFreeDisk is the free disk space, in bytes, below which [Term.Writable] says
+	// that the journal is full; 512 MiB by default, negative for no limit at all.
+	// Below 128 MiB nothing more is written, not even what was begun before, until
+	// there is space again. Only for the embedded etcd.
 	MinFreeDisk int64
 	// MaxClientTokens is how many client tokens are kept, 200,000 by default.
 	MaxClientTokens int
@@ -59,6 +61,9 @@ type Config struct {
 // openTimeout is how long an external etcd may take to answer when the journal is
 // opened.
 const openTimeout = 10 * time.Second
+
+// leastMaxBytes is the least history that can be asked for: a batch is that large.
+const leastMaxBytes = 1 << 20
 
 func (c Config) withDefaults() Config {
 	c.Prefix = or(strings.TrimRight(c.Prefix, "/"), "/instanced")
@@ -139,6 +144,10 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 	j.log = j.config.Logger
 	j.view = newView(j.config.RingBytes)
 	_, _ = rand.Read(j.process[:]) // never fails: crypto/rand ends the process instead
+	if j.config.MaxBytes < leastMaxBytes {
+		return nil, fmt.Errorf("a journal of %d bytes of history is too small: it needs 1 MiB (%d bytes) or more",
+			j.config.MaxBytes, leastMaxBytes)
+	}
 	if err := j.connect(ctx, statfs); err != nil {
 		return nil, errors.Join(err, j.disconnect())
 	}
@@ -172,9 +181,12 @@ func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error
 		return err
 	}
 	if j.config.MinFreeDisk > 0 {
-		j.disk = &disk{path: j.config.DataDir, least: j.config.MinFreeDisk, statfs: statfs}
+		j.disk = newDisk(j.config.DataDir, j.config.MinFreeDisk, statfs, j.log)
 	}
 	if err := j.disk.start(); err != nil {
+		return err
+	}
+	if err := j.dir.checkEtcd(); err != nil {
 		return err
 	}
 	j.server, err = startEtcd(ctx, j.dir.etcd(), max(2*j.config.MaxBytes, leastQuota), j.log)
@@ -182,7 +194,7 @@ func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error
 		return err
 	}
 	j.store = embeddedStore(j.server, k)
-	return nil
+	return j.dir.hasStarted()
 }
 
 // disconnect closes what connect opened, in the reverse order.

@@ -21,6 +21,9 @@ func TestMain(m *testing.M) {
 	if arguments := os.Getenv(etcdEnv); arguments != "" {
 		serveEtcd(arguments)
 	}
+	if dir := os.Getenv(refuseEnv); dir != "" {
+		openDamaged(dir)
+	}
 	goleak.VerifyTestMain(m)
 }
 

@@ -1,12 +1,15 @@
 package journal
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -143,7 +146,7 @@ func TestADiskThatIsNearlyFullTakesNoWrites(t *testing.T) {
 
 func TestFreeSpaceIsAskedForOnceASecond(t *testing.T) {
 	asked := 0
-	d := &disk{path: "/", least: 10, statfs: func(string) (int64, error) { asked++; return 100, nil }}
+	d := newDisk("/", 10, func(string) (int64, error) { asked++; return 100, nil }, testLogger(t))
 	for range 1000 {
 		if err := d.check(); err != nil {
 			t.Fatal(err)
@@ -155,4 +158,115 @@ func TestFreeSpaceIsAskedForOnceASecond(t *testing.T) {
 	if free, err := freeSpace(t.TempDir()); err != nil || free <= 0 {
 		t.Errorf("%d bytes are free: %v", free, err)
 	}
+}
+
+func TestAJournalThatIsTooSmallIsRefused(t *testing.T) {
+	for _, size := range []int64{-1, 1, 1<<20 - 1} {
+		config := testConfig(t)
+		config.MaxBytes = size
+		j, err := Open(t.Context(), config)
+		wantSentence(t, j, err, fmt.Sprint(size), "1 MiB")
+	}
+}
+
+func TestADirectoryOfSomebodyElseIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "thesis.tex"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := Open(t.Context(), Config{DataDir: dir})
+	wantSentence(t, j, err, dir, "thesis.tex", "not empty")
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("it was touched all the same: %v, %v", entries, err)
+	}
+}
+
+// A start that was cut short, and one that failed for want of rights, leave these.
+func TestADirectoryThatWasBegunIsUsed(t *testing.T) {
+	config := testConfig(t)
+	for _, name := range []string{"lock", "format.new", probePrefix + "1"} {
+		if err := os.WriteFile(filepath.Join(config.DataDir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(config.DataDir, "lost+found"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	own(t, config)
+}
+
+// written returns a journal that was written to and closed.
+func written(t *testing.T) Config {
+	config := testConfig(t)
+	j, err := Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(t, campaign(t, j), id(1), instance.StateStopped)
+	closeJournal(t, j)
+	return config
+}
+
+func TestAJournalWithoutEtcdsLogIsRefused(t *testing.T) {
+	config := written(t)
+	if err := os.RemoveAll(filepath.Join(config.DataDir, "etcd", "member", "wal")); err != nil {
+		t.Fatal(err)
+	}
+	j, err := Open(t.Context(), config)
+	wantSentence(t, j, err, config.DataDir, "is damaged", "no files of etcd's log", "--data-dir")
+}
+
+// refuseEnv has the directory that a process of its own is to open, because what
+// etcd has begun there stays for as long as the process.
+const refuseEnv = "JOURNAL_TEST_REFUSE"
+
+func openDamaged(dir string) {
+	_, err := Open(context.Background(), Config{DataDir: dir, MinFreeDisk: -1})
+	fmt.Printf("the error is: %v\n", err)
+	os.Exit(0)
+}
+
+func wantDamaged(t *testing.T, dir string, parts ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	command := exec.CommandContext(ctx, os.Args[0])
+	command.Env = append(os.Environ(), refuseEnv+"="+dir)
+	output, err := command.CombinedOutput()
+	if err != nil {
+		t.Errorf("the process: %v", err)
+	}
+	for _, part := range append(parts, "the error is: the journal in "+dir+" is damaged", "--data-dir") {
+		if !strings.Contains(string(output), part) {
+			t.Errorf("it does not say %q: %s", part, output)
+		}
+	}
+}
+
+func TestADamagedDatabaseIsRefused(t *testing.T) {
+	config := written(t)
+	database := filepath.Join(config.DataDir, "etcd", "member", "snap", "db")
+	if err := os.WriteFile(database, []byte(strings.Repeat("damaged ", 10_000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantDamaged(t, config.DataDir, "failed to open database: invalid database")
+}
+
+func TestADamagedLogIsRefused(t *testing.T) {
+	config := written(t)
+	logs, err := filepath.Glob(filepath.Join(config.DataDir, "etcd", "member", "wal", "*.wal"))
+	if err != nil || len(logs) == 0 {
+		t.Fatalf("no logs: %v", err)
+	}
+	f, err := os.OpenFile(logs[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte(strings.Repeat("damaged ", 100)), 100); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantDamaged(t, config.DataDir)
 }

@@ -351,7 +351,9 @@ func (t *Term) resign(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	var err error
-	if t.Err() == nil {
+	if full := t.journal.disk.room(); full != nil {
+		t.journal.log.WarnContext(ctx, "the disk is full, so that no checkpoint is written; the next start takes longer")
+	} else if t.Err() == nil {
 		err = t.checkpoint(ctx)
 	}
 	_ = t.end(errClosed())
@@ -363,6 +365,9 @@ func (t *Term) resign(ctx context.Context) error {
 // release gives the owner key up, whether or not the term has begun.
 func (t *Term) release(ctx context.Context) {
 	j := t.journal
+	if j.disk.room() != nil {
+		return // the next owner of the directory does not ask whose it was
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	var err error

@@ -147,6 +147,9 @@ func (t *Term) makeRoom(ctx context.Context) error {
 	}
 	defer t.maintenance.unlock()
 	j := t.journal
+	if full := j.disk.room(); full != nil {
+		return full
+	}
 	j.log.WarnContext(ctx, "etcd has used up its quota; trimming history to make room")
 	if err := t.trimTo(ctx, time.Time{}, uint64(j.config.MaxBytes/2)); err != nil {
 		return err
@@ -160,6 +163,10 @@ func (t *Term) makeRoom(ctx context.Context) error {
 	}
 	if !j.store.embedded {
 		return errors.New("etcd has used up its quota: its operator has to defragment it and to disarm the alarm")
+	}
+	// It makes a copy, and removes the old one when that is complete.
+	if err := j.disk.roomFor(j.server.Server.Backend().SizeInUse()); err != nil {
+		return err
 	}
 	// Through the client it panics, in an etcd that is embedded.
 	if err := j.server.Server.Backend().Defrag(); err != nil {

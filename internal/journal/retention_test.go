@@ -45,9 +45,10 @@ func TestHistoryIsTrimmedByAge(t *testing.T) {
 
 func TestHistoryIsTrimmedBySize(t *testing.T) {
 	config := testConfig(t)
-	config.MaxBytes = 100_000
 	config.RingBytes = 1000
-	j, term := own(t, config)
+	j := openJournal(t, config)
+	j.config.MaxBytes = 100_000 // less than can be asked for
+	term := campaign(t, j)
 	parked := j.Read(j.Head())
 	for n := range 500 {
 		set(t, term, id(n%5), instance.States()[n%6])

@@ -54,6 +54,9 @@ func (t *Term) Update(ctx context.Context, fn func(*Tx) error) (Position, error)
 	if stalled := w.stalled.Load(); stalled != nil {
 		return Position{}, stalled
 	}
+	if full := t.journal.disk.room(); full != nil {
+		return Position{}, full
+	}
 	u := updates.Get().(*update)
 	u.fn = fn
 	u.state.Store(queued)

@@ -23,7 +23,7 @@ type writer struct {
 	ready chan *batch
 	// finished is closed when the last update has been answered.
 	finished chan struct{}
-	// stalled is why etcd has not taken the batch on its way so far; nil when it has.
+	// stalled is why the batch on its way is not written so far; nil when it is.
 	stalled atomic.Pointer[instance.Error]
 
 	// All below belongs to the goroutine of run.

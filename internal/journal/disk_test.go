@@ -1,0 +1,212 @@
+package journal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// onDisk opens a journal on a disk that has as much free space as free says, and
+// becomes its owner.
+func onDisk(t *testing.T, c Config, free *atomic.Int64) (*Journal, *Term) {
+	t.Helper()
+	c.MinFreeDisk = 0
+	j, err := openWith(t.Context(), c, func(string) (int64, error) { return free.Load(), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeJournal(t, j) })
+	return j, campaign(t, j)
+}
+
+func TestAFullDiskIsWrittenToOnceThereIsSpaceAgain(t *testing.T) {
+	var free atomic.Int64
+	free.Store(1 << 30)
+	j, term := onDisk(t, testConfig(t), &free)
+	set(t, term, id(1), instance.StateStopped)
+	head := j.Head()
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	// An update that is under way waits, because it may have been done already.
+	type answer struct {
+		position Position
+		err      error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		p, err := term.Update(t.Context(), func(tx *Tx) error {
+			j.disk.floor.Store(1 << 40)
+			tx.Append(change(id(1), instance.StatePending))
+			return nil
+		})
+		answers <- answer{p, err}
+	}()
+	await(t, func() bool { return term.writer.stalled.Load() != nil })
+
+	wantReason(t, term.Writable(), instance.KindExhausted, ReasonFull)
+	_, err := term.Update(t.Context(), func(*Tx) error { t.Error("an update is run"); return nil })
+	wantReason(t, err, instance.KindExhausted, ReasonFull)
+	if record, ok := j.Get(id(1)); !ok || record.Instance.State != instance.StateStopped || j.Head() != head {
+		t.Errorf("known is %v, %t at %v, want what was before", record, ok, j.Head())
+	}
+	readAll(t, j, j.Oldest(), head)
+	wantReason(t, term.makeRoom(t.Context()), instance.KindExhausted, ReasonFull)
+	select {
+	case a := <-answers:
+		t.Fatalf("the update was answered: %v", a)
+	default:
+	}
+
+	j.disk.floor.Store(0)
+	if a := <-answers; a.err != nil || a.position.Seq != head.Seq+1 {
+		t.Errorf("the update that waited: %v, after %v", a, head)
+	}
+	set(t, term, id(1), instance.StateStopped)
+	if err := term.Writable(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNoCheckpointIsWrittenOnAFullDisk(t *testing.T) {
+	var free atomic.Int64
+	free.Store(1 << 30)
+	config := testConfig(t)
+	j, term := onDisk(t, config, &free)
+	set(t, term, id(1), instance.StateStopped)
+	head := j.Head()
+	j.disk.floor.Store(1 << 40)
+	wantReason(t, term.checkpoint(t.Context()), instance.KindExhausted, ReasonFull)
+	closeJournal(t, j)
+
+	j, _ = onDisk(t, config, &free)
+	if _, ok := j.Get(id(1)); !ok || j.Head() != head {
+		t.Errorf("the head is %v, want %v", j.Head(), head)
+	}
+}
+
+func TestAnUpdateThatWaitsForSpaceWasNotDoneWhenTheTermEnds(t *testing.T) {
+	var free atomic.Int64
+	free.Store(1 << 30)
+	j, term := onDisk(t, testConfig(t), &free)
+	errs := make(chan error, 1)
+	go func() {
+		_, err := term.Update(t.Context(), func(tx *Tx) error {
+			j.disk.floor.Store(1 << 40)
+			tx.Append(change(id(1), instance.StatePending))
+			return nil
+		})
+		errs <- err
+	}()
+	await(t, func() bool { return term.writer.stalled.Load() != nil })
+	_ = term.end(errNotOwner(errLost))
+	if e := wantError(t, <-errs, instance.KindUnavailable, ReasonNotOwner); e.OutcomeUnknown {
+		t.Errorf("the outcome is said to be unknown: %v", e)
+	}
+}
+
+func TestScarceSpaceIsToldOnce(t *testing.T) {
+	var log bytes.Buffer
+	free := int64(1000)
+	d := newDisk("/data", 1600, func(string) (int64, error) { return free, nil }, slog.New(slog.NewTextHandler(&log, nil)))
+	for _, free = range []int64{2000, 1599, 100, 1600, 1599, 1699, 1700, 5000} {
+		d.measure(0)
+	}
+	text := log.String()
+	if strings.Count(text, "\n") != 2 || strings.Count(text, "level=WARN") != 1 || strings.Count(text, "level=INFO") != 1 {
+		t.Errorf("it is told:\n%s", text)
+	}
+}
+
+// await waits until it is so.
+func await(t *testing.T, so func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !so() {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not happen")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// A disk that is really full, of which a part remains to nobody but etcd.
+func TestAJournalOutlivesAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=700m"); err != nil {
+		t.Skipf("SKIPPED, needs the right to mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	config := testConfig(t)
+	config.DataDir, config.MinFreeDisk = filepath.Join(dir, "data"), 200<<20
+	j, term := own(t, config)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var done atomic.Int64
+	var writers sync.WaitGroup
+	defer writers.Wait()
+	defer cancel()
+	for n := range 8 {
+		writers.Go(func() { // who do not ask whether it is writable
+			for ctx.Err() == nil {
+				_, err := term.Update(ctx, func(tx *Tx) error {
+					tx.Append(change(id(n), instance.StatePending))
+					return nil
+				})
+				if e, ok := errors.AsType[*instance.Error](err); ok && e.Reason == ReasonFull {
+					time.Sleep(time.Millisecond)
+				} else if err == nil {
+					done.Add(1)
+				} else if ctx.Err() == nil {
+					t.Errorf("Update: %v", err)
+					return
+				}
+			}
+		})
+	}
+	await(t, func() bool { return done.Load() > 100 })
+
+	hog, err := os.Create(filepath.Join(dir, "hog"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hog.Close() }()
+	for chunk := make([]byte, 1<<20); err == nil; {
+		_, err = hog.Write(chunk)
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // etcd commits what it has begun
+	wantReason(t, term.Writable(), instance.KindExhausted, ReasonFull)
+	before := j.Head()
+	readAll(t, j, j.Oldest(), before)
+	time.Sleep(100 * time.Millisecond)
+	if j.Head() != before {
+		t.Errorf("the log goes on on a full disk: %v, then %v", before, j.Head())
+	}
+
+	if err := hog.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	written := done.Load()
+	await(t, func() bool { return done.Load() > written+100 })
+	await(t, func() bool { return term.Writable() == nil })
+}
