@@ -228,14 +228,14 @@ func startedAllTheSame(err error, result instance.Result) error {
 func (s *Service) learn(ctx context.Context, ids []instance.ID) error {
 	var unknown []instance.ID
 	for _, id := range ids {
-		if _, found := s.journal.Get(id); !found && !s.absent.has(id) {
+		if _, found := s.journal.Get(id); !found {
 			unknown = append(unknown, id)
 		}
 	}
 	if len(unknown) == 0 || s.term.Load() == nil {
 		return nil
 	}
-	return s.looker.look(ctx, unknown, cautious)
+	return s.looker.lookUp(ctx, unknown)
 }
 
 // notFound is EC2's error for instances that do not exist; nil if there are none.

@@ -186,6 +186,29 @@ func TestASlowCommandBlindsNobody(t *testing.T) {
 	}
 }
 
+func TestASlowCommandIsTheCauseOfWhatItDid(t *testing.T) {
+	for range 2 {
+		f := start(t, options{sim: sim.Config{Faults: []sim.Fault{{Kind: sim.SlowCall, Delay: 1100 * time.Millisecond}}, Fleet: []sim.Spec{{Count: 20}}}})
+		var work sync.WaitGroup
+		var names []string
+		for _, r := range f.journal.Snapshot().Records {
+			names = append(names, string(r.Instance.ID))
+			work.Go(func() {
+				if _, err := f.command(t.Context(), instance.VerbStart, string(r.Instance.ID)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		work.Wait()
+		for _, c := range f.changes(t, names...) {
+			if c.Type == instance.ChangeState && c.Cause.Principal != caller.Principal {
+				t.Errorf("%v -> %v of %s is said to come from outside", c.Before.State, c.After.State, c.ID())
+			}
+		}
+		f.stop()
+	}
+}
+
 func TestAnOutdatedDescriptionWritesNoHistory(t *testing.T) {
 	f := start(t, options{sim: sim.Config{Speed: 100}, poll: 10 * time.Millisecond})
 	lag := []sim.Fault{{Kind: sim.DescribeLag, Delay: 2 * time.Second, Match: sim.Match{Verbs: []instance.Verb{"DescribeInstances"}}}}

@@ -40,7 +40,7 @@ var targets = map[instance.Verb]instance.State{
 // in which the backend made the changes; what was held back and happened before a change
 // is recorded before it.
 //
-// Both last for [patience] at most.
+// The backend is waited for, and so is another command, for [patience] at most.
 type flights struct {
 	mu        sync.Mutex
 	instances map[instance.ID]*traffic
@@ -98,7 +98,7 @@ func (f *flights) begin(ids []instance.ID, command attribution) *flight {
 func (t *traffic) blocks(at, now time.Time) bool {
 	return slices.ContainsFunc(t.commands, func(fl *flight) bool {
 		c := fl.command
-		return c.target != instance.StateUnspecified && !at.Before(c.since) && now.Sub(c.since) < patience
+		return c.target != instance.StateUnspecified && !at.Before(c.since) && (fl.answered || now.Sub(c.since) < patience)
 	})
 }
 
@@ -116,14 +116,20 @@ func (f *flights) busy(id instance.ID) bool {
 	return true
 }
 
-// suspects returns the commands in flight that may have changed the instance at a time,
-// and have not said yet whether they did.
+// suspects returns the commands in flight that may have changed the instance at a time:
+// those that have not said yet whether they did, and those that have said so.
 func (f *flights) suspects(id instance.ID, at time.Time) (list []attribution) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if t := f.instances[id]; t != nil {
 		for _, fl := range t.commands {
-			if c := fl.command; !fl.answered && c.target != instance.StateUnspecified && !at.Before(c.since) {
+			c := fl.command
+			if c.target == instance.StateUnspecified || at.Before(c.since) {
+				continue
+			}
+			if !fl.answered || slices.ContainsFunc(fl.changes, func(o instance.StateChange) bool {
+				return o.ID == id && o.Previous != o.Current && !at.Before(o.At)
+			}) {
 				list = append(list, c)
 			}
 		}

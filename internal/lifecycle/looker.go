@@ -52,6 +52,8 @@ type looker struct {
 type look struct {
 	trust     trust
 	notBefore time.Time
+	// unlessAbsent leaves out what is known not to exist.
+	unlessAbsent bool
 	// repeat is whether to try again when the backend does not answer.
 	repeat bool
 	// acks are called when what was seen is recorded; waiters are told then, or when
@@ -81,8 +83,19 @@ func (l *looker) requestFor(n instance.Notice) {
 
 // look looks at instances and returns when what was seen is recorded.
 func (l *looker) look(ctx context.Context, ids []instance.ID, how trust) error {
+	return l.await(ctx, ids, look{trust: how})
+}
+
+// lookUp looks at instances that are not known, except for those of which the backend
+// said a moment ago that they do not exist.
+func (l *looker) lookUp(ctx context.Context, ids []instance.ID) error {
+	return l.await(ctx, ids, look{unlessAbsent: true})
+}
+
+func (l *looker) await(ctx context.Context, ids []instance.ID, wish look) error {
 	told := make(chan error, len(ids))
-	if !l.want(ids, look{trust: how, waiters: []chan error{told}}) {
+	wish.waiters = []chan error{told}
+	if !l.want(ids, wish) {
 		return errEnding()
 	}
 	for range ids {
@@ -107,6 +120,12 @@ func (l *looker) want(ids []instance.ID, wish look) bool {
 		return false
 	}
 	for _, id := range ids {
+		if wish.unlessAbsent && l.s.absent.has(id) {
+			for _, waiter := range wish.waiters {
+				waiter <- nil
+			}
+			continue
+		}
 		l.add(id, wish)
 	}
 	l.signal()

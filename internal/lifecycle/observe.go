@@ -119,7 +119,7 @@ func (s *Service) recordNotice(tx *journal.Tx, n instance.Notice, now time.Time)
 		if image == nil {
 			image = passing(known.Instance, n.State)
 		}
-		reduce(tx, sighting{image: image, occurredAt: n.OccurredAt, source: n.Source, commands: s.suspects(n.ID, n.OccurredAt)}, now)
+		reduce(tx, sighting{image: image, occurredAt: n.OccurredAt, source: n.Source, commands: s.suspects(n.ID, n.OccurredAt.Add(resolution(n)))}, now)
 	}
 	return w
 }
