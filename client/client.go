@@ -14,6 +14,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -45,7 +46,8 @@ type Options struct {
 
 	// MaxAttempts is how often a call is made at the most before its error is
 	// returned; 0 means 4, and 1 means that nothing is retried. A watch that has
-	// once been established is resumed without limit.
+	// once been established is resumed without limit, and a wait that has once got
+	// through to the service for as long as it was to last.
 	MaxAttempts int
 
 	// OnRetry, where it is set, is told of each error that is going to be retried
@@ -58,6 +60,8 @@ type Client struct {
 	service instancedv1.InstanceServiceClient
 	opts    Options
 	close   func() error
+	// peers is whether the connection tells which calls got as far as a server.
+	peers bool
 }
 
 // Dial returns a client of the service at target, such as "127.0.0.1:50051" or any
@@ -91,10 +95,12 @@ func Dial(target string, opts Options) (*Client, error) {
 // New returns a client that uses a connection of the caller's. The options that
 // concern the connection are left aside.
 func New(conn grpc.ClientConnInterface, opts Options) *Client {
+	_, peers := conn.(*grpc.ClientConn)
 	return &Client{
 		service: instancedv1.NewInstanceServiceClient(conn),
 		opts:    opts,
 		close:   func() error { return nil },
+		peers:   peers,
 	}
 }
 
@@ -164,8 +170,8 @@ func (c *Client) Events(ctx context.Context, req *instancedv1.ListEventsRequest)
 
 // Info tells what is running at the other end.
 func (c *Client) Info(ctx context.Context) (*instancedv1.GetServerInfoResponse, error) {
-	return retry(ctx, c, func(ctx context.Context) (*instancedv1.GetServerInfoResponse, error) {
-		return c.service.GetServerInfo(ctx, &instancedv1.GetServerInfoRequest{})
+	return retry(ctx, c, &tries{}, func(ctx context.Context, opts ...grpc.CallOption) (*instancedv1.GetServerInfoResponse, error) {
+		return c.service.GetServerInfo(ctx, &instancedv1.GetServerInfoRequest{}, opts...)
 	})
 }
 
@@ -175,9 +181,15 @@ type method[Req, Resp any] func(ctx context.Context, req *Req, opts ...grpc.Call
 // command calls a verb. Its request carries a client token, which is what makes a
 // retry safe even when nobody knows what became of the first try.
 func command[Req, Resp any](ctx context.Context, c *Client, req *Req, call method[Req, Resp]) (*Resp, error) {
-	resp, err := retry(ctx, c, func(ctx context.Context) (*Resp, error) { return call(ctx, req) })
+	var made tries
+	resp, err := retry(ctx, c, &made, func(ctx context.Context, opts ...grpc.CallOption) (*Resp, error) {
+		return call(ctx, req, opts...)
+	})
 	if isDryRunSuccess(err) {
 		return new(Resp), nil
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		e.OutcomeUnknown = made.lost && leavesOpen(e) && !isDryRun(req)
 	}
 	return resp, err
 }
@@ -191,7 +203,9 @@ func pages[Req proto.Message, Resp interface{ GetNextPageToken() string }](
 	return func(yield func(Resp, error) bool) {
 		next := proto.CloneOf(req)
 		for {
-			page, err := retry(ctx, c, func(ctx context.Context) (Resp, error) { return call(ctx, next) })
+			page, err := retry(ctx, c, &tries{}, func(ctx context.Context, opts ...grpc.CallOption) (Resp, error) {
+				return call(ctx, next, opts...)
+			})
 			if !yield(page, err) || err != nil || page.GetNextPageToken() == "" {
 				return
 			}

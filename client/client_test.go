@@ -251,6 +251,99 @@ func TestAWaitIsRepeatedForTheTimeThatIsLeft(t *testing.T) {
 	})
 }
 
+func TestAWaitSurvivesTheServer(t *testing.T) {
+	for name, test := range map[string]struct {
+		outage, begins time.Duration
+		after          string
+		ok             bool
+		took           time.Duration
+	}{
+		"one that got through":           {outage: 30 * time.Second, begins: 10 * time.Second, ok: true, took: 52 * time.Second},
+		"one that continues a command":   {outage: 30 * time.Second, after: "c", ok: true, took: 42 * time.Second},
+		"not one that never got through": {outage: 30 * time.Second, took: 2 * time.Second},
+		"not longer than it was to last": {outage: time.Hour, begins: 10 * time.Second, took: time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begin := time.Now()
+				down := func() bool {
+					since := time.Since(begin)
+					return since >= test.begins && since < test.begins+test.outage
+				}
+				c, stop := dialUnless(t, down, &service{wait: func(_ context.Context, req *instancedv1.WaitInstancesRequest) (*instancedv1.WaitInstancesResponse, error) {
+					if got, left := req.GetTimeout().AsDuration(), max(time.Minute-time.Since(begin), time.Millisecond); got != left {
+						t.Errorf("after %v it waits for %v, want %v", time.Since(begin), got, left)
+					}
+					if time.Since(begin) < test.begins {
+						time.Sleep(test.begins)
+						return nil, status.Error(codes.Unavailable, "shutting down")
+					}
+					return &instancedv1.WaitInstancesResponse{Cursor: "c"}, nil
+				}}, client.Options{})
+				defer stop()
+
+				resp, err := c.Wait(t.Context(), &instancedv1.WaitInstancesRequest{
+					InstanceIds: []string{id}, Timeout: durationpb.New(time.Minute), AfterCursor: test.after,
+				})
+				if (err == nil) != test.ok || (resp.GetCursor() != "") != test.ok || err != nil && status.Code(err) != codes.Unavailable {
+					t.Errorf("got %v, %v", resp, err)
+				}
+				if took := time.Since(begin); took > test.took {
+					t.Errorf("it took %v, want at most %v", took, test.took)
+				}
+			})
+		})
+	}
+}
+
+func TestWhetherTheOutcomeIsKnown(t *testing.T) {
+	info := func(reason string, metadata map[string]string) *errdetails.ErrorInfo {
+		return &errdetails.ErrorInfo{Domain: "instanced", Reason: reason, Metadata: metadata}
+	}
+	lost := status.Error(codes.Unavailable, "the connection broke")
+	tests := map[string]struct {
+		// errs are the answers to the tries; there is none to those beyond.
+		errs    []error
+		down    bool
+		dryRun  bool
+		unknown bool
+	}{
+		"no answer in time":                       {unknown: true},
+		"a dry run without an answer":             {dryRun: true},
+		"a connection that broke":                 {errs: []error{lost, lost, lost, lost}, unknown: true},
+		"a server that cannot be reached":         {down: true},
+		"the service knows that nothing was done": {errs: []error{failure(t, codes.Unavailable, "no", info("NOT_OWNER", nil)), failure(t, codes.FailedPrecondition, "no")}},
+		"the service does not know":               {errs: []error{failure(t, codes.Aborted, "no", info("R", map[string]string{"outcome": "unknown"}))}, unknown: true},
+		"a refusal after an answer that was lost": {errs: []error{lost, failure(t, codes.FailedPrecondition, "no", info("R", nil))}},
+		"a busy service after one that was lost":  {errs: []error{lost, failure(t, codes.ResourceExhausted, "no", info("R", nil))}, unknown: true},
+		"a refusal of what was never carried out": {errs: []error{failure(t, codes.NotFound, "no", info("R", nil))}},
+		"a bug of which nobody knows what it did": {errs: []error{status.Error(codes.Internal, "oops")}, unknown: true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				calls := 0
+				c, stop := dialUnless(t, func() bool { return test.down }, &service{start: func(ctx context.Context, _ *instancedv1.StartInstancesRequest) (*instancedv1.StartInstancesResponse, error) {
+					if calls++; calls <= len(test.errs) {
+						return nil, test.errs[calls-1]
+					}
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}}, client.Options{})
+				defer stop()
+
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				defer cancel()
+				_, err := c.Start(ctx, &instancedv1.StartInstancesRequest{DryRun: test.dryRun})
+				e, ok := errors.AsType[*client.Error](err)
+				if !ok || e.OutcomeUnknown != test.unknown {
+					t.Errorf("got %#v", err)
+				}
+			})
+		})
+	}
+}
+
 func TestAWaitLastsAsLongAsTheDeadlineAllows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked time.Duration

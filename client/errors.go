@@ -56,7 +56,9 @@ type Error struct {
 	// RetryDelay is how long to wait before the same call may succeed; 0 when the
 	// service does not say that a retry is worth while.
 	RetryDelay time.Duration
-	// OutcomeUnknown is true when the command may have been carried out all the same.
+	// OutcomeUnknown is true when the command may have been carried out all the same:
+	// the service says so, or its answer to some try was lost. To repeat the command
+	// with its client token tells.
 	OutcomeUnknown bool
 	// RequestID is the id under which the service's log has the call.
 	RequestID string
@@ -153,6 +155,31 @@ func (e *Error) takeInfo(info *errdetails.ErrorInfo) {
 			e.Metadata[key] = value
 		}
 	}
+}
+
+// leavesOpen reports whether an error leaves it open what became of the tries before
+// it. A refusal does not: a command that was carried out would have got its first
+// answer.
+func leavesOpen(e *Error) bool {
+	return e.OutcomeUnknown || answerLost(e) || e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted
+}
+
+// answerLost reports whether a try that got as far as a server ended without its answer.
+func answerLost(e *Error) bool {
+	switch e.Code {
+	case codes.DeadlineExceeded, codes.Canceled:
+		return true
+	case codes.Unavailable, codes.Internal, codes.Unknown:
+		return e.Reason == ""
+	default:
+		return false
+	}
+}
+
+// isDryRun reports whether a request only asks.
+func isDryRun(req any) bool {
+	r, ok := req.(interface{ GetDryRun() bool })
+	return ok && r.GetDryRun()
 }
 
 func isDryRunSuccess(err error) bool {

@@ -2,7 +2,9 @@ package client_test
 
 import (
 	"context"
+	"errors"
 	"net"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -46,8 +48,22 @@ func (s *service) WatchInstances(req *instancedv1.WatchInstancesRequest, stream 
 // with the returned function, which has to be called before the bubble ends.
 func dial(t *testing.T, s *service, opts client.Options) (*client.Client, func()) {
 	t.Helper()
+	return dialUnless(t, func() bool { return false }, s, opts)
+}
+
+// dialUnless is dial, of a server that refuses connections as long as it is down and
+// breaks its connection when a call ends then.
+func dialUnless(t *testing.T, down func() bool, s *service, opts client.Options) (*client.Client, func()) {
+	t.Helper()
 	lis := bufconn.Listen(1 << 20)
-	server := grpc.NewServer()
+	var open atomic.Value // a net.Conn
+	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		resp, err := handler(ctx, req)
+		if down() {
+			_ = open.Load().(net.Conn).Close()
+		}
+		return resp, err
+	}))
 	instancedv1.RegisterInstanceServiceServer(server, s)
 	done := make(chan struct{})
 	go func() {
@@ -55,7 +71,14 @@ func dial(t *testing.T, s *service, opts client.Options) (*client.Client, func()
 		_ = server.Serve(lis)
 	}()
 	opts.DialOptions = append(opts.DialOptions, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-		return lis.DialContext(ctx)
+		if down() {
+			return nil, errors.New("connection refused")
+		}
+		conn, err := lis.DialContext(ctx)
+		if err == nil {
+			open.Store(conn)
+		}
+		return conn, err
 	}))
 	c, err := client.Dial("passthrough:///bufconn", opts)
 	if err != nil {

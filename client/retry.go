@@ -6,7 +6,9 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 )
 
 const (
@@ -20,22 +22,43 @@ const (
 // newToken returns a client token of 26 characters that nobody else has.
 func newToken() string { return crand.Text() }
 
+// tries are those of one call.
+type tries struct {
+	// until is when a call that has once got through is given up; the zero time if it
+	// is no reason to go on.
+	until time.Time
+	// through is whether the call is known to have got through to the service.
+	through bool
+	// lost is whether any try may have been carried out although it failed.
+	lost bool
+}
+
 // retry makes a call until it succeeds, fails for good, or has been made often
 // enough. Its error is an *[Error].
-func retry[Resp any](ctx context.Context, c *Client, call func(ctx context.Context) (Resp, error)) (Resp, error) {
+func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx context.Context, opts ...grpc.CallOption) (Resp, error)) (Resp, error) {
 	most := c.opts.MaxAttempts
 	if most == 0 {
 		most = defaultMaxAttempts
 	}
 	ctx = c.outgoing(ctx)
 	for attempt := 1; ; attempt++ {
-		resp, err := call(ctx)
+		var server peer.Peer
+		resp, err := call(ctx, grpc.Peer(&server))
 		if err == nil {
 			return resp, nil
 		}
 		e := newError(err)
-		delay := retryDelay(e, attempt)
-		if attempt >= most || !retryable(e) || !c.pause(ctx, e, delay) {
+		// Without an address the call never left.
+		sent := server.Addr != nil
+		made.through = made.through || sent
+		made.lost = made.lost || e.OutcomeUnknown || answerLost(e) && (sent || !c.peers)
+		delay, again := retryDelay(e, attempt), attempt < most
+		if made.through && !made.until.IsZero() {
+			// The last try is at the very end.
+			left := time.Until(made.until)
+			delay, again = min(delay, left), left > 0
+		}
+		if !again || !retryable(e) || !c.pause(ctx, e, delay) {
 			var none Resp
 			return none, e
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -27,6 +28,10 @@ const (
 // longer can, or the time is over, which is an answer and not an error. A request
 // without a timeout waits for as long as the deadline of ctx allows, with a little
 // left for the answer, and for 5 minutes where there is none.
+//
+// A wait changes nothing, and is repeated, for what is left of its time, whenever the
+// service goes away. One that has not got through before is given up after
+// [Options].MaxAttempts; one with a cursor continues what got through.
 func (c *Client) Wait(ctx context.Context, req *instancedv1.WaitInstancesRequest) (*instancedv1.WaitInstancesResponse, error) {
 	req = proto.CloneOf(req)
 	if req.GetTimeout() == nil {
@@ -34,7 +39,8 @@ func (c *Client) Wait(ctx context.Context, req *instancedv1.WaitInstancesRequest
 	}
 	end := time.Now().Add(req.GetTimeout().AsDuration())
 	first := true
-	return retry(ctx, c, func(ctx context.Context) (*instancedv1.WaitInstancesResponse, error) {
+	made := &tries{until: end, through: req.GetAfterCursor() != ""}
+	return retry(ctx, c, made, func(ctx context.Context, opts ...grpc.CallOption) (*instancedv1.WaitInstancesResponse, error) {
 		// A try after the first waits only for what the others have left over.
 		if !first {
 			req.Timeout = durationpb.New(max(time.Until(end), time.Millisecond))
@@ -42,7 +48,7 @@ func (c *Client) Wait(ctx context.Context, req *instancedv1.WaitInstancesRequest
 		first = false
 		ctx, cancel := context.WithTimeout(ctx, req.GetTimeout().AsDuration()+waitGrace)
 		defer cancel()
-		return c.service.WaitInstances(ctx, req)
+		return c.service.WaitInstances(ctx, req, opts...)
 	})
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"time"
 
@@ -24,7 +26,7 @@ type commandFlags struct {
 func (f *commandFlags) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "ask only whether the call would be permitted")
 	cmd.Flags().BoolVar(&f.perInstance, "per-instance", false, "carry out what can be, in place of refusing the whole call")
-	cmd.Flags().StringVar(&f.token, "client-token", "", "with the same token a repeated call gets the first answer (default: a new one)")
+	cmd.Flags().StringVar(&f.token, "client-token", "", "with the same `token` a repeated call gets the first answer (default: a new one)")
 }
 
 func (f *commandFlags) addWait(cmd *cobra.Command, state string) {
@@ -64,9 +66,14 @@ func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted strin
 		if err != nil {
 			return err
 		}
+		// Made here and not by the client, so that it can be told.
+		flags.token = cmp.Or(flags.token, rand.Text())
 		got, err := call(ctx, c, ids)
 		switch {
 		case err != nil:
+			if e, ok := errors.AsType[*client.Error](err); ok && e.OutcomeUnknown {
+				return &unknownOutcome{cause: e, ids: ids, token: flags.token}
+			}
 			return err
 		case flags.dryRun:
 			return t.printPermitted(got)
@@ -93,7 +100,7 @@ nothing and is no error. Each start is charged for a minute at least.`,
 			"instanced describe --state stopped -o json | jq -r '.instances[].instance_id' | instanced start -",
 		),
 	}
-	cmd.Flags().StringVar(&additionalInfo, "additional-info", "", "reserved by EC2; passed on as it is")
+	cmd.Flags().StringVar(&additionalInfo, "additional-info", "", "`text` reserved by EC2; passed on as it is")
 	flags.addWait(cmd, "running")
 	return t.command(cmd, &flags, "running", func(ctx context.Context, c *client.Client, ids []string) (*answer, error) {
 		resp, err := c.Start(ctx, &instancedv1.StartInstancesRequest{

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -24,13 +23,15 @@ type filterFlags struct {
 	accounts []string
 }
 
-func (f *filterFlags) add(flags *pflag.FlagSet) {
-	flags.StringSliceVar(&f.states, "state", nil, "states, such as stopped; may be repeated")
-	flags.StringArrayVar(&f.tags, "tag", nil, "a tag as KEY=VALUE, or KEY for any value; may be repeated")
+func (f *filterFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.states, "state", nil, "`states`, such as stopped; may be repeated")
+	flags.StringArrayVar(&f.tags, "tag", nil, "a tag as `KEY=VALUE`, or KEY for any value; may be repeated")
 	flags.StringSliceVar(&f.types, "type", nil, "instance types, such as t3.micro; may be repeated")
 	flags.StringSliceVar(&f.zones, "zone", nil, "Availability Zones, such as us-east-1a; may be repeated")
 	flags.StringSliceVar(&f.regions, "region", nil, "Regions, such as us-east-1; may be repeated")
 	flags.StringSliceVar(&f.accounts, "account", nil, "AWS accounts of 12 digits; may be repeated")
+	completeWords(cmd, "state", stateWords()...)
 }
 
 // filter returns the filter that the flags and the ids make together.
@@ -75,7 +76,7 @@ filter are alternatives; an instance must match every filter.`,
 		),
 		ValidArgsFunction: t.completeIDs,
 	}
-	selection.add(cmd.Flags())
+	selection.add(cmd)
 	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, args []string) error {
 		ids, err := t.ids(args)
 		if err != nil {

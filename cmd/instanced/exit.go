@@ -77,11 +77,34 @@ func ending(printed error, verdicts ...*verdict) error {
 type serviceError struct {
 	server string
 	cause  *client.Error
+	// unknown is nil unless the call may have been carried out all the same.
+	unknown *unknownOutcome
 }
 
 func (e *serviceError) Error() string { return e.cause.Error() }
 
 func (e *serviceError) Unwrap() error { return e.cause }
+
+// unknownOutcome is the end of a command that may have been carried out all the same.
+type unknownOutcome struct {
+	cause *client.Error
+	ids   []string
+	token string
+}
+
+func (u *unknownOutcome) Error() string { return u.cause.Error() }
+
+func (u *unknownOutcome) Unwrap() error { return u.cause }
+
+// advice says how to find out.
+func (u *unknownOutcome) advice() string {
+	const most = 5
+	ids := strings.Join(u.ids[:min(len(u.ids), most)], " ")
+	if len(u.ids) > most {
+		ids += " ..."
+	}
+	return fmt.Sprintf("it may have been carried out: look with `instanced history %s`, or repeat it with --client-token %s", ids, u.token)
+}
 
 // exitStatus returns the status that an error of a verb ends with.
 func exitStatus(err error) int {
@@ -173,8 +196,14 @@ func errorLines(err error) []string {
 			lines = append(lines, fmt.Sprintf("  %s: %s", v.Field, v.Description))
 		}
 	}
-	if e.RetryDelay > 0 && e.Reason != "" {
-		lines = append(lines, fmt.Sprintf("  it may succeed in %v", e.RetryDelay.Round(time.Millisecond)))
+	if failed.unknown != nil {
+		lines = append(lines, "  "+failed.unknown.advice())
+	}
+	switch owner := e.Metadata["owner"]; {
+	case owner != "":
+		lines = append(lines, "  --server "+owner+" reaches the owner")
+	case e.RetryDelay > 0 && e.Reason != "":
+		lines = append(lines, fmt.Sprintf("  a retry may succeed in %v", e.RetryDelay.Round(time.Millisecond)))
 	}
 	return lines
 }
@@ -205,6 +234,8 @@ type errorDocument struct {
 	InstanceIDs  []string            `json:"instance_ids,omitempty"`
 	Violations   []violationDocument `json:"violations,omitempty"`
 	RetryDelay   string              `json:"retry_delay,omitempty"`
+	Outcome      string              `json:"outcome,omitempty"`
+	ClientToken  string              `json:"client_token,omitempty"`
 	RequestID    string              `json:"request_id,omitempty"`
 	Metadata     map[string]string   `json:"metadata,omitempty"`
 }
@@ -230,9 +261,12 @@ func (t *terminal) reportJSON(err error, status int) {
 			doc.Violations = append(doc.Violations, violationDocument(v))
 		}
 	}
+	if e, ok := errors.AsType[*serviceError](err); ok && e.unknown != nil {
+		doc.Outcome, doc.ClientToken = "unknown", e.unknown.token
+	}
 	enc := json.NewEncoder(t.stderr)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(map[string]errorDocument{"error": doc}); err != nil {
+	if err := enc.Encode(map[string]errorDocument{"error": doc}); err != nil { //nolint:gosec // a client token is no secret
 		fmt.Fprintln(t.stderr, "instanced:", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,9 @@ import (
 
 // envPrefix begins the names of all variables that stand for flags.
 const envPrefix = "INSTANCED_"
+
+// maxSlip is how many letters a name may be wrong in to be taken for another one.
+const maxSlip = 3
 
 // setting is the value of a flag whose text is checked by parse. The errors of parse
 // say what is right.
@@ -180,6 +184,10 @@ func givenBeforeVerb(cmd *cobra.Command, name string) bool {
 	return flag != nil && flag.Changed
 }
 
+// serviceLink matches what Kubernetes puts into the environment of every container when
+// there is a service called "instanced". Source: Kubernetes, "Discovering services".
+var serviceLink = regexp.MustCompile(`^INSTANCED_(SERVICE_(HOST|PORT)|PORT)(_|$)`)
+
 // unknown returns an error for variables that look as if they were meant for a flag
 // and stand for none of the given commands'.
 func (e environment) unknown(cmds ...*cobra.Command) error {
@@ -193,13 +201,17 @@ func (e environment) unknown(cmds ...*cobra.Command) error {
 	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(e)) {
-		if known[name] {
+		if known[name] || serviceLink.MatchString(name) {
 			continue
 		}
 		nearest := slices.MinFunc(slices.Sorted(maps.Keys(known)), func(a, b string) int {
 			return cmp.Compare(distance(a, name), distance(b, name))
 		})
-		errs = append(errs, usagef("%s is set in the environment and stands for no flag; is %s meant?", name, nearest))
+		meant := ""
+		if distance(nearest, name) <= maxSlip {
+			meant = fmt.Sprintf("; is %s meant?", nearest)
+		}
+		errs = append(errs, usagef("%s is set in the environment and stands for no flag%s", name, meant))
 	}
 	return errors.Join(errs...)
 }

@@ -27,7 +27,7 @@ but that must have happened, is marked "inferred".`,
 		Args:              needIDs,
 		ValidArgsFunction: t.completeIDs,
 	}
-	cmd.Flags().StringVar(&after, "after", "", "only what was recorded after this cursor")
+	cmd.Flags().StringVar(&after, "after", "", "only what was recorded after this `cursor`")
 	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, args []string) error {
 		ids, err := t.ids(args)
 		if err != nil {

@@ -71,10 +71,13 @@ command line wins.
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := t.environ.unknown(append(cmd.Root().Commands(), cmd.Root())...); err != nil && cmd.Name() != cobra.ShellCompRequestCmd {
+				return err
+			}
 			return t.environ.apply(cmd)
 		},
 	}
-	t.addFlags(root.Flags())
+	t.addFlags(root)
 
 	root.AddGroup(
 		&cobra.Group{ID: "commands", Title: "Change instances:"},

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -80,7 +79,7 @@ at once.`,
 	flags.SortFlags = false
 	bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 takes a free one", parseListen)
 	bind(flags, &cfg.backend, "backend", "name", "simulator", "what the instances are: simulator", oneOf("simulator"))
-	flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "directory of the embedded journal; one process at a time")
+	flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal; one process at a time")
 	bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; several are separated by commas", parseEndpoints)
 	bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of all keys of the journal", parsePrefix)
 	bind(flags, &cfg.retention, "retention", "duration", "24h", "keep history so long", parsePositiveDuration)
@@ -90,15 +89,18 @@ at once.`,
 	bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "how fast the simulator goes: 1 is like EC2, 0 leaves out all delays", parseSpeed)
 	bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "what the simulator draws its delays and probabilities from", parseSeed)
 	flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle calls as EC2 does")
-	flags.StringVar(&cfg.simFleet, "sim-fleet", "", "YAML or JSON file of the instances to begin with (default: the built-in fleet)")
+	flags.StringVar(&cfg.simFleet, "sim-fleet", "", "YAML or JSON `file` of the instances to begin with (default: the built-in fleet)")
 	bind(flags, &cfg.logFormat, "log-format", "format", "text", "text or json", oneOf("text", "json"))
 	bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
 	bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long calls may take to finish when the service ends", parseDuration)
 	inEnvironment(flags)
+	completeWords(cmd, "backend", "simulator")
+	completeWords(cmd, "log-format", "text", "json")
+	completeWords(cmd, "log-level", "debug", "info", "warn", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t.accepted = true
-		if err := t.environ.unknown(cmd, cmd.Root()); err != nil {
-			return err
+		if flags.Changed("data-dir") && cfg.dataDir == "" {
+			return usagef("--data-dir: \"\" is not a directory, such as %s", cmp.Or(defaultDataDir(), "/var/lib/instanced"))
 		}
 		if len(cfg.etcdEndpoints) > 0 && flags.Changed("data-dir") {
 			return usagef("--data-dir and --etcd-endpoints exclude each other: the journal is in one place")
@@ -115,10 +117,28 @@ at once.`,
 // apart again in the reverse order.
 func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err error) {
 	log := newLogger(cfg, stderr)
+	var stopping time.Time
+	defer func() {
+		if !stopping.IsZero() {
+			log.Info("stopped", "took", time.Since(stopping).Round(time.Millisecond))
+		}
+	}()
 
 	fleet, faults, err := readFleet(cfg.simFleet)
 	if err != nil {
 		return err
+	}
+	backend := sim.New(sim.Config{
+		Seed:     cfg.simSeed,
+		Speed:    cfg.simSpeed,
+		Throttle: cfg.simThrottle,
+		Fleet:    fleet,
+		Faults:   faults,
+		Logger:   log.With("part", "simulator"),
+	})
+	defer backend.Close()
+	if err := backend.Err(); err != nil {
+		return fleetError(cfg.simFleet, err)
 	}
 
 	lis, err := net.Listen("tcp", cfg.listen)
@@ -149,15 +169,11 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 		err = errors.Join(err, j.Close(ctx))
 	}()
 
-	backend := sim.New(sim.Config{
-		Seed:     cfg.simSeed,
-		Speed:    cfg.simSpeed,
-		Throttle: cfg.simThrottle,
-		Fleet:    fleet,
-		Faults:   faults,
-		Logger:   log.With("part", "simulator"),
-	})
-	defer backend.Close()
+	// A journal that has instances is where the simulator takes them from.
+	begun := len(j.Snapshot().Records)
+	if begun > 0 && cfg.simFleet != "" {
+		log.Warn("the instances of the fleet file are not used: the journal has instances already", "file", cfg.simFleet, "instances", begun)
+	}
 
 	svc := lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: log.With("part", "lifecycle")})
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -191,7 +207,12 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 		select {
 		case <-ready:
 			ready = nil
-			greet(stdout, cfg, lis.Addr().String(), j)
+			g := &greeting{
+				cfg: cfg, address: lis.Addr().String(), info: svc.Info(), begun: begun > 0,
+				faults: cfg.simFleet != "" && len(faults) > 0, records: j.Snapshot().Records,
+			}
+			log.Info("serving", g.particulars()...)
+			g.print(stdout)
 		case runErr := <-ended:
 			ended <- nil
 			if runErr == nil {
@@ -202,6 +223,7 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 			served <- nil
 			return fmt.Errorf("cannot serve on %s: %w", lis.Addr(), serveErr)
 		case <-ctx.Done():
+			stopping = time.Now()
 			log.Info("shutting down", "cause", context.Cause(ctx), "within", cfg.drainTimeout)
 			return nil
 		}
@@ -227,65 +249,25 @@ func (d *drainDeadline) context(least time.Duration) (context.Context, context.C
 	return context.WithDeadline(context.Background(), at)
 }
 
-// greet says where the service is, what it has, and what to type next.
-func greet(w io.Writer, cfg serveConfig, address string, j *journal.Journal) {
-	where := cfg.dataDir
-	if len(cfg.etcdEndpoints) > 0 {
-		where = fmt.Sprintf("etcd at %s, below %s", strings.Join(cfg.etcdEndpoints, ", "), cfg.etcdPrefix)
-	}
-	fleet := "the built-in fleet"
-	if cfg.simFleet != "" {
-		fleet = cfg.simFleet
-	}
-	records := j.Snapshot().Records
-	fmt.Fprintf(w, `instanced %s serves gRPC on %s
-  backend   %s: %s, begun with %s
-  journal   %s
-  security  plaintext on loopback; callers are taken for who they say they are
-
-Type next:
-`, buildVersion(), address, cfg.backend, counted(len(records), "instance"), fleet, where)
-	program, server := invocation(), ""
-	if address != "127.0.0.1:50051" {
-		server = " --server " + address
-	}
-	example := instance.ID("i-1234567890abcdef0")
-	if _, known := j.Get(example); !known {
-		for _, r := range records {
-			if r.Instance.State == instance.StateStopped {
-				example, known = r.Instance.ID, true
-				break
-			}
-		}
-		if !known {
-			fmt.Fprintf(w, "  %s describe%s\n", program, server)
-			return
-		}
-	}
-	fmt.Fprintf(w, `  %[1]s start %[2]s --wait%[3]s
-  %[1]s watch%[3]s
-  grpcurl -plaintext -d '{"instance_ids":["%[2]s"]}' %[4]s instanced.v1.InstanceService/StartInstances
-`, program, example, server, address)
-}
-
-// invocation is how the caller can run this program in another terminal.
-func invocation() string {
-	if _, err := exec.LookPath("instanced"); err == nil {
-		return "instanced"
-	}
-	path, err := os.Executable()
-	if err != nil || strings.Contains(path, "go-build") {
-		return "go run ./cmd/instanced"
-	}
-	return path
-}
-
 func newLogger(cfg serveConfig, w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: cfg.logLevel}
 	if cfg.logFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// fleetError lists all that is wrong with the instances and faults of a fleet file.
+func fleetError(name string, err error) error {
+	e, ok := errors.AsType[*instance.Error](err)
+	if !ok || len(e.Violations) == 0 {
+		return usagef("the fleet file %s is wrong: %v", name, err)
+	}
+	lines := make([]string, len(e.Violations))
+	for i, v := range e.Violations {
+		lines[i] = v.Field + ": " + v.Description
+	}
+	return usagef("the fleet file %s is wrong: %s", name, strings.Join(lines, "; "))
 }
 
 // readFleet returns the instances and the faults to begin with.

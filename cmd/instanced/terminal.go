@@ -58,16 +58,17 @@ type terminal struct {
 }
 
 // addFlags declares the flags that each verb has that uses a running service.
-func (t *terminal) addFlags(flags *pflag.FlagSet) {
+func (t *terminal) addFlags(cmd *cobra.Command) {
 	common := pflag.NewFlagSet("common", pflag.ContinueOnError)
 	bind(common, &t.server, "server", "address", "127.0.0.1:50051", "address of the service", parseServer)
 	common.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputJSON)), "output", "o",
 		"table for people, json for programs")
-	bind(common, &t.timeout, "timeout", "duration", "0s",
+	bind(common, &t.timeout, "timeout", "duration", "0",
 		"give up after this long; 0 means 30s, 5m where states are waited for, never for watch", parseDuration)
 	bind(common, &t.principal, "principal", "name", defaultPrincipal(), "who calls, as told to the service", parsePrincipal)
 	inEnvironment(common)
-	flags.AddFlagSet(common)
+	cmd.Flags().AddFlagSet(common)
+	completeWords(cmd, "output", outputTable, outputJSON)
 }
 
 // defaultPrincipal is the user of the operating system at this host.
@@ -112,7 +113,7 @@ func parsePrincipal(text string) (string, error) {
 // with its limit in time, the client, and errors of the service that know where it is.
 // within returns the limit, 0 for none, once the flags are known.
 func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act func(ctx context.Context, c *client.Client, args []string) error) *cobra.Command {
-	t.addFlags(cmd.Flags())
+	t.addFlags(cmd)
 	cmd.DisableFlagsInUseLine = true
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		t.accepted = true
@@ -129,7 +130,9 @@ func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act fun
 		}
 		err = act(ctx, c, args)
 		if e, ok := errors.AsType[*client.Error](err); ok {
-			return &serviceError{server: t.server, cause: e}
+			failed := &serviceError{server: t.server, cause: e}
+			failed.unknown, _ = errors.AsType[*unknownOutcome](err)
+			return failed
 		}
 		return err
 	}
@@ -220,6 +223,13 @@ func (t *terminal) completeIDs(cmd *cobra.Command, args []string, _ string) ([]c
 		}
 	}
 	return found, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeWords offers the words that a flag accepts to the shell.
+func completeWords(cmd *cobra.Command, flag string, words ...cobra.Completion) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(fmt.Sprintf("the completion of a flag: %v", err))
+	}
 }
 
 // document returns a message as JSON with the names of the contract and every field.

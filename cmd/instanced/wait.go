@@ -24,7 +24,10 @@ func newWaitCommand(t *terminal) *cobra.Command {
 the time is over (--timeout, 5m unless given, 1h at most).
 
 With --after, the cursor of a command's answer, it also counts what happened since then:
-a start that fell back to stopped ends the wait at once.`,
+a start that fell back to stopped ends the wait at once.
+
+A wait goes on by itself when the service is restarted. If the service cannot be reached to
+begin with, it gives up after a few tries, and with --after when the time is over.`,
 		Example: examples(
 			"instanced wait i-1234567890abcdef0 --for running",
 			"instanced wait i-1234567890abcdef0 --for stopped --for terminated --timeout 10m",
@@ -33,9 +36,10 @@ a start that fell back to stopped ends the wait at once.`,
 		Args:              needIDs,
 		ValidArgsFunction: t.completeIDs,
 	}
-	cmd.Flags().StringSliceVar(&states, "for", []string{"running"}, "the wanted state; may be repeated, and any of them will do")
-	cmd.Flags().StringVar(&after, "after", "", "the cursor after which changes count too")
+	cmd.Flags().StringSliceVar(&states, "for", []string{"running"}, "the wanted `state`; may be repeated, and any of them will do")
+	cmd.Flags().StringVar(&after, "after", "", "the `cursor` after which changes count too")
 	cmd.Flags().BoolVar(&firstFailure, "first-failure", false, "end at the first instance that can no longer get there")
+	completeWords(cmd, "for", stateWords()...)
 	within := func() time.Duration { return cmp.Or(t.timeout, defaultWait) + waitGrace }
 	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
 		ids, err := t.ids(args)

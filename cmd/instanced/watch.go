@@ -24,7 +24,8 @@ func newWatchCommand(t *terminal) *cobra.Command {
 		Long: `Watch prints the instances as they are, and then a line for each change: when it
 happened, the state before and after, who brought it about, and how the service learnt of
 it. It goes on by itself when the connection breaks, without a hole and without a repeat,
-until it is interrupted.
+until it is interrupted. A first connection that cannot be made is given up after a few
+tries.
 
 With -o json each line is one WatchInstancesResponse. The last cursor that is not empty is
 where --after goes on later.`,
@@ -36,11 +37,12 @@ where --after goes on later.`,
 		),
 		ValidArgsFunction: t.completeIDs,
 	}
-	selection.add(cmd.Flags())
+	selection.add(cmd)
 	cmd.Flags().BoolVar(&fromNow, "from-now", false, "leave out the instances as they are")
-	cmd.Flags().StringVar(&after, "after", "", "go on after this cursor")
+	cmd.Flags().StringVar(&after, "after", "", "go on after this `cursor`")
 	bind(cmd.Flags(), &unusable, "on-unusable-cursor", "fail|snapshot", "fail",
 		"what to do if the cursor of --after cannot be served", oneOf("fail", "snapshot"))
+	completeWords(cmd, "on-unusable-cursor", "fail", "snapshot")
 	bind(cmd.Flags(), &count, "count", "number", "0", "end after so many changes; 0 means never", parseCount(0))
 	within := func() time.Duration { return t.timeout }
 	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
@@ -63,7 +65,7 @@ where --after goes on later.`,
 		for msg, err := range c.Watch(ctx, &instancedv1.WatchInstancesRequest{
 			AfterCursor: after, FromNow: fromNow, Filter: filter, OnUnusableCursor: policy,
 		}) {
-			if errors.Is(err, context.Canceled) {
+			if errors.Is(err, context.Canceled) || errors.Is(ctx.Err(), context.Canceled) {
 				return nil
 			}
 			if ctx.Err() != nil {

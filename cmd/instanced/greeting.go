@@ -1,0 +1,131 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+	"github.com/instanced/instanced/internal/lifecycle"
+)
+
+// greeting is what the service says of itself once it is ready.
+type greeting struct {
+	cfg     serveConfig
+	address string
+	info    lifecycle.Info
+	records []*journal.Record
+	// begun is whether the journal had instances before this process; faults whether the
+	// fleet file has some.
+	begun  bool
+	faults bool
+}
+
+// role says whether commands are carried out here.
+func (g *greeting) role() string {
+	if g.info.IsOwner {
+		return "owner"
+	}
+	return "follower"
+}
+
+// particulars are those of the log.
+func (g *greeting) particulars() []any {
+	list := []any{"version", buildVersion(), "address", g.address}
+	if len(g.cfg.etcdEndpoints) > 0 {
+		list = append(list, "etcd", strings.Join(g.cfg.etcdEndpoints, ","), "prefix", g.cfg.etcdPrefix)
+	} else {
+		list = append(list, "data_dir", g.cfg.dataDir)
+	}
+	return append(list, "backend", g.cfg.backend, "instances", len(g.records), "role", g.role(), "owner", g.info.OwnerAddress)
+}
+
+// instances says how many there are, and where they came from.
+func (g *greeting) instances() string {
+	text := counted(len(g.records), "instance")
+	switch {
+	case g.begun && g.cfg.simFleet != "":
+		text += fmt.Sprintf(" of the journal; those of %s are not used", g.cfg.simFleet)
+		if g.faults {
+			text += ", only its faults"
+		}
+	case g.begun:
+		text += " of the journal"
+	case !g.info.IsOwner:
+		// The owner has begun with a fleet of its own.
+	case g.cfg.simFleet != "":
+		text += ", begun with " + g.cfg.simFleet
+	default:
+		text += ", begun with the built-in fleet"
+	}
+	return text
+}
+
+// print says where the service is, what it has, and what to type next.
+func (g *greeting) print(w io.Writer) {
+	where := g.cfg.dataDir
+	if len(g.cfg.etcdEndpoints) > 0 {
+		where = fmt.Sprintf("etcd at %s, below %s", strings.Join(g.cfg.etcdEndpoints, ", "), g.cfg.etcdPrefix)
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, `instanced %s serves gRPC on %s
+  backend   %s: %s
+  journal   %s
+`, buildVersion(), g.address, g.cfg.backend, g.instances(), where)
+	if !g.info.IsOwner {
+		owner := "the owner, which is nobody at the moment"
+		if g.info.OwnerAddress != "" {
+			owner = g.info.OwnerAddress
+		}
+		fmt.Fprintf(&out, "  follower  commands go to %s\n", owner)
+	}
+	out.WriteString("  security  plaintext on loopback; callers are taken for who they say they are\n\nType next:\n")
+	program, server := invocation(), ""
+	if g.address != "127.0.0.1:50051" {
+		server = " --server " + g.address
+	}
+	example := g.example()
+	switch {
+	case !g.info.IsOwner:
+		fmt.Fprintf(&out, "  %[1]s describe%[2]s\n  %[1]s watch%[2]s\n", program, server)
+	case example == "":
+		fmt.Fprintf(&out, "  %s describe%s\n", program, server)
+	default:
+		fmt.Fprintf(&out, `  %[1]s start %[2]s --wait%[3]s
+  %[1]s watch%[3]s
+  grpcurl -plaintext -d '{"instance_ids":["%[2]s"]}' %[4]s instanced.v1.InstanceService/StartInstances
+`, program, example, server, g.address)
+	}
+	_, _ = io.WriteString(w, out.String()) // nobody may be reading; the log says it too
+}
+
+// example is an instance to try things on, the documented one if it is there; empty if
+// none can be started.
+func (g *greeting) example() instance.ID {
+	const documented = instance.ID("i-1234567890abcdef0")
+	var stopped instance.ID
+	for _, r := range g.records {
+		if r.Instance.ID == documented {
+			return documented
+		}
+		if stopped == "" && r.Instance.State == instance.StateStopped {
+			stopped = r.Instance.ID
+		}
+	}
+	return stopped
+}
+
+// invocation is how the caller can run this program in another terminal.
+func invocation() string {
+	if _, err := exec.LookPath("instanced"); err == nil {
+		return "instanced"
+	}
+	path, err := os.Executable()
+	if err != nil || strings.Contains(path, "go-build") {
+		return "go run ./cmd/instanced"
+	}
+	return path
+}
