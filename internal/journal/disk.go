@@ -165,7 +165,7 @@ func (d *disk) roomFor(bytes int64) error {
 }
 
 func (d *disk) errFull(free, least int64) *instance.Error {
-	return errFull(fmt.Sprintf("%s has %d MiB of free disk space, and nothing is written below %d MiB",
+	return errFull(fmt.Sprintf("%s has %d MiB of free disk space: this takes at least %d MiB",
 		d.path, free>>20, least>>20))
 }
 
