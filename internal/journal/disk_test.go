@@ -194,11 +194,18 @@ func TestAJournalOutlivesAFullDisk(t *testing.T) {
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond) // etcd commits what it has begun
-	wantReason(t, term.Writable(), instance.KindExhausted, ReasonFull)
+	refused := func(long time.Duration) {
+		for begun := time.Now(); time.Since(begun) < long; time.Sleep(10 * time.Millisecond) {
+			_, err := term.Update(ctx, func(*Tx) error { t.Error("an update is run on a full disk"); return nil })
+			wantReason(t, err, instance.KindExhausted, ReasonFull)
+		}
+	}
+	await(t, func() bool { return term.Writable() != nil })
+	refused(300 * time.Millisecond) // what etcd had been handed is done
 	before := j.Head()
 	readAll(t, j, j.Oldest(), before)
-	time.Sleep(100 * time.Millisecond)
+	// That nothing happens takes time to see: etcd commits every second, and survives it.
+	refused(1500 * time.Millisecond)
 	if j.Head() != before {
 		t.Errorf("the log goes on on a full disk: %v, then %v", before, j.Head())
 	}
