@@ -3,7 +3,6 @@ package instance
 import (
 	"fmt"
 	"slices"
-	"strings"
 )
 
 // State is the lifecycle state of an instance. The zero value is
@@ -63,20 +62,6 @@ func StateFromCode(code int32) (State, error) {
 		return StateUnspecified, fmt.Errorf("unknown instance state code %d", code)
 	}
 	return State(low/16) + StatePending, nil
-}
-
-// ParseState returns the state that EC2 calls name.
-func ParseState(name string) (State, error) {
-	for _, s := range States() {
-		if s.String() == name {
-			return s, nil
-		}
-	}
-	names := make([]string, 0, len(stateNames))
-	for _, s := range States() {
-		names = append(names, s.String())
-	}
-	return StateUnspecified, fmt.Errorf("unknown instance state %q: want one of %s", name, strings.Join(names, ", "))
 }
 
 // Transitional reports whether EC2 leaves the state by itself, so that the
