@@ -105,7 +105,10 @@ func reference(t testing.TB, srv *servertest.Server) *promises.Recorder {
 // logUpTo returns the log once the reference has seen everything up to a cursor.
 func logUpTo(t testing.TB, r *promises.Recorder, cursor string) *promises.Log {
 	t.Helper()
-	c := until(t, r, func(c *promises.Connection) bool { return hasCursor(c, cursor) })
+	c, err := r.UntilCursor(patient(t), cursor)
+	if err != nil {
+		t.Fatal(err)
+	}
 	log, err := promises.NewLog(c)
 	if err != nil {
 		t.Fatal(err)
@@ -210,20 +213,14 @@ func acknowledged(resp interface {
 	return []promises.Acknowledged{{At: time.Now(), Cursor: resp.GetCursor(), EndCursor: resp.GetEndCursor()}}, nil
 }
 
-// history returns all events of instances after a cursor, page by page.
+// history returns all events of instances after a cursor.
 func history(t testing.TB, srv *servertest.Server, ids []string, after string) []*instancedv1.Event {
 	t.Helper()
-	var events []*instancedv1.Event
-	for token := ""; ; {
-		resp, err := srv.Instances().ListEvents(patient(t), &instancedv1.ListEventsRequest{InstanceIds: ids, AfterCursor: after, PageToken: token, PageSize: 1000})
-		if err != nil {
-			t.Fatal(err)
-		}
-		events = append(events, resp.GetEvents()...)
-		if token = resp.GetNextPageToken(); token == "" {
-			return events
-		}
+	events, err := promises.History(patient(t), srv.Instances(), ids, after)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return events
 }
 
 func wantCode(t testing.TB, err error, want codes.Code) {

@@ -65,21 +65,39 @@ func beginning(log *Log, c *Connection) (uint64, error) {
 	return 0, errors.New("there is no cursor")
 }
 
-// Progress checks that there is at least one progress message each interval, up to now
-// or to the end of the stream. Slack is for the clock of the one who looked.
+// Progress checks that there is at least one progress message each interval, in each
+// stream, up to now or to the end of the stream. Slack is for the clock of the one who
+// looked.
 func Progress(c *Connection, now time.Time, slack time.Duration) error {
 	if len(c.Messages) == 0 {
 		return errors.New("progress: the stream is empty")
 	}
-	interval := c.Messages[0].GetSubscribed().GetProgressInterval().AsDuration()
-	last := c.Messages[0].At
+	if c.Err != nil {
+		now = c.Ended
+	}
+	streams := c.Streams()
+	for i, messages := range streams {
+		end := messages[len(messages)-1].At
+		if i == len(streams)-1 {
+			end = now
+		}
+		if err := progress(messages, end, slack); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func progress(messages []Message, end time.Time, slack time.Duration) error {
+	interval := messages[0].GetSubscribed().GetProgressInterval().AsDuration()
+	last := messages[0].At
 	late := func(at time.Time) error {
 		if gap := at.Sub(last); gap > interval+slack {
 			return fmt.Errorf("progress: none for %v, although one was to come every %v", gap, interval)
 		}
 		return nil
 	}
-	for _, m := range c.Messages {
+	for _, m := range messages {
 		if m.GetProgress() == nil {
 			continue
 		}
@@ -91,10 +109,7 @@ func Progress(c *Connection, now time.Time, slack time.Duration) error {
 		}
 		last = m.At
 	}
-	if c.Err != nil {
-		now = c.Ended
-	}
-	return late(now)
+	return late(end)
 }
 
 // ReadYourStart checks that a stream after the cursor of a start sees every change that

@@ -2,7 +2,13 @@
 // one function a promise, over recorded streams and calls, whatever was done to the
 // server meanwhile.
 //
-// A [Log] is the truth to compare with. It is made of one unfiltered subscription
-// that was there from the beginning; compare it with ListEvents by [Log.Agrees],
-// which reads the journal in another way.
+// [Watch] records one stream, [Follow] a sequence that goes on over several by itself,
+// such as that of client.Client.Watch; both give a [Recorder], and that a [Connection].
+// A subscriber is the list of its connections, each of which went on at the cursor of
+// the one before: [All] checks it.
+//
+// A [Log] is the truth to compare with. [NewLog] makes it of an unfiltered subscriber
+// that was there from the beginning, followed or not, across restarts of the server;
+// [Log.Agrees] compares it with what [History] reads of the journal by ListEvents, which
+// is another way.
 package promises

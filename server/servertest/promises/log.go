@@ -1,9 +1,12 @@
 package promises
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"sort"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 
@@ -11,14 +14,19 @@ import (
 )
 
 // Log is all that was recorded since some position: the truth that subscribers are
-// compared with.
+// compared with. It may be used by any number of goroutines.
 type Log struct {
-	// begin is the cursor at which the log begins, base what was known there.
-	begin   string
-	base    map[string]*instancedv1.Instance
-	batches []batch
+	// begin is the cursor at which the log begins, base what was known there, and end the
+	// cursor behind the last batch.
+	begin, end string
+	base       map[string]*instancedv1.Instance
+	batches    []batch
 	// revisions are those of the cursors behind the batches; the beginning is at 0.
 	revisions map[string]uint64
+
+	mu sync.Mutex
+	// matching has, for each filter that was asked for, all that a subscriber is to see.
+	matching map[string][]*instancedv1.Event
 }
 
 // batch is what was recorded together.
@@ -30,30 +38,43 @@ type batch struct {
 // NewLog makes a log of an unfiltered subscription that began with a snapshot, and of
 // those that went on where it ended.
 func NewLog(reference ...*Connection) (*Log, error) {
-	l := &Log{base: map[string]*instancedv1.Instance{}, revisions: map[string]uint64{}}
+	l := &Log{
+		base:      map[string]*instancedv1.Instance{},
+		revisions: map[string]uint64{},
+		matching:  map[string][]*instancedv1.Event{},
+	}
 	for i, c := range reference {
-		if err := l.add(c, i == 0); err != nil {
+		if err := l.add(c); err != nil {
 			return nil, fmt.Errorf("connection %d of the reference: %w", i, err)
 		}
+	}
+	if l.begin == "" {
+		return nil, errors.New("the reference has no snapshot to begin with")
 	}
 	return l, nil
 }
 
-func (l *Log) add(c *Connection, first bool) error {
+func (l *Log) add(c *Connection) error {
 	if c.Request.GetFilter() != nil {
-		return fmt.Errorf("it has a filter")
+		return errors.New("it has a filter")
+	}
+	if after := c.Request.GetAfterCursor(); l.begin != "" && after != l.end {
+		return errors.New("it did not go on where the one before ended")
 	}
 	var open batch
 	for _, m := range c.Messages {
 		if s := m.GetSnapshot(); s != nil {
-			if !first {
+			if l.begin != "" {
 				return fmt.Errorf("it begins again with a snapshot: %v", s.GetReason())
+			}
+			if s.GetFirst() {
+				clear(l.base)
 			}
 			for _, i := range s.GetInstances() {
 				l.base[i.GetInstanceId()] = i
 			}
 			if s.GetLast() {
-				l.begin = m.GetCursor()
+				l.begin, l.end = m.GetCursor(), m.GetCursor()
 				l.revisions[l.begin] = 0
 			}
 		}
@@ -61,11 +82,17 @@ func (l *Log) add(c *Connection, first bool) error {
 			if open.revision != 0 && open.revision != e.GetRevision() {
 				return fmt.Errorf("revision %d begins before %d has ended with a cursor", e.GetRevision(), open.revision)
 			}
+			if e.GetRevision() <= l.Head() {
+				return fmt.Errorf("%s comes after a cursor of its revision or a later one", name(e))
+			}
 			open.revision = e.GetRevision()
 			open.events = append(open.events, e)
 		}
-		if m.GetCursor() != "" && open.revision != 0 {
-			l.revisions[m.GetCursor()] = open.revision
+		// A stream that goes on says where it does, which is before a batch that the one
+		// before has left unfinished.
+		if m.GetCursor() != "" && open.revision != 0 && m.GetSubscribed() == nil {
+			l.end = m.GetCursor()
+			l.revisions[l.end] = open.revision
 			l.batches = append(l.batches, open)
 			open = batch{}
 		}
@@ -119,17 +146,31 @@ func apply(state map[string]*instancedv1.Instance, e *instancedv1.Event) {
 // Matching returns what a subscriber with a filter is to see of what was recorded
 // after one revision and up to another.
 func (l *Log) Matching(filter *instancedv1.InstanceFilter, after, upTo uint64) []*instancedv1.Event {
+	all := l.allMatching(filter)
+	behind := func(revision uint64) int {
+		return sort.Search(len(all), func(n int) bool { return all[n].GetRevision() > revision })
+	}
+	begin := behind(after)
+	return slices.Clip(all[begin:max(begin, behind(upTo))])
+}
+
+// allMatching returns all that a subscriber with a filter is to see. It is made once:
+// a test asks for it at each cut of a stream.
+func (l *Log) allMatching(filter *instancedv1.InstanceFilter) []*instancedv1.Event {
+	key := filter.String()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if events, ok := l.matching[key]; ok {
+		return events
+	}
 	state := maps.Clone(l.base)
 	var events []*instancedv1.Event
 	for _, b := range l.batches {
-		if b.revision > upTo {
-			break
-		}
 		for _, e := range b.events {
 			was := matches(filter, state[e.GetInstance().GetInstanceId()])
 			apply(state, e)
 			is := matches(filter, state[e.GetInstance().GetInstanceId()])
-			if b.revision <= after || !was && !is {
+			if !was && !is {
 				continue
 			}
 			e = proto.CloneOf(e)
@@ -144,6 +185,7 @@ func (l *Log) Matching(filter *instancedv1.InstanceFilter, after, upTo uint64) [
 			events = append(events, e)
 		}
 	}
+	l.matching[key] = events
 	return events
 }
 

@@ -1,6 +1,7 @@
 package promises_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -126,6 +127,90 @@ func TestAStoryThatKeepsAllPromises(t *testing.T) {
 	}
 }
 
+// resumed is a sequence over three streams: the first one breaks in the midst of a
+// snapshot, the second one in the midst of a batch.
+func resumed() *promises.Connection {
+	begun := snapshot(0, 0, inst("a", stopped))
+	begun.Cursor, begun.GetSnapshot().Last = "", false
+	goesOn := subscribed(3)
+	goesOn.Cursor = cursor(1)
+	s := story().Messages
+	return &promises.Connection{
+		Request:  &instancedv1.WatchInstancesRequest{},
+		Followed: true,
+		Messages: []promises.Message{
+			subscribed(0), begun,
+			subscribed(1), s[1], s[2], events(2, "", event(2, 0, "a", pending, running)),
+			goesOn, events(3, cursor(2), event(2, 1, "b", stopped, pending)), s[4], s[5],
+		},
+	}
+}
+
+func TestAFollowedSequenceIsOneStream(t *testing.T) {
+	log := truth(t)
+	if err := promises.All(log, resumed()); err != nil {
+		t.Error(err)
+	}
+	again, err := promises.NewLog(resumed())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(again.Agrees(log.Matching(nil, 0, log.Head())), promises.All(again, story())); err != nil {
+		t.Error(err)
+	}
+	if err := promises.Progress(resumed(), time.Unix(15, 0), time.Second); err != nil {
+		t.Error(err)
+	}
+	if n := len(resumed().Streams()); n != 3 {
+		t.Errorf("there are %d streams, want 3", n)
+	}
+	// What is missing or doubled between two streams is seen.
+	missing := resumed()
+	missing.Messages[7].GetEvents().Events = nil
+	doubled := resumed()
+	doubled.Messages[7].GetEvents().Events = event2()
+	for says, err := range map[string]error{
+		"connection 0: after revision 0: event 2 is": promises.Complete(log, missing),
+		"comes after event 2.0":                      promises.Ordered(doubled),
+		"event 2.0 (a INSTANCE_STATE_NAME_PENDING -> INSTANCE_STATE_NAME_RUNNING) was delivered before": promises.Unique(log, doubled),
+	} {
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want an error that says %q", err, says)
+		}
+	}
+	// A single stream has no such excuse.
+	raw := resumed()
+	raw.Followed = false
+	if err := promises.All(log, raw); err == nil {
+		t.Error("a stream that begins three times passes")
+	}
+}
+
+// event2 is all of revision 2.
+func event2() []*instancedv1.Event {
+	return []*instancedv1.Event{event(2, 0, "a", pending, running), event(2, 1, "b", stopped, pending)}
+}
+
+func TestAStreamMayBeCutAnywhere(t *testing.T) {
+	log := truth(t)
+	s := story().Messages
+	first := &promises.Connection{
+		Request:  &instancedv1.WatchInstancesRequest{},
+		Messages: append(append([]promises.Message{}, s[:3]...), events(2, "", event(2, 0, "a", pending, running))),
+	}
+	if got := first.Cursor(); got != cursor(1) {
+		t.Fatalf("it goes on at %s", got)
+	}
+	rest := after(1, s[3:]...)
+	if err := promises.All(log, first, rest); err != nil {
+		t.Error(err)
+	}
+	first.Messages[3] = events(2, "", event(2, 1, "b", stopped, pending))
+	if err := promises.Complete(log, first); err == nil {
+		t.Error("a hole behind the last cursor passes")
+	}
+}
+
 func TestBrokenPromisesAreSeen(t *testing.T) {
 	log := truth(t)
 	with := func(n int, m ...promises.Message) *promises.Connection {
@@ -156,6 +241,7 @@ func TestBrokenPromisesAreSeen(t *testing.T) {
 		{"an event before the cursor", promises.Unique(log, after(2, story().Messages[3])), "delivered before"},
 		{"an event delivered twice", promises.Unique(log, after(1, story().Messages[3], story().Messages[3])), "delivered before"},
 		{"a cursor in the midst of a batch", promises.Atomic(log, with(3, events(2, cursor(1), event(2, 0, "a", pending, running)), events(2, cursor(2), rest))), "stands before"},
+		{"a batch that goes on after its cursor", promises.Atomic(log, with(3, events(2, cursor(2), event(2, 0, "a", pending, running)), events(2, cursor(2), rest))), "comes after a cursor"},
 		{"a cursor that is none", promises.Atomic(log, with(3, events(2, "?", event(2, 0, "a", pending, running)))), "no recorded batch"},
 		{"a snapshot that is behind", promises.Snapshot(log, with(1, snapshot(0, 1, inst("a", stopped), inst("b", stopped)))), "want"},
 		{"a snapshot that lacks an instance", promises.Snapshot(log, with(1, snapshot(0, 0, inst("a", stopped)))), "1 instances, want 2"},

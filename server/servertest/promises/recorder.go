@@ -3,6 +3,8 @@ package promises
 import (
 	"context"
 	"fmt"
+	"io"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -19,10 +21,15 @@ type Message struct {
 	At time.Time
 }
 
-// Connection is one stream from its request to its end.
+// Connection is one stream from its request to its end. A sequence that goes on over
+// several streams by itself is one connection too: each of its streams begins with a
+// message subscribed, and a batch or a snapshot that one of them left unfinished is
+// finished by the next.
 type Connection struct {
 	Request  *instancedv1.WatchInstancesRequest
 	Messages []Message
+	// Followed is whether there may be several streams.
+	Followed bool
 	// Err is how it ended, at Ended; nil and zero while it lasts.
 	Err   error
 	Ended time.Time
@@ -47,7 +54,20 @@ func (c *Connection) Cursor() string {
 	return c.Request.GetAfterCursor()
 }
 
-// Recorder receives a stream and keeps what it sees.
+// Streams returns the messages of each of its streams.
+func (c *Connection) Streams() [][]Message {
+	var streams [][]Message
+	begin := 0
+	for i, m := range c.Messages {
+		if i > 0 && m.GetSubscribed() != nil {
+			streams = append(streams, c.Messages[begin:i])
+			begin = i
+		}
+	}
+	return append(streams, c.Messages[begin:])
+}
+
+// Recorder receives messages and keeps what it sees.
 type Recorder struct {
 	mu      sync.Mutex
 	conn    Connection
@@ -61,28 +81,53 @@ func Watch(ctx context.Context, client instancedv1.InstanceServiceClient, req *i
 	if err != nil {
 		return nil, err
 	}
-	r := &Recorder{conn: Connection{Request: req}, changed: make(chan struct{}), done: make(chan struct{})}
-	go r.receive(stream)
-	return r, nil
+	return record(Connection{Request: req}, received(stream)), nil
 }
 
-func (r *Recorder) receive(stream grpc.ServerStreamingClient[instancedv1.WatchInstancesResponse]) {
-	defer close(r.done)
-	for {
-		m, err := stream.Recv()
-		r.mu.Lock()
-		if err != nil {
-			r.conn.Err, r.conn.Ended = err, time.Now()
-		} else {
-			r.conn.Messages = append(r.conn.Messages, Message{m, time.Now()})
-		}
-		close(r.changed)
-		r.changed = make(chan struct{})
-		r.mu.Unlock()
-		if err != nil {
-			return
+func received(stream grpc.ServerStreamingClient[instancedv1.WatchInstancesResponse]) iter.Seq2[*instancedv1.WatchInstancesResponse, error] {
+	return func(yield func(*instancedv1.WatchInstancesResponse, error) bool) {
+		for {
+			m, err := stream.Recv()
+			if !yield(m, err) || err != nil {
+				return
+			}
 		}
 	}
+}
+
+// Follow records a sequence that goes on over several streams by itself, such as that of
+// client.Client.Watch, from its request to its end: to end it, end the context that it
+// was made with.
+func Follow(req *instancedv1.WatchInstancesRequest, seq iter.Seq2[*instancedv1.WatchInstancesResponse, error]) *Recorder {
+	return record(Connection{Request: req, Followed: true}, seq)
+}
+
+func record(c Connection, seq iter.Seq2[*instancedv1.WatchInstancesResponse, error]) *Recorder {
+	r := &Recorder{conn: c, changed: make(chan struct{}), done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		for m, err := range seq {
+			if !r.take(m, err) {
+				return
+			}
+		}
+		r.take(nil, io.EOF)
+	}()
+	return r
+}
+
+// take records a message, or how the messages ended: then it is false.
+func (r *Recorder) take(m *instancedv1.WatchInstancesResponse, err error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.conn.Err, r.conn.Ended = err, time.Now()
+	} else {
+		r.conn.Messages = append(r.conn.Messages, Message{m, time.Now()})
+	}
+	close(r.changed)
+	r.changed = make(chan struct{})
+	return err == nil
 }
 
 // Seen returns what was seen so far.
@@ -116,6 +161,21 @@ func (r *Recorder) Until(ctx context.Context, enough func(*Connection) bool) (*C
 			return c, fmt.Errorf("after %d messages, %d events: %w", len(c.Messages), len(c.Events()), ctx.Err())
 		}
 	}
+}
+
+// UntilCursor waits for a message with this very cursor. A subscriber with a filter need
+// not get each of them: of such, the one of the end of the log will come in a progress
+// message.
+func (r *Recorder) UntilCursor(ctx context.Context, cursor string) (*Connection, error) {
+	looked := 0
+	return r.Until(ctx, func(c *Connection) bool {
+		for ; looked < len(c.Messages); looked++ {
+			if c.Messages[looked].GetCursor() == cursor {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // End waits for the end of the stream and returns all that was seen.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -28,26 +29,47 @@ func All(log *Log, connections ...*Connection) error {
 // and LEFT the events of an instance form a legal chain, each previous state being the
 // state before it.
 func Ordered(connections ...*Connection) error {
-	var last *instancedv1.Event
-	states := map[string]instancedv1.InstanceStateName{}
+	o := order{states: map[string]instancedv1.InstanceStateName{}}
 	for _, c := range connections {
-		for _, m := range c.Messages {
-			if s := m.GetSnapshot(); s != nil {
-				if s.GetFirst() {
-					clear(states)
-				}
-				for _, i := range s.GetInstances() {
-					states[i.GetInstanceId()] = i.GetState().GetName()
+		sure := c.sure()
+		if err := o.follow(c.Messages[:sure]); err != nil {
+			return err
+		}
+		// What came behind the last cursor comes again in the next connection.
+		rest := order{last: o.last, states: maps.Clone(o.states)}
+		if err := rest.follow(c.Messages[sure:]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// order is where a subscriber has got to.
+type order struct {
+	last   *instancedv1.Event
+	states map[string]instancedv1.InstanceStateName
+}
+
+func (o *order) follow(messages []Message) error {
+	for _, m := range messages {
+		if s := m.GetSnapshot(); s != nil {
+			if s.GetFirst() {
+				clear(o.states)
+				if otherHistory(s.GetReason()) {
+					o.last = nil
 				}
 			}
-			for _, e := range m.GetEvents().GetEvents() {
-				if last != nil && compare(last, e) >= 0 {
-					return fmt.Errorf("ordered: %s comes after %s", name(e), name(last))
-				}
-				last = e
-				if err := chained(states, e); err != nil {
-					return err
-				}
+			for _, i := range s.GetInstances() {
+				o.states[i.GetInstanceId()] = i.GetState().GetName()
+			}
+		}
+		for _, e := range m.GetEvents().GetEvents() {
+			if o.last != nil && compare(o.last, e) >= 0 {
+				return fmt.Errorf("ordered: %s comes after %s", name(e), name(o.last))
+			}
+			o.last = e
+			if err := chained(o.states, e); err != nil {
+				return err
 			}
 		}
 	}
@@ -93,8 +115,23 @@ func stateOf(name instancedv1.InstanceStateName) instance.State {
 	return instance.State(name)
 }
 
+// otherHistory reports whether what follows a snapshot is not what followed the cursor:
+// revisions can then not be compared.
+func otherHistory(reason instancedv1.UnusableCursorReason) bool {
+	switch reason {
+	case instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_OTHER_LOG,
+		instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_ROLLED_BACK,
+		instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_AHEAD:
+		return true
+	case instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_UNSPECIFIED,
+		instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_EXPIRED:
+	}
+	return false
+}
+
 // Complete checks that every recorded change after the cursor that matches is
-// delivered, once and as it was recorded.
+// delivered, once and as it was recorded. Behind the last cursor of a connection it may
+// have ended anywhere.
 func Complete(log *Log, connections ...*Connection) error {
 	for i, c := range connections {
 		spans, err := split(log, c)
@@ -103,7 +140,13 @@ func Complete(log *Log, connections ...*Connection) error {
 		}
 		for _, s := range spans {
 			what := fmt.Sprintf("complete: connection %d: after revision %d", i, s.after)
-			if err := same(what, s.events, log.Matching(c.Request.GetFilter(), s.after, s.upTo)); err != nil {
+			sure, rest := s.events[:s.sure], s.events[s.sure:]
+			if err := same(what, sure, log.Matching(c.Request.GetFilter(), s.after, s.upTo)); err != nil {
+				return err
+			}
+			next := log.Matching(c.Request.GetFilter(), s.upTo, log.Head())
+			what = fmt.Sprintf("complete: connection %d: after the last cursor, of revision %d", i, s.upTo)
+			if err := same(what, rest, next[:min(len(next), len(rest))]); err != nil {
 				return err
 			}
 		}
@@ -115,6 +158,8 @@ func Complete(log *Log, connections ...*Connection) error {
 type span struct {
 	after, upTo uint64
 	events      []*instancedv1.Event
+	// sure is how many of the events are before the last cursor, which is that of upTo.
+	sure int
 }
 
 // split cuts a connection where it begins again with a snapshot.
@@ -130,27 +175,24 @@ func split(log *Log, c *Connection) ([]span, error) {
 			return nil, err
 		}
 	}
-	for _, m := range c.Messages {
+	for n, m := range c.Messages {
 		switch {
-		case m.GetSnapshot().GetLast(), m.GetSubscribed() != nil && c.Request.GetFromNow():
+		case m.GetSnapshot().GetLast(), n == 0 && c.Request.GetFromNow():
 			if err := begin(m.GetCursor()); err != nil {
 				return nil, err
 			}
 			continue
-		case len(spans) == 0:
+		case len(spans) == 0, goesOn(c, n):
 			continue
 		}
 		s := &spans[len(spans)-1]
 		s.events = append(s.events, m.GetEvents().GetEvents()...)
-		for _, e := range m.GetEvents().GetEvents() {
-			s.upTo = e.GetRevision()
-		}
 		if m.GetCursor() != "" {
 			revision, err := log.Revision(m.GetCursor())
 			if err != nil {
 				return nil, err
 			}
-			s.upTo = revision
+			s.upTo, s.sure = revision, len(s.events)
 		}
 	}
 	return spans, nil
@@ -158,7 +200,29 @@ func split(log *Log, c *Connection) ([]span, error) {
 
 // beginsAgain reports whether the first thing after the subscription is a snapshot.
 func beginsAgain(c *Connection) bool {
-	return len(c.Messages) > 1 && c.Messages[1].GetSnapshot() != nil
+	for n, m := range c.Messages {
+		if n > 0 && !goesOn(c, n) {
+			return m.GetSnapshot() != nil
+		}
+	}
+	return false
+}
+
+// sure returns how many of the messages are before the last cursor, or have it.
+func (c *Connection) sure() int {
+	for n := len(c.Messages) - 1; n >= 0; n-- {
+		if c.Messages[n].GetCursor() != "" && !goesOn(c, n) {
+			return n + 1
+		}
+	}
+	return 0
+}
+
+// goesOn reports whether a message is the beginning of a further stream of a connection
+// that has several. Its cursor is behind what the next one goes on after, which may have
+// been the beginning of a batch.
+func goesOn(c *Connection, n int) bool {
+	return c.Followed && n > 0 && c.Messages[n].GetSubscribed() != nil
 }
 
 // Unique checks that resuming after a cursor never delivers what was at or before it,
@@ -187,24 +251,29 @@ func Unique(log *Log, connections ...*Connection) error {
 // Atomic checks that no cursor divides the changes of a batch.
 func Atomic(log *Log, connections ...*Connection) error {
 	for i, c := range connections {
-		open := map[uint64]bool{}
-		for _, m := range c.Messages {
-			for _, e := range m.GetEvents().GetEvents() {
-				open[e.GetRevision()] = true
+		// The highest revisions that were begun, and that a cursor was behind.
+		var begun, closed uint64
+		for n, m := range c.Messages {
+			if s := m.GetSnapshot(); s.GetFirst() && otherHistory(s.GetReason()) {
+				begun, closed = 0, 0
 			}
-			if m.GetCursor() == "" {
+			for _, e := range m.GetEvents().GetEvents() {
+				if e.GetRevision() <= closed {
+					return fmt.Errorf("atomic: connection %d: %s comes after a cursor of its revision or a later one", i, name(e))
+				}
+				begun = max(begun, e.GetRevision())
+			}
+			if m.GetCursor() == "" || goesOn(c, n) {
 				continue
 			}
 			revision, err := log.Revision(m.GetCursor())
 			if err != nil {
 				return fmt.Errorf("atomic: connection %d: %w", i, err)
 			}
-			for r := range open {
-				if r > revision {
-					return fmt.Errorf("atomic: connection %d: revision %d stands before the cursor of revision %d", i, r, revision)
-				}
+			if begun > revision {
+				return fmt.Errorf("atomic: connection %d: revision %d stands before the cursor of revision %d", i, begun, revision)
 			}
-			clear(open)
+			closed = begun
 		}
 	}
 	return nil
