@@ -1,0 +1,177 @@
+package soak_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/server/servertest/promises"
+)
+
+// pair is two processes on one etcd: one commands the backend, the other follows.
+type pair struct {
+	round
+	etcd      *etcd
+	processes []*process
+	conns     []*grpc.ClientConn // one to each
+}
+
+func (r round) newPair() *pair {
+	r.Helper()
+	p := &pair{round: r, etcd: newEtcd(r)}
+	for range 2 {
+		one := newProcess(r.T, append(r.flags(), "--etcd-endpoints", "http://"+p.etcd.address)...)
+		p.processes = append(p.processes, one)
+		p.conns = append(p.conns, dial(r, one.address))
+		one.start()
+		one.ready()
+	}
+	return p
+}
+
+func (p *pair) addresses() (list []string) {
+	for _, one := range p.processes {
+		list = append(list, one.address)
+	}
+	return list
+}
+
+// owner waits until a process says that it is the owner, and returns which.
+func (p *pair) owner() int {
+	p.Helper()
+	found := -1
+	await(p.T, "there is an owner", func() bool {
+		for n, conn := range p.conns {
+			if info, err := info(p.T, conn); err == nil && info.GetOwner().GetIsThisProcess() {
+				found = n
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+func info(t testing.TB, conn *grpc.ClientConn) (*instancedv1.GetServerInfoResponse, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	return instancedv1.NewInstanceServiceClient(conn).GetServerInfo(ctx, &instancedv1.GetServerInfoRequest{})
+}
+
+func TestCallersAndStreamsGoOnAtTheProcessThatTakesOver(t *testing.T) {
+	short(t, takenOver)
+}
+
+// takenOver kills the owner of the backend, so that the other process takes over when
+// the owner has not been heard of for its time to live. The one that was killed follows.
+func takenOver(r round) {
+	p := r.newPair()
+	s := r.begin(p.addresses()...)
+	s.served(20)
+	for range r.times(1, 4) {
+		owner := p.owner()
+		time.Sleep(time.Duration(r.random.Int64N(int64(300 * time.Millisecond))))
+		p.processes[owner].kill()
+		killed := time.Now()
+		r.tally.count("kills of the owner", 1)
+		s.served(1)
+		takeover := time.Since(killed)
+		r.tally.count("takeovers", 1)
+		r.tally.took("from the kill of an owner to callers being served", takeover)
+		r.Logf("seed %d: callers were served again %v after the kill", r.seed, takeover.Round(time.Millisecond))
+		if next := p.owner(); next == owner {
+			r.Errorf("the process that was killed is the owner")
+		}
+		p.processes[owner].start()
+		p.processes[owner].ready()
+		s.served(20)
+	}
+	s.finish()
+	r.sameEverywhere(p, s)
+}
+
+// sameEverywhere checks that both processes have the same history.
+func (r round) sameEverywhere(p *pair, s *scene) {
+	r.Helper()
+	head, err := s.instances.DescribeInstances(patient(r.T), &instancedv1.DescribeInstancesRequest{})
+	if err != nil {
+		r.Fatal(err)
+	}
+	var histories [][]*instancedv1.Event
+	for _, conn := range p.conns {
+		instances := instancedv1.NewInstanceServiceClient(conn)
+		if _, err := instances.DescribeInstances(patient(r.T), &instancedv1.DescribeInstancesRequest{MinCursor: head.GetCursor()}); err != nil {
+			r.Fatal(err)
+		}
+		history, err := promises.History(patient(r.T), instances, instanceIDs(fleetSize), "")
+		if err != nil {
+			r.Fatal(err)
+		}
+		histories = append(histories, history)
+	}
+	if err := promises.Durable(histories[0], histories[1]); err != nil || len(histories[0]) != len(histories[1]) {
+		r.Errorf("one process has a history of %d events, the other of %d: %v", len(histories[0]), len(histories[1]), err)
+	}
+}
+
+func TestStreamsFollowProcessesThatAreEndedInTurnWithoutAnError(t *testing.T) {
+	short(t, rotated)
+}
+
+// rotated ends two processes in turn, in good order, as a rolling update does.
+func rotated(r round) {
+	p := r.newPair()
+	s := r.begin(p.addresses()...)
+	s.served(20)
+	for n := range r.times(4, 20) {
+		one := p.processes[n%2]
+		time.Sleep(time.Duration(r.random.Int64N(int64(300 * time.Millisecond))))
+		began := time.Now()
+		one.terminate()
+		r.tally.count("ends by SIGTERM", 1)
+		r.tally.took("from SIGTERM to the end of the process", time.Since(began))
+		s.served(10)
+		r.tally.took("from SIGTERM to ten callers being served by the other process", time.Since(began))
+		one.start()
+		one.ready()
+	}
+	s.finish()
+	farewells := 0
+	for _, sub := range s.subscribers {
+		n, err := farewell(sub.sight())
+		if err != nil {
+			r.Errorf("%s: %v", sub.name, err)
+		}
+		farewells += n
+	}
+	if farewells == 0 {
+		r.Error("no stream was ended")
+	}
+	r.tally.count("streams that ended with a goodbye", farewells)
+	r.sameEverywhere(p, s)
+}
+
+// farewell checks that each stream of a sequence but the last ended with a goodbye that
+// says where to go on.
+func farewell(c *promises.Connection) (ended int, err error) {
+	for i, m := range c.Messages {
+		if i == 0 || m.GetSubscribed() == nil {
+			continue
+		}
+		last := c.Messages[i-1]
+		bye := last.GetGoodbye()
+		switch {
+		case bye.GetReason() != instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN:
+			return ended, fmt.Errorf("a stream ended after %s, without a goodbye", strings.SplitN(last.String(), "\n", 2)[0])
+		case last.GetCursor() == "" || bye.GetRetryDelay().AsDuration() <= 0:
+			return ended, fmt.Errorf("a goodbye without a cursor or a delay: %v", last)
+		}
+		ended++
+	}
+	return ended, nil
+}
