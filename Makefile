@@ -7,10 +7,11 @@ ARGS     ?=
 BENCH    ?= .
 COUNT    ?= 1
 FUZZTIME ?= 10s
+FOR      ?= 10m
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build run test race bench fuzz cover gen baseline fmt lint proto-check gen-check check
+.PHONY: help build run test race bench fuzz soak cover gen baseline fmt lint proto-check gen-check check
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,9 @@ fuzz: ## Run every fuzz target for FUZZTIME each (default 10s)
 		echo "fuzz $$dir $$target"; \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null || exit 1; \
 	done
+
+soak: ## Kill, end, cut off and starve real processes under load; FOR=duration (default 10m)
+	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestSoak$$' ./internal/soak
 
 cover: ## Measure test coverage, generated code left out, into coverage.out
 	go test -coverprofile=coverage.out -coverpkg="$$(go list ./... | grep -v /gen/ | paste -sd, -)" ./...

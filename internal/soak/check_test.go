@@ -23,6 +23,8 @@ const (
 	stopped      = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPED
 )
 
+var transitional = []instancedv1.InstanceStateName{pending, stopping, shuttingDown}
+
 // historian reads the history again and again, whenever anybody answers, and checks that
 // it only ever grows.
 type historian struct {
@@ -88,8 +90,7 @@ func settle(t *testing.T, instances instancedv1.InstanceServiceClient) (map[stri
 		all, cursor = map[string]*instancedv1.Instance{}, resp.GetCursor()
 		for _, i := range resp.GetInstances() {
 			all[i.GetInstanceId()] = i
-			switch i.GetState().GetName() {
-			case pending, stopping, shuttingDown:
+			if slices.Contains(transitional, i.GetState().GetName()) {
 				return false
 			}
 		}
@@ -115,7 +116,9 @@ func (o *outcome) check() error {
 	for _, e := range o.history {
 		id := e.GetCause().GetRequestId()
 		caused[id] = append(caused[id], e)
-		tagged[e.GetInstance().GetInstanceId()+" "+e.GetInstance().GetTags()["n"]] = true
+		for _, value := range e.GetInstance().GetTags() {
+			tagged[e.GetInstance().GetInstanceId()+" "+value] = true
+		}
 	}
 	var errs []error
 	for _, r := range o.requests {
@@ -129,7 +132,7 @@ func (o *outcome) check() error {
 func (o *outcome) checkRequest(r *request, caused []*instancedv1.Event, tagged map[string]bool) error {
 	if r.verb == outside {
 		for _, id := range r.ids {
-			if r.answer != nil && !tagged[id+" "+r.tag] {
+			if r.answer != nil && !tagged[id+" "+r.id] {
 				return fmt.Errorf("a change from outside was acknowledged, and %s never had it", id)
 			}
 		}

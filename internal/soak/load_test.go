@@ -31,7 +31,7 @@ type request struct {
 	ids   []string
 	mode  instancedv1.FailureMode
 	token string // empty for none
-	tag   string // the value of the tag "n", which nobody else sets; outside only
+	tag   string // the key of a tag of the caller's own, which gets the id; outside only
 
 	// attempts are all tries; lost is how many of them may have been carried out
 	// although nobody heard of it.
@@ -87,7 +87,7 @@ func startLoad(ctx context.Context, seed uint64, conn grpc.ClientConnInterface, 
 		random := rand.New(rand.NewPCG(seed, uint64(n)))
 		l.callers.Go(func() {
 			for i := 0; working.Err() == nil; i++ {
-				r := l.choose(random, fmt.Sprintf("%d-%d-%d", seed, n, i))
+				r := l.choose(random, n, fmt.Sprintf("%d-%d-%d", seed, n, i))
 				l.carryOut(ctx, r)
 				l.mu.Lock()
 				l.requests = append(l.requests, r)
@@ -109,7 +109,7 @@ func (l *load) end() {
 }
 
 // choose draws a request.
-func (l *load) choose(random *rand.Rand, id string) *request {
+func (l *load) choose(random *rand.Rand, caller int, id string) *request {
 	r := &request{id: id, mode: instancedv1.FailureMode(1 + random.IntN(2))}
 	many := 1
 	if random.IntN(4) == 0 {
@@ -124,7 +124,7 @@ func (l *load) choose(random *rand.Rand, id string) *request {
 	case k < 17:
 		r.verb = stopInstances
 	default:
-		r.verb, r.tag = outside, id
+		r.verb, r.tag = outside, fmt.Sprintf("last-of-%d", caller)
 	}
 	if r.verb != outside && random.IntN(2) == 0 {
 		r.token = id
@@ -182,7 +182,7 @@ func (l *load) try(ctx context.Context, r *request) (*answer, error) {
 		return &answer{resp.GetStoppingInstances(), resp.GetFailedInstances(), resp.GetCursor(), resp.GetEndCursor()}, err
 	default:
 		_, err := l.simulator.ChangeInstances(ctx, &instancedv1.ChangeInstancesRequest{Changes: []*instancedv1.OutsideChange{{
-			InstanceIds: r.ids, SetTags: map[string]string{"n": r.tag, "team": teams[len(r.ids)%len(teams)]},
+			InstanceIds: r.ids, SetTags: map[string]string{r.tag: r.id, "team": teams[len(r.ids)%len(teams)]},
 		}}})
 		return &answer{}, err
 	}

@@ -2,6 +2,7 @@ package soak_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,6 +24,11 @@ var program string
 func TestMain(m *testing.M) {
 	if arguments := os.Getenv(etcdEnv); arguments != "" {
 		serveEtcd(arguments)
+	}
+	flag.Parse()
+	// These tests wait more than they work.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
 	}
 	os.Exit(run(m))
 }

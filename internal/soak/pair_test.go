@@ -3,7 +3,6 @@ package soak_test
 import (
 	"context"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -143,7 +142,7 @@ func rotated(r round) {
 	s.finish()
 	farewells := 0
 	for _, sub := range s.subscribers {
-		n, err := farewell(sub.sight())
+		n, err := farewell(sub.Seen())
 		if err != nil {
 			r.Errorf("%s: %v", sub.name, err)
 		}
@@ -159,15 +158,13 @@ func rotated(r round) {
 // farewell checks that each stream of a sequence but the last ended with a goodbye that
 // says where to go on.
 func farewell(c *promises.Connection) (ended int, err error) {
-	for i, m := range c.Messages {
-		if i == 0 || m.GetSubscribed() == nil {
-			continue
-		}
-		last := c.Messages[i-1]
+	all := c.Streams()
+	for _, messages := range all[:len(all)-1] {
+		last := messages[len(messages)-1]
 		bye := last.GetGoodbye()
 		switch {
 		case bye.GetReason() != instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN:
-			return ended, fmt.Errorf("a stream ended after %s, without a goodbye", strings.SplitN(last.String(), "\n", 2)[0])
+			return ended, fmt.Errorf("a stream ended after %v, without a goodbye", last.WatchInstancesResponse)
 		case last.GetCursor() == "" || bye.GetRetryDelay().AsDuration() <= 0:
 			return ended, fmt.Errorf("a goodbye without a cursor or a delay: %v", last)
 		}

@@ -45,8 +45,3 @@ func (p *proxy) silence() {
 		}
 	}
 }
-
-// restore lets pass again what comes from now on.
-func (p *proxy) restore() {
-	p.Toxics.ResetToxics(p.t.Context())
-}

@@ -175,7 +175,7 @@ func (r round) begin(addresses ...string) *scene {
 		sub.until(r.T, "the subscription", promises.Subscribed)
 	}
 	s.load = startLoad(r.Context(), r.seed, s.conn, instanceIDs(fleetSize), 5)
-	s.history = startHistorian(r.Context(), s.instances, instanceIDs(fleetSize), s.subscribers[0].sight().Cursor())
+	s.history = startHistorian(r.Context(), s.instances, instanceIDs(fleetSize), s.subscribers[0].Seen().Cursor())
 	return s
 }
 
@@ -210,7 +210,7 @@ func (s *scene) finish() {
 			s.Errorf("%s: %v", sub.name, err)
 		}
 		s.tally.count("events delivered", len(c.Events()))
-		s.tally.count("streams", streams(c))
+		s.tally.count("streams", len(c.Streams()))
 	}
 	history, err := promises.History(patient(s.T), s.instances, instanceIDs(fleetSize), log.Begin())
 	if err != nil {
@@ -261,7 +261,7 @@ func (s *scene) report(o *outcome, again int) {
 		s.seed, len(o.requests), tries, lost, answered, again, len(o.history), s.history.reads,
 		slices.Collect(func(yield func(int) bool) {
 			for _, sub := range s.subscribers {
-				if !yield(streams(sub.sight())) {
+				if !yield(len(sub.Seen().Streams())) {
 					return
 				}
 			}

@@ -27,6 +27,8 @@ func TestSoak(t *testing.T) {
 		{"killed", killed},
 		{"taken over", takenOver},
 		{"rotated", rotated},
+		{"disconnected", disconnected},
+		{"vanished", vanished},
 	}
 	total := newTally()
 	began := time.Now()
