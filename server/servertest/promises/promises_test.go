@@ -119,6 +119,14 @@ func TestAStoryThatKeepsAllPromises(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	for _, f := range promises.Together(promises.Alone(story()), promises.Against(log, resumed())) {
+		if f.Err != nil {
+			t.Error(f.Err)
+		}
+	}
+	if err := promises.Recorded(story(), log.Matching(nil, 0, 3)); err != nil {
+		t.Error(err)
+	}
 	if err := promises.Progress(story(), time.Unix(15, 0), time.Second); err != nil {
 		t.Error(err)
 	}
@@ -184,6 +192,35 @@ func TestAFollowedSequenceIsOneStream(t *testing.T) {
 	if err := promises.All(log, raw); err == nil {
 		t.Error("a stream that begins three times passes")
 	}
+}
+
+// elsewhere is a sequence whose second stream skips revision 2.
+func elsewhere() *promises.Connection {
+	c := resumed()
+	c.Messages[6].Cursor = cursor(2)
+	return c
+}
+
+func part(first, last bool) promises.Message {
+	m := snapshot(0, 0)
+	m.Cursor, m.GetSnapshot().First, m.GetSnapshot().Last = "", first, last
+	return m
+}
+
+func goodbye(cursor string) promises.Message {
+	return message(9, &instancedv1.WatchInstancesResponse{Cursor: cursor, Message: &instancedv1.WatchInstancesResponse_Goodbye{
+		Goodbye: &instancedv1.Goodbye{Reason: instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN, RetryDelay: durationpb.New(time.Second)},
+	}})
+}
+
+// alone returns what a connection shows of one promise by itself.
+func alone(promise string, c *promises.Connection) error {
+	for _, f := range promises.Alone(c) {
+		if f.Promise == promise {
+			return f.Err
+		}
+	}
+	return fmt.Errorf("nothing was found of %s", promise)
 }
 
 // event2 is all of revision 2.
@@ -259,6 +296,22 @@ func TestBrokenPromisesAreSeen(t *testing.T) {
 		}, instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN), "the last message"},
 		{"a history that lost its end", promises.Durable([]*instancedv1.Event{event(1, 0, "a", stopped, pending), rest}, []*instancedv1.Event{event(1, 0, "a", stopped, pending)}), "missing"},
 		{"a record that is not what is", promises.Truthful(log, map[string]instancedv1.InstanceStateName{"a": stopped, "b": stopped}), "recorded as"},
+		{"an event that matched before and was never seen", promises.Ordered(with(1, snapshot(0, 0, inst("a", stopped)))), "nothing was told of that"},
+		{"an event that begins to match twice", promises.Ordered(with(3, events(2, cursor(2), changed(func(e *instancedv1.Event) { e.Match = instancedv1.EventMatch_EVENT_MATCH_ENTERED }), rest))), "it matched before"},
+		{"alone: an event twice", alone("Unique", with(3, events(2, cursor(2), event(1, 0, "a", stopped, pending)))), "delivered before"},
+		{"alone: a cursor in the midst of a batch", alone("Atomic", with(3, events(2, cursor(4), event(2, 0, "a", pending, running)), events(2, cursor(2), rest))), "comes after a cursor"},
+		{"alone: a snapshot in parts of which none is last", alone("Snapshot", with(1, part(true, false), subscribed(2))), "something else comes"},
+		{"alone: a snapshot without a beginning", alone("Snapshot", with(1, part(false, true))), "marked as that"},
+		{"alone: a snapshot that ends without a cursor", alone("Snapshot", with(1, part(true, true))), "has the cursor"},
+		{"alone: an instance twice in a snapshot", alone("Snapshot", with(1, snapshot(0, 0, inst("a", stopped), inst("a", stopped)))), "order of the ids"},
+		{"alone: progress that goes back", alone("Progress", with(4, progress(9, 1))), "from before 2 of the events"},
+		{"alone: something after a goodbye", alone("Goodbye", with(4, goodbye(cursor(2)))), "something comes after it"},
+		{"alone: a goodbye without a cursor", alone("Goodbye", with(5, goodbye(""))), "there is no cursor"},
+		{"alone: a stream that goes on elsewhere", alone("Unique", elsewhere()), "goes on at another cursor"},
+		{"a recording with an event that never was", promises.Recorded(story(), log.Matching(nil, 0, 2)), "delivered and not recorded"},
+		{"a recording that lacks an event", promises.Recorded(with(2), log.Matching(nil, 0, 3)), "recorded and not delivered"},
+		{"a recording that lacks its end", promises.Recorded(with(5, progress(12, 3)), log.Matching(nil, 0, 3)), "recorded and not delivered"},
+		{"a recording with an altered event", promises.Recorded(with(3, events(2, cursor(2), changed(func(e *instancedv1.Event) { e.Inferred = true }), rest)), log.Matching(nil, 0, 3)), "and recorded as"},
 		{"a history that disagrees", log.Agrees([]*instancedv1.Event{event(1, 0, "a", stopped, pending)}), "want 4"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -16,13 +15,11 @@ import (
 // All checks everything that one subscriber, over all its connections, can be checked
 // for against the log. Each connection went on at the cursor of the one before.
 func All(log *Log, connections ...*Connection) error {
-	return errors.Join(
-		Ordered(connections...),
-		Complete(log, connections...),
-		Unique(log, connections...),
-		Atomic(log, connections...),
-		Snapshot(log, connections...),
-	)
+	var errs []error
+	for _, f := range Against(log, connections...) {
+		errs = append(errs, f.Err)
+	}
+	return errors.Join(errs...)
 }
 
 // Ordered checks that (revision, index) strictly increases, and that between ENTERED
@@ -36,7 +33,7 @@ func Ordered(connections ...*Connection) error {
 			return err
 		}
 		// What came behind the last cursor comes again in the next connection.
-		rest := order{last: o.last, states: maps.Clone(o.states)}
+		rest := order{last: o.last, states: maps.Clone(o.states), whole: o.whole}
 		if err := rest.follow(c.Messages[sure:]); err != nil {
 			return err
 		}
@@ -44,10 +41,16 @@ func Ordered(connections ...*Connection) error {
 	return nil
 }
 
+// notMatching stands for the state of an instance that is known not to match.
+const notMatching = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_UNSPECIFIED
+
 // order is where a subscriber has got to.
 type order struct {
-	last   *instancedv1.Event
+	last *instancedv1.Event
+	// states are those of the instances of which something was seen; whole is whether
+	// no other instance matches.
 	states map[string]instancedv1.InstanceStateName
+	whole  bool
 }
 
 func (o *order) follow(messages []Message) error {
@@ -62,52 +65,60 @@ func (o *order) follow(messages []Message) error {
 			for _, i := range s.GetInstances() {
 				o.states[i.GetInstanceId()] = i.GetState().GetName()
 			}
+			o.whole = s.GetLast()
 		}
 		for _, e := range m.GetEvents().GetEvents() {
 			if o.last != nil && compare(o.last, e) >= 0 {
 				return fmt.Errorf("ordered: %s comes after %s", name(e), name(o.last))
 			}
 			o.last = e
-			if err := chained(o.states, e); err != nil {
-				return err
+			if err := o.chained(e); err != nil {
+				return fmt.Errorf("ordered: %s: %w", name(e), err)
 			}
 		}
 	}
 	return nil
 }
 
-func compare(a, b *instancedv1.Event) int {
-	return cmp.Or(cmp.Compare(a.GetRevision(), b.GetRevision()), cmp.Compare(a.GetIndex(), b.GetIndex()))
-}
-
-// chained checks that an event follows from the states before it, and keeps them.
-func chained(states map[string]instancedv1.InstanceStateName, e *instancedv1.Event) error {
+// chained checks that an event follows from what was before it, and keeps it.
+func (o *order) chained(e *instancedv1.Event) error {
 	id := e.GetInstance().GetInstanceId()
 	previous, current := e.GetPreviousState().GetName(), e.GetInstance().GetState().GetName()
-	if known, ok := states[id]; ok && known != previous {
-		return fmt.Errorf("ordered: %s: the previous state is %v, but it was %v", name(e), previous, known)
+	known, seen := o.states[id]
+	matched := seen && known != notMatching
+	switch entered := e.GetMatch() == instancedv1.EventMatch_EVENT_MATCH_ENTERED; {
+	case matched && known != previous:
+		return fmt.Errorf("the previous state is %v, but it was %v", previous, known)
+	case entered && matched:
+		return errors.New("the instance begins to match, but it matched before")
+	case !entered && !matched && (seen || o.whole):
+		return errors.New("the instance matched before, but nothing was told of that")
 	}
 	switch e.GetType() {
 	case instancedv1.EventType_EVENT_TYPE_ADDED:
 		if e.GetPreviousState() != nil {
-			return fmt.Errorf("ordered: %s: an instance that was added has a previous state", name(e))
+			return errors.New("an instance that was added has a previous state")
 		}
 	case instancedv1.EventType_EVENT_TYPE_STATE_CHANGED:
 		if !instance.CanFollow(stateOf(previous), stateOf(current)) {
-			return fmt.Errorf("ordered: %s: %v cannot follow %v", name(e), current, previous)
+			return fmt.Errorf("%v cannot follow %v", current, previous)
 		}
 	case instancedv1.EventType_EVENT_TYPE_ATTRIBUTES_CHANGED, instancedv1.EventType_EVENT_TYPE_REMOVED:
 		if current != previous {
-			return fmt.Errorf("ordered: %s: the state changed from %v to %v", name(e), previous, current)
+			return fmt.Errorf("the state changed from %v to %v", previous, current)
 		}
 	case instancedv1.EventType_EVENT_TYPE_UNSPECIFIED:
-		return fmt.Errorf("ordered: %s: has no type", name(e))
+		return errors.New("it has no type")
 	}
-	states[id] = current
+	o.states[id] = current
 	if e.GetMatch() == instancedv1.EventMatch_EVENT_MATCH_LEFT {
-		delete(states, id)
+		o.states[id] = notMatching
 	}
 	return nil
+}
+
+func compare(a, b *instancedv1.Event) int {
+	return cmp.Or(cmp.Compare(a.GetRevision(), b.GetRevision()), cmp.Compare(a.GetIndex(), b.GetIndex()))
 }
 
 func stateOf(name instancedv1.InstanceStateName) instance.State {
@@ -229,38 +240,29 @@ func goesOn(c *Connection, n int) bool {
 // and that no connection delivers an event twice.
 func Unique(log *Log, connections ...*Connection) error {
 	for i, c := range connections {
-		var after uint64
-		if cursor := c.Request.GetAfterCursor(); cursor != "" && !beginsAgain(c) {
-			var err error
-			if after, err = log.Revision(cursor); err != nil {
-				return fmt.Errorf("unique: connection %d: %w", i, err)
-			}
+		cursor := c.Request.GetAfterCursor()
+		if cursor == "" || beginsAgain(c) {
+			continue
 		}
-		seen := map[[2]uint64]bool{}
+		after, err := log.Revision(cursor)
+		if err != nil {
+			return fmt.Errorf("unique: connection %d: %w", i, err)
+		}
 		for _, e := range c.Events() {
-			key := [2]uint64{e.GetRevision(), uint64(e.GetIndex())}
-			if e.GetRevision() <= after || seen[key] {
+			if e.GetRevision() <= after {
 				return fmt.Errorf("unique: connection %d: %s was delivered before", i, name(e))
 			}
-			seen[key] = true
 		}
 	}
-	return nil
+	return unique(connections)
 }
 
 // Atomic checks that no cursor divides the changes of a batch.
 func Atomic(log *Log, connections ...*Connection) error {
 	for i, c := range connections {
-		// The highest revisions that were begun, and that a cursor was behind.
-		var begun, closed uint64
+		var begun uint64
 		for n, m := range c.Messages {
-			if s := m.GetSnapshot(); s.GetFirst() && otherHistory(s.GetReason()) {
-				begun, closed = 0, 0
-			}
 			for _, e := range m.GetEvents().GetEvents() {
-				if e.GetRevision() <= closed {
-					return fmt.Errorf("atomic: connection %d: %s comes after a cursor of its revision or a later one", i, name(e))
-				}
 				begun = max(begun, e.GetRevision())
 			}
 			if m.GetCursor() == "" || goesOn(c, n) {
@@ -273,29 +275,25 @@ func Atomic(log *Log, connections ...*Connection) error {
 			if begun > revision {
 				return fmt.Errorf("atomic: connection %d: revision %d stands before the cursor of revision %d", i, begun, revision)
 			}
-			closed = begun
 		}
 	}
-	return nil
+	return atomic(connections)
 }
 
 // Snapshot checks that a snapshot is exactly the fold of all records up to its cursor.
 // That the first event after it is the next one is checked by [Complete].
 func Snapshot(log *Log, connections ...*Connection) error {
+	if err := snapshot(connections); err != nil {
+		return err
+	}
 	for i, c := range connections {
 		var parts []*instancedv1.Instance
 		for _, m := range c.Messages {
 			s := m.GetSnapshot()
-			if s == nil {
-				continue
-			}
 			if s.GetFirst() {
 				parts = nil
 			}
 			parts = append(parts, s.GetInstances()...)
-			if s.GetLast() != (m.GetCursor() != "") {
-				return fmt.Errorf("snapshot: connection %d: the last part, and no other, has the cursor", i)
-			}
 			if !s.GetLast() {
 				continue
 			}
@@ -313,9 +311,6 @@ func Snapshot(log *Log, connections ...*Connection) error {
 
 // isFold compares instances with what of a fold matches a filter.
 func isFold(got []*instancedv1.Instance, fold map[string]*instancedv1.Instance, filter *instancedv1.InstanceFilter) error {
-	if !slices.IsSortedFunc(got, func(a, b *instancedv1.Instance) int { return cmp.Compare(a.GetInstanceId(), b.GetInstanceId()) }) {
-		return errors.New("the instances are not in the order of their ids")
-	}
 	wanted := 0
 	for _, i := range fold {
 		if matches(filter, i) {

@@ -1,0 +1,84 @@
+package promises
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+// Recorded checks a connection whose filter nobody knows, and which has one snapshot at
+// most, against the history of all the instances that it mentions, between its first
+// cursor and its last: each event is as it was recorded, and of an instance that was
+// known to match none is missing.
+func Recorded(c *Connection, history []*instancedv1.Event) error {
+	recorded := map[place]*instancedv1.Event{}
+	for _, e := range history {
+		recorded[placeOf(e)] = e
+	}
+	matching := map[string]bool{}
+	next := 0
+	// missing looks for what was recorded before a place and is not delivered.
+	missing := func(before *instancedv1.Event) error {
+		for ; next < len(history) && (before == nil || compare(history[next], before) < 0); next++ {
+			if e := history[next]; matching[e.GetInstance().GetInstanceId()] {
+				return fmt.Errorf("complete: %s is recorded and not delivered", name(e))
+			}
+		}
+		return nil
+	}
+	for _, m := range c.Messages[:c.sure()] {
+		if s := m.GetSnapshot(); s != nil {
+			if s.GetFirst() {
+				clear(matching)
+			}
+			for _, i := range s.GetInstances() {
+				matching[i.GetInstanceId()] = true
+			}
+		}
+		for _, e := range m.GetEvents().GetEvents() {
+			if err := missing(e); err != nil {
+				return err
+			}
+			was, ok := recorded[placeOf(e)]
+			if !ok {
+				return fmt.Errorf("complete: %s is delivered and not recorded", name(e))
+			}
+			if !equalButForMatch(e, was) {
+				return fmt.Errorf("complete: %s is\n%v\nand recorded as\n%v", name(e), e, was)
+			}
+			if next < len(history) && compare(history[next], e) == 0 {
+				next++
+			}
+			matching[e.GetInstance().GetInstanceId()] = e.GetMatch() != instancedv1.EventMatch_EVENT_MATCH_LEFT
+		}
+	}
+	return missing(nil)
+}
+
+// Mentioned returns the ids of all instances of which connections tell.
+func Mentioned(connections ...*Connection) []string {
+	ids := map[string]bool{}
+	for _, c := range connections {
+		for _, m := range c.Messages {
+			for _, i := range m.GetSnapshot().GetInstances() {
+				ids[i.GetInstanceId()] = true
+			}
+			for _, e := range m.GetEvents().GetEvents() {
+				ids[e.GetInstance().GetInstanceId()] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(ids))
+}
+
+func equalButForMatch(a, b *instancedv1.Event) bool {
+	if a.GetMatch() != b.GetMatch() {
+		b = proto.CloneOf(b)
+		b.Match = a.GetMatch()
+	}
+	return proto.Equal(a, b)
+}
