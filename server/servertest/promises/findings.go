@@ -3,9 +3,9 @@ package promises
 // Finding is how a promise fared.
 type Finding struct {
 	Promise string
-	// Checked is how many of what Things names were looked at. Of none nothing is known.
+	// Checked is how many of its unit were looked at. Of none nothing is known.
 	Checked int
-	Things  string
+	Unit    string
 	// Err is what breaks the promise, nil if nothing does.
 	Err error
 }
@@ -15,12 +15,12 @@ type Finding struct {
 func Alone(connections ...*Connection) []Finding {
 	n := count(connections)
 	return []Finding{
-		{"Ordered", n.events, "events", Ordered(connections...)},
-		{"Unique", n.events, "events", unique(connections)},
-		{"Atomic", n.cursors, "cursors", atomic(connections)},
-		{"Snapshot", n.snapshots, "snapshots", snapshot(connections)},
-		{"Progress", n.progress, "messages", forward(connections)},
-		{"Goodbye", n.goodbyes, "goodbyes", goodbyes(connections)},
+		{"Ordered", n.events, "event", Ordered(connections...)},
+		{"Unique", n.events, "event", unique(connections)},
+		{"Atomic", n.cursors, "cursor", atomic(connections)},
+		{"Snapshot", n.snapshots, "snapshot", snapshot(connections)},
+		{"Progress", n.progress, "message", forward(connections)},
+		{"Goodbye", n.goodbyes, "goodbye", goodbyes(connections)},
 	}
 }
 
@@ -28,13 +28,13 @@ func Alone(connections ...*Connection) []Finding {
 func Against(log *Log, connections ...*Connection) []Finding {
 	n := count(connections)
 	return []Finding{
-		{"Ordered", n.events, "events", Ordered(connections...)},
-		{"Complete", n.events, "events", Complete(log, connections...)},
-		{"Unique", n.events, "events", Unique(log, connections...)},
-		{"Atomic", n.cursors, "cursors", Atomic(log, connections...)},
-		{"Snapshot", n.snapshots, "snapshots", Snapshot(log, connections...)},
-		{"Progress", n.progress, "messages", forward(connections)},
-		{"Goodbye", n.goodbyes, "goodbyes", goodbyes(connections)},
+		{"Ordered", n.events, "event", Ordered(connections...)},
+		{"Complete", n.events, "event", Complete(log, connections...)},
+		{"Unique", n.events, "event", Unique(log, connections...)},
+		{"Atomic", n.cursors, "cursor", Atomic(log, connections...)},
+		{"Snapshot", n.snapshots, "snapshot", Snapshot(log, connections...)},
+		{"Progress", n.progress, "message", forward(connections)},
+		{"Goodbye", n.goodbyes, "goodbye", goodbyes(connections)},
 	}
 }
 

@@ -13,8 +13,9 @@ import (
 // Recorded checks a connection whose filter nobody knows, and which has one snapshot at
 // most, against the history of all the instances that it mentions, between its first
 // cursor and its last: each event is as it was recorded, and of an instance that was
-// known to match none is missing.
-func Recorded(c *Connection, history []*instancedv1.Event) error {
+// known to match none is missing. A history that is not whole begins later: what is
+// older than its first event is not compared.
+func Recorded(c *Connection, history []*instancedv1.Event, whole bool) error {
 	recorded := map[place]*instancedv1.Event{}
 	for _, e := range history {
 		recorded[placeOf(e)] = e
@@ -40,6 +41,11 @@ func Recorded(c *Connection, history []*instancedv1.Event) error {
 			}
 		}
 		for _, e := range m.GetEvents().GetEvents() {
+			id, left := e.GetInstance().GetInstanceId(), e.GetMatch() == instancedv1.EventMatch_EVENT_MATCH_LEFT
+			if !whole && (len(history) == 0 || compare(e, history[0]) < 0) {
+				matching[id] = !left
+				continue
+			}
 			if err := missing(e); err != nil {
 				return err
 			}
@@ -53,7 +59,7 @@ func Recorded(c *Connection, history []*instancedv1.Event) error {
 			if next < len(history) && compare(history[next], e) == 0 {
 				next++
 			}
-			matching[e.GetInstance().GetInstanceId()] = e.GetMatch() != instancedv1.EventMatch_EVENT_MATCH_LEFT
+			matching[id] = !left
 		}
 	}
 	return missing(nil)

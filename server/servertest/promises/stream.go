@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -221,8 +222,8 @@ func beginsAgain(c *Connection) bool {
 
 // sure returns how many of the messages are before the last cursor, or have it.
 func (c *Connection) sure() int {
-	for n := len(c.Messages) - 1; n >= 0; n-- {
-		if c.Messages[n].GetCursor() != "" && !goesOn(c, n) {
+	for n, m := range slices.Backward(c.Messages) {
+		if m.GetCursor() != "" && !goesOn(c, n) {
 			return n + 1
 		}
 	}

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/server/servertest/promises"
+)
+
+// recordings are the watches of which a file has the messages, in the order of the file.
+type recordings struct {
+	logID   string
+	lines   int
+	watches []*recording
+	// cut is whether the last line is not complete.
+	cut bool
+}
+
+// recording is one watch. It is parted where it begins again with a snapshot.
+type recording struct {
+	parts []*promises.Connection
+	// cursor is the last one, and open is whether a snapshot is not complete.
+	cursor string
+	open   bool
+}
+
+// readRecording reads what `watch -o json` printed.
+func (t *terminal) readRecording(name string) (*recordings, error) {
+	f, err := t.open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	if name == "-" {
+		name = "standard input"
+	}
+	all := &recordings{}
+	in := bufio.NewReader(f)
+	for number := 1; ; number++ {
+		line, err := in.ReadBytes('\n')
+		last := errors.Is(err, io.EOF)
+		if err != nil && !last {
+			return nil, fmt.Errorf("read %s: %w", name, err)
+		}
+		if text := bytes.TrimSpace(line); len(text) > 0 {
+			wrong := all.add(text)
+			// Whoever was killed while it wrote left a part of a line.
+			if wrong != nil && last && all.lines > 0 {
+				all.cut = true
+			} else if wrong != nil {
+				return nil, usagef("%s, line %d: %v; verify reads what \"instanced watch -o json\" prints, one message a line", name, number, wrong)
+			}
+		}
+		if last {
+			break
+		}
+	}
+	if all.lines == 0 {
+		return nil, usagef("%s is empty; verify reads what \"instanced watch -o json\" prints, one message a line", name)
+	}
+	return all, nil
+}
+
+// add takes one line.
+func (all *recordings) add(text []byte) error {
+	m := &instancedv1.WatchInstancesResponse{}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(text, m); err != nil || m.GetMessage() == nil {
+		return errors.New("this is no message of a watch")
+	}
+	all.lines++
+	s := m.GetSubscribed()
+	if len(all.watches) == 0 || s != nil && !all.goesOn(m) {
+		all.watches = append(all.watches, &recording{})
+	}
+	if s != nil {
+		all.logID = s.GetLogId()
+	}
+	all.watches[len(all.watches)-1].add(m)
+	return nil
+}
+
+// goesOn reports whether a stream goes on where the one before has ended: at its last
+// cursor, or with a snapshot.
+func (all *recordings) goesOn(m *instancedv1.WatchInstancesResponse) bool {
+	w := all.watches[len(all.watches)-1]
+	return m.GetSubscribed().GetLogId() == all.logID && (m.GetCursor() == "" || m.GetCursor() == w.cursor)
+}
+
+func (w *recording) add(m *instancedv1.WatchInstancesResponse) {
+	if len(w.parts) == 0 || m.GetSnapshot().GetFirst() && !w.open && w.parts[len(w.parts)-1].Cursor() != "" {
+		w.parts = append(w.parts, &promises.Connection{Request: &instancedv1.WatchInstancesRequest{}, Followed: true})
+	}
+	if s := m.GetSnapshot(); s != nil {
+		w.open = !s.GetLast()
+	}
+	w.cursor = cmp.Or(m.GetCursor(), w.cursor)
+	part := w.parts[len(w.parts)-1]
+	part.Messages = append(part.Messages, promises.Message{WatchInstancesResponse: m})
+}
+
+// alone checks what the recordings show by themselves.
+func (all *recordings) alone() *verification {
+	var findings [][]promises.Finding
+	streams := 0
+	for _, w := range all.watches {
+		findings = append(findings, promises.Alone(w.parts...))
+		for _, part := range w.parts {
+			for _, m := range part.Messages {
+				if m.GetSubscribed() != nil {
+					streams++
+				}
+			}
+		}
+	}
+	r := &verification{Checked: fmt.Sprintf("Read %s of %s.", counted(all.lines, "message"), counted(streams, "stream"))}
+	if n := len(all.watches); n > 1 {
+		r.Checked += fmt.Sprintf(" They are of %d watches: not each stream goes on where the one before ended.", n)
+	}
+	if all.cut {
+		r.Checked += " The last line is cut off, and left out."
+	}
+	r.add(promises.Together(findings...))
+	return r
+}
+
+// compare compares the recordings with the history that a service has.
+func (all *recordings) compare(ctx context.Context, c *client.Client, r *verification) error {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if all.logID != info.GetLogId() {
+		return &verdict{status: exitRefused, lines: []string{fmt.Sprintf(
+			"the recording is of the log %s and the service has the log %s: they cannot be compared", cmp.Or(all.logID, "(unknown)"), info.GetLogId())}}
+	}
+	complete := promises.Finding{Promise: "Complete", Unit: "event"}
+	for _, w := range all.watches {
+		for _, part := range w.parts {
+			n, broken, err := r.compare(ctx, c, part)
+			if err != nil {
+				return err
+			}
+			complete.Checked += n
+			if complete.Err == nil {
+				complete.Err = broken
+			}
+		}
+	}
+	r.add([]promises.Finding{complete})
+	return nil
+}
+
+// compare compares one part of a recording with the history of what it mentions, and
+// returns how many events it has compared and what is wrong with them.
+func (r *verification) compare(ctx context.Context, c *client.Client, part *promises.Connection) (n int, broken, err error) {
+	begin := ""
+	for _, m := range part.Messages {
+		begin = cmp.Or(begin, m.GetCursor())
+	}
+	if begin == "" {
+		return 0, nil, nil // there is nothing to go by
+	}
+	ids, events := promises.Mentioned(part), part.Events()
+	whole := true
+	history, err := historyOf(ctx, c, ids, begin)
+	if expired(err) {
+		whole = false
+		history, err = historyOf(ctx, c, ids, "")
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	// What was recorded after the last cursor is not what the recording had to tell.
+	later, err := historyOf(ctx, c, ids, part.Cursor())
+	switch {
+	case expired(err):
+		r.NotCompared += len(events)
+		return 0, nil, nil
+	case err != nil:
+		return 0, nil, err
+	case len(later) > 0:
+		history = slices.DeleteFunc(history, func(e *instancedv1.Event) bool { return !before(e, later[0]) })
+	}
+	n = len(events)
+	if !whole {
+		older := slices.IndexFunc(events, func(e *instancedv1.Event) bool { return len(history) > 0 && !before(e, history[0]) })
+		if older < 0 {
+			older = len(events)
+		}
+		n -= older
+		r.NotCompared += older
+	}
+	return n, promises.Recorded(part, history, whole), nil
+}
+
+// before reports whether an event was recorded before another one.
+func before(a, b *instancedv1.Event) bool {
+	return cmp.Or(cmp.Compare(a.GetRevision(), b.GetRevision()), cmp.Compare(a.GetIndex(), b.GetIndex())) < 0
+}
+
+// expired reports whether a call was refused because what it asks for is no longer kept.
+func expired(err error) bool {
+	e, ok := errors.AsType[*client.Error](err)
+	return ok && e.Reason == "CURSOR_EXPIRED"
+}

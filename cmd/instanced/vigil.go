@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/instanced/instanced/client"
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/server/servertest/promises"
+)
+
+const (
+	// vigilInterval is how often the subscribers of a vigil ask for progress, and
+	// vigilSlack how much later it may come.
+	vigilInterval = time.Second
+	vigilSlack    = 10 * time.Second
+	// mostMessages is how many messages a subscriber gets at the most until it is cut off.
+	mostMessages = 6
+)
+
+// vigil watches a service for a while with several subscribers, and compares what they
+// got.
+type vigil struct {
+	client *client.Client
+	period time.Duration
+}
+
+// restless is a subscriber that is cut off and goes on again and again.
+type restless struct {
+	filter      *instancedv1.InstanceFilter
+	connections []*promises.Connection
+}
+
+func (v *vigil) keep(ctx context.Context) (*verification, error) {
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
+	steady := promises.Follow(v.request(nil, ""), v.client.Watch(ctx, v.request(nil, "")))
+	begun, err := steady.Until(ctx, promises.SnapshotSeen)
+	if err != nil {
+		return nil, failureOf(begun, err)
+	}
+	subscribers, err := v.followAll(ctx, vigilFilters(begun))
+	if err != nil {
+		return nil, err
+	}
+	// All that the others have got is at or before the end of the log now.
+	info, err := v.client.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	seen, err := steady.UntilCursor(ctx, info.GetCursor())
+	if err != nil {
+		return nil, failureOf(seen, err)
+	}
+	return v.judge(ctx, seen, subscribers)
+}
+
+// failureOf returns why a stream ended, if that is why it was waited for in vain.
+func failureOf(c *promises.Connection, err error) error {
+	if c.Err != nil {
+		return c.Err
+	}
+	return err
+}
+
+func (v *vigil) request(filter *instancedv1.InstanceFilter, after string) *instancedv1.WatchInstancesRequest {
+	return &instancedv1.WatchInstancesRequest{AfterCursor: after, Filter: filter, ProgressInterval: durationpb.New(vigilInterval)}
+}
+
+// vigilFilters returns filters that some of the changes of a fleet are likely to match.
+func vigilFilters(c *promises.Connection) []*instancedv1.InstanceFilter {
+	states := func(names ...instancedv1.InstanceStateName) *instancedv1.InstanceFilter {
+		return &instancedv1.InstanceFilter{States: names}
+	}
+	filters := []*instancedv1.InstanceFilter{
+		nil,
+		states(instancedv1.InstanceStateName_INSTANCE_STATE_NAME_RUNNING),
+		states(instancedv1.InstanceStateName_INSTANCE_STATE_NAME_PENDING, instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPING),
+	}
+	tags := map[[2]string]int{}
+	for _, m := range c.Messages {
+		for _, i := range m.GetSnapshot().GetInstances() {
+			for key, value := range i.GetTags() {
+				tags[[2]string{key, value}]++
+			}
+		}
+	}
+	if len(tags) > 0 {
+		most := slices.MaxFunc(slices.Collect(maps.Keys(tags)), func(a, b [2]string) int { return tags[a] - tags[b] })
+		filters = append(filters, &instancedv1.InstanceFilter{Tags: []*instancedv1.TagFilter{{Key: most[0], Values: most[1:]}}})
+	}
+	return filters
+}
+
+// followAll has one subscriber for each filter until the time is over.
+func (v *vigil) followAll(ctx context.Context, filters []*instancedv1.InstanceFilter) ([]*restless, error) {
+	end := time.Now().Add(v.period)
+	var (
+		subscribers []*restless
+		running     sync.WaitGroup
+		mu          sync.Mutex
+		errs        []error
+	)
+	for _, filter := range filters {
+		r := &restless{filter: filter}
+		subscribers = append(subscribers, r)
+		running.Go(func() {
+			if err := v.follow(ctx, r, end); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			}
+		})
+	}
+	running.Wait()
+	return subscribers, errors.Join(errs...)
+}
+
+// follow subscribes, leaves after some messages, and goes on with the last cursor.
+func (v *vigil) follow(ctx context.Context, r *restless, end time.Time) error {
+	for after := ""; time.Now().Before(end); {
+		req := v.request(r.filter, after)
+		within, leave := context.WithDeadline(ctx, end)
+		c, err := promises.Follow(req, first(1+rand.IntN(mostMessages), v.client.Watch(within, req))).End(ctx) //nolint:gosec // where a stream is cut is no secret
+		leave()
+		if err != nil {
+			return err
+		}
+		if failed, ok := errors.AsType[*client.Error](c.Err); ok && within.Err() == nil {
+			return failed
+		}
+		if len(c.Messages) > 0 {
+			r.connections = append(r.connections, c)
+			after = c.Cursor()
+		}
+	}
+	return ctx.Err()
+}
+
+// first yields so many messages and leaves.
+func first(n int, seq iter.Seq2[*instancedv1.WatchInstancesResponse, error]) iter.Seq2[*instancedv1.WatchInstancesResponse, error] {
+	return func(yield func(*instancedv1.WatchInstancesResponse, error) bool) {
+		for m, err := range seq {
+			if n--; !yield(m, err) || n == 0 {
+				return
+			}
+		}
+	}
+}
+
+// judge compares what everybody saw.
+func (v *vigil) judge(ctx context.Context, steady *promises.Connection, subscribers []*restless) (*verification, error) {
+	now := time.Now()
+	log, err := promises.NewLog(steady)
+	if err != nil {
+		return nil, fmt.Errorf("the subscriber that was never cut off: %w", err)
+	}
+	history, err := historyOf(ctx, v.client, promises.Mentioned(steady), log.Begin())
+	if err != nil {
+		return nil, err
+	}
+	// What was recorded since the end of the log nobody has seen.
+	history = slices.DeleteFunc(history, func(e *instancedv1.Event) bool { return e.GetRevision() > log.Head() })
+	findings := [][]promises.Finding{promises.Against(log, steady), {
+		{Promise: "Progress", Err: promises.Progress(steady, now, vigilSlack)},
+		{Promise: "History", Checked: len(history), Unit: "event", Err: log.Agrees(history)},
+	}}
+	cuts := 0
+	for _, r := range subscribers {
+		cuts += len(r.connections)
+		findings = append(findings, promises.Against(log, r.connections...))
+	}
+	out := &verification{
+		Checked: fmt.Sprintf("Watched for %v: %s, %s, %s.", v.period,
+			counted(len(subscribers)+1, "subscriber"), counted(cuts, "cut"), counted(len(log.Matching(nil, 0, log.Head())), "recorded change")),
+	}
+	out.add(promises.Together(findings...))
+	return out, nil
+}
