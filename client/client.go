@@ -4,7 +4,7 @@
 // remote service otherwise writes again: errors that can be taken apart with
 // errors.As ([Error]), retries that are safe because each command carries a
 // client token, pages as iterators, and a [Client.Watch] that resumes by itself
-// after whatever interrupts it. Requests and responses are the generated
+// after whatever interrupts it. docs/client.md tells how they behave. Requests and responses are the generated
 // messages of package instancedv1; a method never modifies the request that it is
 // given.
 //
@@ -37,7 +37,7 @@ type Options struct {
 	// for "anonymous".
 	Principal string
 
-	// TransportCredentials secure the connection that [Dial] makes; nil means
+	// TransportCredentials secure the connections that [Dial] makes; nil means
 	// plaintext, which the service offers on loopback only.
 	TransportCredentials credentials.TransportCredentials
 
@@ -45,9 +45,10 @@ type Options struct {
 	DialOptions []grpc.DialOption
 
 	// MaxAttempts is how often a call is made at the most before its error is
-	// returned; 0 means 4, and 1 means that nothing is retried. A watch that has
-	// once been established is resumed without limit, and a wait that has once got
-	// through to the service for as long as it was to last.
+	// returned; 0 means 4, and 1 means that nothing is retried. To be sent on to the
+	// process that owns the backend is no attempt. A watch that has once been
+	// established is resumed without limit, and a wait that has once got through to
+	// the service for as long as it was to last.
 	MaxAttempts int
 
 	// OnRetry, where it is set, is told of each error that is going to be retried
@@ -64,9 +65,13 @@ type Client struct {
 	peers bool
 }
 
-// Dial returns a client of the service at target, such as "127.0.0.1:50051" or any
-// other name that gRPC resolves. The connection is made with the first call, and
-// made again whenever it breaks.
+// Dial returns a client of the service at target: a host and a port such as
+// "127.0.0.1:50051" or "instanced.example:50051", which DNS resolves, or any other
+// target of gRPC such as "unix:/run/instanced.sock". Connections are made with the
+// first call, one to each address that the name has, and made again whenever they
+// break; calls take the addresses in turn. Several processes of the service behind
+// one name are used as one: reads are served by each of them, and a command that
+// comes to one that does not own the backend goes on to the next.
 func Dial(target string, opts Options) (*Client, error) {
 	creds := opts.TransportCredentials
 	if creds == nil {
@@ -74,6 +79,7 @@ func Dial(target string, opts Options) (*Client, error) {
 	}
 	dial := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// gRPC's own backoff grows to two minutes: too long for a watch whose server
 		// is restarted.
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -81,7 +87,8 @@ func Dial(target string, opts Options) (*Client, error) {
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		// A wait may be silent for an hour; this is how a dead connection is noticed.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 15 * time.Second}),
+		// Between calls it keeps what lies in between from forgetting the connection.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 15 * time.Second, PermitWithoutStream: true}),
 	}, opts.DialOptions...)
 	conn, err := grpc.NewClient(target, dial...)
 	if err != nil {
@@ -104,7 +111,7 @@ func New(conn grpc.ClientConnInterface, opts Options) *Client {
 	}
 }
 
-// Close closes the connection that [Dial] made. It leaves the one that was given to
+// Close closes the connections that [Dial] made. It leaves the one that was given to
 // [New] alone.
 func (c *Client) Close() error { return c.close() }
 

@@ -3,11 +3,13 @@ package client
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -18,7 +20,13 @@ const (
 	ReasonDryRun = "DRY_RUN_OPERATION"
 	// ReasonThrottled is EC2's RequestLimitExceeded.
 	ReasonThrottled = "REQUEST_LIMIT_EXCEEDED"
+
+	reasonNotOwner = "NOT_OWNER"
 )
+
+// pushbackTrailer is how a server, or what lies before it, tells clients in general
+// when to retry: in so many milliseconds, or not at all.
+const pushbackTrailer = "grpc-retry-pushback-ms"
 
 // Violation is one thing wrong with one field of a request.
 type Violation struct {
@@ -67,6 +75,8 @@ type Error struct {
 	Metadata map[string]string
 
 	status *status.Status
+	// final is true when the server asks not to retry.
+	final bool
 }
 
 // Error returns the code and the message, and the violations.
@@ -106,8 +116,8 @@ func (e *Error) Unwrap() error {
 	}
 }
 
-// newError takes an error of grpc apart.
-func newError(err error) *Error {
+// newError takes an error of grpc apart, and the trailer that came with it.
+func newError(err error, trailer metadata.MD) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
@@ -127,12 +137,27 @@ func newError(err error) *Error {
 				e.Violations = append(e.Violations, Violation{Field: v.GetField(), Description: v.GetDescription(), Reason: v.GetReason()})
 			}
 		case *errdetails.RetryInfo:
-			e.RetryDelay = d.GetRetryDelay().AsDuration()
+			e.RetryDelay = max(d.GetRetryDelay().AsDuration(), 0)
 		case *errdetails.RequestInfo:
 			e.RequestID = d.GetRequestId()
 		}
 	}
+	e.takePushback(trailer.Get(pushbackTrailer))
 	return e
+}
+
+// takePushback follows the rules that gRPC has for this trailer: what is not one delay
+// means not to retry.
+func (e *Error) takePushback(values []string) {
+	if len(values) == 0 {
+		return
+	}
+	ms, err := strconv.ParseInt(values[0], 10, 32)
+	if len(values) > 1 || err != nil || ms < 0 {
+		e.final = true
+		return
+	}
+	e.RetryDelay = max(e.RetryDelay, time.Duration(ms)*time.Millisecond)
 }
 
 // takeInfo spreads the metadata of an ErrorInfo over the fields that stand for it.

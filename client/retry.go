@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	crand "crypto/rand"
 	"math/rand/v2"
@@ -8,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 )
 
@@ -17,6 +19,14 @@ const (
 	// The delays between tries grow from the first to the last of these.
 	baseDelay = 200 * time.Millisecond
 	maxDelay  = 5 * time.Second
+
+	// maxAsked is the longest delay that a service may ask for: beyond it is nonsense.
+	maxAsked = 24 * time.Hour
+
+	// maxDetours is how often a command goes on at once to another process that may be
+	// the owner, before it counts as failed. With several processes behind one name,
+	// which of them is next is a matter of chance.
+	maxDetours = 4
 )
 
 // newToken returns a client token of 26 characters that nobody else has.
@@ -36,18 +46,17 @@ type tries struct {
 // retry makes a call until it succeeds, fails for good, or has been made often
 // enough. Its error is an *[Error].
 func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx context.Context, opts ...grpc.CallOption) (Resp, error)) (Resp, error) {
-	most := c.opts.MaxAttempts
-	if most == 0 {
-		most = defaultMaxAttempts
-	}
+	most := c.maxAttempts()
 	ctx = c.outgoing(ctx)
+	detours := 0
 	for attempt := 1; ; attempt++ {
 		var server peer.Peer
-		resp, err := call(ctx, grpc.Peer(&server))
+		var trailer metadata.MD
+		resp, err := call(ctx, grpc.Peer(&server), grpc.Trailer(&trailer))
 		if err == nil {
 			return resp, nil
 		}
-		e := newError(err)
+		e := newError(err, trailer)
 		// Without an address the call never left.
 		sent := server.Addr != nil
 		made.through = made.through || sent
@@ -58,6 +67,13 @@ func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx 
 			left := time.Until(made.until)
 			delay, again = min(delay, left), left > 0
 		}
+		if most > 1 && ownedElsewhere(e) && detours < maxDetours {
+			detours++
+			attempt--
+			delay, again = 0, true
+		} else {
+			detours = 0
+		}
 		if !again || !retryable(e) || !c.pause(ctx, e, delay) {
 			var none Resp
 			return none, e
@@ -65,26 +81,40 @@ func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx 
 	}
 }
 
+func (c *Client) maxAttempts() int {
+	return cmp.Or(c.opts.MaxAttempts, defaultMaxAttempts)
+}
+
 // retryable reports whether the same call may succeed soon: the service cannot be
 // reached or is busy, or it says itself that a short wait will do.
 func retryable(e *Error) bool {
-	return e.Code == codes.Unavailable ||
-		e.Code == codes.ResourceExhausted && e.RetryDelay > 0 && e.RetryDelay <= maxDelay
+	return !e.final && (e.Code == codes.Unavailable ||
+		e.Code == codes.ResourceExhausted && e.RetryDelay > 0 && e.RetryDelay <= maxDelay)
 }
 
-// retryDelay is how long to wait after the given number of failures in a row: what
-// the service asks for, and at the least a time that doubles with each failure and
-// of which up to one half is left to chance.
+// ownedElsewhere reports whether a process has refused a command because another one,
+// which it knows, owns the backend. The delay that it asks for is that until it may
+// own it itself; the next try probably gets to another process.
+func ownedElsewhere(e *Error) bool {
+	return e.Reason == reasonNotOwner && e.Metadata["owner"] != ""
+}
+
+// retryDelay is how long to wait after the given number of failures in a row: at the
+// least what the service asks for, and a time that doubles with each failure. A part of
+// it is left to chance, so that those who failed together do not come back together.
 func retryDelay(e *Error, failures int) time.Duration {
-	return max(e.RetryDelay, backoffDelay(failures))
+	asked := min(e.RetryDelay, maxAsked)
+	spread := min(asked/4, maxDelay)
+	return max(asked+rand.N(spread+1), backoffDelay(failures)) //nolint:gosec // chance spreads the retries; it guards nothing
 }
 
+// backoffDelay is the time that doubles; up to one half of it is left to chance.
 func backoffDelay(failures int) time.Duration {
 	d := maxDelay
 	if shift := failures - 1; shift < 16 {
 		d = min(d, baseDelay<<shift)
 	}
-	return d/2 + rand.N(d/2+1) //nolint:gosec // chance spreads the retries; it guards nothing
+	return d/2 + rand.N(d/2+1) //nolint:gosec // as above
 }
 
 // pause tells of a retry and waits for it. It is false, at once where possible, when

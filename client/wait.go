@@ -37,16 +37,19 @@ func (c *Client) Wait(ctx context.Context, req *instancedv1.WaitInstancesRequest
 	if req.GetTimeout() == nil {
 		req.Timeout = durationpb.New(waitFor(ctx))
 	}
-	end := time.Now().Add(req.GetTimeout().AsDuration())
+	timeout := req.GetTimeout().AsDuration()
+	end := time.Now().Add(timeout)
 	first := true
 	made := &tries{until: end, through: req.GetAfterCursor() != ""}
 	return retry(ctx, c, made, func(ctx context.Context, opts ...grpc.CallOption) (*instancedv1.WaitInstancesResponse, error) {
 		// A try after the first waits only for what the others have left over.
 		if !first {
-			req.Timeout = durationpb.New(max(time.Until(end), time.Millisecond))
+			timeout = max(time.Until(end), time.Millisecond)
+			req.Timeout = durationpb.New(timeout)
 		}
 		first = false
-		ctx, cancel := context.WithTimeout(ctx, req.GetTimeout().AsDuration()+waitGrace)
+		// What is beyond the limits is for the service to refuse.
+		ctx, cancel := context.WithTimeout(ctx, min(max(timeout, 0), maxWait)+waitGrace)
 		defer cancel()
 		return c.service.WaitInstances(ctx, req, opts...)
 	})
@@ -65,11 +68,14 @@ func waitFor(ctx context.Context) time.Duration {
 // StartAndWait starts instances and waits until all of them run. It returns them in
 // full, with the addresses that they were given, in the order asked for.
 //
-// The error is an *[Error] when the start was refused, and a *[NotReachedError] when
-// some instance does not run: because it fell back to stopped, because the time was
-// over, or, of a per-instance call, because it could not be started. The wait ends
-// with the deadline of ctx, or after 5 minutes where there is none. For a dry run
-// there is nothing to wait for, and no instance is returned.
+// The error has an *[Error] in it when the start was refused or, as its text then says,
+// when the instances are starting and the wait for them failed. It is a
+// *[NotReachedError] when some instance does not run: because it fell back to stopped,
+// because the time was over, or, of a per-instance call, because it could not be
+// started; all that were accepted are returned beside it, whatever their states. The
+// wait ends shortly before the deadline of ctx, after an hour at most, and after 5
+// minutes where there is none. For a dry run there is nothing to wait for, and no
+// instance is returned.
 func (c *Client) StartAndWait(ctx context.Context, req *instancedv1.StartInstancesRequest) ([]*instancedv1.Instance, error) {
 	started, err := c.Start(ctx, req)
 	if err != nil {
@@ -91,7 +97,7 @@ func (c *Client) StartAndWait(ctx context.Context, req *instancedv1.StartInstanc
 			AfterCursor: started.GetCursor(),
 		})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("the start was accepted, and the wait for it failed: %w", err)
 		}
 		for _, result := range waited.GetResults() {
 			instances = append(instances, result.GetInstance())

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -20,7 +21,7 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-const interval = 10 * time.Second
+const interval = 4 * time.Second
 
 // stream is what one stream of a script says, and how it ends: nil ends it as a
 // server does that says no more; errHang leaves it open.
@@ -45,7 +46,7 @@ func (s *script) watch(req *instancedv1.WatchInstancesRequest, out grpc.ServerSt
 	n := len(s.asked)
 	s.asked, s.at = append(s.asked, req), append(s.at, time.Now())
 	if n >= len(s.streams) {
-		return status.Errorf(codes.Internal, "the script has %d streams only", len(s.streams))
+		return status.Errorf(codes.FailedPrecondition, "the script has %d streams only", len(s.streams))
 	}
 	for _, msg := range s.streams[n].messages {
 		if err := out.Send(msg); err != nil {
@@ -119,23 +120,14 @@ func TestAWatchGoesOnAfterItsLastCursor(t *testing.T) {
 			cursors: []string{"", "a"},
 			want:    []*instancedv1.WatchInstancesResponse{subscribed("a"), events("b", 1, 0)},
 		},
-		"without what was yielded before of a batch in parts": {
+		"with a batch in parts in one piece": {
 			request: &instancedv1.WatchInstancesRequest{AfterCursor: "a"},
 			streams: []stream{
 				{[]*instancedv1.WatchInstancesResponse{subscribed(""), events("", 7, 0, 1)}, errGone},
-				{[]*instancedv1.WatchInstancesResponse{subscribed(""), events("", 7, 0), events("b", 7, 1, 2)}, errHang},
+				{[]*instancedv1.WatchInstancesResponse{subscribed(""), events("", 7, 0), events("", 7, 1), events("b", 7, 2)}, errHang},
 			},
 			cursors: []string{"a", "a"},
-			want:    []*instancedv1.WatchInstancesResponse{subscribed(""), events("", 7, 0, 1), subscribed(""), events("b", 7, 2)},
-		},
-		"with the cursor of a batch of which nothing is new": {
-			request: &instancedv1.WatchInstancesRequest{AfterCursor: "a"},
-			streams: []stream{
-				{[]*instancedv1.WatchInstancesResponse{events("", 7, 0)}, nil},
-				{[]*instancedv1.WatchInstancesResponse{subscribed(""), events("b", 7, 0), events("c", 8, 0)}, errHang},
-			},
-			cursors: []string{"a"},
-			want:    []*instancedv1.WatchInstancesResponse{events("", 7, 0)},
+			want:    []*instancedv1.WatchInstancesResponse{subscribed(""), subscribed(""), events("b", 7, 0, 1, 2)},
 		},
 		"from a new snapshot when the first one was not complete": {
 			request: &instancedv1.WatchInstancesRequest{AfterCursor: "expired"},
@@ -211,7 +203,7 @@ func TestASilentStreamIsLeft(t *testing.T) {
 		if first := s.at[1].Sub(s.at[0]); first < 30*time.Second || first > 31*time.Second {
 			t.Errorf("left a stream that never spoke after %v", first)
 		}
-		if second := s.at[2].Sub(s.at[1]); second < 35*time.Second || second > 36*time.Second {
+		if second := s.at[2].Sub(s.at[1]); second < 3*interval || second > 3*interval+time.Second {
 			t.Errorf("left a stream without its progress messages after %v", second)
 		}
 	})
@@ -248,6 +240,98 @@ func TestAWatchEndsWithAnErrorThatWaitingDoesNotCure(t *testing.T) {
 		e, ok := errors.AsType[*client.Error](err)
 		if !ok || e.Reason != "CURSOR_EXPIRED" || e.Metadata["oldest_cursor"] != "m" {
 			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestAWatchThatStoodIsResumedAfterWhatLiesBetween(t *testing.T) {
+	reason := &errdetails.ErrorInfo{Domain: "instanced", Reason: "R"}
+	tests := map[string]struct {
+		err     error
+		resumes bool
+	}{
+		"a stream that was reset":         {status.Error(codes.Internal, "stream terminated by RST_STREAM"), true},
+		"a stream that was cancelled":     {status.Error(codes.Canceled, "stream terminated by RST_STREAM"), true},
+		"a proxy that speaks no gRPC":     {status.Error(codes.Unknown, "unexpected content-type"), true},
+		"a service that sheds load":       {failure(t, codes.ResourceExhausted, "too many", reason, &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Minute)}), true},
+		"not a bug of the service":        {failure(t, codes.Internal, "oops", reason), false},
+		"not a lack that does not end":    {failure(t, codes.ResourceExhausted, "too many", reason), false},
+		"not a caller who may no longer":  {status.Error(codes.PermissionDenied, "no"), false},
+		"not a cursor that cannot be one": {failure(t, codes.InvalidArgument, "no", reason), false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &script{streams: []stream{
+					{[]*instancedv1.WatchInstancesResponse{subscribed("a")}, test.err},
+					{[]*instancedv1.WatchInstancesResponse{events("b", 1, 0)}, errHang},
+				}}
+				if _, err := follow(t, s, &instancedv1.WatchInstancesRequest{}, 2); (err == nil) != test.resumes {
+					t.Errorf("got %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestWhatAWatchDoesWithAnUnusableCursor(t *testing.T) {
+	const (
+		unspecified = instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_UNSPECIFIED
+		fail        = instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_FAIL
+		begin       = instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT
+	)
+	tests := map[string]struct {
+		request *instancedv1.WatchInstancesRequest
+		want    instancedv1.UnusableCursorPolicy
+	}{
+		"one that began with a snapshot begins again": {&instancedv1.WatchInstancesRequest{}, begin},
+		"unless it is not to":                         {&instancedv1.WatchInstancesRequest{OnUnusableCursor: fail}, fail},
+		"one that began after a cursor ends":          {&instancedv1.WatchInstancesRequest{AfterCursor: "a"}, unspecified},
+		"unless it is to begin again":                 {&instancedv1.WatchInstancesRequest{AfterCursor: "a", OnUnusableCursor: begin}, begin},
+		"one that began from now on ends":             {&instancedv1.WatchInstancesRequest{FromNow: true}, unspecified},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &script{streams: []stream{
+					{[]*instancedv1.WatchInstancesResponse{subscribed("b")}, errGone},
+					{[]*instancedv1.WatchInstancesResponse{subscribed("")}, errHang},
+				}}
+				given := proto.CloneOf(test.request)
+				if _, err := follow(t, s, test.request, 2); err != nil {
+					t.Fatal(err)
+				}
+				for i, req := range s.asked {
+					if req.GetOnUnusableCursor() != test.want {
+						t.Errorf("stream %d was asked to %v", i, req.GetOnUnusableCursor())
+					}
+				}
+				if !proto.Equal(given, test.request) {
+					t.Errorf("the caller's request was modified: %v", test.request)
+				}
+			})
+		})
+	}
+}
+
+func TestASnapshotThatIsBegunAnewNamesTheReasonOfTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const expired = instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_EXPIRED
+		because := snapshot("", true, false, "i-1")
+		because.GetSnapshot().Reason = expired
+		s := &script{streams: []stream{
+			{[]*instancedv1.WatchInstancesResponse{because}, errGone},
+			{[]*instancedv1.WatchInstancesResponse{snapshot("b", true, true, "i-1")}, errGone},
+			{[]*instancedv1.WatchInstancesResponse{snapshot("c", true, true, "i-1")}, errHang},
+		}}
+		got, err := follow(t, s, &instancedv1.WatchInstancesRequest{}, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []instancedv1.UnusableCursorReason{expired, expired, 0} {
+			if reason := got[i].GetSnapshot().GetReason(); reason != want {
+				t.Errorf("the reason of snapshot %d is %v", i, reason)
+			}
 		}
 	})
 }
@@ -290,14 +374,14 @@ func TestAWatchEndsWithItsContext(t *testing.T) {
 				s := &script{streams: streams}
 				c, stop := dial(t, &service{watch: s.watch}, client.Options{})
 				defer stop()
-				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 2*interval)
 				defer cancel()
 				begin := time.Now()
 				var last error
 				for _, err := range c.Watch(ctx, &instancedv1.WatchInstancesRequest{}) {
 					last = err
 				}
-				if took := time.Since(begin); !errors.Is(last, context.DeadlineExceeded) || took != 20*time.Second {
+				if took := time.Since(begin); !errors.Is(last, context.DeadlineExceeded) || took != 2*interval {
 					t.Errorf("ended with %v after %v", last, took)
 				}
 			})
