@@ -24,8 +24,10 @@ func newWatchCommand(t *terminal) *cobra.Command {
 		Long: `Watch prints the instances as they are, and then a line for each change: when it
 happened, the state before and after, who brought it about, and how the service learnt of
 it. It goes on by itself when the connection breaks, without a hole and without a repeat,
-until it is interrupted. A first connection that cannot be made is given up after a few
-tries.
+until it is interrupted. If that is not possible, because it was away for longer than
+the log is kept, it prints the instances as they are again, and says why; with --after or
+--from-now it fails instead. A first connection that cannot be made is given up after a
+few tries.
 
 With -o json each line is one WatchInstancesResponse. The last cursor that is not empty is
 where --after goes on later.`,
@@ -41,7 +43,7 @@ where --after goes on later.`,
 	cmd.Flags().BoolVar(&fromNow, "from-now", false, "leave out the instances as they are")
 	cmd.Flags().StringVar(&after, "after", "", "go on after this `cursor`")
 	bind(cmd.Flags(), &unusable, "on-unusable-cursor", "fail|snapshot", "fail",
-		"what to do if the cursor of --after cannot be served", oneOf("fail", "snapshot"))
+		"what --after and --from-now do if they cannot go on without a hole", oneOf("fail", "snapshot"))
 	completeWords(cmd, "on-unusable-cursor", "fail", "snapshot")
 	bind(cmd.Flags(), &count, "count", "number", "0", "end after so many changes; 0 means never", parseCount(0))
 	within := func() time.Duration { return t.timeout }
@@ -57,7 +59,9 @@ where --after goes on later.`,
 		if err != nil {
 			return err
 		}
-		policy := instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_FAIL
+		// Unspecified leaves it to the client: a watch that began with what is begins again
+		// so, any other fails.
+		policy := instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_UNSPECIFIED
 		if unusable == "snapshot" {
 			policy = instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT
 		}
