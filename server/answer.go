@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -55,6 +56,15 @@ func failureMessages(failures []instance.Failure) []*instancedv1.InstanceFailure
 		}
 	}
 	return out
+}
+
+// impairmentMessage says why changes are not recorded; nothing if they are.
+func impairmentMessage(err error) *instancedv1.Impairment {
+	e, ok := errors.AsType[*instance.Error](err)
+	if !ok {
+		return nil
+	}
+	return &instancedv1.Impairment{Reason: e.Reason, Message: clip(e.Message, maxMessageBytes)}
 }
 
 // instanceMessage returns an instance as it was recorded.

@@ -58,7 +58,8 @@ type Server struct {
 	grpc   *grpc.Server
 	health *health.Server
 	drain  *drain
-	ready  <-chan struct{}
+	// lifecycle tells whether calls can be served.
+	lifecycle *lifecycle.Service
 }
 
 // New returns a server that listens nowhere yet.
@@ -72,7 +73,7 @@ func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{health: health.NewServer(), drain: newDrain(cfg.RetryDelay), ready: cfg.Lifecycle.Ready()}
+	s := &Server{health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle}
 	s.grpc = grpc.NewServer(slices.Concat(transport(), chain(cfg.Logger, s.drain, cfg.Deadline))...)
 	instancedv1.RegisterInstanceServiceServer(s.grpc, &service{
 		lifecycle: cfg.Lifecycle,
@@ -114,21 +115,46 @@ func (s *Server) setHealth(status grpc_health_v1.HealthCheckResponse_ServingStat
 
 func isReflection(service string) bool { return strings.HasPrefix(service, "grpc.reflection.") }
 
+// healthEvery is how often the health is looked at.
+const healthEvery = time.Second
+
 // Serve serves on a listener until [Server.Shutdown]. It is healthy once the service
-// layer is ready; calls are answered before that as well as they can be.
+// layer is ready, and for as long as that can reach the journal; calls are answered
+// before that, and without it, as well as they can be.
 func (s *Server) Serve(lis net.Listener) error {
 	var announcing sync.WaitGroup
 	defer announcing.Wait()
 	stop := make(chan struct{})
 	defer close(stop)
-	announcing.Go(func() {
-		select {
-		case <-s.ready:
-			s.setHealth(grpc_health_v1.HealthCheckResponse_SERVING)
-		case <-stop:
-		}
-	})
+	announcing.Go(func() { s.announce(stop) })
 	return s.grpc.Serve(lis)
+}
+
+// announce keeps the health up to date.
+func (s *Server) announce(stop <-chan struct{}) {
+	select {
+	case <-s.lifecycle.Ready():
+	case <-stop:
+		return
+	}
+	ticker := time.NewTicker(healthEvery)
+	defer ticker.Stop()
+	status := grpc_health_v1.HealthCheckResponse_UNKNOWN
+	for {
+		now := grpc_health_v1.HealthCheckResponse_SERVING
+		if s.lifecycle.Reachable() != nil {
+			now = grpc_health_v1.HealthCheckResponse_NOT_SERVING
+		}
+		if now != status {
+			status = now
+			s.setHealth(status)
+		}
+		select {
+		case <-ticker.C:
+		case <-stop:
+			return
+		}
+	}
 }
 
 // Shutdown ends the server: it is no longer healthy, streams get a goodbye and waits

@@ -109,7 +109,7 @@ func (s *service) WatchInstances(req *instancedv1.WatchInstancesRequest, stream 
 	if err != nil {
 		return err
 	}
-	out := &watchStream{Watch: watch, stream: stream, lastReconciled: s.lifecycle.LastReconciled}
+	out := &watchStream{Watch: watch, stream: stream, lifecycle: s.lifecycle}
 	err = out.run(ctx)
 	if !s.drain.draining() || !isCanceled(err) {
 		return err
@@ -156,5 +156,6 @@ func (s *service) GetServerInfo(context.Context, *instancedv1.GetServerInfoReque
 		OldestCursor:   info.OldestCursor,
 		JournalBytes:   info.JournalBytes,
 		InstanceCount:  int64(info.InstanceCount),
+		Impairment:     impairmentMessage(s.lifecycle.Impairment()),
 	}, nil
 }

@@ -14,8 +14,8 @@ import (
 // watchStream is one subscription on its way out.
 type watchStream struct {
 	*lifecycle.Watch
-	stream         instancedv1.InstanceService_WatchInstancesServer
-	lastReconciled func() time.Time
+	stream    instancedv1.InstanceService_WatchInstancesServer
+	lifecycle *lifecycle.Service
 }
 
 // run sends what the watch has to tell until ctx is done. It returns why it ended.
@@ -70,8 +70,11 @@ func (w *watchStream) subscribed() *instancedv1.WatchInstancesResponse {
 
 func (w *watchStream) progress() *instancedv1.WatchInstancesResponse {
 	return &instancedv1.WatchInstancesResponse{
-		Cursor:  w.Cursor(),
-		Message: &instancedv1.WatchInstancesResponse_Progress{Progress: &instancedv1.Progress{LastReconciled: timestamp(w.lastReconciled())}},
+		Cursor: w.Cursor(),
+		Message: &instancedv1.WatchInstancesResponse_Progress{Progress: &instancedv1.Progress{
+			LastReconciled: timestamp(w.lifecycle.LastReconciled()),
+			Impairment:     impairmentMessage(w.lifecycle.Impairment()),
+		}},
 	}
 }
 

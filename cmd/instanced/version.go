@@ -105,5 +105,8 @@ instances %d, last compared with the backend %s
 `,
 		info.GetVersion(), t.server, info.GetBackend(), owner, info.GetLogId(), info.GetJournalBytes(),
 		info.GetInstanceCount(), timeText(info.GetLastReconciled()))
+	if i := info.GetImpairment(); i != nil && err == nil {
+		_, err = fmt.Fprintf(t.stdout, "impaired  %s: %s\n", i.GetReason(), i.GetMessage())
+	}
 	return err
 }

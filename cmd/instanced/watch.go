@@ -65,7 +65,7 @@ where --after goes on later.`,
 		if unusable == "snapshot" {
 			policy = instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT
 		}
-		left := count
+		left, impaired := count, ""
 		for msg, err := range c.Watch(ctx, &instancedv1.WatchInstancesRequest{
 			AfterCursor: after, FromNow: fromNow, Filter: filter, OnUnusableCursor: policy,
 		}) {
@@ -86,6 +86,9 @@ where --after goes on later.`,
 				}
 				left -= len(msg.GetEvents().GetEvents())
 			}
+			if progress := msg.GetProgress(); progress != nil && t.output != outputJSON {
+				impaired = t.printImpairment(progress.GetImpairment(), impaired)
+			}
 			if err := t.printMessage(msg); err != nil {
 				return err
 			}
@@ -95,6 +98,20 @@ where --after goes on later.`,
 		}
 		return nil
 	})
+}
+
+// printImpairment tells whoever watches why nothing comes, once, and when that is over. It
+// returns the reason that was told last.
+func (t *terminal) printImpairment(now *instancedv1.Impairment, told string) string {
+	reason := now.GetReason()
+	switch reason {
+	case told:
+	case "":
+		fmt.Fprintln(t.stderr, "Changes are recorded again.")
+	default:
+		fmt.Fprintf(t.stderr, "Changes are not recorded at the moment. %s: %s\n", reason, now.GetMessage())
+	}
+	return reason
 }
 
 // printMessage prints one message of a watch.

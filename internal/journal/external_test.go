@@ -246,6 +246,28 @@ func TestAnOwnerComesBackAfterAnOutageLongerThanItsLease(t *testing.T) {
 	}
 }
 
+func TestAProcessWhoseEtcdIsAwayKnowsThatItMayBeOutOfDate(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	owner, _ := own(t, c.config("owner"))
+	follower := openJournal(t, c.config("follower"))
+	both := []*Journal{owner, follower}
+	for _, j := range both {
+		if err := j.Reachable(); err != nil {
+			t.Error(err)
+		}
+	}
+	c.kill()
+	for _, j := range both {
+		await(t, func() bool { return j.Reachable() != nil })
+		wantReason(t, j.Reachable(), instance.KindUnavailable, ReasonUnavailable)
+	}
+	c.start()
+	for _, j := range both {
+		await(t, func() bool { return j.Reachable() == nil })
+	}
+}
+
 // Etcd is restored from an older copy while processes are connected to it.
 func TestAnExternalLogThatGoesBackIsNoticed(t *testing.T) {
 	for name, notice := range map[string]func(*testing.T, *Term) error{

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -35,7 +36,14 @@ func (s *store) reconnect(ctx context.Context) {
 // followOwner keeps the view of a process that shares an external etcd up to date
 // while another process is the owner. It ends with ctx.
 func (j *Journal) followOwner(ctx context.Context) {
-	pause := retryFirst
+	pause, failing := retryFirst, false
+	followed := func() {
+		j.hear()
+		if failing {
+			failing = false
+			j.log.InfoContext(ctx, "the log in etcd is followed again")
+		}
+	}
 	for ctx.Err() == nil {
 		if t := j.currentTerm(); t != nil {
 			select { // the view of the owner follows from its own writes
@@ -45,11 +53,14 @@ func (j *Journal) followOwner(ctx context.Context) {
 			continue
 		}
 		began := time.Now()
-		err := j.followUntilLost(ctx)
+		err := j.followUntilLost(ctx, followed)
 		if ctx.Err() != nil || err == nil {
 			continue
 		}
-		j.log.WarnContext(ctx, "the log in etcd cannot be followed; trying again", slog.Any("error", err))
+		if !failing {
+			failing = true
+			j.log.WarnContext(ctx, "the log in etcd cannot be followed; trying again until it can", slog.Any("error", err))
+		}
 		if time.Since(began) > retryMost {
 			pause = retryFirst
 		}
@@ -59,6 +70,26 @@ func (j *Journal) followOwner(ctx context.Context) {
 		}
 		pause = min(2*pause, retryMost)
 	}
+}
+
+// hear notes that etcd has answered.
+func (j *Journal) hear() { j.heard.Store(time.Now().UnixNano()) }
+
+// Reachable returns why what this process knows may be out of date: an error of
+// [ReasonUnavailable] when an external etcd has not answered for as long as an owner may
+// not be heard of. The embedded one is always there.
+func (j *Journal) Reachable() error {
+	if j.store.embedded {
+		return nil
+	}
+	if silent := time.Since(time.Unix(0, j.heard.Load())); silent > j.config.OwnerTTL {
+		return errSilent(silent)
+	}
+	return nil
+}
+
+func errSilent(silent time.Duration) error {
+	return errUnavailable(fmt.Sprintf("etcd has not answered for %s", silent.Round(100*time.Millisecond)), nil)
 }
 
 // currentTerm returns the term that lasts, or nil.
@@ -74,8 +105,8 @@ func (j *Journal) currentTerm() *Term {
 // followUntilLost refreshes the view each time etcd tells that one of the control
 // keys changed, until this process becomes the owner, or etcd fails. The watch is
 // only what wakes it: however many batches were written meanwhile, they are read
-// in pages.
-func (j *Journal) followUntilLost(ctx context.Context) error {
+// in pages. It calls followed each time that it has looked.
+func (j *Journal) followUntilLost(ctx context.Context, followed func()) error {
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wake := j.store.client.Watch(clientv3.WithRequireLeader(watching), j.store.keys.control, clientv3.WithPrefix())
@@ -88,6 +119,7 @@ func (j *Journal) followUntilLost(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		followed()
 		select {
 		case resp, ok := <-wake:
 			if !ok {

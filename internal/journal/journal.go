@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -106,6 +107,9 @@ type Journal struct {
 	// campaign is held by whoever becomes the owner.
 	campaign mutex
 
+	// heard is when an external etcd last answered, in nanoseconds since 1970.
+	heard atomic.Int64
+
 	// pageReads has one element for each page that is being read.
 	pageReads chan struct{}
 
@@ -159,6 +163,7 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 	if err := j.load(ctx); err != nil {
 		return nil, errors.Join(j.explain(ctx, err), j.disconnect())
 	}
+	j.hear()
 	j.life, j.stop = context.WithCancel(context.Background())
 	if !j.store.embedded {
 		j.background.Go(func() { j.followOwner(j.life) })

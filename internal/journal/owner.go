@@ -3,7 +3,6 @@ package journal
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -242,6 +241,7 @@ func (t *Term) grant(ctx context.Context) error {
 	t.work.Go(func() {
 		for range alive {
 			t.answered.Store(time.Now().UnixNano())
+			j.hear()
 		}
 		if t.ctx.Err() == nil {
 			_ = t.end(errNotOwner(errors.New("etcd was not reached for so long that another process may own the log")))
@@ -336,7 +336,7 @@ func (t *Term) Writable() error {
 	if t.lease != 0 {
 		silent := time.Since(time.Unix(0, t.answered.Load()))
 		if silent > t.journal.config.OwnerTTL*2/3 {
-			return errUnavailable(fmt.Sprintf("etcd has not answered for %s", silent.Round(100*time.Millisecond)), nil)
+			return errSilent(silent)
 		}
 	}
 	return t.journal.disk.check()

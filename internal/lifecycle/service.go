@@ -237,6 +237,26 @@ func (s *Service) owner() (*journal.Term, error) {
 	return nil, e
 }
 
+// Reachable returns why what this process knows may be out of date: the journal cannot be
+// reached.
+func (s *Service) Reachable() error { return s.journal.Reachable() }
+
+// Impairment returns why what happens cannot be recorded, or not be learnt by this
+// process, at the moment; nil if it can.
+func (s *Service) Impairment() error {
+	if err := s.Reachable(); err != nil {
+		return err
+	}
+	if term := s.term.Load(); term != nil {
+		return term.Writable()
+	}
+	if address, mine := s.journal.Owner(); address == "" && !mine {
+		_, err := s.owner()
+		return err
+	}
+	return nil
+}
+
 // asError makes an error of whatever a backend returned.
 func asError(err error) *instance.Error {
 	if e, ok := errors.AsType[*instance.Error](err); ok {

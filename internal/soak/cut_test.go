@@ -73,7 +73,6 @@ func disconnected(r round) {
 		sub.until(r.T, "a further stream", func(c *promises.Connection) bool { return len(c.Streams()) > before })
 		r.tally.count(what, 1)
 		r.tally.took("until the next stream after "+what, time.Since(began))
-		r.Logf("seed %d: %v until the next stream after %s", r.seed, time.Since(began).Round(time.Millisecond), what)
 	}
 	for range r.times(6, 40) {
 		goesOn("connections that were cut", l.cut)

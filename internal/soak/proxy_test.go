@@ -1,6 +1,7 @@
 package soak_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -45,3 +46,6 @@ func (p *proxy) silence() {
 		}
 	}
 }
+
+// restore closes the silent connections, and lets new ones speak.
+func (p *proxy) restore() { p.Toxics.ResetToxics(context.Background()) }

@@ -157,6 +157,7 @@ type scene struct {
 	subscribers []*subscriber // the first of them is the reference
 	load        *load
 	history     *historian
+	probes      int
 }
 
 // begin subscribes at a service that is ready, and sets callers to work.

@@ -28,6 +28,8 @@ func TestSoak(t *testing.T) {
 		{"taken over", takenOver},
 		{"rotated", rotated},
 		{"disconnected", disconnected},
+		{"full disk", fullDisk},
+		{"etcd away", etcdAway},
 		{"vanished", vanished},
 	}
 	total := newTally()

@@ -1904,8 +1904,12 @@ type Progress struct {
 	// When this process last compared everything with the backend; absent before the
 	// first time, and where another process owns the backend.
 	LastReconciled *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=last_reconciled,json=lastReconciled,proto3" json:"last_reconciled,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Set while changes cannot be recorded, or not be learnt by this process, so that
+	// nothing is delivered although something may happen. What happens meanwhile follows
+	// afterwards.
+	Impairment    *Impairment `protobuf:"bytes,2,opt,name=impairment,proto3" json:"impairment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Progress) Reset() {
@@ -1945,6 +1949,69 @@ func (x *Progress) GetLastReconciled() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Progress) GetImpairment() *Impairment {
+	if x != nil {
+		return x.Impairment
+	}
+	return nil
+}
+
+// Impairment is why what happens is not recorded, or not known here, at the moment.
+type Impairment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reason of the error that a command would get: JOURNAL_FULL,
+	// JOURNAL_UNAVAILABLE, or NOT_OWNER when no process owns the backend.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The same in a sentence.
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Impairment) Reset() {
+	*x = Impairment{}
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Impairment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Impairment) ProtoMessage() {}
+
+func (x *Impairment) ProtoReflect() protoreflect.Message {
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Impairment.ProtoReflect.Descriptor instead.
+func (*Impairment) Descriptor() ([]byte, []int) {
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Impairment) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Impairment) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Goodbye is the last message of a stream that the server ends.
 type Goodbye struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1958,7 +2025,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[20]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1970,7 +2037,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[20]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1983,7 +2050,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{20}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Goodbye) GetReason() GoodbyeReason {
@@ -2018,7 +2085,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[21]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2097,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[21]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2110,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{21}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListEventsRequest) GetInstanceIds() []string {
@@ -2090,7 +2157,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[22]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2169,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[22]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2182,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{22}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -2148,7 +2215,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[23]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2227,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[23]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2240,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{23}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{24}
 }
 
 // GetServerInfoResponse tells what is running here.
@@ -2200,13 +2267,15 @@ type GetServerInfoResponse struct {
 	JournalBytes int64 `protobuf:"varint,9,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
 	// The instances that are known.
 	InstanceCount int64 `protobuf:"varint,10,opt,name=instance_count,json=instanceCount,proto3" json:"instance_count,omitempty"`
+	// Set while changes cannot be recorded, or not be learnt by this process.
+	Impairment    *Impairment `protobuf:"bytes,11,opt,name=impairment,proto3" json:"impairment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[24]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2287,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[24]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2300,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{24}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -2304,6 +2373,13 @@ func (x *GetServerInfoResponse) GetInstanceCount() int64 {
 	return 0
 }
 
+func (x *GetServerInfoResponse) GetImpairment() *Impairment {
+	if x != nil {
+		return x.Impairment
+	}
+	return nil
+}
+
 // Limits are what the service allows.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2331,7 +2407,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[25]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2343,7 +2419,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[25]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2356,7 +2432,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{25}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Limits) GetMaxInstanceIds() int32 {
@@ -2435,7 +2511,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2523,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2536,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{26}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Owner) GetAddress() string {
@@ -2597,9 +2673,16 @@ const file_instanced_v1_instance_service_proto_rawDesc = "" +
 	"\x04last\x18\x03 \x01(\bR\x04last\x12:\n" +
 	"\x06reason\x18\x04 \x01(\x0e2\".instanced.v1.UnusableCursorReasonR\x06reason\"5\n" +
 	"\x06Events\x12+\n" +
-	"\x06events\x18\x01 \x03(\v2\x13.instanced.v1.EventR\x06events\"O\n" +
+	"\x06events\x18\x01 \x03(\v2\x13.instanced.v1.EventR\x06events\"\x89\x01\n" +
 	"\bProgress\x12C\n" +
-	"\x0flast_reconciled\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x0elastReconciled\"z\n" +
+	"\x0flast_reconciled\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x0elastReconciled\x128\n" +
+	"\n" +
+	"impairment\x18\x02 \x01(\v2\x18.instanced.v1.ImpairmentR\n" +
+	"impairment\">\n" +
+	"\n" +
+	"Impairment\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"z\n" +
 	"\aGoodbye\x123\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1b.instanced.v1.GoodbyeReasonR\x06reason\x12:\n" +
 	"\vretry_delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
@@ -2614,7 +2697,7 @@ const file_instanced_v1_instance_service_proto_rawDesc = "" +
 	"\x06events\x18\x01 \x03(\v2\x13.instanced.v1.EventR\x06events\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x16\n" +
 	"\x06cursor\x18\x03 \x01(\tR\x06cursor\"\x16\n" +
-	"\x14GetServerInfoRequest\"\x89\x03\n" +
+	"\x14GetServerInfoRequest\"\xc3\x03\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12\x15\n" +
@@ -2626,7 +2709,10 @@ const file_instanced_v1_instance_service_proto_rawDesc = "" +
 	"\roldest_cursor\x18\b \x01(\tR\foldestCursor\x12#\n" +
 	"\rjournal_bytes\x18\t \x01(\x03R\fjournalBytes\x12%\n" +
 	"\x0einstance_count\x18\n" +
-	" \x01(\x03R\rinstanceCount\"\xcf\x03\n" +
+	" \x01(\x03R\rinstanceCount\x128\n" +
+	"\n" +
+	"impairment\x18\v \x01(\v2\x18.instanced.v1.ImpairmentR\n" +
+	"impairment\"\xcf\x03\n" +
 	"\x06Limits\x12(\n" +
 	"\x10max_instance_ids\x18\x01 \x01(\x05R\x0emaxInstanceIds\x12*\n" +
 	"\x11max_filter_values\x18\x02 \x01(\x05R\x0fmaxFilterValues\x12\"\n" +
@@ -2697,7 +2783,7 @@ func file_instanced_v1_instance_service_proto_rawDescGZIP() []byte {
 }
 
 var file_instanced_v1_instance_service_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_instanced_v1_instance_service_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_instanced_v1_instance_service_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_instanced_v1_instance_service_proto_goTypes = []any{
 	(FailureMode)(0),                   // 0: instanced.v1.FailureMode
 	(WaitUntil)(0),                     // 1: instanced.v1.WaitUntil
@@ -2725,93 +2811,96 @@ var file_instanced_v1_instance_service_proto_goTypes = []any{
 	(*Snapshot)(nil),                   // 23: instanced.v1.Snapshot
 	(*Events)(nil),                     // 24: instanced.v1.Events
 	(*Progress)(nil),                   // 25: instanced.v1.Progress
-	(*Goodbye)(nil),                    // 26: instanced.v1.Goodbye
-	(*ListEventsRequest)(nil),          // 27: instanced.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 28: instanced.v1.ListEventsResponse
-	(*GetServerInfoRequest)(nil),       // 29: instanced.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),      // 30: instanced.v1.GetServerInfoResponse
-	(*Limits)(nil),                     // 31: instanced.v1.Limits
-	(*Owner)(nil),                      // 32: instanced.v1.Owner
-	(*durationpb.Duration)(nil),        // 33: google.protobuf.Duration
-	(*InstanceStateChange)(nil),        // 34: instanced.v1.InstanceStateChange
-	(*InstanceFilter)(nil),             // 35: instanced.v1.InstanceFilter
-	(*Instance)(nil),                   // 36: instanced.v1.Instance
-	(*timestamppb.Timestamp)(nil),      // 37: google.protobuf.Timestamp
-	(InstanceStateName)(0),             // 38: instanced.v1.InstanceStateName
-	(*InstanceState)(nil),              // 39: instanced.v1.InstanceState
-	(*StateReason)(nil),                // 40: instanced.v1.StateReason
-	(*Event)(nil),                      // 41: instanced.v1.Event
+	(*Impairment)(nil),                 // 26: instanced.v1.Impairment
+	(*Goodbye)(nil),                    // 27: instanced.v1.Goodbye
+	(*ListEventsRequest)(nil),          // 28: instanced.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 29: instanced.v1.ListEventsResponse
+	(*GetServerInfoRequest)(nil),       // 30: instanced.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 31: instanced.v1.GetServerInfoResponse
+	(*Limits)(nil),                     // 32: instanced.v1.Limits
+	(*Owner)(nil),                      // 33: instanced.v1.Owner
+	(*durationpb.Duration)(nil),        // 34: google.protobuf.Duration
+	(*InstanceStateChange)(nil),        // 35: instanced.v1.InstanceStateChange
+	(*InstanceFilter)(nil),             // 36: instanced.v1.InstanceFilter
+	(*Instance)(nil),                   // 37: instanced.v1.Instance
+	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
+	(InstanceStateName)(0),             // 39: instanced.v1.InstanceStateName
+	(*InstanceState)(nil),              // 40: instanced.v1.InstanceState
+	(*StateReason)(nil),                // 41: instanced.v1.StateReason
+	(*Event)(nil),                      // 42: instanced.v1.Event
 }
 var file_instanced_v1_instance_service_proto_depIdxs = []int32{
-	33, // 0: instanced.v1.InstanceFailure.retry_delay:type_name -> google.protobuf.Duration
+	34, // 0: instanced.v1.InstanceFailure.retry_delay:type_name -> google.protobuf.Duration
 	0,  // 1: instanced.v1.StartInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	34, // 2: instanced.v1.StartInstancesResponse.starting_instances:type_name -> instanced.v1.InstanceStateChange
+	35, // 2: instanced.v1.StartInstancesResponse.starting_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 3: instanced.v1.StartInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
 	0,  // 4: instanced.v1.StopInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	34, // 5: instanced.v1.StopInstancesResponse.stopping_instances:type_name -> instanced.v1.InstanceStateChange
+	35, // 5: instanced.v1.StopInstancesResponse.stopping_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 6: instanced.v1.StopInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
 	0,  // 7: instanced.v1.RebootInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	34, // 8: instanced.v1.RebootInstancesResponse.rebooting_instances:type_name -> instanced.v1.InstanceStateChange
+	35, // 8: instanced.v1.RebootInstancesResponse.rebooting_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 9: instanced.v1.RebootInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
 	0,  // 10: instanced.v1.TerminateInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	34, // 11: instanced.v1.TerminateInstancesResponse.terminating_instances:type_name -> instanced.v1.InstanceStateChange
+	35, // 11: instanced.v1.TerminateInstancesResponse.terminating_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 12: instanced.v1.TerminateInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
-	35, // 13: instanced.v1.DescribeInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
-	36, // 14: instanced.v1.DescribeInstancesResponse.instances:type_name -> instanced.v1.Instance
-	37, // 15: instanced.v1.DescribeInstancesResponse.last_reconciled:type_name -> google.protobuf.Timestamp
-	38, // 16: instanced.v1.WaitInstancesRequest.states:type_name -> instanced.v1.InstanceStateName
-	33, // 17: instanced.v1.WaitInstancesRequest.timeout:type_name -> google.protobuf.Duration
+	36, // 13: instanced.v1.DescribeInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
+	37, // 14: instanced.v1.DescribeInstancesResponse.instances:type_name -> instanced.v1.Instance
+	38, // 15: instanced.v1.DescribeInstancesResponse.last_reconciled:type_name -> google.protobuf.Timestamp
+	39, // 16: instanced.v1.WaitInstancesRequest.states:type_name -> instanced.v1.InstanceStateName
+	34, // 17: instanced.v1.WaitInstancesRequest.timeout:type_name -> google.protobuf.Duration
 	1,  // 18: instanced.v1.WaitInstancesRequest.until:type_name -> instanced.v1.WaitUntil
 	2,  // 19: instanced.v1.WaitResult.outcome:type_name -> instanced.v1.WaitOutcome
-	36, // 20: instanced.v1.WaitResult.instance:type_name -> instanced.v1.Instance
-	39, // 21: instanced.v1.WaitResult.reached_state:type_name -> instanced.v1.InstanceState
-	40, // 22: instanced.v1.WaitResult.state_reason:type_name -> instanced.v1.StateReason
+	37, // 20: instanced.v1.WaitResult.instance:type_name -> instanced.v1.Instance
+	40, // 21: instanced.v1.WaitResult.reached_state:type_name -> instanced.v1.InstanceState
+	41, // 22: instanced.v1.WaitResult.state_reason:type_name -> instanced.v1.StateReason
 	18, // 23: instanced.v1.WaitInstancesResponse.results:type_name -> instanced.v1.WaitResult
-	35, // 24: instanced.v1.WatchInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
-	33, // 25: instanced.v1.WatchInstancesRequest.progress_interval:type_name -> google.protobuf.Duration
+	36, // 24: instanced.v1.WatchInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
+	34, // 25: instanced.v1.WatchInstancesRequest.progress_interval:type_name -> google.protobuf.Duration
 	3,  // 26: instanced.v1.WatchInstancesRequest.on_unusable_cursor:type_name -> instanced.v1.UnusableCursorPolicy
 	22, // 27: instanced.v1.WatchInstancesResponse.subscribed:type_name -> instanced.v1.Subscribed
 	23, // 28: instanced.v1.WatchInstancesResponse.snapshot:type_name -> instanced.v1.Snapshot
 	24, // 29: instanced.v1.WatchInstancesResponse.events:type_name -> instanced.v1.Events
 	25, // 30: instanced.v1.WatchInstancesResponse.progress:type_name -> instanced.v1.Progress
-	26, // 31: instanced.v1.WatchInstancesResponse.goodbye:type_name -> instanced.v1.Goodbye
-	33, // 32: instanced.v1.Subscribed.progress_interval:type_name -> google.protobuf.Duration
-	36, // 33: instanced.v1.Snapshot.instances:type_name -> instanced.v1.Instance
+	27, // 31: instanced.v1.WatchInstancesResponse.goodbye:type_name -> instanced.v1.Goodbye
+	34, // 32: instanced.v1.Subscribed.progress_interval:type_name -> google.protobuf.Duration
+	37, // 33: instanced.v1.Snapshot.instances:type_name -> instanced.v1.Instance
 	4,  // 34: instanced.v1.Snapshot.reason:type_name -> instanced.v1.UnusableCursorReason
-	41, // 35: instanced.v1.Events.events:type_name -> instanced.v1.Event
-	37, // 36: instanced.v1.Progress.last_reconciled:type_name -> google.protobuf.Timestamp
-	5,  // 37: instanced.v1.Goodbye.reason:type_name -> instanced.v1.GoodbyeReason
-	33, // 38: instanced.v1.Goodbye.retry_delay:type_name -> google.protobuf.Duration
-	41, // 39: instanced.v1.ListEventsResponse.events:type_name -> instanced.v1.Event
-	31, // 40: instanced.v1.GetServerInfoResponse.limits:type_name -> instanced.v1.Limits
-	32, // 41: instanced.v1.GetServerInfoResponse.owner:type_name -> instanced.v1.Owner
-	37, // 42: instanced.v1.GetServerInfoResponse.last_reconciled:type_name -> google.protobuf.Timestamp
-	33, // 43: instanced.v1.Limits.client_token_lifetime:type_name -> google.protobuf.Duration
-	33, // 44: instanced.v1.Limits.retention:type_name -> google.protobuf.Duration
-	33, // 45: instanced.v1.Limits.max_wait:type_name -> google.protobuf.Duration
-	7,  // 46: instanced.v1.InstanceService.StartInstances:input_type -> instanced.v1.StartInstancesRequest
-	9,  // 47: instanced.v1.InstanceService.StopInstances:input_type -> instanced.v1.StopInstancesRequest
-	11, // 48: instanced.v1.InstanceService.RebootInstances:input_type -> instanced.v1.RebootInstancesRequest
-	13, // 49: instanced.v1.InstanceService.TerminateInstances:input_type -> instanced.v1.TerminateInstancesRequest
-	15, // 50: instanced.v1.InstanceService.DescribeInstances:input_type -> instanced.v1.DescribeInstancesRequest
-	17, // 51: instanced.v1.InstanceService.WaitInstances:input_type -> instanced.v1.WaitInstancesRequest
-	20, // 52: instanced.v1.InstanceService.WatchInstances:input_type -> instanced.v1.WatchInstancesRequest
-	27, // 53: instanced.v1.InstanceService.ListEvents:input_type -> instanced.v1.ListEventsRequest
-	29, // 54: instanced.v1.InstanceService.GetServerInfo:input_type -> instanced.v1.GetServerInfoRequest
-	8,  // 55: instanced.v1.InstanceService.StartInstances:output_type -> instanced.v1.StartInstancesResponse
-	10, // 56: instanced.v1.InstanceService.StopInstances:output_type -> instanced.v1.StopInstancesResponse
-	12, // 57: instanced.v1.InstanceService.RebootInstances:output_type -> instanced.v1.RebootInstancesResponse
-	14, // 58: instanced.v1.InstanceService.TerminateInstances:output_type -> instanced.v1.TerminateInstancesResponse
-	16, // 59: instanced.v1.InstanceService.DescribeInstances:output_type -> instanced.v1.DescribeInstancesResponse
-	19, // 60: instanced.v1.InstanceService.WaitInstances:output_type -> instanced.v1.WaitInstancesResponse
-	21, // 61: instanced.v1.InstanceService.WatchInstances:output_type -> instanced.v1.WatchInstancesResponse
-	28, // 62: instanced.v1.InstanceService.ListEvents:output_type -> instanced.v1.ListEventsResponse
-	30, // 63: instanced.v1.InstanceService.GetServerInfo:output_type -> instanced.v1.GetServerInfoResponse
-	55, // [55:64] is the sub-list for method output_type
-	46, // [46:55] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	42, // 35: instanced.v1.Events.events:type_name -> instanced.v1.Event
+	38, // 36: instanced.v1.Progress.last_reconciled:type_name -> google.protobuf.Timestamp
+	26, // 37: instanced.v1.Progress.impairment:type_name -> instanced.v1.Impairment
+	5,  // 38: instanced.v1.Goodbye.reason:type_name -> instanced.v1.GoodbyeReason
+	34, // 39: instanced.v1.Goodbye.retry_delay:type_name -> google.protobuf.Duration
+	42, // 40: instanced.v1.ListEventsResponse.events:type_name -> instanced.v1.Event
+	32, // 41: instanced.v1.GetServerInfoResponse.limits:type_name -> instanced.v1.Limits
+	33, // 42: instanced.v1.GetServerInfoResponse.owner:type_name -> instanced.v1.Owner
+	38, // 43: instanced.v1.GetServerInfoResponse.last_reconciled:type_name -> google.protobuf.Timestamp
+	26, // 44: instanced.v1.GetServerInfoResponse.impairment:type_name -> instanced.v1.Impairment
+	34, // 45: instanced.v1.Limits.client_token_lifetime:type_name -> google.protobuf.Duration
+	34, // 46: instanced.v1.Limits.retention:type_name -> google.protobuf.Duration
+	34, // 47: instanced.v1.Limits.max_wait:type_name -> google.protobuf.Duration
+	7,  // 48: instanced.v1.InstanceService.StartInstances:input_type -> instanced.v1.StartInstancesRequest
+	9,  // 49: instanced.v1.InstanceService.StopInstances:input_type -> instanced.v1.StopInstancesRequest
+	11, // 50: instanced.v1.InstanceService.RebootInstances:input_type -> instanced.v1.RebootInstancesRequest
+	13, // 51: instanced.v1.InstanceService.TerminateInstances:input_type -> instanced.v1.TerminateInstancesRequest
+	15, // 52: instanced.v1.InstanceService.DescribeInstances:input_type -> instanced.v1.DescribeInstancesRequest
+	17, // 53: instanced.v1.InstanceService.WaitInstances:input_type -> instanced.v1.WaitInstancesRequest
+	20, // 54: instanced.v1.InstanceService.WatchInstances:input_type -> instanced.v1.WatchInstancesRequest
+	28, // 55: instanced.v1.InstanceService.ListEvents:input_type -> instanced.v1.ListEventsRequest
+	30, // 56: instanced.v1.InstanceService.GetServerInfo:input_type -> instanced.v1.GetServerInfoRequest
+	8,  // 57: instanced.v1.InstanceService.StartInstances:output_type -> instanced.v1.StartInstancesResponse
+	10, // 58: instanced.v1.InstanceService.StopInstances:output_type -> instanced.v1.StopInstancesResponse
+	12, // 59: instanced.v1.InstanceService.RebootInstances:output_type -> instanced.v1.RebootInstancesResponse
+	14, // 60: instanced.v1.InstanceService.TerminateInstances:output_type -> instanced.v1.TerminateInstancesResponse
+	16, // 61: instanced.v1.InstanceService.DescribeInstances:output_type -> instanced.v1.DescribeInstancesResponse
+	19, // 62: instanced.v1.InstanceService.WaitInstances:output_type -> instanced.v1.WaitInstancesResponse
+	21, // 63: instanced.v1.InstanceService.WatchInstances:output_type -> instanced.v1.WatchInstancesResponse
+	29, // 64: instanced.v1.InstanceService.ListEvents:output_type -> instanced.v1.ListEventsResponse
+	31, // 65: instanced.v1.InstanceService.GetServerInfo:output_type -> instanced.v1.GetServerInfoResponse
+	57, // [57:66] is the sub-list for method output_type
+	48, // [48:57] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_instanced_v1_instance_service_proto_init() }
@@ -2834,7 +2923,7 @@ func file_instanced_v1_instance_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_instanced_v1_instance_service_proto_rawDesc), len(file_instanced_v1_instance_service_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
