@@ -139,8 +139,10 @@ const (
 
 // WaitResult is how the wait for one instance ended.
 type WaitResult struct {
-	ID       instance.ID
-	Outcome  WaitOutcome
+	ID      instance.ID
+	Outcome WaitOutcome
+	// Instance is nil when the time was over before this process had seen the cursor, or
+	// when it knows nothing of the instance.
 	Instance *instance.Instance
 	// ReachedState is the wanted state that was reached, of [Reached] only.
 	ReachedState instance.State

@@ -32,7 +32,10 @@ func (s *Service) Wait(ctx context.Context, _ Caller, req WaitRequest) (WaitResp
 	after := s.journal.Head()
 	if req.AfterCursor != "" {
 		position, err := s.resolve(waitCtx, "after_cursor", req.AfterCursor)
-		if err != nil && !over() {
+		switch {
+		case err != nil && over():
+			return timedOut(ids, req.AfterCursor), nil
+		case err != nil:
 			return WaitResponse{}, err
 		}
 		after = position
@@ -47,21 +50,33 @@ func (s *Service) Wait(ctx context.Context, _ Caller, req WaitRequest) (WaitResp
 	}
 	w.open = len(ids)
 	w.lookAtPresent()
-	if err := w.readOn(waitCtx, s.journal.Read(after), head); err != nil {
+	reader := s.journal.Read(after)
+	if err := w.readOn(waitCtx, reader, head); err != nil {
 		if !over() {
 			return WaitResponse{}, err
 		}
+		w.readUpTo(ctx, reader, s.journal.Head(), head)
 		w.close(TimedOut)
+		head = reader.Position()
 	}
-	response := WaitResponse{Cursor: s.Cursor(), Results: make([]WaitResult, len(ids))}
+	if reader.Position().Seq > head.Seq {
+		head = reader.Position()
+	}
+	response := WaitResponse{Cursor: s.journal.Cursor(head), Results: make([]WaitResult, len(ids))}
 	for i, id := range ids {
-		r := w.results[id]
-		if known, found := s.journal.Get(id); found {
-			r.Instance = known.Instance
-		}
-		response.Results[i] = *r
+		response.Results[i] = *w.results[id]
 	}
 	return response, nil
+}
+
+// timedOut is the answer of a process that did not come to see the cursor in time: what it
+// knows of the instances is from before.
+func timedOut(ids []instance.ID, cursor string) WaitResponse {
+	response := WaitResponse{Cursor: cursor, Results: make([]WaitResult, len(ids))}
+	for i, id := range ids {
+		response.Results[i] = WaitResult{ID: id, Outcome: TimedOut}
+	}
+	return response
 }
 
 var errWaitOver = errors.New("the wait is over")
@@ -131,15 +146,43 @@ func (w *wait) close(outcome WaitOutcome) {
 // not end before head, so that what was recorded before the call counts whole.
 func (w *wait) readOn(ctx context.Context, reader *journal.Reader, head journal.Position) error {
 	for !w.over() || (w.open > 0 && reader.Position().Seq < head.Seq) {
-		batch, err := reader.Next(ctx)
-		if err != nil {
+		if err := w.next(ctx, reader, head); err != nil {
 			return err
 		}
-		for i := range batch.Events {
-			change := batch.Events[i].Change
-			if r := w.results[change.ID()]; r != nil && r.Outcome == Unsettled {
-				w.change(r, change, batch.Position.Seq <= head.Seq)
-			}
+	}
+	return nil
+}
+
+// readUpTo settles instances by what was recorded in time, up to a position. It takes no
+// longer than the patience of a caller whose time is over anyway.
+func (w *wait) readUpTo(ctx context.Context, reader *journal.Reader, end, head journal.Position) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for w.open > 0 && reader.Position().Seq < end.Seq {
+		if w.next(ctx, reader, head) != nil {
+			return // the cursor of the answer says how far it came
+		}
+	}
+}
+
+// next settles instances by the next batch.
+func (w *wait) next(ctx context.Context, reader *journal.Reader, head journal.Position) error {
+	batch, err := reader.Next(ctx)
+	if err != nil {
+		return err
+	}
+	before := batch.Position.Seq <= head.Seq
+	for i := range batch.Events {
+		change := batch.Events[i].Change
+		r := w.results[change.ID()]
+		if r == nil {
+			continue
+		}
+		if r.Outcome == Unsettled {
+			w.change(r, change, before)
+		}
+		if !before {
+			r.Instance = change.Subject()
 		}
 	}
 	return nil
@@ -152,13 +195,11 @@ func (w *wait) change(r *WaitResult, c *instance.Change, before bool) {
 	switch {
 	case c.After == nil && before:
 	case c.After == nil && slices.Contains(w.wanted, instance.StateTerminated):
-		r.Instance, r.ReachedState = c.Before, instance.StateTerminated
+		r.ReachedState = instance.StateTerminated
 		w.settle(r, Reached)
 	case c.After == nil:
-		r.Instance = c.Before
 		w.fail(r, c.Before)
 	case slices.Contains(w.wanted, c.After.State) || !before:
-		r.Instance = c.After
 		w.see(r, c.After)
 	}
 	if r.Outcome == Unsettled && w.since && w.fellBack(c) {

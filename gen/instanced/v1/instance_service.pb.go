@@ -1349,7 +1349,8 @@ type WaitResult struct {
 	InstanceId string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// How it ended.
 	Outcome WaitOutcome `protobuf:"varint,2,opt,name=outcome,proto3,enum=instanced.v1.WaitOutcome" json:"outcome,omitempty"`
-	// The instance in full, as now.
+	// The instance in full, as now; absent where the time was over before this process
+	// had seen the cursor.
 	Instance *Instance `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
 	// The wanted state that was reached; absent unless REACHED. The instance may have
 	// left it since.
