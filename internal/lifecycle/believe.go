@@ -104,10 +104,16 @@ func (s *Service) judge(known journal.Record, found bool, d description, asked f
 			return believed
 		}
 		return stale
-	case d.image.LaunchTime.Before(known.Instance.LaunchTime), s.wasSo(known, d.image):
+	case d.image.LaunchTime.Before(known.Instance.LaunchTime), fewerTransitions(d.image, known.Instance), s.wasSo(known, d.image):
 		return stale
 	}
 	return believed
+}
+
+// fewerTransitions reports whether the simulator counted fewer changes of one image than
+// of the other: it is the older one.
+func fewerTransitions(a, b *instance.Instance) bool {
+	return a.Simulator != nil && b.Simulator != nil && a.Simulator.Transitions < b.Simulator.Transitions
 }
 
 // wasSo reports whether an image shows what was before a recent change, and is not now.
@@ -119,14 +125,15 @@ func (s *Service) wasSo(known journal.Record, image *instance.Instance) bool {
 }
 
 // sameLife reports whether two images show the instance at the same point of its life:
-// a start changes the launch time, a stop and a failed start the reason. These are in
-// whole seconds; the simulator counts its changes.
+// a start changes the launch time, a stop and a failed start the reason, which is not known
+// of a state that was inferred. These are in whole seconds; the simulator counts its
+// changes.
 func sameLife(a, b *instance.Instance) bool {
-	if a.State != b.State || !a.LaunchTime.Equal(b.LaunchTime) || (a.StateReason == nil) != (b.StateReason == nil) {
+	if a.State != b.State || !a.LaunchTime.Equal(b.LaunchTime) {
 		return false
 	}
 	if a.Simulator != nil && b.Simulator != nil && a.Simulator.Transitions != b.Simulator.Transitions {
 		return false
 	}
-	return a.StateReason == nil || *a.StateReason == *b.StateReason
+	return a.StateReason == nil || b.StateReason == nil || *a.StateReason == *b.StateReason
 }
