@@ -60,6 +60,14 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 	if err := ctx.Err(); err != nil {
 		return CommandResponse{}, err
 	}
+	response, refused, err := s.carryOut(ctx, term, cmd, cause, before, token)
+	s.catchUp(ctx, s.unexplained(cmd.Verb, refused, before))
+	return response, err
+}
+
+// carryOut calls the backend and records its answer. Refused are the instances that
+// refused for a state that the journal did not know of before.
+func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, before journal.Position, token *journal.Token) (_ CommandResponse, refused []instance.ID, err error) {
 	command := attribution{cause: cause, target: targets[cmd.Verb], since: time.Now()}
 	fl := s.flights.begin(cmd.IDs, command)
 	defer fl.end()
@@ -67,8 +75,12 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 	if err != nil && (ctx.Err() != nil || asError(err).OutcomeUnknown) {
 		s.suspect(cmd, command)
 	}
+	defer func() {
+		refused = s.unexplained(cmd.Verb, refusedIn(result.Failures, err), before)
+		s.settleRefusals(ctx, term, fl, refused)
+	}()
 	if err != nil && len(result.Changes) == 0 {
-		return CommandResponse{}, err
+		return CommandResponse{}, nil, err
 	}
 	response := CommandResponse{
 		Changes:  result.Changes,
@@ -80,12 +92,12 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 	switch {
 	case recordErr != nil:
 		s.suspect(cmd, command)
-		return CommandResponse{}, notRecorded(cmd, recordErr)
+		return CommandResponse{}, nil, notRecorded(cmd, recordErr)
 	case err != nil:
-		return CommandResponse{}, startedAllTheSame(err, result)
+		return CommandResponse{}, nil, startedAllTheSame(err, result)
 	}
 	response.EndCursor = s.journal.Cursor(end)
-	return response, nil
+	return response, nil, nil
 }
 
 // answer is what the backend answered to a command, ready to be recorded.
@@ -158,13 +170,13 @@ func (s *Service) recordAnswer(tx *journal.Tx, change instance.StateChange, a an
 		s.looker.request(change.ID)
 		return
 	case !found:
-		seen.image = passing(change.After, change.Previous)
+		seen.image = foundAs(change.After, change)
 		reduce(tx, seen, now)
 		known, _ = tx.Get(change.ID)
 	case known.Position.Seq > a.before.Seq && !change.At.After(known.ChangedAt):
 		return // the answer took so long that what it says was recorded before it
 	case known.Instance.State != change.Previous:
-		seen.image = passing(known.Instance, change.Previous)
+		seen.image = foundAs(known.Instance, change)
 		seen.commands = s.suspects(change.ID, change.At)
 		reduce(tx, seen, now)
 	}

@@ -124,6 +124,16 @@ func passing(known *instance.Instance, state instance.State) *instance.Instance 
 	return image
 }
 
+// foundAs returns the instance as a command found it, as far as that is known. One that
+// the command left alone is as the backend says; made up, it would look as if it had been
+// started and stopped when it is next described.
+func foundAs(known *instance.Instance, change instance.StateChange) *instance.Instance {
+	if change.Current == change.Previous && change.After != nil {
+		return change.After
+	}
+	return passing(known, change.Previous)
+}
+
 // attributesCause says who brought about a change of anything but the state: the
 // command that is still taking effect, such as the start that gives an instance its
 // public address; or somebody outside, as with tags.
