@@ -84,7 +84,7 @@ func TestBadInput(t *testing.T) {
 		{"a token that is not ASCII", startingWith(&instancedv1.StartInstancesRequest{ClientToken: "tökèn"}), codes.InvalidArgument, "INVALID_REQUEST", []string{"client_token", "ASCII"}},
 		{"an unknown failure mode", startingWith(&instancedv1.StartInstancesRequest{FailureMode: 99}), codes.InvalidArgument, "INVALID_REQUEST", []string{"failure_mode", "FAILURE_MODE_PER_INSTANCE"}},
 		{"too much additional info", startingWith(&instancedv1.StartInstancesRequest{AdditionalInfo: strings.Repeat("x", 1025)}), codes.InvalidArgument, "INVALID_REQUEST", []string{"additional_info", "1024"}},
-		{"a message over the limit", startingWith(&instancedv1.StartInstancesRequest{AdditionalInfo: strings.Repeat("x", 5<<20)}), codes.ResourceExhausted, "", []string{"4194304"}},
+		{"a message over the limit", startingWith(&instancedv1.StartInstancesRequest{AdditionalInfo: strings.Repeat("x", 4_000_000)}), codes.ResourceExhausted, "", []string{"1048576"}},
 
 		{"a cursor that is none", describing(&instancedv1.DescribeInstancesRequest{MinCursor: "garbage"}), codes.InvalidArgument, "CURSOR_UNREADABLE", []string{"min_cursor"}},
 		{"a cursor that was cut short", watching(&instancedv1.WatchInstancesRequest{AfterCursor: cursor[:len(cursor)-2]}), codes.InvalidArgument, "CURSOR_UNREADABLE", []string{"after_cursor"}},

@@ -12,14 +12,14 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// chain returns the interceptors in their order, outermost first: identify names the
-// caller, the log sees the status, the status sees what recovery made of a panic.
-func chain(log *slog.Logger, d *drain, defaultDeadline time.Duration) []grpc.ServerOption {
+// chain returns the interceptors in their order, outermost first: the log sees the
+// status, the status sees what recovery made of a panic. Unary calls have come through
+// the gate already, streams do so here.
+func chain(log *slog.Logger, d *drain, g gate, defaultDeadline time.Duration) []grpc.ServerOption {
 	logged := interceptors.CommonReportableFunc(callLog{log}.report)
 	recovered := recovery.WithRecoveryHandler(panicked)
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(
-			around(identify).unary,
 			selector.UnaryServerInterceptor(interceptors.UnaryServerInterceptor(logged), selector.MatchFunc(worthLogging)),
 			around(mapStatus).unary,
 			recovery.UnaryServerInterceptor(recovered),
@@ -28,11 +28,12 @@ func chain(log *slog.Logger, d *drain, defaultDeadline time.Duration) []grpc.Ser
 			around(d.end).unary,
 		),
 		grpc.ChainStreamInterceptor(
-			around(identify).stream,
+			around(identifyStream).stream,
 			selector.StreamServerInterceptor(interceptors.StreamServerInterceptor(logged), selector.MatchFunc(worthLogging)),
 			around(mapStatus).stream,
 			recovery.StreamServerInterceptor(recovered),
 			around(admit).stream,
+			g.stream,
 			around(d.end).stream,
 			d.interruptReceive,
 		),

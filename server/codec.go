@@ -11,7 +11,8 @@ import (
 type frame struct{ data mem.BufferSlice }
 
 // codec is the codec of protobuf, except that it sends a [frame] as it is: an event
-// is encoded once for all who subscribe to it.
+// is encoded once for all who subscribe to it. A [request] that cannot be decoded is
+// no error of the transport: its problem has our form.
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }
@@ -22,4 +23,20 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		return f.data, nil
 	}
 	return c.CodecV2.Marshal(v)
+}
+
+// Unmarshal decodes v.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	r, ok := v.(*request)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	if data.Len() > largeRequestBytes && !r.isLarge {
+		r.large <- struct{}{}
+		r.isLarge = true
+	}
+	if err := c.CodecV2.Unmarshal(data, r.into); err != nil {
+		r.problem = malformed(err)
+	}
+	return nil
 }

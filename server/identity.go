@@ -37,7 +37,7 @@ func callerOf(ctx context.Context) lifecycle.Caller {
 
 // identify reads who calls, and returns the id of the request in the header. It
 // refuses nobody, so that a refusal is logged and mapped like any other: see [admit].
-func identify(ctx context.Context, _ call, next func(context.Context) error) error {
+func identify(ctx context.Context) context.Context {
 	var violations []instance.Violation
 	read := func(key string, most int) string {
 		value, problem := single(metadata.ValueFromIncomingContext(ctx, key), most)
@@ -67,7 +67,12 @@ func identify(ctx context.Context, _ call, next func(context.Context) error) err
 	}
 	// It fails for a caller that has gone, who needs no header.
 	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDKey, caller.RequestID))
-	return next(context.WithValue(ctx, identityKey{}, id))
+	return context.WithValue(ctx, identityKey{}, id)
+}
+
+// identifyStream is identify as an interceptor.
+func identifyStream(ctx context.Context, _ call, next func(context.Context) error) error {
+	return next(identify(ctx))
 }
 
 // admit refuses callers whose metadata is not what it should be.

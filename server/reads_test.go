@@ -254,8 +254,9 @@ func TestGetServerInfo(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := info.GetLimits()
-	if l.GetMaxInstanceIds() != 1000 || l.GetMaxClientTokenLength() != 64 || l.GetMaxRequestBytes() != 4<<20 || l.GetMaxWait().AsDuration() != time.Hour ||
-		l.GetRetention().AsDuration() != 24*time.Hour || l.GetJournalMaxBytes() != 1<<30 || l.GetClientTokenLifetime().AsDuration() != 24*time.Hour {
+	if l.GetMaxInstanceIds() != 1000 || l.GetMaxClientTokenLength() != 64 || l.GetMaxRequestBytes() != 1<<20 || l.GetMaxWait().AsDuration() != time.Hour ||
+		l.GetRetention().AsDuration() != 24*time.Hour || l.GetJournalMaxBytes() != 1<<30 || l.GetClientTokenLifetime().AsDuration() != 24*time.Hour ||
+		l.GetMaxRequests() != 2048 || l.GetMaxStreams() != 8192 || l.GetMaxConnections() != 5000 {
 		t.Errorf("the limits are %v", l)
 	}
 	if info.GetBackend() != "simulator" || info.GetVersion() != "test" || info.GetLogId() == "" || !info.GetOwner().GetIsThisProcess() ||

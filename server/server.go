@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -22,8 +24,13 @@ import (
 
 // What the transport allows.
 const (
-	maxRequestBytes      = 4 << 20
-	maxConcurrentStreams = 10_000 // of one connection
+	maxRequestBytes = 1 << 20
+	maxHeaderBytes  = 32 << 10
+	// What a stream, and a connection, may send before the server wants it.
+	streamWindow     = 64 << 10
+	connectionWindow = 1 << 20
+	// A connection has so long to say that it speaks HTTP/2.
+	handshakeTimeout = 10 * time.Second
 	// Handlers run on goroutines that are used again, so that their stacks need not
 	// grow anew with each call. When all are taken, calls get goroutines of their own.
 	streamWorkers = 1024
@@ -32,6 +39,13 @@ const (
 	keepaliveTime    = 30 * time.Second
 	keepaliveTimeout = 15 * time.Second
 	minPing          = 10 * time.Second
+)
+
+// What may be under way at once, unless a [Config] says otherwise.
+const (
+	DefaultMaxRequests    = 2048
+	DefaultMaxStreams     = 8192
+	DefaultMaxConnections = 5000
 )
 
 // Config is what a [Server] needs, and what may be tuned: a zero value means its
@@ -48,6 +62,14 @@ type Config struct {
 	Register func(grpc.ServiceRegistrar)
 	// Deadline is that of unary calls that bring none; default 30 seconds.
 	Deadline time.Duration
+	// MaxRequests is how many calls may be under way at once; default 2,048.
+	MaxRequests int
+	// MaxStreams is how many subscriptions and waits may be under way at once, beside
+	// the calls that are answered as soon as may be; default 8,192.
+	MaxStreams int
+	// MaxConnections is how many connections there may be; default 5,000. When there
+	// are more, the one that has been without a call for longest is closed.
+	MaxConnections int
 	// RetryDelay is the longest time after which callers are told to come back when
 	// the server shuts down; default 2 seconds.
 	RetryDelay time.Duration
@@ -73,29 +95,43 @@ func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.MaxRequests = cmp.Or(cfg.MaxRequests, DefaultMaxRequests)
+	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, DefaultMaxStreams)
+	cfg.MaxConnections = cmp.Or(cfg.MaxConnections, DefaultMaxConnections)
+	a := newAdmission(cfg.Logger, cfg.MaxRequests, cfg.MaxStreams, cfg.MaxConnections)
 	s := &Server{health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle}
-	s.grpc = grpc.NewServer(slices.Concat(transport(), chain(cfg.Logger, s.drain, cfg.Deadline))...)
-	instancedv1.RegisterInstanceServiceServer(s.grpc, &service{
+	g := newGate(a)
+	s.grpc = grpc.NewServer(slices.Concat(transport(a), chain(cfg.Logger, s.drain, g, cfg.Deadline))...)
+	guarded := g.guard(s.grpc)
+	instancedv1.RegisterInstanceServiceServer(guarded, &service{
 		lifecycle: cfg.Lifecycle,
 		drain:     s.drain,
 		version:   cfg.Version,
 		backend:   cfg.Backend,
+		admission: a,
 	})
 	if cfg.Register != nil {
-		cfg.Register(s.grpc)
+		cfg.Register(guarded)
 	}
-	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	grpc_health_v1.RegisterHealthServer(guarded, s.health)
 	reflection.Register(s.grpc)
 	s.setHealth(grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	return s
 }
 
-func transport() []grpc.ServerOption {
+// transport returns the options of the transport. A connection may have more streams
+// than are admitted, so that those beyond are refused rather than held up unheard.
+func transport(a *admission) []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.Creds(counted{insecure.NewCredentials(), a}),
+		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
-		grpc.MaxConcurrentStreams(maxConcurrentStreams),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
+		grpc.MaxConcurrentStreams(uint32(a.most[brief] + a.most[lasting])),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),

@@ -18,6 +18,7 @@ type service struct {
 
 	lifecycle *lifecycle.Service
 	drain     *drain
+	admission *admission
 	version   string
 	backend   string
 }
@@ -149,6 +150,9 @@ func (s *service) GetServerInfo(context.Context, *instancedv1.GetServerInfoReque
 			JournalMaxBytes:      info.JournalMaxBytes,
 			MaxWait:              durationpb.New(lifecycle.MaxWait),
 			MaxRequestBytes:      maxRequestBytes,
+			MaxRequests:          int32(s.admission.most[brief]),
+			MaxStreams:           int32(s.admission.most[lasting]),
+			MaxConnections:       int32(s.admission.mostConnections),
 		},
 		Owner:          &instancedv1.Owner{Address: info.OwnerAddress, IsThisProcess: info.IsOwner},
 		LastReconciled: timestamp(info.LastReconciled),

@@ -134,6 +134,9 @@ func verdict(err error) (level slog.Level, code, reason string, failed bool) {
 		return slog.LevelInfo, codes.OK.String(), "", false
 	case ok && e.success:
 		return slog.LevelInfo, codes.OK.String(), e.reason, false
+	case ok && (e.reason == reasonTooManyRequests || e.reason == reasonTooManyStreams):
+		// There may be floods of them; the admission says so from time to time.
+		return slog.LevelDebug, e.public.Code().String(), e.reason, true
 	case ok && e.reason == reasonDraining:
 		return slog.LevelInfo, e.public.Code().String(), e.reason, true
 	case ok:

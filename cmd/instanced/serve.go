@@ -44,6 +44,10 @@ type serveConfig struct {
 	minFreeDisk     int64
 	maxClientTokens int
 
+	maxRequests    int
+	maxStreams     int
+	maxConnections int
+
 	simSpeed    float64
 	simSeed     uint64
 	simThrottle bool
@@ -86,6 +90,9 @@ at once.`,
 	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "keep no more history than this", parsePositiveSize)
 	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "refuse changes when the disk has less left than this; 0 means never", parseSize)
 	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "keep so many client tokens at the most", parseCount(1))
+	bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "work on so many calls at once at the most; one caller gets half of them", parseCount(2))
+	bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "serve so many subscriptions and waits at once at the most; one caller gets half of them", parseCount(2))
+	bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "keep so many connections at the most", parseCount(1))
 	bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "how fast the simulator goes: 1 is like EC2, 0 leaves out all delays", parseSpeed)
 	bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "what the simulator draws its delays and probabilities from", parseSeed)
 	flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle calls as EC2 does")
@@ -190,6 +197,10 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 		Backend:   cfg.backend,
 		Logger:    log.With("part", "server"),
 		Register:  func(r grpc.ServiceRegistrar) { simulator.New(svc, backend).Register(r) },
+
+		MaxRequests:    cfg.maxRequests,
+		MaxStreams:     cfg.maxStreams,
+		MaxConnections: cfg.maxConnections,
 	})
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(lis) }()

@@ -1,11 +1,14 @@
 package instance
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // Filter selects instances. An empty field matches everything; values within a
-// field are alternatives; fields, and keys of Tags, must all match.
+// field are alternatives; fields, and keys of Tags, must all match. All lists of IDs
+// and texts are sorted.
 type Filter struct {
-	// IDs are sorted.
 	IDs               []ID
 	States            []State
 	Tags              map[string][]string
@@ -29,24 +32,28 @@ func (f *Filter) Match(i *Instance) bool {
 	if f.Empty() {
 		return true
 	}
+	if !matches(f.IDs, i.ID) ||
+		len(f.States) > 0 && !slices.Contains(f.States, i.State) ||
+		!matches(f.Types, i.Type) ||
+		!matches(f.AvailabilityZones, i.AvailabilityZone) ||
+		!matches(f.Regions, i.Region) ||
+		!matches(f.AccountIDs, i.AccountID) {
+		return false
+	}
 	for key, values := range f.Tags {
 		value, ok := i.Tags[key]
 		if !ok || !matches(values, value) {
 			return false
 		}
 	}
-	if len(f.IDs) > 0 {
-		if _, found := slices.BinarySearch(f.IDs, i.ID); !found {
-			return false
-		}
-	}
-	return matches(f.States, i.State) &&
-		matches(f.Types, i.Type) &&
-		matches(f.AvailabilityZones, i.AvailabilityZone) &&
-		matches(f.Regions, i.Region) &&
-		matches(f.AccountIDs, i.AccountID)
+	return true
 }
 
-func matches[T comparable](wanted []T, have T) bool {
-	return len(wanted) == 0 || slices.Contains(wanted, have)
+// matches looks among sorted values.
+func matches[T cmp.Ordered](wanted []T, have T) bool {
+	if len(wanted) == 0 {
+		return true
+	}
+	_, found := slices.BinarySearch(wanted, have)
+	return found
 }

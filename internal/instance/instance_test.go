@@ -189,7 +189,7 @@ func TestAFilterMatchesAllOfItsFields(t *testing.T) {
 		"another state":           {&Filter{States: []State{StateRunning}}, false},
 		"both fields":             {&Filter{States: []State{StateStopped}, Types: []string{"t3.micro"}}, true},
 		"one field of two":        {&Filter{States: []State{StateStopped}, Types: []string{"m5.large"}}, false},
-		"one of several values":   {&Filter{Tags: map[string][]string{"env": {"test", "prod"}}}, true},
+		"one of several values":   {&Filter{Tags: map[string][]string{"env": {"prod", "test"}}}, true},
 		"any value":               {&Filter{Tags: map[string][]string{"env": nil}}, true},
 		"a tag that is not there": {&Filter{Tags: map[string][]string{"owner": nil}}, false},
 		"one tag of two":          {&Filter{Tags: map[string][]string{"env": {"prod"}, "team": {"b"}}}, false},

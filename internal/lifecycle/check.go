@@ -113,20 +113,26 @@ func (c *checker) states(field string, states []instance.State) {
 
 func (c *checker) filter(field string, f Filter) *instance.Filter {
 	values := len(f.InstanceIDs) + len(f.States) + len(f.Types) + len(f.AvailabilityZones) + len(f.Regions) + len(f.AccountIDs)
+	bytes := textBytes(f.InstanceIDs) + textBytes(f.Types) + textBytes(f.AvailabilityZones) + textBytes(f.Regions) + textBytes(f.AccountIDs)
 	for _, t := range f.Tags {
 		values += max(1, len(t.Values))
+		bytes += len(t.Key) + textBytes(t.Values)
 	}
 	if values > MaxFilterValues {
 		c.add(field, "has %d values: want at most %d", values, MaxFilterValues)
 		return nil
 	}
+	if bytes > MaxFilterBytes {
+		c.add(field, "has %d bytes of text: want at most %d", bytes, MaxFilterBytes)
+		return nil
+	}
 	out := &instance.Filter{
 		IDs:               c.ids(field+".instance_ids", f.InstanceIDs, 0),
 		States:            f.States,
-		Types:             f.Types,
-		AvailabilityZones: f.AvailabilityZones,
-		Regions:           f.Regions,
-		AccountIDs:        f.AccountIDs,
+		Types:             sorted(f.Types),
+		AvailabilityZones: sorted(f.AvailabilityZones),
+		Regions:           sorted(f.Regions),
+		AccountIDs:        sorted(f.AccountIDs),
 	}
 	slices.Sort(out.IDs)
 	c.states(field+".states", f.States)
@@ -165,9 +171,17 @@ func (c *checker) filter(field string, f Filter) *instance.Filter {
 		if out.Tags == nil {
 			out.Tags = make(map[string][]string, len(f.Tags))
 		}
-		out.Tags[t.Key] = t.Values
+		out.Tags[t.Key] = sorted(t.Values)
 	}
 	return out
+}
+
+func textBytes(texts []string) int {
+	bytes := 0
+	for _, t := range texts {
+		bytes += len(t)
+	}
+	return bytes
 }
 
 func (c *checker) pageSize(size int) int {

@@ -12,6 +12,7 @@ const (
 	MaxInstanceIDs         = 1000
 	MaxFilterValues        = 1000
 	MaxFilterTags          = 50
+	MaxFilterBytes         = 64 << 10
 	MaxTagKeyLength        = 128
 	MaxTagValueLength      = 256
 	MaxPageSize            = 1000

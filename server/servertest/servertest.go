@@ -58,6 +58,9 @@ type Options struct {
 	// PollInterval is how soon an instance in transition is looked at when nothing was
 	// heard of it; zero for what a server does by default.
 	PollInterval time.Duration
+	// MaxRequests, MaxStreams and MaxConnections are how much may be under way at once;
+	// zero for what a server allows by default.
+	MaxRequests, MaxStreams, MaxConnections int
 	// Logger gets the log of the server; nil for none.
 	Logger *slog.Logger
 	// Register registers further services of the test.
@@ -102,6 +105,11 @@ func New(t testing.TB, opts Options) *Server {
 		Version:   "test",
 		Backend:   "simulator",
 		Logger:    opts.Logger,
+
+		MaxRequests:    opts.MaxRequests,
+		MaxStreams:     opts.MaxStreams,
+		MaxConnections: opts.MaxConnections,
+
 		Register: func(r grpc.ServiceRegistrar) {
 			simulator.New(layer, backend).Register(r)
 			if opts.Register != nil {

@@ -562,7 +562,7 @@ func (x *SimulatorAttributes) GetBilledSeconds() int64 {
 
 // InstanceFilter selects instances. Values within a field are alternatives;
 // fields must all match; an empty field matches everything, and so does an empty
-// filter. At most 1000 values in all.
+// filter. At most 1000 values in all, and 64 KiB of text.
 type InstanceFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ids of instances, each well-formed.

@@ -2402,8 +2402,16 @@ type Limits struct {
 	MaxWait *durationpb.Duration `protobuf:"bytes,8,opt,name=max_wait,json=maxWait,proto3" json:"max_wait,omitempty"`
 	// The largest request, in bytes.
 	MaxRequestBytes int32 `protobuf:"varint,9,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The most calls that may be under way at once, without subscriptions and waits. A
+	// principal or connection may have as many as are left over: half of them if it is
+	// the only one.
+	MaxRequests int32 `protobuf:"varint,10,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
+	// The most subscriptions and waits that may be under way at once, in the same way.
+	MaxStreams int32 `protobuf:"varint,11,opt,name=max_streams,json=maxStreams,proto3" json:"max_streams,omitempty"`
+	// The most connections.
+	MaxConnections int32 `protobuf:"varint,12,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -2495,6 +2503,27 @@ func (x *Limits) GetMaxWait() *durationpb.Duration {
 func (x *Limits) GetMaxRequestBytes() int32 {
 	if x != nil {
 		return x.MaxRequestBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxRequests() int32 {
+	if x != nil {
+		return x.MaxRequests
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxStreams() int32 {
+	if x != nil {
+		return x.MaxStreams
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxConnections() int32 {
+	if x != nil {
+		return x.MaxConnections
 	}
 	return 0
 }
@@ -2713,7 +2742,7 @@ const file_instanced_v1_instance_service_proto_rawDesc = "" +
 	" \x01(\x03R\rinstanceCount\x128\n" +
 	"\n" +
 	"impairment\x18\v \x01(\v2\x18.instanced.v1.ImpairmentR\n" +
-	"impairment\"\xcf\x03\n" +
+	"impairment\"\xbc\x04\n" +
 	"\x06Limits\x12(\n" +
 	"\x10max_instance_ids\x18\x01 \x01(\x05R\x0emaxInstanceIds\x12*\n" +
 	"\x11max_filter_values\x18\x02 \x01(\x05R\x0fmaxFilterValues\x12\"\n" +
@@ -2723,7 +2752,12 @@ const file_instanced_v1_instance_service_proto_rawDesc = "" +
 	"\tretention\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tretention\x12*\n" +
 	"\x11journal_max_bytes\x18\a \x01(\x03R\x0fjournalMaxBytes\x124\n" +
 	"\bmax_wait\x18\b \x01(\v2\x19.google.protobuf.DurationR\amaxWait\x12*\n" +
-	"\x11max_request_bytes\x18\t \x01(\x05R\x0fmaxRequestBytes\"I\n" +
+	"\x11max_request_bytes\x18\t \x01(\x05R\x0fmaxRequestBytes\x12!\n" +
+	"\fmax_requests\x18\n" +
+	" \x01(\x05R\vmaxRequests\x12\x1f\n" +
+	"\vmax_streams\x18\v \x01(\x05R\n" +
+	"maxStreams\x12'\n" +
+	"\x0fmax_connections\x18\f \x01(\x05R\x0emaxConnections\"I\n" +
 	"\x05Owner\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12&\n" +
 	"\x0fis_this_process\x18\x02 \x01(\bR\risThisProcess*g\n" +

@@ -1,0 +1,167 @@
+package server
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// kind is a kind of calls. Each has places of its own.
+type kind uint8
+
+// The kinds: calls that are answered as soon as may be, and subscriptions and waits,
+// which last as long as their callers like.
+const (
+	brief kind = iota
+	lasting
+	kinds
+)
+
+// Reasons of calls that were shed.
+const (
+	reasonTooManyRequests = "TOO_MANY_REQUESTS"
+	reasonTooManyStreams  = "TOO_MANY_STREAMS"
+)
+
+// sheddingLogInterval is how often the log speaks of calls that were shed.
+const sheddingLogInterval = time.Second
+
+// admission bounds what is under way at once. A caller, which is a principal or a
+// connection, may have as many places as are left over: one that floods the service
+// gets half of them, two get a third each, and whoever comes next still finds some.
+type admission struct {
+	log             *slog.Logger
+	most            [kinds]int
+	mostConnections int
+
+	mu          sync.Mutex
+	taken       [kinds]int
+	principals  [kinds]map[string]int
+	connections map[*connection]struct{}
+	// turns count ends of calls and begins of connections.
+	turns uint64
+	// shed counts calls since the log last spoke of them, at loggedAt.
+	shed     int
+	loggedAt time.Time
+}
+
+func newAdmission(log *slog.Logger, requests, streams, connections int) *admission {
+	return &admission{
+		log:             log,
+		most:            [kinds]int{brief: requests, lasting: streams},
+		mostConnections: connections,
+		principals:      [kinds]map[string]int{brief: {}, lasting: {}},
+		connections:     make(map[*connection]struct{}),
+	}
+}
+
+// ticket is the place of a call.
+type ticket struct {
+	admission *admission
+	kind      kind
+	principal string
+	conn      *connection
+}
+
+// admit gives a call a place among the brief ones, as all are until their request was
+// received.
+func (a *admission) admit(principal string, conn *connection) (ticket, error) {
+	t := ticket{admission: a, kind: brief, principal: principal, conn: conn}
+	a.mu.Lock()
+	admitted := a.take(brief, principal, conn)
+	a.mu.Unlock()
+	if !admitted {
+		return ticket{}, a.refuse(brief, principal)
+	}
+	return t, nil
+}
+
+// last exchanges the place of a call for one among those that last. A call that is
+// refused keeps the place that it has.
+func (t *ticket) last() error {
+	a := t.admission
+	a.mu.Lock()
+	admitted := a.take(lasting, t.principal, t.conn)
+	if admitted {
+		a.give(t.kind, t.principal, t.conn)
+		t.kind = lasting
+	}
+	a.mu.Unlock()
+	if !admitted {
+		return a.refuse(lasting, t.principal)
+	}
+	return nil
+}
+
+// leave gives the place back.
+func (t *ticket) leave() {
+	t.admission.mu.Lock()
+	t.admission.give(t.kind, t.principal, t.conn)
+	t.admission.mu.Unlock()
+}
+
+// take takes a place if the caller may have one more. Callers that do not say who
+// they are are told apart by their connections alone.
+func (a *admission) take(k kind, principal string, conn *connection) bool {
+	left := a.most[k] - a.taken[k]
+	if conn.calls[k] >= left || principal != anonymous && a.principals[k][principal] >= left {
+		return false
+	}
+	a.taken[k]++
+	conn.calls[k]++
+	if principal != anonymous {
+		a.principals[k][principal]++
+	}
+	return true
+}
+
+func (a *admission) give(k kind, principal string, conn *connection) {
+	a.taken[k]--
+	conn.calls[k]--
+	a.turns++
+	conn.turn = a.turns
+	if principal == anonymous {
+		return
+	}
+	if a.principals[k][principal]--; a.principals[k][principal] == 0 {
+		delete(a.principals[k], principal)
+	}
+}
+
+// refuse returns what a caller is told for whom there is no place. To return at
+// different times spreads those who were refused together.
+func (a *admission) refuse(k kind, principal string) error {
+	a.note(k, principal)
+	e := &instance.Error{Kind: instance.KindExhausted}
+	switch k {
+	case lasting:
+		e.Reason = reasonTooManyStreams
+		e.Message = fmt.Sprintf("too many subscriptions and waits are under way: of the %d that there may be a caller may have as many as are left over", a.most[k])
+		e.RetryAfter = time.Second + rand.N(2*time.Second) //nolint:gosec // to spread load takes no secret
+	default:
+		e.Reason = reasonTooManyRequests
+		e.Message = fmt.Sprintf("too many calls are under way: of the %d that there may be a caller may have as many as are left over; nothing was changed by this call", a.most[k])
+		e.RetryAfter = 100*time.Millisecond + rand.N(200*time.Millisecond) //nolint:gosec // as above
+	}
+	return e
+}
+
+// note counts a call that was shed. Of a flood, the log has one line an interval.
+func (a *admission) note(k kind, principal string) {
+	a.mu.Lock()
+	a.shed++
+	count, now := a.shed, time.Now()
+	if now.Sub(a.loggedAt) < sheddingLogInterval {
+		a.mu.Unlock()
+		return
+	}
+	a.shed, a.loggedAt = 0, now
+	taken := a.taken
+	a.mu.Unlock()
+	a.log.Warn("calls are shed", "calls", count, "one_of", principal, "of_lasting_kind", k == lasting,
+		"requests_under_way", taken[brief], "streams_under_way", taken[lasting])
+}

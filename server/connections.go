@@ -1,0 +1,99 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+)
+
+// connection is a connection and the account of what is under way on it.
+type connection struct {
+	net.Conn
+	admission *admission
+
+	// All below is guarded by the admission: how many calls of each kind are under
+	// way, and when the last one ended, or else the connection began, in turns.
+	calls [kinds]int
+	turn  uint64
+}
+
+var errTooManyConnections = errors.New("too many connections, with a call under way on each")
+
+// connect opens an account. When there are too many connections, the one that has
+// been without a call for longest gives way: its client, if there is one, connects
+// again for its next call.
+func (a *admission) connect(conn net.Conn) (*connection, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.connections) >= a.mostConnections {
+		idle := a.longestIdle()
+		if idle == nil {
+			return nil, errTooManyConnections
+		}
+		delete(a.connections, idle)
+		_ = idle.Conn.Close() // it is given up, whatever that says
+	}
+	a.turns++
+	c := &connection{Conn: conn, admission: a, turn: a.turns}
+	a.connections[c] = struct{}{}
+	return c, nil
+}
+
+func (a *admission) longestIdle() *connection {
+	var idle *connection
+	least := uint64(math.MaxUint64)
+	for c := range a.connections {
+		if c.calls == [kinds]int{} && c.turn < least {
+			idle, least = c, c.turn
+		}
+	}
+	return idle
+}
+
+// Close closes the connection and its account.
+func (c *connection) Close() error {
+	c.admission.mu.Lock()
+	delete(c.admission.connections, c)
+	c.admission.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// counted are credentials whose connections have accounts.
+type counted struct {
+	credentials.TransportCredentials
+	admission *admission
+}
+
+// peerInfo is what is known of the peer of a call.
+type peerInfo struct {
+	credentials.AuthInfo
+	conn *connection
+}
+
+// ServerHandshake opens the account of a connection once that is secured.
+func (c counted) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	secured, info, err := c.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := c.admission.connect(secured)
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, peerInfo{info, conn}, nil
+}
+
+// Clone returns credentials that share the accounts.
+func (c counted) Clone() credentials.TransportCredentials {
+	return counted{c.TransportCredentials.Clone(), c.admission}
+}
+
+// connectionOf returns the connection of a call.
+func connectionOf(ctx context.Context) *connection {
+	p, _ := peer.FromContext(ctx)
+	return p.AuthInfo.(peerInfo).conn
+}

@@ -1,0 +1,136 @@
+package server
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/instance"
+)
+
+const (
+	// What is larger than this is decoded by a few calls at a time: a request takes up
+	// to some hundred times its size once it is decoded.
+	largeRequestBytes = 64 << 10
+	largeRequests     = 4
+)
+
+// gate is where calls come in, before their requests are received: what is refused
+// here costs no more than the headers that it came with.
+type gate struct {
+	admission *admission
+	large     chan struct{}
+}
+
+func newGate(a *admission) gate {
+	return gate{admission: a, large: make(chan struct{}, largeRequests)}
+}
+
+// guard returns a registrar of services whose methods are all behind the gate.
+func (g gate) guard(r grpc.ServiceRegistrar) grpc.ServiceRegistrar { return registrar{r, g} }
+
+type registrar struct {
+	grpc.ServiceRegistrar
+	gate gate
+}
+
+// RegisterService registers a service.
+func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	guarded := *desc
+	guarded.Methods = make([]grpc.MethodDesc, len(desc.Methods))
+	for i, m := range desc.Methods {
+		guarded.Methods[i] = grpc.MethodDesc{MethodName: m.MethodName, Handler: r.gate.unary("/"+desc.ServiceName+"/"+m.MethodName, m.Handler)}
+	}
+	r.ServiceRegistrar.RegisterService(&guarded, impl)
+}
+
+// unary guards a method. A refusal goes through the interceptors like any other error.
+func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandler {
+	lasts := method == instancedv1.InstanceService_WaitInstances_FullMethodName
+	return func(srv any, ctx context.Context, receive func(any) error, chain grpc.UnaryServerInterceptor) (any, error) {
+		refused := func(why error) (any, error) {
+			return chain(ctx, nil, &grpc.UnaryServerInfo{Server: srv, FullMethod: method}, func(context.Context, any) (any, error) { return nil, why })
+		}
+		ctx = identify(ctx)
+		t, err := g.admission.admit(callerOf(ctx).Principal, connectionOf(ctx))
+		if err != nil {
+			return refused(err)
+		}
+		defer t.leave()
+		in := request{large: g.large}
+		defer in.forget()
+		resp, err := handler(srv, ctx, func(into any) error {
+			in.into = into.(proto.Message)
+			if err := receive(&in); err != nil {
+				return err
+			}
+			if in.problem == nil && lasts {
+				in.problem = t.last()
+			}
+			return in.problem
+		}, chain)
+		if in.problem != nil {
+			return refused(in.problem)
+		}
+		return resp, err
+	}
+}
+
+// stream guards a stream, as an interceptor.
+func (g gate) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx := ss.Context()
+	t, err := g.admission.admit(callerOf(ctx).Principal, connectionOf(ctx))
+	if err != nil {
+		return err
+	}
+	defer t.leave()
+	return handler(srv, &guardedStream{ServerStream: ss, gate: g, ticket: &t})
+}
+
+// guardedStream is a stream that lasts from its first request on.
+type guardedStream struct {
+	grpc.ServerStream
+	gate   gate
+	ticket *ticket
+}
+
+// RecvMsg receives a request.
+func (s *guardedStream) RecvMsg(into any) error {
+	in := request{large: s.gate.large, into: into.(proto.Message)}
+	defer in.forget()
+	if err := s.ServerStream.RecvMsg(&in); err != nil {
+		return err
+	}
+	if in.problem == nil && s.ticket.kind == brief {
+		return s.ticket.last()
+	}
+	return in.problem
+}
+
+// request is a request while it is decoded.
+type request struct {
+	into  proto.Message
+	large chan struct{}
+	// isLarge is whether it has one of the places of large requests.
+	isLarge bool
+	problem error
+}
+
+// forget gives up the place of a large request.
+func (r *request) forget() {
+	if r.isLarge {
+		<-r.large
+	}
+}
+
+// malformed is what a caller is told whose request cannot be decoded.
+func malformed(cause error) error {
+	return &instance.Error{
+		Kind:    instance.KindInvalid,
+		Reason:  "INVALID_REQUEST",
+		Message: "the request is not the message that it should be: it cannot be decoded",
+		Cause:   cause,
+	}
+}
