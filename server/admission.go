@@ -136,18 +136,20 @@ func (a *admission) give(k kind, principal string, conn *connection) {
 // different times spreads those who were refused together.
 func (a *admission) refuse(k kind, principal string) error {
 	a.note(k, principal)
-	e := &instance.Error{Kind: instance.KindExhausted}
-	switch k {
-	case lasting:
-		e.Reason = reasonTooManyStreams
-		e.Message = fmt.Sprintf("too many subscriptions and waits are under way: of the %d that there may be a caller may have as many as are left over", a.most[k])
-		e.RetryAfter = time.Second + rand.N(2*time.Second) //nolint:gosec // to spread load takes no secret
-	default:
-		e.Reason = reasonTooManyRequests
-		e.Message = fmt.Sprintf("too many calls are under way: of the %d that there may be a caller may have as many as are left over; nothing was changed by this call", a.most[k])
-		e.RetryAfter = 100*time.Millisecond + rand.N(200*time.Millisecond) //nolint:gosec // as above
+	if k == lasting {
+		return &instance.Error{
+			Kind:       instance.KindExhausted,
+			Reason:     reasonTooManyStreams,
+			Message:    fmt.Sprintf("too many subscriptions and waits are under way: of %d places a caller may have as many as are left over", a.most[k]),
+			RetryAfter: time.Second + rand.N(2*time.Second), //nolint:gosec // to spread load takes no secret
+		}
 	}
-	return e
+	return &instance.Error{
+		Kind:       instance.KindExhausted,
+		Reason:     reasonTooManyRequests,
+		Message:    fmt.Sprintf("too many calls are under way: of %d places a caller may have as many as are left over; nothing was changed by this call", a.most[k]),
+		RetryAfter: 100*time.Millisecond + rand.N(200*time.Millisecond), //nolint:gosec // as above
+	}
 }
 
 // note counts a call that was shed. Of a flood, the log has one line an interval.
