@@ -27,6 +27,8 @@ type Log struct {
 	mu sync.Mutex
 	// matching has, for each filter that was asked for, all that a subscriber is to see.
 	matching map[string][]*instancedv1.Event
+	// fold is the one that was asked for last: the next is often a later one.
+	fold fold
 }
 
 // batch is what was recorded together.
@@ -122,16 +124,26 @@ func (l *Log) Head() uint64 {
 
 // At returns the fold of all that was recorded up to a revision.
 func (l *Log) At(revision uint64) map[string]*instancedv1.Instance {
-	state := maps.Clone(l.base)
-	for _, b := range l.batches {
-		if b.revision > revision {
-			break
-		}
-		for _, e := range b.events {
-			apply(state, e)
-		}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := &l.fold
+	if f.state == nil || f.revision > revision {
+		*f = fold{state: maps.Clone(l.base)}
 	}
-	return state
+	for ; f.batches < len(l.batches) && l.batches[f.batches].revision <= revision; f.batches++ {
+		for _, e := range l.batches[f.batches].events {
+			apply(f.state, e)
+		}
+		f.revision = l.batches[f.batches].revision
+	}
+	return maps.Clone(f.state)
+}
+
+// fold is what the first so many batches add up to.
+type fold struct {
+	revision uint64
+	batches  int
+	state    map[string]*instancedv1.Instance
 }
 
 func apply(state map[string]*instancedv1.Instance, e *instancedv1.Event) {
