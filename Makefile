@@ -11,7 +11,7 @@ FOR      ?= 10m
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build run test race bench fuzz soak cover gen baseline fmt lint proto-check gen-check check
+.PHONY: help build run test race examples bench fuzz soak cover gen baseline fmt lint proto-check gen-check check
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: ## Run all tests; needs nothing but Go
 
 race: ## Run all tests under the race detector; needs a C compiler
 	CGO_ENABLED=1 go test -race ./...
+
+examples: ## Build, vet and test the examples, which are a module of their own
+	cd examples && go build ./... && go vet ./... && go test ./...
 
 bench: ## Run the benchmarks, for benchstat; BENCH=regexp and COUNT=n choose
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 1h ./server/... ./internal/... ./internal/...
@@ -60,6 +63,7 @@ lint: ## Check formatting, style and the import rule
 	$(LINT) fmt --diff
 	go vet ./...
 	$(LINT) run
+	cd examples && go tool -modfile=../tools/lint/go.mod golangci-lint run
 
 proto-check: ## Check the schemas: format, lint, nothing broken since the baseline
 	$(BUF) format --diff --exit-code
@@ -70,7 +74,8 @@ proto-check: ## Check the schemas: format, lint, nothing broken since the baseli
 gen-check: gen ## Check that gen/ and the go.mod files are current (gen/ committed or staged)
 	@! git status --porcelain gen | grep '^.[^ ]' || { echo 'gen/ differs from proto/: run "make gen" and commit it' >&2; exit 1; }
 	go mod tidy -diff
+	cd examples && go mod tidy -diff
 	cd tools && go mod tidy -diff
 	cd tools/lint && go mod tidy -diff
 
-check: lint proto-check gen-check race ## Run everything that CI runs
+check: lint proto-check gen-check race examples ## Run everything that CI runs
