@@ -45,10 +45,10 @@ type Options struct {
 	DialOptions []grpc.DialOption
 
 	// MaxAttempts is how often a call is made at the most before its error is
-	// returned; 0 means 4, and 1 means that nothing is retried. To be sent on to the
-	// process that owns the backend is no attempt. A watch that has once been
-	// established is resumed without limit, and a wait that has once got through to
-	// the service for as long as it was to last.
+	// returned; 0 means 4, and 1 means that nothing is retried. To look for the process
+	// that owns the backend, for up to 15 seconds while another one takes over, is no
+	// attempt. A watch that has once been established is resumed without limit, and a
+	// wait that has once got through to the service for as long as it was to last.
 	MaxAttempts int
 
 	// OnRetry, where it is set, is told of each error that is going to be retried

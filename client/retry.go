@@ -24,9 +24,13 @@ const (
 	maxAsked = 24 * time.Hour
 
 	// maxDetours is how often a command goes on at once to another process that may be
-	// the owner, before it counts as failed. With several processes behind one name,
-	// which of them is next is a matter of chance.
+	// the owner, before it waits. With several processes behind one name, which of them is
+	// next is a matter of chance.
 	maxDetours = 4
+
+	// takeover is for how long a command looks for the owner: a little longer than it takes
+	// until another process follows one that has died.
+	takeover = 15 * time.Second
 )
 
 // newToken returns a client token of 26 characters that nobody else has.
@@ -48,7 +52,7 @@ type tries struct {
 func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx context.Context, opts ...grpc.CallOption) (Resp, error)) (Resp, error) {
 	most := c.maxAttempts()
 	ctx = c.outgoing(ctx)
-	detours := 0
+	var moving ownership
 	for attempt := 1; ; attempt++ {
 		var server peer.Peer
 		var trailer metadata.MD
@@ -67,12 +71,9 @@ func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx 
 			left := time.Until(made.until)
 			delay, again = min(delay, left), left > 0
 		}
-		if most > 1 && ownedElsewhere(e) && detours < maxDetours {
-			detours++
+		if e.Reason == reasonNotOwner && most > 1 {
 			attempt--
-			delay, again = 0, true
-		} else {
-			detours = 0
+			again, delay = moving.wait(e, delay)
 		}
 		if !again || !retryable(e) || !c.pause(ctx, e, delay) {
 			var none Resp
@@ -92,11 +93,27 @@ func retryable(e *Error) bool {
 		e.Code == codes.ResourceExhausted && e.RetryDelay > 0 && e.RetryDelay <= maxDelay)
 }
 
-// ownedElsewhere reports whether a process has refused a command because another one,
-// which it knows, owns the backend. The delay that it asks for is that until it may
-// own it itself; the next try probably gets to another process.
-func ownedElsewhere(e *Error) bool {
-	return e.Reason == reasonNotOwner && e.Metadata["owner"] != ""
+// ownership is what a command has found out about who owns the backend.
+type ownership struct {
+	// since is when it was first refused by a process that does not.
+	since time.Time
+	// detours counts the refusals since it last waited.
+	detours int
+}
+
+// wait reports whether to try again, and after which delay, now that a process has refused
+// because it does not own the backend. If it knows who does, the next try probably gets
+// there, and is made at once; else another one is about to take over.
+func (o *ownership) wait(e *Error, delay time.Duration) (bool, time.Duration) {
+	if o.since.IsZero() {
+		o.since = time.Now()
+	}
+	if e.Metadata["owner"] != "" && o.detours < maxDetours {
+		o.detours++
+		return true, 0
+	}
+	o.detours = 0
+	return time.Since(o.since) < takeover, delay
 }
 
 // retryDelay is how long to wait after the given number of failures in a row: at the

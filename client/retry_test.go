@@ -117,8 +117,9 @@ func TestACommandGoesOnToTheOwner(t *testing.T) {
 	}{
 		"at once, to the next one":               {errs: []error{known, known, known}, calls: 4, ok: true},
 		"after a while, if it is not found":      {errs: slices.Repeat([]error{known}, 6), calls: 7, least: time.Second, most: 1250 * time.Millisecond, ok: true},
-		"after a while, if there is none":        {errs: []error{unknown, unknown}, calls: 3, least: 2 * time.Second, most: 2500 * time.Millisecond, ok: true},
-		"but not for ever":                       {errs: slices.Repeat([]error{known}, 99), calls: 20, least: 3 * time.Second, most: 3750 * time.Millisecond},
+		"after a while, if there is none":        {errs: slices.Repeat([]error{unknown}, 10), calls: 11, least: 10 * time.Second, most: 12500 * time.Millisecond, ok: true},
+		"but not for ever":                       {errs: slices.Repeat([]error{unknown}, 99), least: 15 * time.Second, most: 16250 * time.Millisecond},
+		"nor where each says that it is another": {errs: slices.Repeat([]error{known}, 999), least: 15 * time.Second, most: 16250 * time.Millisecond},
 		"and not if nothing is to be retried":    {errs: []error{known}, maxAttempts: 1, calls: 1},
 		"with an attempt for each other failure": {errs: []error{known, errGone, known, errGone, known, errGone}, calls: 7, least: 350 * time.Millisecond, most: 2 * time.Second, ok: true},
 	}
@@ -135,7 +136,7 @@ func TestACommandGoesOnToTheOwner(t *testing.T) {
 				defer stop()
 				begin := time.Now()
 				_, err := c.Start(t.Context(), &instancedv1.StartInstancesRequest{})
-				if took := time.Since(begin); (err == nil) != test.ok || calls != test.calls || took < test.least || took > test.most {
+				if took := time.Since(begin); (err == nil) != test.ok || test.calls > 0 && calls != test.calls || took < test.least || took > test.most {
 					t.Errorf("%d calls in %v, and then %v", calls, took, err)
 				}
 			})

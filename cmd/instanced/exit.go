@@ -175,7 +175,7 @@ func errorLines(err error) []string {
 	case e.Reason == "" && e.Code == codes.Unavailable:
 		sentence = fmt.Sprintf("cannot reach the service at %s (%s); is \"instanced serve\" running there? --server names another",
 			failed.server, dialReason(e.Message))
-	case e.Reason == "" && e.Code == codes.DeadlineExceeded:
+	case e.Code == codes.DeadlineExceeded: // seen here or there, whichever was first
 		sentence = fmt.Sprintf("the service at %s did not answer in time; --timeout allows more", failed.server)
 	case e.Reason == "" && e.Code == codes.Canceled:
 		sentence = "interrupted"
