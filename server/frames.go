@@ -1,6 +1,8 @@
 package server
 
 import (
+	"slices"
+
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -11,9 +13,9 @@ import (
 
 // maxFrameBytes is where messages of a stream are split. It is well below the 1 MiB
 // that the contract allows, so that a slow subscriber holds little memory: one
-// message in the handler's hands and one in the transport's. The largest instance,
-// with 50 tags of the longest kind, fits.
-const maxFrameBytes = 128 << 10
+// message in the handler's hands, one in the transport's, and a page of the log. A
+// single event may be larger, as one of an instance with 50 tags of the longest kind.
+const maxFrameBytes = 64 << 10
 
 // Numbers of the fields that are encoded by hand.
 const (
@@ -34,30 +36,48 @@ var matchBytes = map[instancedv1.EventMatch]mem.SliceBuffer{
 // value of its match, which is the one thing that differs between subscribers. It is
 // made once for all of them.
 func encodedEvent(b *lifecycle.Batch, e *lifecycle.Event) []byte {
-	return e.Memo(func() []byte {
-		event := changeMessage(b.Position.Seq, e.Index, e.Change)
-		size := proto.Size(event) + 2
-		out := make([]byte, 0, size+6)
-		out = protowire.AppendTag(out, eventsEventsField, protowire.BytesType)
-		out = protowire.AppendVarint(out, uint64(size))
-		out = mustAppend(out, event)
-		return protowire.AppendTag(out, eventMatchField, protowire.VarintType)
+	return e.Memo(func() []byte { return appendEvent(nil, b, e) })
+}
+
+// appendEvent appends an encodedEvent.
+func appendEvent(out []byte, b *lifecycle.Batch, e *lifecycle.Event) []byte {
+	event := changeMessage(b.Position.Seq, e.Index, e.Change)
+	size := proto.Size(event) + 2
+	out = slices.Grow(out, size+6)
+	out = protowire.AppendTag(out, eventsEventsField, protowire.BytesType)
+	out = protowire.AppendVarint(out, uint64(size))
+	out = mustAppend(out, event)
+	return protowire.AppendTag(out, eventMatchField, protowire.VarintType)
+}
+
+// wholeBatch returns the messages of a batch for those who want all of it, made once
+// for all of them. The last one has the cursor, which is that behind the batch.
+func wholeBatch(b *lifecycle.Batch, cursor string) [][]byte {
+	return b.Memo(func() [][]byte {
+		var messages [][]byte
+		var events []byte
+		for i := range b.Events {
+			before := len(events)
+			events = appendEvent(events, b, &b.Events[i])
+			events = append(events, byte(matchOfAll(b.Events[i].Change.Type)))
+			if before > 0 && len(events) > maxFrameBytes {
+				messages = append(messages, append(frameHead("", before), events[:before]...))
+				events = events[:copy(events, events[before:])]
+			}
+		}
+		return append(messages, append(frameHead(cursor, len(events)), events...))
 	})
 }
 
-// encodedBatch returns all of a batch as one message, made once for all subscribers
-// that want all of it; nothing if it is too large for one message.
-func encodedBatch(b *lifecycle.Batch, cursor string) []byte {
-	return b.Memo(func() []byte {
-		var parts eventFrame
-		for i := range b.Events {
-			parts.add(encodedEvent(b, &b.Events[i]), matchOfAll(b.Events[i].Change.Type))
-		}
-		if parts.size > maxFrameBytes {
-			return nil
-		}
-		return parts.frame(cursor).data.Materialize()
-	})
+// frameHead returns what stands in a message before its events, with room for them.
+func frameHead(cursor string, size int) []byte {
+	head := make([]byte, 0, len(cursor)+16+size)
+	if cursor != "" {
+		head = protowire.AppendTag(head, responseCursorField, protowire.BytesType)
+		head = protowire.AppendString(head, cursor)
+	}
+	head = protowire.AppendTag(head, responseEventsField, protowire.BytesType)
+	return protowire.AppendVarint(head, uint64(size))
 }
 
 // eventFrame gathers encoded events for one message.
@@ -72,18 +92,10 @@ func (f *eventFrame) add(encoded []byte, match instancedv1.EventMatch) {
 	f.size += len(encoded) + 1
 }
 
-// frame returns the message, and begins the next one.
+// frame returns the message.
 func (f *eventFrame) frame(cursor string) frame {
-	head := make([]byte, 0, len(cursor)+16)
-	if cursor != "" {
-		head = protowire.AppendTag(head, responseCursorField, protowire.BytesType)
-		head = protowire.AppendString(head, cursor)
-	}
-	head = protowire.AppendTag(head, responseEventsField, protowire.BytesType)
-	head = protowire.AppendVarint(head, uint64(f.size))
-	whole := append(mem.BufferSlice{mem.SliceBuffer(head)}, f.pieces...)
-	*f = eventFrame{}
-	return frame{whole}
+	head := mem.SliceBuffer(frameHead(cursor, f.size))
+	return frame{append(mem.BufferSlice{head}, f.pieces...)}
 }
 
 // mustAppend encodes a message of our own making.

@@ -48,7 +48,7 @@ func (w *watchStream) untilProgress(ctx context.Context) error {
 		case item.Snapshot != nil:
 			err = w.sendSnapshot(item.Snapshot)
 		case item.Batch != nil:
-			err = w.sendBatch(item.Batch)
+			err = w.sendBatch(ctx, item.Batch)
 		}
 		if err != nil {
 			return err
@@ -118,30 +118,54 @@ func (w *watchStream) sendPart(part *instancedv1.Snapshot, cursor string) error 
 }
 
 // sendBatch sends the events of a batch that match. Only the last message has the
-// cursor: a batch is never divided by one.
-func (w *watchStream) sendBatch(b *lifecycle.Batch) error {
+// cursor: a batch is never divided by one. A stream that does not move keeps no more
+// of the batch than the message under way.
+func (w *watchStream) sendBatch(ctx context.Context, b *lifecycle.Batch) error {
+	next := w.nextMatching
 	if w.MatchesAll() {
-		if whole := encodedBatch(b, w.Cursor()); whole != nil {
-			return w.stream.SendMsg(wholeFrame(whole))
+		next = w.nextWhole
+	}
+	for at := 0; ; {
+		message, after, done := next(b, at)
+		if len(message.data) == 0 {
+			return nil
+		}
+		b = nil
+		if err := w.stream.SendMsg(message); err != nil || done {
+			return err
+		}
+		at = after
+		var err error
+		if b, err = w.Again(ctx); err != nil {
+			return err
 		}
 	}
+}
+
+// nextWhole returns the message of a batch at an index, for a stream that wants all.
+func (w *watchStream) nextWhole(b *lifecycle.Batch, at int) (message frame, after int, done bool) {
+	messages := wholeBatch(b, w.Cursor())
+	return wholeFrame(messages[at]), at + 1, at+1 == len(messages)
+}
+
+// nextMatching returns a message with the events of a batch from an index on that match,
+// and where the next one begins; an empty message when there are none.
+func (w *watchStream) nextMatching(b *lifecycle.Batch, at int) (message frame, after int, done bool) {
 	var out eventFrame
-	for i := range b.Events {
-		e := &b.Events[i]
+	for ; at < len(b.Events); at++ {
+		e := &b.Events[at]
 		match := matchMessage(w.Match(e.Change))
 		if match == instancedv1.EventMatch_EVENT_MATCH_UNSPECIFIED {
 			continue
 		}
 		encoded := encodedEvent(b, e)
 		if out.size > 0 && out.size+len(encoded) > maxFrameBytes {
-			if err := w.stream.SendMsg(out.frame("")); err != nil {
-				return err
-			}
+			return out.frame(""), at, false
 		}
 		out.add(encoded, match)
 	}
 	if out.size == 0 {
-		return nil
+		return frame{}, at, true
 	}
-	return w.stream.SendMsg(out.frame(w.Cursor()))
+	return out.frame(w.Cursor()), at, true
 }

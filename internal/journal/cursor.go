@@ -104,7 +104,7 @@ func (v *view) checkLocked(p Position) *instance.Error {
 	case p.Seq < v.oldest:
 		return v.errExpiredLocked()
 	case !covered:
-		return errOutOfRange(ReasonCursorRolledBack, "what the cursor points to is no longer part of the log, which was restored from an older copy")
+		return errRolledBack()
 	case p.Seq > v.head.Seq:
 		return errOutOfRange(ReasonCursorAhead, "the log does not reach as far as the cursor")
 	}
@@ -116,6 +116,10 @@ func (v *view) errExpiredLocked() *instance.Error {
 	err := errOutOfRange(ReasonCursorExpired, "what follows the cursor is no longer kept")
 	err.Metadata = map[string]string{MetadataOldestCursor: encodeCursor(v.id, oldest)}
 	return err
+}
+
+func errRolledBack() *instance.Error {
+	return errOutOfRange(ReasonCursorRolledBack, "what the cursor points to is no longer part of the log, which was restored from an older copy")
 }
 
 func errOutOfRange(reason, message string) *instance.Error {

@@ -10,7 +10,7 @@ import (
 const (
 	// pageBytes is about the size of a page of the log: what a reader that has fallen
 	// out of the ring holds in memory.
-	pageBytes = 128 << 10
+	pageBytes = 64 << 10
 	// firstPage and largestPage are numbers of batches in a page.
 	firstPage, largestPage = 8, 256
 	// pageReads is how many pages are read from etcd at a time for all readers, so

@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"errors"
+	"weak"
 )
 
 // Reader reads the log onwards from a position. It is a position and, while it is
@@ -11,7 +12,11 @@ import (
 type Reader struct {
 	journal  *Journal
 	position Position
-	pager    pager
+	// before is the position of the batch before last, the one that Next returned last.
+	// It is held by others only, so that a reader which pauses over it holds no memory.
+	before Position
+	last   weak.Pointer[Batch]
+	pager  pager
 	// page is what is left of the last page, whose first batch follows the position.
 	page []stored
 }
@@ -31,13 +36,43 @@ func (r *Reader) Position() Position { return r.position }
 // gone back behind it, [ReasonUnavailable] when the journal is closed or the log
 // cannot be read.
 func (r *Reader) Next(ctx context.Context) (*Batch, error) {
+	b, err := r.after(ctx, r.position)
+	if err != nil {
+		return nil, err
+	}
+	r.before, r.position, r.last = r.position, b.Position, weak.Make(b)
+	return b, nil
+}
+
+// Again returns the batch that Next returned last to a caller that has let go of it,
+// such as one that was held up for long in the midst of it: if nobody has it any more
+// it is read once more. Errors are those of Next; there is no batch before Next has
+// returned one.
+func (r *Reader) Again(ctx context.Context) (*Batch, error) {
+	if b := r.last.Value(); b != nil {
+		return b, nil
+	}
+	b, err := r.after(ctx, r.before)
+	if err != nil {
+		return nil, err
+	}
+	if b.Position != r.position {
+		return nil, errRolledBack()
+	}
+	r.last = weak.Make(b)
+	return b, nil
+}
+
+// after returns the batch that follows a position, and waits until there is one.
+func (r *Reader) after(ctx context.Context, position Position) (*Batch, error) {
 	for {
-		b, changed, err := r.journal.view.next(r.position)
+		b, changed, err := r.journal.view.next(position)
 		switch {
 		case err != nil:
 			return nil, err
 		case b != nil:
 			r.page = nil
+			return b, nil
 		case changed != nil:
 			r.page = nil
 			select {
@@ -47,23 +82,18 @@ func (r *Reader) Next(ctx context.Context) (*Batch, error) {
 				return nil, ctx.Err()
 			}
 		default:
-			if b, err = r.fromLog(ctx); err != nil {
-				return nil, err
-			}
-			if b == nil {
-				continue
+			if b, err = r.fromLog(ctx, position); b != nil || err != nil {
+				return b, err
 			}
 		}
-		r.position = b.Position
-		return b, nil
 	}
 }
 
-// fromLog returns the batch that follows from a page of the log, or nil when it
-// has to be looked for again.
-func (r *Reader) fromLog(ctx context.Context) (*Batch, error) {
-	if len(r.page) == 0 || r.page[0].seq != r.position.Seq+1 {
-		page, err := r.journal.readPage(ctx, &r.pager, r.position)
+// fromLog returns the batch that follows a position from a page of the log, or nil
+// when it has to be looked for again.
+func (r *Reader) fromLog(ctx context.Context, position Position) (*Batch, error) {
+	if len(r.page) == 0 || r.page[0].seq != position.Seq+1 {
+		page, err := r.journal.readPage(ctx, &r.pager, position)
 		if err != nil || len(page) == 0 {
 			return nil, err
 		}

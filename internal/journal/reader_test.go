@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -62,6 +63,44 @@ func TestAReaderSeesTheSameFromTheRingAndFromTheLog(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestABatchIsReadAgainByThoseWhoLetGoOfIt(t *testing.T) {
+	config := testConfig(t)
+	config.RingBytes = 1
+	j, term := own(t, config)
+	r := j.Read(j.Head())
+	for n := range 20 {
+		set(t, term, id(n), instance.StateStopped)
+	}
+	b, err := r.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := r.Again(t.Context()); again != b || err != nil {
+		t.Errorf("it is read again although it is there: %v", err)
+	}
+	want, at := b.Events[0].Change, b.Position
+	b = nil
+	runtime.GC()
+	if r.last.Value() != nil {
+		t.Fatal("the reader holds the batch")
+	}
+	again, err := r.Again(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, again.Events[0].Change); diff != "" || again.Position != at || r.Position() != at {
+		t.Errorf("at %v and %v, want %v:\n%s", again.Position, r.Position(), at, diff)
+	}
+	if next, err := r.Next(t.Context()); err != nil || next.Position.Seq != at.Seq+1 {
+		t.Errorf("then comes %v, %v", next, err)
+	}
+
+	j.view.setOldest(at.Seq+1, 0)
+	runtime.GC()
+	_, err = r.Again(t.Context())
+	wantReason(t, err, instance.KindOutOfRange, ReasonCursorExpired)
 }
 
 // Readers begin anywhere, while the log grows and the ring moves on under them.
@@ -141,11 +180,12 @@ func TestAnEncodingIsMadeOnceForAllReaders(t *testing.T) {
 		made++
 		return []byte("encoded")
 	}
+	encodeAll := func() [][]byte { return [][]byte{encode()} }
 	var wg sync.WaitGroup
 	for range 10 {
 		wg.Go(func() {
 			b, err := j.Read(from).Next(t.Context())
-			if err != nil || string(b.Memo(encode)) != "encoded" || string(b.Events[0].Memo(encode)) != "encoded" {
+			if err != nil || string(b.Memo(encodeAll)[0]) != "encoded" || string(b.Events[0].Memo(encode)) != "encoded" {
 				t.Errorf("%v", err)
 			}
 		})

@@ -43,13 +43,13 @@ type Batch struct {
 	// Bytes is the size of the batch in the log: at most 1 MiB, and a few bytes.
 	Bytes int
 
-	memo memo
+	memo memo[[][]byte]
 }
 
 // Memo returns what the first caller's function made, for all callers of this
 // batch: a place for the one encoding that all subscribers share. It is not to be
 // modified. Batches that are read from pages of the log are not shared.
-func (b *Batch) Memo(encode func() []byte) []byte { return b.memo.get(encode) }
+func (b *Batch) Memo(encode func() [][]byte) [][]byte { return b.memo.get(encode) }
 
 // Event is one change in a batch. Refer to it by pointer; it must not be copied.
 type Event struct {
@@ -58,20 +58,20 @@ type Event struct {
 	Change *instance.Change
 
 	record *Record
-	memo   memo
+	memo   memo[[]byte]
 }
 
 // Memo is to an event what [Batch.Memo] is to a batch.
 func (e *Event) Memo(encode func() []byte) []byte { return e.memo.get(encode) }
 
-type memo struct {
-	once  sync.Once
-	bytes []byte
+type memo[T any] struct {
+	once sync.Once
+	made T
 }
 
-func (m *memo) get(encode func() []byte) []byte {
-	m.once.Do(func() { m.bytes = encode() })
-	return m.bytes
+func (m *memo[T]) get(encode func() T) T {
+	m.once.Do(func() { m.made = encode() })
+	return m.made
 }
 
 // entry is a change with the record that follows from it, in one allocation.

@@ -132,6 +132,10 @@ func (w *Watch) Next(ctx context.Context) (WatchItem, error) {
 	return item, nil
 }
 
+// Again returns the batch that [Watch.Next] returned last, to those who let go of it
+// meanwhile so as not to hold it in memory.
+func (w *Watch) Again(ctx context.Context) (*Batch, error) { return w.reader.Again(ctx) }
+
 // Cursor returns the position up to which everything was returned by [Watch.Next]. It is
 // empty while a snapshot is still to come.
 func (w *Watch) Cursor() string {
