@@ -16,7 +16,7 @@ import (
 )
 
 // etcd runs an etcd outside of the servers and returns where it is.
-func etcd(t *testing.T) string {
+func etcd(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	config := embed.NewConfig()

@@ -145,42 +145,6 @@ func watchError(t testing.TB, srv *servertest.Server, cursor string) error {
 	return nil
 }
 
-func TestParked(t *testing.T) {
-	t.Parallel()
-	srv := servertest.New(t, servertest.Options{Fleet: fleet(50)})
-	all := reference(t, srv)
-	begin := head(t, srv)
-	conn := srv.Dial()
-	slow, err := instancedv1.NewInstanceServiceClient(conn).WatchInstances(patient(t), &instancedv1.WatchInstancesRequest{AfterCursor: begin})
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, err := slow.Recv()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Far more than the windows of the transport hold, all of it delivered to others.
-	busy(t, srv, ids(50), 600)
-	log := logUpTo(t, all, settled(t, srv, ids(50)))
-	c := &promises.Connection{
-		Request:  &instancedv1.WatchInstancesRequest{AfterCursor: begin},
-		Messages: []promises.Message{{WatchInstancesResponse: first}},
-	}
-	for {
-		m, err := slow.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Messages = append(c.Messages, promises.Message{WatchInstancesResponse: m})
-		if revision, err := log.Revision(m.GetCursor()); err == nil && revision == log.Head() {
-			break
-		}
-	}
-	if err := errors.Join(promises.Ordered(c), promises.Complete(log, c), promises.Unique(log, c)); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestGoodbye(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

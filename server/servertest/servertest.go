@@ -55,6 +55,9 @@ type Options struct {
 	// a server keeps by default.
 	JournalMaxBytes int64
 	Retention       time.Duration
+	// RingBytes is how much of the end of the log is held in memory for those who watch;
+	// zero for what a server holds by default.
+	RingBytes int64
 	// PollInterval is how soon an instance in transition is looked at when nothing was
 	// heard of it; zero for what a server does by default.
 	PollInterval time.Duration
@@ -92,6 +95,7 @@ func New(t testing.TB, opts Options) *Server {
 		Logger:      opts.Logger,
 		Retention:   opts.Retention,
 		MaxBytes:    opts.JournalMaxBytes,
+		RingBytes:   opts.RingBytes,
 		MinFreeDisk: -1,
 		Address:     "bufconn",
 	})
