@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -104,16 +105,35 @@ func (s *Service) judge(known journal.Record, found bool, d description, asked f
 			return believed
 		}
 		return stale
-	case d.image.LaunchTime.Before(known.Instance.LaunchTime), fewerTransitions(d.image, known.Instance), s.wasSo(known, d.image):
+	case !instance.Reachable(known.Instance.State, d.image.State), older(d.image, known), s.wasSo(known, d.image):
 		return stale
 	}
 	return believed
 }
 
-// fewerTransitions reports whether the simulator counted fewer changes of one image than
-// of the other: it is the older one.
-func fewerTransitions(a, b *instance.Instance) bool {
-	return a.Simulator != nil && b.Simulator != nil && a.Simulator.Transitions < b.Simulator.Transitions
+// launchSlack is how far apart the launch times of one start may be: that of a notice or
+// an answer is taken for it until the instance is described.
+const launchSlack = 3 * time.Second
+
+// older reports whether an image shows an earlier point of the life of an instance than
+// what is known. The simulator counts the changes. Otherwise, a start changes the launch
+// time, and from one start to the next the states have an order. The launch time that is
+// known may be that of an earlier start, when a later one was inferred.
+func older(image *instance.Instance, known journal.Record) bool {
+	if image.Simulator != nil && known.Instance.Simulator != nil {
+		return image.Simulator.Transitions < known.Instance.Simulator.Transitions
+	}
+	switch d := image.LaunchTime.Sub(known.Instance.LaunchTime); {
+	case d < -launchSlack:
+		return true
+	case d > launchSlack && image.LaunchTime.After(known.ChangedAt):
+		return false
+	}
+	order := []instance.State{
+		instance.StatePending, instance.StateRunning, instance.StateStopping,
+		instance.StateStopped, instance.StateShuttingDown, instance.StateTerminated,
+	}
+	return slices.Index(order, image.State) < slices.Index(order, known.Instance.State)
 }
 
 // wasSo reports whether an image shows what was before a recent change, and is not now.

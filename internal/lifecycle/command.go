@@ -173,7 +173,7 @@ func (s *Service) recordAnswer(tx *journal.Tx, change instance.StateChange, a an
 		seen.image = foundAs(change.After, change)
 		reduce(tx, seen, now)
 		known, _ = tx.Get(change.ID)
-	case known.Position.Seq > a.before.Seq && !change.At.After(known.ChangedAt):
+	case known.Position.Seq > a.before.Seq && overtook(known, change):
 		return // the answer took so long that what it says was recorded before it
 	case known.Instance.State != change.Previous:
 		seen.image = foundAs(known.Instance, change)
@@ -185,6 +185,17 @@ func (s *Service) recordAnswer(tx *journal.Tx, change instance.StateChange, a an
 		seen.commands[0].target = change.Current
 		reduce(tx, seen, now)
 	}
+}
+
+// overtook reports whether what is known came after a change, or is that change itself, as
+// a notice told. EventBridge gives whole seconds: within one, only the state can tell.
+func overtook(known journal.Record, change instance.StateChange) bool {
+	if !change.At.After(known.ChangedAt) {
+		return true
+	}
+	state := known.Instance.State
+	return known.Source == instance.SourceEventBridge && !change.At.Truncate(time.Second).After(known.ChangedAt) &&
+		(state == change.Current || state != change.Previous && instance.Completes(change.Current, state))
 }
 
 // recordToken keeps an answer under its token; a refusal is not kept.

@@ -117,7 +117,7 @@ func (s *Service) recordNotice(tx *journal.Tx, n instance.Notice, now time.Time)
 	if w == followsDirectly {
 		image := n.Instance
 		if image == nil {
-			image = passing(known.Instance, n.State)
+			image = entered(known.Instance, n.State, n.OccurredAt)
 		}
 		reduce(tx, sighting{image: image, occurredAt: n.OccurredAt, source: n.Source, commands: s.suspects(n.ID, n.OccurredAt.Add(resolution(n)))}, now)
 	}

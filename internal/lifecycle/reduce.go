@@ -144,16 +144,20 @@ func attributesCause(known journal.Record, image *instance.Instance) instance.Ca
 	return instance.Cause{}
 }
 
-// answered returns the instance as a command left it. EC2's answer has the states
-// only; what else is certain about a change is filled in, and the rest follows when
-// the instance is next described.
+// answered returns the instance as a command left it. EC2's answer has the states only.
 func answered(known *instance.Instance, change instance.StateChange) *instance.Instance {
 	if change.After != nil {
 		return change.After
 	}
-	image := passing(known, change.Current)
-	if change.Current == instance.StatePending {
-		image.StateTransitionReason = ""
+	return entered(known, change.Current, change.At)
+}
+
+// entered returns the instance as it was when it entered a state, as far as that is known:
+// a start sets the launch time, or about so. The rest follows when it is next described.
+func entered(known *instance.Instance, state instance.State, at time.Time) *instance.Instance {
+	image := passing(known, state)
+	if state == instance.StatePending {
+		image.StateTransitionReason, image.LaunchTime = "", at.Truncate(time.Second)
 	}
 	return image
 }
