@@ -2,11 +2,14 @@ package client_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -47,6 +50,7 @@ func (f *frail) breakAll() int {
 }
 
 func TestAWatchAndItsCommandsOutliveTheirConnections(t *testing.T) {
+	t.Parallel()
 	instances, ids := fleet(4)
 	srv := servertest.New(t, servertest.Options{Fleet: instances, Speed: 200})
 	connections := &frail{}
@@ -105,6 +109,7 @@ func TestAWatchAndItsCommandsOutliveTheirConnections(t *testing.T) {
 // TestAWatchBeginsAgainWhenItsLogIsGone shows it on the cursor that a watch keeps for
 // itself; nobody has asked it to do so.
 func TestAWatchBeginsAgainWhenItsLogIsGone(t *testing.T) {
+	t.Parallel()
 	instances, ids := fleet(3)
 	tests := map[string]struct {
 		// next returns the directory of the server that comes after the first one.
@@ -170,4 +175,70 @@ func TestAWatchBeginsAgainWhenItsLogIsGone(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAConsumerThatIsTooSlowBeginsAgain(t *testing.T) {
+	t.Parallel()
+	for name, breaks := range map[string]bool{"on its stream": false, "after its connection broke": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			instances, ids := fleet(20)
+			srv := servertest.New(t, servertest.Options{Fleet: instances, JournalMaxBytes: 1 << 20})
+			connections := &frail{}
+			c, err := client.Dial(serve(t, srv), client.Options{
+				DialOptions: []grpc.DialOption{grpc.WithContextDialer(connections.dial)},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = c.Close() }()
+			ctx := patient(t)
+			expire := func(cursor string) {
+				if breaks {
+					connections.breakAll()
+				}
+				// Several times as much as is kept. It is trimmed every few seconds.
+				for n := range 300 {
+					_, err := srv.Simulator().ChangeInstances(ctx, &instancedv1.ChangeInstancesRequest{Changes: []*instancedv1.OutsideChange{{
+						InstanceIds: ids, SetTags: map[string]string{"n": fmt.Sprint(n), "long": strings.Repeat("x", 256)},
+					}}})
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				for !expired(ctx, t, srv, cursor) {
+					time.Sleep(50 * time.Millisecond)
+				}
+			}
+			again := false
+			for msg, err := range c.Watch(ctx, &instancedv1.WatchInstancesRequest{}) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if msg.GetSnapshot().GetLast() && !again {
+					expire(msg.GetCursor())
+				}
+				if part := msg.GetSnapshot(); part.GetFirst() && part.GetReason() == instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_EXPIRED {
+					again = true
+				}
+				if again && msg.GetSnapshot().GetLast() {
+					break
+				}
+			}
+		})
+	}
+}
+
+// expired reports whether the service no longer keeps what follows a cursor.
+func expired(ctx context.Context, t *testing.T, srv *servertest.Server, cursor string) bool {
+	t.Helper()
+	for _, err := range client.New(srv.Conn(), client.Options{}).Watch(ctx, &instancedv1.WatchInstancesRequest{AfterCursor: cursor}) {
+		e, ok := errors.AsType[*client.Error](err)
+		if ok && e.Reason != "CURSOR_EXPIRED" {
+			t.Fatal(err)
+		}
+		return ok
+	}
+	t.Fatal("a watch without a message")
+	return false
 }

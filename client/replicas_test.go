@@ -188,6 +188,7 @@ func (w *watched) wantHistory(ctx context.Context, t *testing.T, c *client.Clien
 }
 
 func TestSeveralProcessesBehindOneNameAreUsedAsOne(t *testing.T) {
+	t.Parallel()
 	endpoints := []string{etcd(t)}
 	instances, ids := fleet(8)
 	owner := servertest.New(t, servertest.Options{Endpoints: endpoints, Fleet: instances, Speed: 1000})
