@@ -38,7 +38,7 @@ fuzz: ## Run every fuzz target for FUZZTIME each (default 10s)
 	@grep -rEo --include='*_test.go' '^func Fuzz[A-Z][A-Za-z0-9_]*' . | sort | while IFS=: read -r file func; do \
 		target=$${func#func }; dir=$$(dirname "$$file"); \
 		echo "fuzz $$dir $$target"; \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null || exit 1; \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$dir" </dev/null || exit 1; \
 	done
 
 soak: ## Kill, end, cut off and starve real processes under load; FOR=duration (default 10m)

@@ -6,10 +6,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/backend/sim"
 	"github.com/instanced/instanced/server/simulator"
 )
 
@@ -126,15 +129,38 @@ func TestParseFleetOfNothing(t *testing.T) {
 	}
 }
 
+// FuzzParseFleet: what is accepted means one thing. Written out and read again it is the
+// same, and the simulator takes it or says what is wrong with it.
 func FuzzParseFleet(f *testing.F) {
 	f.Add([]byte(wholeFleet))
 	f.Add([]byte(`{"instances":[{"count":1e9,"state":null}],"faults":[{"probability":"NaN"}]}`))
 	f.Add([]byte("instances: &a [*a]"))
 	f.Add([]byte("? {a: b}\n: c"))
+	f.Add([]byte("instances: [{state: running, count: 3}]\nfaults: [{kind: slow-call, delay: 5s, match: {verbs: [StartInstances]}}]"))
 	f.Fuzz(func(t *testing.T, file []byte) {
 		req, err := simulator.ParseFleet(file)
-		if err == nil && req == nil {
-			t.Error("neither a fleet nor an error")
+		if err != nil {
+			return
+		}
+		written, err := protojson.Marshal(req)
+		if err != nil {
+			t.Fatalf("what was read cannot be written: %v", err)
+		}
+		again, err := simulator.ParseFleet(written)
+		if err != nil {
+			t.Fatalf("%s is refused: %v", written, err)
+		}
+		if diff := cmp.Diff(req, again, protocmp.Transform(), cmpopts.EquateNaNs()); diff != "" {
+			t.Fatalf("came back otherwise:\n%s", diff)
+		}
+		fleet, faults := simulator.Fleet(req)
+		backend := sim.New(sim.Config{Fleet: fleet, Faults: faults})
+		defer backend.Close()
+		if backend.Err() != nil {
+			return
+		}
+		if err := backend.Restore(nil); err != nil {
+			t.Errorf("a fleet that is said to be right is refused: %v", err)
 		}
 	})
 }
