@@ -153,6 +153,7 @@ func (w waited) fits(trail string) bool {
 	case instancedv1.WaitOutcome_WAIT_OUTCOME_TIMED_OUT:
 		seen := trail[:w.seen+1]
 		return !w.reachedIn(seen, w.must) && !w.fellIn(seen)
+	case instancedv1.WaitOutcome_WAIT_OUTCOME_UNSPECIFIED, instancedv1.WaitOutcome_WAIT_OUTCOME_UNSETTLED:
 	}
 	return false
 }
@@ -186,6 +187,7 @@ func (s step) String() string {
 		return fmt.Sprintf("describe since %d: %c%s", s.since, s.to, at)
 	case waits:
 		return fmt.Sprintf("wait for %c from %d or %d: %v, now %c", s.wait.wanted, s.wait.may, s.wait.must, s.wait.outcome, s.to)
+	case world:
 	}
 	return fmt.Sprintf("world: %c -> %c%s%s", s.from, s.to, at, s.illegal)
 }

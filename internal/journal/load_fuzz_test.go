@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -42,7 +43,7 @@ func FuzzLoad(f *testing.F) {
 		j := &Journal{config: config, log: config.Logger, feed: newMutex(), campaign: newMutex(), pageReads: make(chan struct{}, pageReads), view: newView(config.RingBytes)}
 		j.store = embeddedStore(server, newKeys(config.Prefix))
 		defer func() {
-			if err := j.store.client.Close(); err != nil && err != context.Canceled {
+			if err := j.store.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
 		}()
