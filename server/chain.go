@@ -3,36 +3,21 @@ package server
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/selector"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // chain returns the interceptors in their order, outermost first: the log sees the
 // status, the status sees what recovery made of a panic. Unary calls have come through
 // the gate already, streams do so here.
 func chain(log *slog.Logger, d *drain, g gate, defaultDeadline time.Duration) []grpc.ServerOption {
-	logged := interceptors.CommonReportableFunc(callLog{log}.report)
-	recovered := recovery.WithRecoveryHandler(panicked)
+	all := []around{callLog{log}.line, mapStatus, recovered, admit}
 	return []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(
-			selector.UnaryServerInterceptor(interceptors.UnaryServerInterceptor(logged), selector.MatchFunc(worthLogging)),
-			around(mapStatus).unary,
-			recovery.UnaryServerInterceptor(recovered),
-			around(admit).unary,
-			deadline(defaultDeadline).unary,
-			around(d.end).unary,
-		),
+		grpc.UnaryInterceptor(joined(append(all, deadline(defaultDeadline), d.end)).unary),
 		grpc.ChainStreamInterceptor(
-			around(identifyStream).stream,
-			selector.StreamServerInterceptor(interceptors.StreamServerInterceptor(logged), selector.MatchFunc(worthLogging)),
-			around(mapStatus).stream,
-			recovery.StreamServerInterceptor(recovered),
-			around(admit).stream,
+			joined(append([]around{identifyStream}, all...)).stream,
 			g.stream,
 			around(d.end).stream,
 			d.interruptReceive,
@@ -40,9 +25,17 @@ func chain(log *slog.Logger, d *drain, g gate, defaultDeadline time.Duration) []
 	}
 }
 
-// worthLogging leaves out what probes and tools ask for.
-func worthLogging(_ context.Context, c interceptors.CallMeta) bool {
-	return c.Service != grpc_health_v1.Health_ServiceDesc.ServiceName && !isReflection(c.Service)
+// joined returns interceptors as one, the first outermost. They could be given to gRPC
+// one by one, but each would take the stack and the allocations of several calls, for
+// as long as a stream lasts.
+func joined(list []around) around {
+	return func(ctx context.Context, c call, next func(context.Context) error) error {
+		for _, a := range slices.Backward(list) {
+			inner := next
+			next = func(ctx context.Context) error { return a(ctx, c, inner) }
+		}
+		return next(ctx)
+	}
 }
 
 // call is what an interceptor knows of a call.

@@ -4,59 +4,53 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"path"
 	"runtime/debug"
+	"strings"
 	"time"
 
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors"
+	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // callLog writes one line a call.
 type callLog struct{ log *slog.Logger }
 
-// report is called at the beginning of a call; what it returns, at its end.
-func (l callLog) report(ctx context.Context, meta interceptors.CallMeta) (interceptors.Reporter, context.Context) {
-	return &callReport{log: l.log, ctx: ctx, meta: meta}, ctx
-}
-
-// callReport is one call in the log. The context that it holds is that of the call,
-// which outlives it.
-type callReport struct {
-	interceptors.NoopReporter
-	log  *slog.Logger
-	ctx  context.Context
-	meta interceptors.CallMeta
-	ids  int
-}
-
 // namesInstances is implemented by the requests that name instances.
 type namesInstances interface{ GetInstanceIds() []string }
 
-// PostMsgReceive looks at a request.
-func (r *callReport) PostMsgReceive(request any, err error, _ time.Duration) {
-	if named, ok := request.(namesInstances); ok && err == nil {
-		r.ids = len(named.GetInstanceIds())
+// line writes the line of a call when it has ended.
+func (l callLog) line(ctx context.Context, c call, next func(context.Context) error) error {
+	begun := time.Now()
+	err := next(ctx)
+	if service, method := path.Split(c.method); worthLogging(strings.Trim(service, "/")) {
+		l.write(ctx, c, strings.Trim(service, "/"), method, err, time.Since(begun))
 	}
+	return err
 }
 
-// PostCall writes the line.
-func (r *callReport) PostCall(err error, took time.Duration) {
+// worthLogging leaves out what probes and tools ask for.
+func worthLogging(service string) bool {
+	return service != grpc_health_v1.Health_ServiceDesc.ServiceName && !isReflection(service)
+}
+
+func (l callLog) write(ctx context.Context, c call, service, method string, err error, took time.Duration) {
 	level, code, reason, failed := verdict(err)
-	if !r.log.Enabled(r.ctx, level) {
+	if !l.log.Enabled(ctx, level) {
 		return
 	}
-	caller := callerOf(r.ctx)
+	caller := callerOf(ctx)
 	// Made by hand, without looking up from where: it is always from here.
 	line := slog.NewRecord(time.Now(), level, "call", 0)
 	line.AddAttrs(
-		slog.String("service", r.meta.Service),
-		slog.String("method", r.meta.Method),
+		slog.String("service", service),
+		slog.String("method", method),
 		slog.String("code", code),
 		slog.String("principal_unverified", caller.Principal),
 		slog.String("request_id", caller.RequestID),
 		slog.Duration("took", took),
 	)
-	if r.ids > 0 {
-		line.AddAttrs(slog.Int("instance_ids", r.ids))
+	if named, ok := c.request.(namesInstances); ok && len(named.GetInstanceIds()) > 0 {
+		line.AddAttrs(slog.Int("instance_ids", len(named.GetInstanceIds())))
 	}
 	if reason != "" {
 		line.AddAttrs(slog.String("reason", reason))
@@ -65,11 +59,16 @@ func (r *callReport) PostCall(err error, took time.Duration) {
 		line.AddAttrs(slog.String("error", err.Error()))
 	}
 	// A log that cannot be written has nobody to be told.
-	_ = r.log.Handler().Handle(r.ctx, line)
+	_ = l.log.Handler().Handle(ctx, line)
 }
 
-// panicked turns a panic into an error for the log; the caller sees no more of it
-// than of any other bug.
-func panicked(p any) error {
-	return fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+// recovered turns a panic into an error for the log; the caller sees no more of it than
+// of any other bug.
+func recovered(ctx context.Context, _ call, next func(context.Context) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return next(ctx)
 }

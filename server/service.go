@@ -105,13 +105,11 @@ func (s *service) WaitInstances(ctx context.Context, req *instancedv1.WaitInstan
 }
 
 func (s *service) WatchInstances(req *instancedv1.WatchInstancesRequest, stream instancedv1.InstanceService_WatchInstancesServer) error {
-	ctx := stream.Context()
-	watch, err := s.lifecycle.Watch(ctx, callerOf(ctx), watchRequest(req))
+	out, err := s.subscribe(req, stream)
 	if err != nil {
 		return err
 	}
-	out := &watchStream{Watch: watch, stream: stream, lifecycle: s.lifecycle}
-	err = out.run(ctx)
+	err = out.run(stream.Context())
 	if !s.drain.draining() || !isCanceled(err) {
 		return err
 	}
@@ -120,6 +118,16 @@ func (s *service) WatchInstances(req *instancedv1.WatchInstancesRequest, stream 
 		return err
 	}
 	return s.drain.refusal(delay)
+}
+
+// subscribe is apart from what lasts, so that the stack of a subscriber stays small.
+func (s *service) subscribe(req *instancedv1.WatchInstancesRequest, stream instancedv1.InstanceService_WatchInstancesServer) (*watchStream, error) {
+	ctx := stream.Context()
+	watch, err := s.lifecycle.Watch(ctx, callerOf(ctx), watchRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return &watchStream{Watch: watch, stream: stream, lifecycle: s.lifecycle}, nil
 }
 
 func (s *service) ListEvents(ctx context.Context, req *instancedv1.ListEventsRequest) (*instancedv1.ListEventsResponse, error) {
