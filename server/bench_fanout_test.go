@@ -164,10 +164,11 @@ func receiveBytes(b *testing.B, conn *grpc.ClientConn, req *instancedv1.WatchIns
 // sampleEvent starts an instance and returns the event that follows.
 func sampleEvent(b *testing.B, client instancedv1.InstanceServiceClient, ids []string) *instancedv1.Event {
 	b.Helper()
-	if _, err := client.StartInstances(b.Context(), &instancedv1.StartInstancesRequest{InstanceIds: ids}); err != nil {
+	started, err := client.StartInstances(b.Context(), &instancedv1.StartInstancesRequest{InstanceIds: ids})
+	if err != nil {
 		b.Fatal(err)
 	}
-	resp, err := client.ListEvents(b.Context(), &instancedv1.ListEventsRequest{InstanceIds: ids})
+	resp, err := client.ListEvents(b.Context(), &instancedv1.ListEventsRequest{InstanceIds: ids, AfterCursor: started.GetCursor()})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -181,21 +182,26 @@ type bareWatch struct {
 
 	mu sync.Mutex
 	// turns has a channel for each stream that says how many to send.
-	turns []chan int
+	turns map[chan int]struct{}
 }
 
 func newBareWatch(event *instancedv1.Event) *bareWatch {
-	return &bareWatch{message: &instancedv1.WatchInstancesResponse{
+	return &bareWatch{turns: map[chan int]struct{}{}, message: &instancedv1.WatchInstancesResponse{
 		Cursor:  strings.Repeat("c", 56),
 		Message: &instancedv1.WatchInstancesResponse_Events{Events: &instancedv1.Events{Events: []*instancedv1.Event{event}}},
 	}}
 }
 
 func (w *bareWatch) WatchInstances(_ *instancedv1.WatchInstancesRequest, stream instancedv1.InstanceService_WatchInstancesServer) error {
-	turns := make(chan int)
+	turns := make(chan int, 1)
 	w.mu.Lock()
-	w.turns = append(w.turns, turns)
+	w.turns[turns] = struct{}{}
 	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.turns, turns)
+	}()
 	if err := stream.Send(&instancedv1.WatchInstancesResponse{}); err != nil {
 		return err
 	}
@@ -215,7 +221,9 @@ func (w *bareWatch) WatchInstances(_ *instancedv1.WatchInstancesRequest, stream 
 
 // send makes all streams send so many events.
 func (w *bareWatch) send(count int) {
-	for _, turns := range w.turns {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for turns := range w.turns {
 		turns <- count
 	}
 }

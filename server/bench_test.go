@@ -177,11 +177,12 @@ func listen(b *testing.B) net.Listener {
 }
 
 // connect makes the connections that callers and subscribers share.
-func connect(b *testing.B, address string) []*grpc.ClientConn {
+func connect(b *testing.B, address string, opts ...grpc.DialOption) []*grpc.ClientConn {
 	b.Helper()
+	opts = append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	conns := make([]*grpc.ClientConn, 8)
 	for i := range conns {
-		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient(address, opts...)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -6,7 +6,6 @@ import (
 	"iter"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -87,8 +86,7 @@ func TestParked(t *testing.T) {
 		}
 	}
 
-	runtime.GC() // pools let go of what they have only when it happens twice
-	with := memoryInUse()
+	with := restingMemory(ctx)
 	leave()
 	for ended.count.Load() < parked-1 {
 		select {
@@ -97,8 +95,7 @@ func TestParked(t *testing.T) {
 			t.Fatal("the streams that were left do not end")
 		}
 	}
-	runtime.GC()
-	held := (with - memoryInUse()) / (parked - 1)
+	held := (with - restingMemory(ctx)) / (parked - 1)
 	t.Logf("%d events in %v; each of %d subscribers that did not read held %d KiB, both ends and their windows", events, rest, parked, held>>10)
 	if held > parkedBytes+2*windowBytes {
 		t.Errorf("a subscriber that does not read holds %d bytes, want at most %d and two windows of %d", held, parkedBytes, windowBytes)

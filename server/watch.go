@@ -130,7 +130,6 @@ func (w *watchStream) sendBatch(ctx context.Context, b *lifecycle.Batch) error {
 		if len(message.data) == 0 {
 			return nil
 		}
-		b = nil
 		if err := w.stream.SendMsg(message); err != nil || done {
 			return err
 		}
