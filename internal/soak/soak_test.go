@@ -37,13 +37,20 @@ func TestSoak(t *testing.T) {
 	seed := firstSeed(t, uint64(began.UnixNano()))
 	t.Logf("soaking for %v; the first seed is %d", lasts, seed)
 	for time.Since(began) < lasts && total.of("violations") < mostViolations {
+		ran := false
 		for _, c := range campaigns {
 			if time.Since(began) >= lasts {
 				break
 			}
-			t.Run(c.name, func(t *testing.T) { newRound(t, seed, true, total).run(c.run) })
-			total.count("rounds of "+c.name, 1)
+			t.Run(c.name, func(t *testing.T) {
+				ran = true
+				newRound(t, seed, true, total).run(c.run)
+				total.count("rounds of "+c.name, 1)
+			})
 			seed++
+		}
+		if !ran {
+			t.Fatal("no campaign is selected")
 		}
 		t.Logf("after %v:\n%s", time.Since(began).Round(time.Second), total)
 	}
