@@ -86,9 +86,10 @@ func Dial(target string, opts Options) (*Client, error) {
 			Backoff:           backoff.Config{BaseDelay: baseDelay, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxDelay},
 			MinConnectTimeout: 5 * time.Second,
 		}),
-		// A wait may be silent for an hour; this is how a dead connection is noticed.
+		// A wait may be silent for an hour; this is how a dead connection is noticed. A
+		// watch that finds its stream dead would go on with the same connection until then.
 		// Between calls it keeps what lies in between from forgetting the connection.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 15 * time.Second, PermitWithoutStream: true}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 	}, opts.DialOptions...)
 	conn, err := grpc.NewClient(target, dial...)
 	if err != nil {
