@@ -121,6 +121,13 @@ func (o *outcome) check() error {
 		}
 	}
 	var errs []error
+	for _, e := range o.history {
+		// Nobody changes states from outside; what follows from a command has its cause.
+		if e.GetType() == instancedv1.EventType_EVENT_TYPE_STATE_CHANGED && e.GetCause().GetRequestId() == "" {
+			errs = append(errs, fmt.Errorf("nobody asked for event %d.%d: %s from %v to %v", e.GetRevision(), e.GetIndex(),
+				e.GetInstance().GetInstanceId(), e.GetPreviousState().GetName(), e.GetInstance().GetState().GetName()))
+		}
+	}
 	for _, r := range o.requests {
 		if err := o.checkRequest(r, caused[r.id], tagged); err != nil {
 			errs = append(errs, fmt.Errorf("%v, asked %d times: %w", r, r.attempts, err))

@@ -15,17 +15,20 @@ import (
 // pair is two processes on one etcd: one commands the backend, the other follows.
 type pair struct {
 	round
-	etcd      *etcd
 	processes []*process
+	networks  []*proxy           // from each to etcd
 	conns     []*grpc.ClientConn // one to each
 }
 
 func (r round) newPair() *pair {
 	r.Helper()
-	p := &pair{round: r, etcd: newEtcd(r)}
+	p := &pair{round: r}
+	e := newEtcd(r)
 	for range 2 {
-		one := newProcess(r.T, append(r.flags(), "--etcd-endpoints", "http://"+p.etcd.address)...)
+		network := newProxy(r, e.address)
+		one := newProcess(r.T, append(r.flags(), "--etcd-endpoints", "http://"+network.Listen)...)
 		p.processes = append(p.processes, one)
+		p.networks = append(p.networks, network)
 		p.conns = append(p.conns, dial(r, one.address))
 		one.start()
 		one.ready()
@@ -89,6 +92,53 @@ func takenOver(r round) {
 		p.processes[owner].start()
 		p.processes[owner].ready()
 		s.served(20)
+	}
+	s.finish()
+	r.sameEverywhere(p, s)
+}
+
+func TestAnOwnerThatIsPartedFromEtcdIsReplacedAndCatchesUp(t *testing.T) {
+	short(t, parted)
+}
+
+// parted parts the owner from etcd, while callers and subscribers still reach it. The
+// other process takes over; what was connected to the first one stays, and is told.
+func parted(r round) {
+	p := r.newPair()
+	s := r.begin(p.addresses()...)
+	s.served(20)
+	for range r.times(1, 4) {
+		owner := p.owner()
+		before := make([]int, len(s.subscribers))
+		for i, sub := range s.subscribers {
+			before[i] = len(sub.Seen().Streams())
+		}
+		time.Sleep(time.Duration(r.random.Int64N(int64(300 * time.Millisecond))))
+		p.networks[owner].silence()
+		began := time.Now()
+		await(r.T, "the other process takes over", func() bool {
+			info, err := info(r.T, p.conns[1-owner])
+			return err == nil && info.GetOwner().GetIsThisProcess()
+		})
+		s.served(1)
+		r.tally.count("owners parted from etcd", 1)
+		r.tally.took("from the parting of an owner to callers being served by the other process", time.Since(began))
+		await(r.T, "the process that was the owner says what is wrong", func() bool {
+			info, err := info(r.T, p.conns[owner])
+			return err == nil && info.GetImpairment().GetReason() == "JOURNAL_UNAVAILABLE" && !info.GetOwner().GetIsThisProcess()
+		})
+		s.served(20)
+		p.networks[owner].restore()
+		await(r.T, "it is mended", func() bool {
+			info, err := info(r.T, p.conns[owner])
+			return err == nil && info.GetImpairment() == nil
+		})
+		s.served(20)
+		for i, sub := range s.subscribers {
+			if n := len(sub.Seen().Streams()); n > before[i] {
+				r.Errorf("%s needed %d streams more", sub.name, n-before[i])
+			}
+		}
 	}
 	s.finish()
 	r.sameEverywhere(p, s)

@@ -27,6 +27,7 @@ func TestSoak(t *testing.T) {
 		{"killed", killed},
 		{"taken over", takenOver},
 		{"rotated", rotated},
+		{"parted", parted},
 		{"disconnected", disconnected},
 		{"full disk", fullDisk},
 		{"etcd away", etcdAway},
