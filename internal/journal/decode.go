@@ -62,7 +62,7 @@ func decodeBatch(seq uint64, value []byte) (*Batch, header, error) {
 	b := newBatch(Position{Generation: h.generation, Seq: seq}, len(m.GetChanges()))
 	b.RecordedAt = h.recordedAt
 	for _, c := range m.GetChanges() {
-		e := &entry{change: instance.Change{
+		e := newEntry(instance.Change{
 			Type:       instance.ChangeType(c.GetType()),
 			Before:     fromInstance(c.GetBefore()),
 			After:      fromInstance(c.GetAfter()),
@@ -71,7 +71,7 @@ func decodeBatch(seq uint64, value []byte) (*Batch, header, error) {
 			OccurredAt: fromNanoseconds(c.GetOccurredAtNs()),
 			ObservedAt: fromNanoseconds(c.GetObservedAtNs()),
 			Inferred:   c.GetInferred(),
-		}}
+		})
 		if e.change.Before == nil && e.change.After == nil {
 			return nil, header{}, fmt.Errorf("batch %d of the log is damaged: a change without an instance", seq)
 		}

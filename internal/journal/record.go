@@ -22,9 +22,11 @@ type Record struct {
 	Instance *instance.Instance
 	// Previous is the instance as before its last change; nil when that added it.
 	Previous *instance.Instance
-	// Cause, Source and ChangedAt are those of the last change; ChangedAt is when it
-	// happened, not when it was recorded.
-	Cause     instance.Cause
+	// Cause is who brought the instance into its state. A change of its attributes
+	// leaves it as it was.
+	Cause instance.Cause
+	// Source and ChangedAt are those of the last change; ChangedAt is when it happened,
+	// not when it was recorded.
 	Source    instance.Source
 	ChangedAt time.Time
 	// Position and Index say which event of the log the last change is.
@@ -84,17 +86,28 @@ func newBatch(p Position, size int) *Batch {
 	return &Batch{Position: p, Events: make([]Event, 0, size)}
 }
 
-// place fills in the record that follows from the change as the index-th of the
-// batch at a position.
+// newEntry makes the record that follows from a change, but for its place and for what
+// it has from the record before.
+func newEntry(c instance.Change) *entry {
+	return &entry{change: c, record: Record{
+		Instance:  c.After,
+		Previous:  c.Before,
+		Cause:     c.Cause,
+		Source:    c.Source,
+		ChangedAt: c.OccurredAt,
+	}}
+}
+
+// place notes that the change is the index-th of the batch at a position.
 func (e *entry) place(p Position, index int) {
-	e.record = Record{
-		Instance:  e.change.After,
-		Previous:  e.change.Before,
-		Cause:     e.change.Cause,
-		Source:    e.change.Source,
-		ChangedAt: e.change.OccurredAt,
-		Position:  p,
-		Index:     uint32(index),
+	e.record.Position, e.record.Index = p, uint32(index)
+}
+
+// follow completes the record of a change by that before it, nil if there was none. One
+// that is complete already, which others may be reading, is not written to.
+func (r *Record) follow(c *instance.Change, before *Record) {
+	if c.Type == instance.ChangeAttributes && before != nil && r.Cause != before.Cause {
+		r.Cause = before.Cause
 	}
 }
 

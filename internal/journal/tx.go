@@ -63,7 +63,8 @@ func (tx *Tx) Append(c instance.Change) {
 	}
 	id := c.ID()
 	c.Before = nil
-	if known := tx.lookup(id); known != nil {
+	known := tx.lookup(id)
+	if known != nil {
 		c.Before = known.Instance
 	}
 	switch {
@@ -78,7 +79,8 @@ func (tx *Tx) Append(c instance.Change) {
 	default:
 		c.Type = instance.ChangeAttributes
 	}
-	e := &entry{change: c}
+	e := newEntry(c)
+	e.record.follow(&e.change, known)
 	e.place(tx.position, len(tx.entries)) // for now; see batch.add
 	tx.entries = append(tx.entries, e)
 	tx.encoded = appendChange(tx.encoded, &e.change)

@@ -56,6 +56,44 @@ func TestAnUpdateFillsInWhatIsKnown(t *testing.T) {
 	}
 }
 
+// Whether the change is read from memory, from the log or from the checkpoint.
+func TestAChangeOfAttributesLeavesWhoBroughtTheStateAbout(t *testing.T) {
+	config := testConfig(t)
+	outside := change(id(1), instance.StatePending)
+	outside.Cause, outside.After.Tags = instance.Cause{}, map[string]string{"team": "other"}
+	j, term := own(t, config)
+	want := change(id(1), instance.StatePending).Cause
+	wantCause := func(j *Journal) {
+		t.Helper()
+		if record, _ := j.Get(id(1)); record.Cause != want || record.Instance.Tags["team"] != "other" {
+			t.Errorf("brought about by %+v, want %+v", record.Cause, want)
+		}
+	}
+	set(t, term, id(1), instance.StatePending)
+	for range 2 {
+		_, err := term.Update(t.Context(), func(tx *Tx) error {
+			tx.Append(outside)
+			if known, _ := tx.Get(id(1)); known.Cause != want {
+				t.Errorf("within the update by %+v, want %+v", known.Cause, want)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantCause(j)
+	replayed, _, err := j.read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if record, _ := replayed.get(id(1)); record.Cause != want {
+		t.Errorf("replayed as brought about by %+v, want %+v", record.Cause, want)
+	}
+	closeJournal(t, j) // writes the checkpoint
+	wantCause(openJournal(t, config))
+}
+
 func TestRemovingWhatIsNotKnownRecordsNothing(t *testing.T) {
 	j, term := own(t, testConfig(t))
 	head := j.Head()

@@ -108,10 +108,13 @@ func (v *view) publish(batches ...published) bool {
 func (v *view) foldLocked(p published) {
 	for i := range p.batch.Events {
 		record := p.batch.Events[i].record
-		id := p.batch.Events[i].Change.ID()
-		if known := v.records[id]; known != nil && !record.after(known) {
+		change := p.batch.Events[i].Change
+		id := change.ID()
+		known := v.records[id]
+		if known != nil && !record.after(known) {
 			continue // the checkpoint has a later one
 		}
+		record.follow(change, known)
 		if record.Instance == nil {
 			delete(v.records, id)
 			v.recent[id] = nil

@@ -229,6 +229,19 @@ func TestChangesFromOutsideAreExternal(t *testing.T) {
 	expect(t, steps(f.changes(t, first)), "stopped -> pending", "pending -> running")
 }
 
+func TestAChangeOfTagsLeavesWhatFollowsFromACommandItsCause(t *testing.T) {
+	f := start(t, options{sim: sim.Config{Speed: 20}})
+	r, err := f.command(t.Context(), instance.VerbStart, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.sim.Change(t.Context(), []sim.Change{{IDs: []instance.ID{first}, SetTags: map[string]string{"team": "red"}}}); err != nil {
+		t.Fatal(err)
+	}
+	f.wait(t, r.Cursor, instance.StateRunning, first)
+	expect(t, steps(f.changes(t, first)), "stopped -> pending by tester", "pending -> running by tester")
+}
+
 func TestALostAnswerIsRecordedWithItsCause(t *testing.T) {
 	f := start(t, options{sim: sim.Config{
 		Faults: []sim.Fault{{Kind: sim.AnswerLost, Remaining: 1}, {Kind: sim.NoticeLost}},

@@ -184,6 +184,10 @@ func (p *process) complain() {
 	}
 }
 
+// addresses are those that were given out: nobody may listen there at the moment, as
+// between a kill and the next start.
+var addresses sync.Map
+
 // freeAddress returns an address on loopback that nobody listens on. It is below the
 // ports that the system gives to whoever connects: on one of these a client that finds
 // nobody there may meet itself.
@@ -191,6 +195,9 @@ func freeAddress(t testing.TB) string {
 	t.Helper()
 	for range 100 {
 		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.N(12000))
+		if _, taken := addresses.LoadOrStore(address, true); taken {
+			continue
+		}
 		if lis, err := net.Listen("tcp", address); err == nil {
 			_ = lis.Close()
 			return address
