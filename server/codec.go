@@ -34,6 +34,12 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if data.Len() > largeRequestBytes && !r.isLarge {
 		r.large <- struct{}{}
 		r.isLarge = true
+		wire := data.MaterializeToBuffer(mem.DefaultBufferPool())
+		defer wire.Free()
+		if elements(wire.ReadOnlyData(), r.into.ProtoReflect().Descriptor(), maxElements) > maxElements {
+			r.problem = errTooManyElements
+			return nil
+		}
 	}
 	if err := c.CodecV2.Unmarshal(data, r.into); err != nil {
 		r.problem = malformed(err)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -133,4 +134,12 @@ func malformed(cause error) error {
 		Message: "the request is not the message that it should be: it cannot be decoded",
 		Cause:   cause,
 	}
+}
+
+// errTooManyElements is what a caller is told whose request would take far more memory
+// than anything sensible.
+var errTooManyElements error = &instance.Error{
+	Kind:    instance.KindInvalid,
+	Reason:  "INVALID_REQUEST",
+	Message: fmt.Sprintf("the request has more than %d fields in all", maxElements),
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -90,31 +89,25 @@ func (w *watchStream) sendGoodbye(reason instancedv1.GoodbyeReason, retryDelay t
 }
 
 // sendSnapshot sends a snapshot in one message or several. Only the last one has the
-// cursor: there is no going on from the midst of a snapshot.
+// cursor: there is no going on from the midst of a snapshot. However many streams send
+// one at a time, they share the instances in their wire form.
 func (w *watchStream) sendSnapshot(s *lifecycle.Snapshot) error {
-	part := &instancedv1.Snapshot{First: true, Reason: unusableReason(s.Reason)}
-	size := 0
-	for _, i := range s.Instances {
-		m := instanceMessage(i)
-		length := proto.Size(m)
-		if size > 0 && size+length > maxFrameBytes {
-			if err := w.sendPart(part, ""); err != nil {
+	part := snapshotFrame{head: &instancedv1.Snapshot{First: true, Reason: unusableReason(s.Reason)}}
+	for _, r := range s.Records {
+		if !w.Matches(r) {
+			continue
+		}
+		encoded := encodedInstance(r)
+		if part.size > 0 && part.size+len(encoded) > maxFrameBytes {
+			if err := w.stream.SendMsg(part.frame("")); err != nil {
 				return err
 			}
-			part, size = &instancedv1.Snapshot{}, 0
+			part = snapshotFrame{head: &instancedv1.Snapshot{}}
 		}
-		part.Instances = append(part.Instances, m)
-		size += length
+		part.add(encoded)
 	}
-	part.Last = true
-	return w.sendPart(part, w.Cursor())
-}
-
-func (w *watchStream) sendPart(part *instancedv1.Snapshot, cursor string) error {
-	return w.stream.Send(&instancedv1.WatchInstancesResponse{
-		Cursor:  cursor,
-		Message: &instancedv1.WatchInstancesResponse_Snapshot{Snapshot: part},
-	})
+	part.head.Last = true
+	return w.stream.SendMsg(part.frame(w.Cursor()))
 }
 
 // sendBatch sends the events of a batch that match. Only the last message has the

@@ -91,6 +91,7 @@ func decodeInstanceRecord(value []byte) (*Record, error) {
 		return nil, errors.New("it has no instance")
 	}
 	return &Record{
+		once:      new(once),
 		Instance:  fromInstance(m.GetInstance()),
 		Previous:  fromInstance(m.GetPrevious()),
 		Cause:     fromCause(m.GetCause()),

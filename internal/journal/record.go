@@ -32,6 +32,8 @@ type Record struct {
 	// Position and Index say which event of the log the last change is.
 	Position Position
 	Index    uint32
+
+	once *once
 }
 
 // Batch is one record of the log: changes that were recorded together, and that
@@ -80,6 +82,7 @@ func (m *memo[T]) get(encode func() T) T {
 type entry struct {
 	change instance.Change
 	record Record
+	once   once
 }
 
 func newBatch(p Position, size int) *Batch {
@@ -89,13 +92,15 @@ func newBatch(p Position, size int) *Batch {
 // newEntry makes the record that follows from a change, but for its place and for what
 // it has from the record before.
 func newEntry(c instance.Change) *entry {
-	return &entry{change: c, record: Record{
+	e := &entry{change: c, record: Record{
 		Instance:  c.After,
 		Previous:  c.Before,
 		Cause:     c.Cause,
 		Source:    c.Source,
 		ChangedAt: c.OccurredAt,
 	}}
+	e.record.once = &e.once
+	return e
 }
 
 // place notes that the change is the index-th of the batch at a position.

@@ -223,10 +223,14 @@ type Event = journal.Event
 // Position is a position in the journal.
 type Position = journal.Position
 
-// Snapshot is the state of all instances that match the filter of a watch.
+// Record is what is known of one instance.
+type Record = journal.Record
+
+// Snapshot is the state of all instances.
 type Snapshot struct {
-	// Instances are in the order of their ids, shared, and must not be modified.
-	Instances []*instance.Instance
+	// Records are in the order of the ids of their instances, whether they match or
+	// not: see [Watch.Matches]. They are shared and must not be modified.
+	Records []*Record
 	// Reason is why there is a snapshot in place of the changes that were asked for,
 	// such as CURSOR_EXPIRED; empty when the snapshot was asked for.
 	Reason string

@@ -93,12 +93,7 @@ func (s *Service) Watch(ctx context.Context, _ Caller, req WatchRequest) (*Watch
 // begin takes a snapshot and goes on behind it.
 func (w *Watch) begin(reason string) {
 	all := w.s.journal.Snapshot()
-	w.snapshot = &Snapshot{Reason: reason, Instances: make([]*instance.Instance, 0, len(all.Records))}
-	for _, r := range all.Records {
-		if w.filter.Match(r.Instance) {
-			w.snapshot.Instances = append(w.snapshot.Instances, r.Instance)
-		}
-	}
+	w.snapshot = &Snapshot{Reason: reason, Records: all.Records}
 	w.reader = w.s.journal.Read(all.Position)
 }
 
@@ -156,3 +151,6 @@ func (w *Watch) MatchesAll() bool { return w.filter.Empty() }
 
 // Match says how a change relates to the filter of the watch.
 func (w *Watch) Match(c *instance.Change) Match { return matchOf(w.filter, c) }
+
+// Matches reports whether a record belongs to the snapshot of the watch.
+func (w *Watch) Matches(r *Record) bool { return w.filter.Match(r.Instance) }

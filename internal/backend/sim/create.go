@@ -45,6 +45,10 @@ func (b *Backend) Create(ctx context.Context, specs []Spec, faults ...Fault) ([]
 
 // expand completes and checks specifications.
 func (b *Backend) expand(specs []Spec, problems *violations) []Spec {
+	if len(specs) > maxCreate {
+		problems.add("instances", "are %d: want at most %d in a call", len(specs), maxCreate)
+		return nil
+	}
 	fleet := make([]Spec, 0, len(specs))
 	seen := map[instance.ID]bool{}
 	total := 0
