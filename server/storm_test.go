@@ -199,7 +199,7 @@ func TestConnectionsThatSayNothing(t *testing.T) {
 		if conns[i], err = net.Dial("tcp", lis.Addr().String()); err != nil {
 			t.Fatal(err)
 		}
-		defer conns[i].Close()
+		t.Cleanup(func() { _ = conns[i].Close() })
 		if i%2 == 0 {
 			// HTTP/2, and nothing after it.
 			if _, err := fmt.Fprint(conns[i], "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"); err != nil {
@@ -213,7 +213,7 @@ func TestConnectionsThatSayNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer newcomer.Close()
+	t.Cleanup(func() { _ = newcomer.Close() })
 	if _, err := instancedv1.NewInstanceServiceClient(newcomer).GetServerInfo(patient(t), &instancedv1.GetServerInfoRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Errorf("a client that comes later: %v", err)
 	}

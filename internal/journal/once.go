@@ -11,10 +11,10 @@ type once struct {
 // Once returns what the first caller's function made, for all callers of this record as
 // it stands in a snapshot: the one encoding that all snapshots share until the instance
 // changes. It is not to be modified.
-func (r *Record) Once(make func() []byte) []byte {
+func (r *Record) Once(encode func() []byte) []byte {
 	if r.once == nil {
-		return make()
+		return encode()
 	}
-	r.once.made.Do(func() { r.once.bytes = make() })
+	r.once.made.Do(func() { r.once.bytes = encode() })
 	return r.once.bytes
 }
