@@ -16,8 +16,10 @@ import (
 type greeting struct {
 	cfg     serveConfig
 	address string
-	info    lifecycle.Info
-	records []*journal.Record
+	// ec2Address is that of the EC2 endpoint; empty if there is none.
+	ec2Address string
+	info       lifecycle.Info
+	records    []*journal.Record
 	// begun is whether the journal had instances before this process; faults whether the
 	// fleet file has some.
 	begun  bool
@@ -39,6 +41,9 @@ func (g *greeting) particulars() []any {
 		list = append(list, "etcd", strings.Join(g.cfg.etcdEndpoints, ","), "prefix", g.cfg.etcdPrefix)
 	} else {
 		list = append(list, "data_dir", g.cfg.dataDir)
+	}
+	if g.ec2Address != "" {
+		list = append(list, "ec2_endpoint", "http://"+g.ec2Address, "ec2_callers", g.ec2Security())
 	}
 	return append(list, "backend", g.cfg.backend, "instances", len(g.records), "role", g.role(), "owner", g.info.OwnerAddress)
 }
@@ -82,7 +87,11 @@ func (g *greeting) print(w io.Writer) {
 		}
 		fmt.Fprintf(&out, "  follower  commands go to %s\n", owner)
 	}
-	out.WriteString("  security  plaintext on loopback; callers are taken for who they say they are\n\nType next:\n")
+	out.WriteString("  security  plaintext on loopback; callers are taken for who they say they are\n")
+	if g.ec2Address != "" {
+		fmt.Fprintf(&out, "  ec2       http://%s; %s\n", g.ec2Address, g.ec2Security())
+	}
+	out.WriteString("\nType next:\n")
 	program, server := invocation(), ""
 	if g.address != "127.0.0.1:50051" {
 		server = " --server " + g.address
@@ -98,6 +107,9 @@ func (g *greeting) print(w io.Writer) {
   %[1]s watch%[3]s
   grpcurl -plaintext -d '{"instance_ids":["%[2]s"]}' %[4]s instanced.v1.InstanceService/StartInstances
 `, program, example, server, g.address)
+	}
+	if g.ec2Address != "" {
+		fmt.Fprintf(&out, "  %s\n", g.ec2Example())
 	}
 	_, _ = io.WriteString(w, out.String()) // nobody may be reading; the log says it too
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
 	"github.com/instanced/instanced/server"
+	"github.com/instanced/instanced/server/ec2query"
 	"github.com/instanced/instanced/server/simulator"
 )
 
@@ -53,6 +54,9 @@ type serveConfig struct {
 	simThrottle bool
 	simFleet    string
 
+	ec2Listen      string
+	ec2Credentials string
+
 	logFormat    string
 	logLevel     slog.Level
 	drainTimeout time.Duration
@@ -67,6 +71,10 @@ func newServeCommand(t *terminal) *cobra.Command {
 loopback only. What it knows is kept in the data directory, and is there again after
 a restart or a crash.
 
+With --ec2-listen it also speaks EC2's own protocol, so that the AWS CLI, boto3 and every
+AWS SDK can use it. Callers prove who they are by --ec2-credentials, else it listens on
+loopback only and believes them.
+
 SIGTERM or an interrupt ends it in good order: health turns to NOT_SERVING, streams get a
 goodbye, calls finish, the journal closes, and the exit status is 0. A second signal ends it
 at once.`,
@@ -74,6 +82,7 @@ at once.`,
 			"instanced serve",
 			"instanced serve --sim-speed 1 --sim-throttle",
 			"instanced serve --sim-fleet fleet.yaml --data-dir \"$(mktemp -d)\"",
+			"instanced serve --ec2-listen 127.0.0.1:8580",
 			"INSTANCED_LISTEN=127.0.0.1:6000 instanced serve --log-format json",
 		),
 		Args:                  noArgs,
@@ -97,6 +106,8 @@ at once.`,
 	bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "what the simulator draws its delays and probabilities from", parseSeed)
 	flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle calls as EC2 does")
 	flags.StringVar(&cfg.simFleet, "sim-fleet", "", "YAML or JSON `file` of the instances to begin with (default: the built-in fleet)")
+	bind(flags, &cfg.ec2Listen, "ec2-listen", "address", "", "speak EC2's Query protocol on this address, such as 127.0.0.1:8580", parseEC2Listen)
+	flags.StringVar(&cfg.ec2Credentials, "ec2-credentials", "", "JSON `file` of the access keys whose signatures are verified there (default: nobody's are)")
 	bind(flags, &cfg.logFormat, "log-format", "format", "text", "text or json", oneOf("text", "json"))
 	bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
 	bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long calls may take to finish when the service ends", parseDuration)
@@ -114,6 +125,9 @@ at once.`,
 		}
 		if len(cfg.etcdEndpoints) == 0 && cfg.dataDir == "" {
 			return usagef("there is no home directory to keep the journal in; --data-dir names another")
+		}
+		if cfg.ec2Credentials != "" && cfg.ec2Listen == "" {
+			return usagef("--ec2-credentials is for the EC2 endpoint, which --ec2-listen opens")
 		}
 		return serve(cmd.Context(), cfg, t.stdout, t.stderr)
 	}
@@ -148,6 +162,13 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 		return fleetError(cfg.simFleet, err)
 	}
 
+	ec2Listener, credentials, err := listenEC2(cfg)
+	if err != nil {
+		return err
+	}
+	if ec2Listener != nil {
+		defer func() { _ = ec2Listener.Close() }() // closed already once it was served
+	}
 	lis, err := net.Listen("tcp", cfg.listen)
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w; --listen names another address", cfg.listen, innermost(err))
@@ -191,27 +212,41 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 		err = errors.Join(err, <-ended)
 	}()
 
+	simulation := simulator.New(svc, backend)
 	srv := server.New(server.Config{
 		Lifecycle: svc,
 		Version:   buildVersion(),
 		Backend:   cfg.backend,
 		Logger:    log.With("part", "server"),
-		Register:  func(r grpc.ServiceRegistrar) { simulator.New(svc, backend).Register(r) },
+		Register:  func(r grpc.ServiceRegistrar) { simulation.Register(r) },
 
 		MaxRequests:    cfg.maxRequests,
 		MaxStreams:     cfg.maxStreams,
 		MaxConnections: cfg.maxConnections,
 	})
-	served := make(chan error, 1)
+	served := make(chan error, 2)
 	go func() { served <- srv.Serve(lis) }()
+	drainers := []drainer{srv}
 	defer func() {
 		ctx, cancel := deadline.context(0)
 		defer cancel()
-		if stopErr := srv.Shutdown(ctx); stopErr != nil {
+		if shutDown(ctx, drainers) != nil {
 			err = errors.Join(err, fmt.Errorf("calls did not finish within --drain-timeout %v and were cut off", cfg.drainTimeout))
 		}
-		err = errors.Join(err, <-served)
+		for range drainers {
+			err = errors.Join(err, <-served)
+		}
 	}()
+	if ec2Listener != nil {
+		door := ec2query.New(ec2query.Config{
+			Lifecycle:   svc,
+			Simulator:   simulation,
+			Credentials: credentials,
+			Logger:      log.With("part", "ec2query"),
+		})
+		drainers = append(drainers, door)
+		go func() { served <- door.Serve(ec2Listener) }()
+	}
 
 	ready := svc.Ready()
 	for {
@@ -221,6 +256,9 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 			g := &greeting{
 				cfg: cfg, address: lis.Addr().String(), info: svc.Info(), begun: begun > 0,
 				faults: cfg.simFleet != "" && len(faults) > 0, records: j.Snapshot().Records,
+			}
+			if ec2Listener != nil {
+				g.ec2Address = ec2Listener.Addr().String()
 			}
 			log.Info("serving", g.particulars()...)
 			g.print(stdout)
@@ -232,13 +270,29 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 			return runErr
 		case serveErr := <-served:
 			served <- nil
-			return fmt.Errorf("cannot serve on %s: %w", lis.Addr(), serveErr)
+			return fmt.Errorf("cannot serve: %w", serveErr)
 		case <-ctx.Done():
 			stopping = time.Now()
 			log.Info("shutting down", "cause", context.Cause(ctx), "within", cfg.drainTimeout)
 			return nil
 		}
 	}
+}
+
+// drainer is a server that finishes what is under way.
+type drainer interface{ Shutdown(context.Context) error }
+
+// shutDown shuts servers down, all at once.
+func shutDown(ctx context.Context, servers []drainer) error {
+	ended := make(chan error, len(servers))
+	for _, s := range servers {
+		go func() { ended <- s.Shutdown(ctx) }()
+	}
+	var err error
+	for range servers {
+		err = errors.Join(err, <-ended)
+	}
+	return err
 }
 
 // drainDeadline is when the service must have ended, counted from the first time that
@@ -325,17 +379,32 @@ func defaultDataDir() string {
 
 // parseListen accepts an address on loopback.
 func parseListen(text string) (string, error) {
-	host, port, err := net.SplitHostPort(text)
+	address, err := parseAddress(text, "127.0.0.1:50051")
 	if err != nil {
-		return "", fmt.Errorf("%q is not an address with a port, such as 127.0.0.1:50051", text)
+		return "", err
+	}
+	if host, _, _ := net.SplitHostPort(address); !onLoopback(host) {
+		return "", fmt.Errorf("%q is not on loopback; without TLS and a policy the service listens there only, as on 127.0.0.1:50051, [::1]:50051 or localhost:50051", text)
+	}
+	return address, nil
+}
+
+// parseAddress accepts a host and a port.
+func parseAddress(text, example string) (string, error) {
+	_, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return "", fmt.Errorf("%q is not an address with a port, such as %s", text, example)
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > math.MaxUint16 {
 		return "", fmt.Errorf("%q has no port between 0 and 65535", text)
 	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return "", fmt.Errorf("%q is not on loopback; without TLS and a policy the service listens there only, as on 127.0.0.1:50051, [::1]:50051 or localhost:50051", text)
-	}
 	return text, nil
+}
+
+// onLoopback reports whether a host is this machine, and can be reached from it alone.
+func onLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // parseEndpoints accepts URLs that are separated by commas, or none.

@@ -91,3 +91,40 @@ type Notice struct {
 	// not be delivered again. It may be called from any goroutine, and is never nil.
 	Ack func()
 }
+
+// Launch asks the simulator for new instances, as EC2's RunInstances does.
+type Launch struct {
+	// ImageID is kept and means nothing.
+	ImageID string
+	Type    string
+	// AvailabilityZone, Tenancy and CPUCredits are EC2's default when empty.
+	AvailabilityZone string
+	Tenancy          string
+	CPUCredits       string
+	// Lifecycle is "spot" for Spot Instances, else empty.
+	Lifecycle             string
+	Tags                  map[string]string
+	HibernationConfigured bool
+	DisableAPIStop        bool
+	DisableAPITermination bool
+	Count                 int
+	// ClientToken makes the launch happen once; empty for none.
+	ClientToken string
+}
+
+// Modification asks the simulator for other attributes of instances. Nil and empty
+// fields change nothing.
+type Modification struct {
+	// IDs are distinct, 1 to 1000.
+	IDs     []ID
+	SetTags map[string]string
+	// RemoveTags are removed whatever their value is, RemoveTagValues only where they
+	// have this one, and RemoveAllTags removes all.
+	RemoveTags            []string
+	RemoveTagValues       map[string]string
+	RemoveAllTags         bool
+	DisableAPIStop        *bool
+	DisableAPITermination *bool
+	// Type is another instance type, for stopped instances.
+	Type string
+}

@@ -105,6 +105,9 @@ type SimulatorAttributes struct {
 	BilledFrom time.Time
 	// EverRunning is whether the instance has been running since its launch.
 	EverRunning bool
+	// Launched is how it was launched; nil for one that was put there otherwise. It is
+	// never modified.
+	Launched *Launched
 
 	// The transition under way. NextState is [StateUnspecified] when the instance
 	// is at rest, or stuck in a transitional state. NextAt of a terminated instance
@@ -115,6 +118,17 @@ type SimulatorAttributes struct {
 	// Transitions counts the changes of state so far; with the seed it
 	// determines the delays to come.
 	Transitions uint64
+}
+
+// Launched is what is kept of the launch of an instance.
+type Launched struct {
+	// ReservationID is shared by all instances of one launch.
+	ReservationID string
+	ImageID       string
+	// ClientToken made the launch happen once; empty for none. Digest is of what was
+	// asked for under it.
+	ClientToken string
+	Digest      string
 }
 
 // Clone returns a deep copy that the caller may modify.
@@ -131,6 +145,9 @@ func (i *Instance) Clone() *Instance {
 		c.Simulator = new(*i.Simulator)
 		if i.Simulator.NextReason != nil {
 			c.Simulator.NextReason = new(*i.Simulator.NextReason)
+		}
+		if i.Simulator.Launched != nil {
+			c.Simulator.Launched = new(*i.Simulator.Launched)
 		}
 	}
 	return &c
@@ -172,8 +189,15 @@ func (s *SimulatorAttributes) equal(o *SimulatorAttributes) bool {
 		return s == o
 	}
 	a, b := *s, *o
-	same := a.NextAt.Equal(b.NextAt) && a.BilledFrom.Equal(b.BilledFrom) && a.NextReason.equal(b.NextReason)
-	a.NextAt, a.BilledFrom, a.NextReason = time.Time{}, time.Time{}, nil
-	b.NextAt, b.BilledFrom, b.NextReason = time.Time{}, time.Time{}, nil
+	same := a.NextAt.Equal(b.NextAt) && a.BilledFrom.Equal(b.BilledFrom) && a.NextReason.equal(b.NextReason) && a.Launched.equal(b.Launched)
+	a.NextAt, a.BilledFrom, a.NextReason, a.Launched = time.Time{}, time.Time{}, nil, nil
+	b.NextAt, b.BilledFrom, b.NextReason, b.Launched = time.Time{}, time.Time{}, nil, nil
 	return same && a == b
+}
+
+func (l *Launched) equal(o *Launched) bool {
+	if l == nil || o == nil {
+		return l == o
+	}
+	return *l == *o
 }

@@ -104,7 +104,7 @@ func TestACloneSharesNothing(t *testing.T) {
 		return &Instance{
 			ID: "i-1234567890abcdef0", State: StateStopped, LaunchTime: time.Unix(1, 0), Tags: map[string]string{"k": "v"},
 			StateReason: &StateReason{Code: "c"},
-			Simulator:   &SimulatorAttributes{NextAt: time.Unix(2, 0), NextReason: &StateReason{Code: "n"}},
+			Simulator:   &SimulatorAttributes{NextAt: time.Unix(2, 0), NextReason: &StateReason{Code: "n"}, Launched: &Launched{ImageID: "ami"}},
 		}
 	}
 	original := whole()
@@ -119,6 +119,7 @@ func TestACloneSharesNothing(t *testing.T) {
 		"launch time":    func(i *Instance) { i.LaunchTime = time.Unix(3, 0) },
 		"next reason":    func(i *Instance) { i.Simulator.NextReason.Code = "other" },
 		"next time":      func(i *Instance) { i.Simulator.NextAt = time.Unix(3, 0) },
+		"launch":         func(i *Instance) { i.Simulator.Launched.ImageID = "other" },
 		"no attributes":  func(i *Instance) { i.Simulator = nil },
 		"billed seconds": func(i *Instance) { i.Simulator.BilledSeconds++ },
 	} {
@@ -142,6 +143,12 @@ func TestInstancesThatDifferInAnyFieldAreNotEqual(t *testing.T) {
 	for f := range reflect.TypeFor[Instance]().Fields() {
 		differ(t, f.Name, func(i *Instance) { setNonZero(t, reflect.ValueOf(i).Elem().FieldByIndex(f.Index)) })
 	}
+	for f := range reflect.TypeFor[Launched]().Fields() {
+		differ(t, "Simulator.Launched."+f.Name, func(i *Instance) {
+			i.Simulator.Launched = &Launched{}
+			setNonZero(t, reflect.ValueOf(i.Simulator.Launched).Elem().FieldByIndex(f.Index))
+		})
+	}
 	for f := range reflect.TypeFor[SimulatorAttributes]().Fields() {
 		differ(t, "Simulator."+f.Name, func(i *Instance) { setNonZero(t, reflect.ValueOf(i.Simulator).Elem().FieldByIndex(f.Index)) })
 	}
@@ -158,6 +165,9 @@ func setNonZero(t *testing.T, v reflect.Value) {
 		return
 	case *StateReason:
 		v.Set(reflect.ValueOf(&StateReason{Code: "c"}))
+		return
+	case *Launched:
+		v.Set(reflect.ValueOf(&Launched{ReservationID: "r"}))
 		return
 	case *SimulatorAttributes:
 		v.SetZero()

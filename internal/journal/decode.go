@@ -144,6 +144,19 @@ func fromSimulator(m *storagev1.SimulatorAttributes) *instance.SimulatorAttribut
 		NextAt:                fromNanoseconds(m.GetNextAtNs()),
 		NextReason:            fromReason(m.GetNextReason()),
 		Transitions:           m.GetTransitions(),
+		Launched:              fromLaunched(m.GetLaunched()),
+	}
+}
+
+func fromLaunched(m *storagev1.Launched) *instance.Launched {
+	if m == nil {
+		return nil
+	}
+	return &instance.Launched{
+		ReservationID: m.GetReservationId(),
+		ImageID:       m.GetImageId(),
+		ClientToken:   m.GetClientToken(),
+		Digest:        m.GetDigest(),
 	}
 }
 

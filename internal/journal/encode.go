@@ -97,6 +97,18 @@ func appendSimulator(b []byte, field protowire.Number, s *instance.SimulatorAttr
 	b = appendReason(b, 11, s.NextReason)
 	b = appendVarint(b, 12, s.Transitions)
 	b = appendTime(b, 13, s.BilledFrom)
+	if s.Launched != nil {
+		b = appendLaunched(b, 14, s.Launched)
+	}
+	return shut(b, start)
+}
+
+func appendLaunched(b []byte, field protowire.Number, l *instance.Launched) []byte {
+	b, start := open(b, field)
+	b = appendString(b, 1, l.ReservationID)
+	b = appendString(b, 2, l.ImageID)
+	b = appendString(b, 3, l.ClientToken)
+	b = appendString(b, 4, l.Digest)
 	return shut(b, start)
 }
 

@@ -16,6 +16,9 @@ func (s *Service) Describe(ctx context.Context, _ Caller, req DescribeRequest) (
 	filter := c.filter("filter", req.Filter)
 	size := c.pageSize(req.PageSize)
 	scope := filterDigest(filter)
+	if req.SelectKey != "" {
+		scope = digest(scope, req.SelectKey)
+	}
 	after := c.pageToken(req.PageToken, scope)
 	if err := c.err(); err != nil {
 		return DescribeResponse{}, err
@@ -36,7 +39,7 @@ func (s *Service) Describe(ctx context.Context, _ Caller, req DescribeRequest) (
 	first := sort.Search(len(records), func(i int) bool { return string(records[i].Instance.ID) > after })
 	bytes := 0
 	for _, r := range records[first:] {
-		if !filter.Match(r.Instance) {
+		if !filter.Match(r.Instance) || req.Select != nil && !req.Select(r.Instance) {
 			continue
 		}
 		if len(response.Instances) > 0 && (len(response.Instances) == size || bytes+approximateSize(r.Instance) > MaxPageBytes) {

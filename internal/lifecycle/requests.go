@@ -93,7 +93,11 @@ type TagFilter struct {
 
 // DescribeRequest selects instances; it is unchecked.
 type DescribeRequest struct {
-	Filter    Filter
+	Filter Filter
+	// Select narrows the filter down by whatever a door knows of selecting; nil selects
+	// all. SelectKey says what it selects by: a page token belongs to it.
+	Select    func(*instance.Instance) bool
+	SelectKey string
 	PageSize  int
 	PageToken string
 	MinCursor string

@@ -26,6 +26,7 @@ import (
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
 	"github.com/instanced/instanced/server"
+	"github.com/instanced/instanced/server/ec2query"
 	"github.com/instanced/instanced/server/simulator"
 )
 
@@ -64,6 +65,9 @@ type Options struct {
 	// MaxRequests, MaxStreams and MaxConnections are how much may be under way at once;
 	// zero for what a server allows by default.
 	MaxRequests, MaxStreams, MaxConnections int
+	// EC2Credentials are those that the EC2 endpoint verifies; nil for an endpoint that
+	// believes its callers.
+	EC2Credentials ec2query.Credentials
 	// Logger gets the log of the server; nil for none.
 	Logger *slog.Logger
 	// Register registers further services of the test.
@@ -77,6 +81,8 @@ type Server struct {
 	server   *server.Server
 	backend  *sim.Backend
 	conn     *grpc.ClientConn
+	ec2      *ec2query.Door
+	ec2URL   func() string
 	running  sync.WaitGroup
 	stop     func()
 }
@@ -102,8 +108,9 @@ func New(t testing.TB, opts Options) *Server {
 	if err != nil {
 		t.Fatalf("servertest: cannot open the journal: %v", err)
 	}
-	backend := sim.New(simulation(opts))
+	backend := sim.New(simulatorConfig(opts))
 	layer := lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: opts.Logger, PollInterval: opts.PollInterval})
+	simulation := simulator.New(layer, backend)
 	srv := server.New(server.Config{
 		Lifecycle: layer,
 		Version:   "test",
@@ -115,13 +122,15 @@ func New(t testing.TB, opts Options) *Server {
 		MaxConnections: opts.MaxConnections,
 
 		Register: func(r grpc.ServiceRegistrar) {
-			simulator.New(layer, backend).Register(r)
+			simulation.Register(r)
 			if opts.Register != nil {
 				opts.Register(r)
 			}
 		},
 	})
 	s := &Server{t: t, listener: bufconn.Listen(1 << 20), server: srv, backend: backend}
+	s.ec2 = ec2query.New(ec2query.Config{Lifecycle: layer, Simulator: simulation, Credentials: opts.EC2Credentials, Logger: opts.Logger})
+	s.ec2URL = sync.OnceValue(s.serveEC2)
 
 	runCtx, stopRunning := context.WithCancel(context.Background())
 	s.running.Go(func() {
@@ -133,7 +142,7 @@ func New(t testing.TB, opts Options) *Server {
 	s.stop = sync.OnceFunc(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		err := srv.Shutdown(ctx)
+		err := s.Shutdown(ctx)
 		stopRunning()
 		s.running.Wait()
 		backend.Close()
@@ -151,8 +160,8 @@ func New(t testing.TB, opts Options) *Server {
 	return s
 }
 
-// simulation returns the configuration of the simulator.
-func simulation(opts Options) sim.Config {
+// simulatorConfig returns the configuration of the simulator.
+func simulatorConfig(opts Options) sim.Config {
 	config := sim.Config{
 		Seed:     opts.Seed,
 		Speed:    opts.Speed,
@@ -205,6 +214,23 @@ func (s *Server) Serve(lis net.Listener) {
 	})
 }
 
+// EC2 is the URL of the EC2 endpoint, on a port of loopback, for the AWS CLI and SDKs.
+func (s *Server) EC2() string { return s.ec2URL() }
+
+func (s *Server) serveEC2() string {
+	s.t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatalf("servertest: cannot listen: %v", err)
+	}
+	s.running.Go(func() {
+		if err := s.ec2.Serve(lis); err != nil {
+			s.t.Errorf("servertest: the EC2 endpoint ended: %v", err)
+		}
+	})
+	return "http://" + lis.Addr().String()
+}
+
 // BackendStates asks the simulator itself, past the journal, for the states of all
 // instances.
 func (s *Server) BackendStates(ctx context.Context) (map[string]instancedv1.InstanceStateName, error) {
@@ -226,7 +252,9 @@ func (s *Server) BackendStates(ctx context.Context) (map[string]instancedv1.Inst
 
 // Shutdown begins to shut the server down, as a signal would, and returns when all
 // calls have ended, or ctx has.
-func (s *Server) Shutdown(ctx context.Context) error { return s.server.Shutdown(ctx) }
+func (s *Server) Shutdown(ctx context.Context) error {
+	return errors.Join(s.ec2.Shutdown(ctx), s.server.Shutdown(ctx))
+}
 
 // Close shuts the server down altogether. A test needs it only to start another one on
 // the same directory.

@@ -65,11 +65,7 @@ func (s *Service) ChangeInstances(ctx context.Context, req *instancedv1.ChangeIn
 		return nil, err
 	}
 	cursor := s.lifecycle.Cursor()
-	changes := outsideChanges(req.GetChanges())
-	if err := s.sim.Change(ctx, changes); err != nil {
-		return nil, err
-	}
-	if _, err := s.lifecycle.Refresh(ctx, idsOf(changes)); err != nil {
+	if err := s.change(ctx, outsideChanges(req.GetChanges())); err != nil {
 		return nil, err
 	}
 	return &instancedv1.ChangeInstancesResponse{Cursor: cursor}, nil

@@ -40,7 +40,7 @@ func (b *Backend) Create(ctx context.Context, specs []Spec, faults ...Fault) ([]
 		return nil, err
 	}
 	b.extendPlan(faults)
-	return b.add(fleet, now), nil
+	return b.add(fleet, now, nil), nil
 }
 
 // expand completes and checks specifications.
@@ -70,7 +70,7 @@ func (b *Backend) expand(specs []Spec, problems *violations) []Spec {
 }
 
 // add creates what was checked.
-func (b *Backend) add(specs []Spec, now time.Time) []*instance.Instance {
+func (b *Backend) add(specs []Spec, now time.Time, launched *instance.Launched) []*instance.Instance {
 	taken := map[instance.ID]bool{}
 	for _, s := range specs {
 		taken[s.ID] = true
@@ -82,7 +82,7 @@ func (b *Backend) add(specs []Spec, now time.Time) []*instance.Instance {
 			for id == "" || s.ID == "" && (taken[id] || b.machines[id] != nil) {
 				id = b.newID()
 			}
-			created = append(created, b.launch(s, id, now))
+			created = append(created, b.launch(s, id, now, launched))
 			b.ids = append(b.ids, id)
 		}
 	}
@@ -91,7 +91,7 @@ func (b *Backend) add(specs []Spec, now time.Time) []*instance.Instance {
 }
 
 // launch puts a new instance into its first state.
-func (b *Backend) launch(s Spec, id instance.ID, now time.Time) *instance.Instance {
+func (b *Backend) launch(s Spec, id instance.ID, now time.Time, launched *instance.Launched) *instance.Instance {
 	inst := &instance.Instance{
 		ID:               id,
 		AccountID:        b.config.AccountID,
@@ -111,6 +111,7 @@ func (b *Backend) launch(s Spec, id instance.ID, now time.Time) *instance.Instan
 			HibernationConfigured: s.HibernationConfigured,
 			CPUCredits:            s.CPUCredits,
 			EverRunning:           s.State != instance.StatePending,
+			Launched:              launched,
 		},
 	}
 	m := &machine{slot: -1}

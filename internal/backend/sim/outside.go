@@ -45,6 +45,10 @@ type Change struct {
 	// SetTags and RemoveTags change tags; keys to remove need not be there.
 	SetTags    map[string]string
 	RemoveTags []string
+	// RemoveTagValues removes tags where they have this value, and RemoveAllTags all that
+	// there are before others are set.
+	RemoveTagValues map[string]string
+	RemoveAllTags   bool
 	// DisableAPIStop and DisableAPITermination change protections unless nil.
 	DisableAPIStop        *bool
 	DisableAPITermination *bool
@@ -124,8 +128,12 @@ func (c *Change) check(path string, problems *violations) {
 	}
 }
 
+func (c *Change) changesTags() bool {
+	return len(c.SetTags)+len(c.RemoveTags)+len(c.RemoveTagValues) > 0 || c.RemoveAllTags
+}
+
 func (c *Change) changesAttributes() bool {
-	return len(c.SetTags)+len(c.RemoveTags) > 0 || c.DisableAPIStop != nil || c.DisableAPITermination != nil || c.Type != ""
+	return c.changesTags() || c.DisableAPIStop != nil || c.DisableAPITermination != nil || c.Type != ""
 }
 
 // rehearse goes through the changes on copies of the images, and reports the first
@@ -209,13 +217,18 @@ func (c *Change) attributes(image *instance.Instance) *instance.Instance {
 	next := *image
 	sim := *image.Simulator
 	next.Simulator = &sim
-	if len(c.SetTags)+len(c.RemoveTags) > 0 {
+	if c.changesTags() {
 		next.Tags = maps.Clone(image.Tags)
+		if next.Tags == nil || c.RemoveAllTags {
+			next.Tags = map[string]string{}
+		}
 		for _, key := range c.RemoveTags {
 			delete(next.Tags, key)
 		}
-		if next.Tags == nil {
-			next.Tags = map[string]string{}
+		for key, value := range c.RemoveTagValues {
+			if have, ok := next.Tags[key]; ok && have == value {
+				delete(next.Tags, key)
+			}
 		}
 		maps.Copy(next.Tags, c.SetTags)
 	}

@@ -173,7 +173,7 @@ func (b *Backend) expandFleet() error {
 func (b *Backend) populate(now time.Time) {
 	b.clear()
 	b.created = 0
-	b.add(b.fleet, now)
+	b.add(b.fleet, now, nil)
 }
 
 // clear forgets all instances and all notices of them.

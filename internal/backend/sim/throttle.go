@@ -6,8 +6,12 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// verbDescribe names the read beside the four commands, in faults and buckets.
-const verbDescribe instance.Verb = "DescribeInstances"
+// Beside the four commands there are a read, in faults and buckets, and the launch, in
+// buckets.
+const (
+	verbDescribe instance.Verb = "DescribeInstances"
+	verbRun      instance.Verb = "RunInstances"
+)
 
 // retryThrottled is when to come back after a throttle that a fault made up.
 const retryThrottled = time.Second
@@ -51,6 +55,7 @@ func (b *bucket) drain() int {
 // Developer Guide, "Request throttling for the Amazon EC2 API".
 type buckets struct {
 	start, stop, reboot, terminate  *bucket
+	run                             *bucket
 	describeFiltered, describeOther *bucket
 	resource                        map[instance.Verb]*bucket
 }
@@ -61,12 +66,14 @@ func newBuckets() buckets {
 		stop:             newBucket(50, 5),
 		reboot:           newBucket(50, 5),
 		terminate:        newBucket(100, 5),
+		run:              newBucket(5, 2),
 		describeFiltered: newBucket(100, 20),
 		describeOther:    newBucket(50, 10),
 		resource: map[instance.Verb]*bucket{
 			instance.VerbStart:     newBucket(1000, 2),
 			instance.VerbStop:      newBucket(1000, 20),
 			instance.VerbTerminate: newBucket(1000, 20),
+			verbRun:                newBucket(1000, 2),
 		},
 	}
 }
@@ -83,6 +90,8 @@ func (b *buckets) request(action instance.Verb, unfiltered bool) *bucket {
 		return b.reboot
 	case instance.VerbTerminate:
 		return b.terminate
+	case verbRun:
+		return b.run
 	}
 	if unfiltered {
 		return b.describeOther

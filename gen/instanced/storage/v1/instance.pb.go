@@ -357,7 +357,9 @@ type SimulatorAttributes struct {
 	// How many changes of state there have been.
 	Transitions uint64 `protobuf:"varint,12,opt,name=transitions,proto3" json:"transitions,omitempty"`
 	// When the period began that billed_seconds does not include yet.
-	BilledFromNs  int64 `protobuf:"varint,13,opt,name=billed_from_ns,json=billedFromNs,proto3" json:"billed_from_ns,omitempty"`
+	BilledFromNs int64 `protobuf:"varint,13,opt,name=billed_from_ns,json=billedFromNs,proto3" json:"billed_from_ns,omitempty"`
+	// How it was launched; absent for one that was put there otherwise.
+	Launched      *Launched `protobuf:"bytes,14,opt,name=launched,proto3" json:"launched,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -483,6 +485,86 @@ func (x *SimulatorAttributes) GetBilledFromNs() int64 {
 	return 0
 }
 
+func (x *SimulatorAttributes) GetLaunched() *Launched {
+	if x != nil {
+		return x.Launched
+	}
+	return nil
+}
+
+// Launched is what is kept of the launch of an instance.
+type Launched struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reservation, which all instances of one launch share.
+	ReservationId string `protobuf:"bytes,1,opt,name=reservation_id,json=reservationId,proto3" json:"reservation_id,omitempty"`
+	// The image.
+	ImageId string `protobuf:"bytes,2,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
+	// The client token of the launch, if it had one.
+	ClientToken string `protobuf:"bytes,3,opt,name=client_token,json=clientToken,proto3" json:"client_token,omitempty"`
+	// A digest of what was asked for under the client token.
+	Digest        string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Launched) Reset() {
+	*x = Launched{}
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Launched) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Launched) ProtoMessage() {}
+
+func (x *Launched) ProtoReflect() protoreflect.Message {
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Launched.ProtoReflect.Descriptor instead.
+func (*Launched) Descriptor() ([]byte, []int) {
+	return file_instanced_storage_v1_instance_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Launched) GetReservationId() string {
+	if x != nil {
+		return x.ReservationId
+	}
+	return ""
+}
+
+func (x *Launched) GetImageId() string {
+	if x != nil {
+		return x.ImageId
+	}
+	return ""
+}
+
+func (x *Launched) GetClientToken() string {
+	if x != nil {
+		return x.ClientToken
+	}
+	return ""
+}
+
+func (x *Launched) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
 var File_instanced_storage_v1_instance_proto protoreflect.FileDescriptor
 
 const file_instanced_storage_v1_instance_proto_rawDesc = "" +
@@ -512,7 +594,7 @@ const file_instanced_storage_v1_instance_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
 	"\vStateReason\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\xc8\x04\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\x84\x05\n" +
 	"\x13SimulatorAttributes\x12(\n" +
 	"\x10disable_api_stop\x18\x01 \x01(\bR\x0edisableApiStop\x126\n" +
 	"\x17disable_api_termination\x18\x02 \x01(\bR\x15disableApiTermination\x125\n" +
@@ -534,7 +616,13 @@ const file_instanced_storage_v1_instance_proto_rawDesc = "" +
 	"\vnext_reason\x18\v \x01(\v2!.instanced.storage.v1.StateReasonR\n" +
 	"nextReason\x12 \n" +
 	"\vtransitions\x18\f \x01(\x04R\vtransitions\x12$\n" +
-	"\x0ebilled_from_ns\x18\r \x01(\x03R\fbilledFromNs*\xe1\x01\n" +
+	"\x0ebilled_from_ns\x18\r \x01(\x03R\fbilledFromNs\x12:\n" +
+	"\blaunched\x18\x0e \x01(\v2\x1e.instanced.storage.v1.LaunchedR\blaunched\"\x87\x01\n" +
+	"\bLaunched\x12%\n" +
+	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12\x19\n" +
+	"\bimage_id\x18\x02 \x01(\tR\aimageId\x12!\n" +
+	"\fclient_token\x18\x03 \x01(\tR\vclientToken\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest*\xe1\x01\n" +
 	"\rInstanceState\x12\x1e\n" +
 	"\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16INSTANCE_STATE_PENDING\x10\x01\x12\x1a\n" +
@@ -558,26 +646,28 @@ func file_instanced_storage_v1_instance_proto_rawDescGZIP() []byte {
 }
 
 var file_instanced_storage_v1_instance_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_instanced_storage_v1_instance_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_instanced_storage_v1_instance_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_instanced_storage_v1_instance_proto_goTypes = []any{
 	(InstanceState)(0),          // 0: instanced.storage.v1.InstanceState
 	(*Instance)(nil),            // 1: instanced.storage.v1.Instance
 	(*StateReason)(nil),         // 2: instanced.storage.v1.StateReason
 	(*SimulatorAttributes)(nil), // 3: instanced.storage.v1.SimulatorAttributes
-	nil,                         // 4: instanced.storage.v1.Instance.TagsEntry
+	(*Launched)(nil),            // 4: instanced.storage.v1.Launched
+	nil,                         // 5: instanced.storage.v1.Instance.TagsEntry
 }
 var file_instanced_storage_v1_instance_proto_depIdxs = []int32{
 	0, // 0: instanced.storage.v1.Instance.state:type_name -> instanced.storage.v1.InstanceState
 	2, // 1: instanced.storage.v1.Instance.state_reason:type_name -> instanced.storage.v1.StateReason
-	4, // 2: instanced.storage.v1.Instance.tags:type_name -> instanced.storage.v1.Instance.TagsEntry
+	5, // 2: instanced.storage.v1.Instance.tags:type_name -> instanced.storage.v1.Instance.TagsEntry
 	3, // 3: instanced.storage.v1.Instance.simulator:type_name -> instanced.storage.v1.SimulatorAttributes
 	0, // 4: instanced.storage.v1.SimulatorAttributes.next_state:type_name -> instanced.storage.v1.InstanceState
 	2, // 5: instanced.storage.v1.SimulatorAttributes.next_reason:type_name -> instanced.storage.v1.StateReason
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	4, // 6: instanced.storage.v1.SimulatorAttributes.launched:type_name -> instanced.storage.v1.Launched
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_instanced_storage_v1_instance_proto_init() }
@@ -591,7 +681,7 @@ func file_instanced_storage_v1_instance_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_instanced_storage_v1_instance_proto_rawDesc), len(file_instanced_storage_v1_instance_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/server/ec2query"
+)
+
+// parseEC2Listen accepts an address, or none.
+func parseEC2Listen(text string) (string, error) {
+	if text == "" {
+		return "", nil
+	}
+	return parseAddress(text, "127.0.0.1:8580")
+}
+
+// listenEC2 opens the EC2 endpoint, if there is to be one. Without credentials it has to
+// be on loopback.
+func listenEC2(cfg serveConfig) (net.Listener, ec2query.Credentials, error) {
+	if cfg.ec2Listen == "" {
+		return nil, nil, nil
+	}
+	credentials, err := readCredentials(cfg.ec2Credentials)
+	if err != nil {
+		return nil, nil, err
+	}
+	if host, _, _ := net.SplitHostPort(cfg.ec2Listen); credentials == nil && !onLoopback(host) {
+		return nil, nil, usagef("--ec2-listen: %q is not on loopback, and nobody has to prove who they are; --ec2-credentials names a file of access keys", cfg.ec2Listen)
+	}
+	lis, err := net.Listen("tcp", cfg.ec2Listen)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot listen on %s: %w; --ec2-listen names another address", cfg.ec2Listen, innermost(err))
+	}
+	return lis, credentials, nil
+}
+
+// readCredentials returns nil for no file.
+func readCredentials(name string) (ec2query.Credentials, error) {
+	if name == "" {
+		return nil, nil
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, usagef("the credentials file %s cannot be read: %v", name, innermost(err))
+	}
+	defer func() { _ = file.Close() }()
+	credentials, err := ec2query.ParseCredentials(file)
+	if err != nil {
+		return nil, usagef("the credentials file %s is wrong: %v", name, err)
+	}
+	return credentials, nil
+}
+
+// ec2Security says what the EC2 endpoint knows of its callers.
+func (g *greeting) ec2Security() string {
+	if g.cfg.ec2Credentials != "" {
+		return "signatures are verified with " + g.cfg.ec2Credentials
+	}
+	return "unverified: an access key id is taken for the caller's name"
+}
+
+// ec2Example is a command to try the EC2 endpoint with.
+func (g *greeting) ec2Example() string {
+	command := "describe-instances"
+	if id := g.example(); g.info.IsOwner && id != "" {
+		command = "start-instances --instance-ids " + string(id)
+	}
+	signing := " --no-sign-request"
+	if g.cfg.ec2Credentials != "" {
+		signing = ""
+	}
+	return fmt.Sprintf("aws ec2 %s --endpoint-url http://%s --region %s%s", command, g.ec2Address, g.region(), signing)
+}
+
+// region is that of the instances.
+func (g *greeting) region() string {
+	var first instance.Instance
+	if len(g.records) > 0 {
+		first = *g.records[0].Instance
+	}
+	return cmp.Or(first.Region, "us-east-1")
+}

@@ -1,0 +1,138 @@
+package sim
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+const (
+	// maxLaunch is how many instances one launch makes.
+	maxLaunch = 1000
+	// statusDelay is how long after its launch an instance passes its status checks.
+	statusDelay = 90 * time.Second
+)
+
+// Launch launches instances, as EC2's RunInstances does, and returns them as launched:
+// pending, and running after a while. The client token of an earlier launch of the same
+// returns the instances of that, as they are now, for as long as EC2 shows any of them.
+func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instance.Instance, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	now, closed := b.lock()
+	if closed != nil {
+		return nil, closed
+	}
+	defer b.unlock(now)
+	digest, err := digestOf(launch)
+	if err != nil {
+		return nil, err
+	}
+	if before, err := b.launchedBefore(launch.ClientToken, digest); err != nil || before != nil {
+		return before, err
+	}
+	var problems violations
+	fleet := b.expand([]Spec{specOf(launch)}, &problems)
+	if err := problems.err(); err != nil {
+		return nil, asEC2(err)
+	}
+	if launch.Count > maxLaunch {
+		return nil, errInstanceLimit(launch.Count)
+	}
+	if b.config.Throttle {
+		wait := b.buckets.request(verbRun, false).take(now, 1)
+		if wait == 0 {
+			wait = b.buckets.resource[verbRun].take(now, launch.Count)
+		}
+		if wait > 0 {
+			return nil, b.errThrottled(verbRun, wait)
+		}
+	}
+	return b.add(fleet, now, &instance.Launched{
+		ReservationID: "r-" + string(b.newID()[2:]),
+		ImageID:       launch.ImageID,
+		ClientToken:   launch.ClientToken,
+		Digest:        digest,
+	}), nil
+}
+
+// StatusDelay is how long after its launch an instance passes its status checks.
+func (b *Backend) StatusDelay() time.Duration { return b.scale(statusDelay) }
+
+func specOf(l instance.Launch) Spec {
+	return Spec{
+		Type:                  l.Type,
+		AvailabilityZone:      l.AvailabilityZone,
+		State:                 instance.StatePending,
+		Tags:                  l.Tags,
+		Tenancy:               l.Tenancy,
+		Lifecycle:             l.Lifecycle,
+		CPUCredits:            l.CPUCredits,
+		HibernationConfigured: l.HibernationConfigured,
+		DisableAPIStop:        l.DisableAPIStop,
+		DisableAPITermination: l.DisableAPITermination,
+		Count:                 l.Count,
+	}
+}
+
+// digestOf names a launch that has a client token.
+func digestOf(l instance.Launch) (string, error) {
+	if l.ClientToken == "" {
+		return "", nil
+	}
+	text, err := json.Marshal(l)
+	if err != nil {
+		return "", fmt.Errorf("a launch cannot be written down: %w", err)
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:16]), nil
+}
+
+// launchedBefore returns the instances that a client token has launched.
+func (b *Backend) launchedBefore(token, digest string) ([]*instance.Instance, error) {
+	if token == "" {
+		return nil, nil
+	}
+	var before []*instance.Instance
+	terminated := true
+	for _, id := range b.ids {
+		inst := b.machines[id].inst
+		l := inst.Simulator.Launched
+		if l == nil || l.ClientToken != token {
+			continue
+		}
+		if l.Digest != digest {
+			return nil, &instance.Error{
+				Kind: instance.KindConflict, Code: "IdempotentParameterMismatch",
+				Message: "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",
+			}
+		}
+		before = append(before, inst)
+		terminated = terminated && inst.State == instance.StateTerminated
+	}
+	if len(before) > 0 && terminated {
+		return nil, &instance.Error{
+			Kind: instance.KindPrecondition, Code: "IdempotentInstanceTerminated",
+			Message: "The client token belongs to a launch of instances that are terminated.",
+		}
+	}
+	return before, nil
+}
+
+// asEC2 gives what is wrong with a launch the code that EC2 has for it.
+func asEC2(err error) error {
+	e, ok := errors.AsType[*instance.Error](err)
+	if !ok || e.Code != "" {
+		return err
+	}
+	named := *e
+	named.Code = "InvalidParameterValue"
+	return &named
+}

@@ -1,0 +1,115 @@
+package ec2query
+
+import (
+	"context"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/lifecycle"
+)
+
+// maxIDs is how many instances a request names.
+const maxIDs = lifecycle.MaxInstanceIDs
+
+// action reads its parameters and answers.
+type action func(d *Door, ctx context.Context, c *call) (reply, error)
+
+// actions are those of every backend, those that change more than states are the simulator's alone.
+var (
+	actions = map[string]action{
+		"StartInstances":         (*Door).startInstances,
+		"StopInstances":          (*Door).stopInstances,
+		"RebootInstances":        (*Door).rebootInstances,
+		"TerminateInstances":     (*Door).terminateInstances,
+		"DescribeInstances":      (*Door).describeInstances,
+		"DescribeInstanceStatus": (*Door).describeInstanceStatus,
+	}
+	simulated = map[string]action{
+		"RunInstances":              (*Door).runInstances,
+		"CreateTags":                (*Door).createTags,
+		"DeleteTags":                (*Door).deleteTags,
+		"DescribeTags":              (*Door).describeTags,
+		"ModifyInstanceAttribute":   (*Door).modifyInstanceAttribute,
+		"DescribeInstanceAttribute": (*Door).describeInstanceAttribute,
+	}
+)
+
+// act carries a request out.
+func (d *Door) act(ctx context.Context, c *call) (reply, error) {
+	if c.action == "" {
+		return nil, errMissing("Action")
+	}
+	do := actions[c.action]
+	if do == nil && d.simulator != nil {
+		do = simulated[c.action]
+	}
+	if do == nil {
+		return nil, errInvalid(codeInvalidAction, "The action %s is not valid for this web service.", clip(c.action))
+	}
+	switch v := c.args.text("Version"); v {
+	case version:
+	case "":
+		return nil, errMissing("Version")
+	default:
+		return nil, errInvalid("NoSuchVersion", "The requested version (%s) is not valid; want %s.", clip(v), version)
+	}
+	return do(d, ctx, c)
+}
+
+func (d *Door) startInstances(ctx context.Context, c *call) (reply, error) {
+	return d.change(ctx, c, lifecycle.CommandRequest{
+		Verb:           instance.VerbStart,
+		AdditionalInfo: c.args.text("AdditionalInfo"),
+	})
+}
+
+func (d *Door) stopInstances(ctx context.Context, c *call) (reply, error) {
+	return d.change(ctx, c, lifecycle.CommandRequest{
+		Verb:           instance.VerbStop,
+		Hibernate:      c.args.on("Hibernate"),
+		Force:          c.args.on("Force"),
+		SkipOSShutdown: c.args.on("SkipOsShutdown"),
+	})
+}
+
+func (d *Door) terminateInstances(ctx context.Context, c *call) (reply, error) {
+	return d.change(ctx, c, lifecycle.CommandRequest{
+		Verb:           instance.VerbTerminate,
+		Force:          c.args.on("Force"),
+		SkipOSShutdown: c.args.on("SkipOsShutdown"),
+	})
+}
+
+func (d *Door) rebootInstances(ctx context.Context, c *call) (reply, error) {
+	if _, err := d.command(ctx, c, lifecycle.CommandRequest{Verb: instance.VerbReboot}); err != nil {
+		return nil, err
+	}
+	return &returnReply{Return: true}, nil
+}
+
+// change carries out a verb that changes states.
+func (d *Door) change(ctx context.Context, c *call, req lifecycle.CommandRequest) (reply, error) {
+	response, err := d.command(ctx, c, req)
+	if err != nil {
+		return nil, err
+	}
+	answer := &changesReply{}
+	answer.Instances.Items = make([]changeItem, len(response.Changes))
+	for i, change := range response.Changes {
+		answer.Instances.Items[i] = changeItem{ID: change.ID, Current: stateOf(change.Current), Previous: stateOf(change.Previous)}
+	}
+	return answer, nil
+}
+
+// command reads what the four verbs have in common, and carries one out.
+func (d *Door) command(ctx context.Context, c *call, req lifecycle.CommandRequest) (lifecycle.CommandResponse, error) {
+	req.InstanceIDs = c.args.instanceIDs()
+	req.DryRun = c.args.on("DryRun")
+	c.ids = len(req.InstanceIDs)
+	if err := c.args.err(); err != nil {
+		return lifecycle.CommandResponse{}, err
+	}
+	if len(req.InstanceIDs) == 0 {
+		return lifecycle.CommandResponse{}, errInvalid(codeInvalidCombination, "No instances specified")
+	}
+	return d.lifecycle.Command(ctx, c.caller, req)
+}

@@ -1,0 +1,250 @@
+package ec2query
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/lifecycle"
+)
+
+// Limits of pages. A request that gives no size gets pages of the largest.
+const (
+	leastPage = 5
+	mostPage  = lifecycle.MaxPageSize
+)
+
+// page is which part of a selection is asked for.
+type page struct {
+	size  int
+	token string
+}
+
+// page reads MaxResults and NextToken. They exclude a list of ids.
+func (a args) page(ids []string) page {
+	p := page{size: mostPage, token: a.text("NextToken")}
+	size := a.number("MaxResults")
+	switch {
+	case size == nil:
+	case len(ids) > 0:
+		a.refuse(errInvalid(codeInvalidCombination, "The parameter instancesSet cannot be used with the parameter maxResults"))
+	case *size < leastPage:
+		a.refuse(errInvalid(codeInvalidValue, "Value ( %d ) for parameter maxResults is invalid. Expecting a value greater than %d.", *size, leastPage))
+	case *size > mostPage:
+		a.refuse(errInvalid(codeInvalidValue, "Value ( %d ) for parameter maxResults is invalid. Expecting a value less than %d.", *size, mostPage))
+	default:
+		p.size = *size
+	}
+	return p
+}
+
+// selection is what a Describe asks for.
+type selection struct {
+	ids    []string
+	filter *filter
+	page   page
+}
+
+// instances returns a page of instances, and the token of the next one.
+func (d *Door) instances(ctx context.Context, c *call, s selection) ([]*instance.Instance, string, error) {
+	req := lifecycle.DescribeRequest{
+		Filter:    lifecycle.Filter{InstanceIDs: s.ids},
+		Select:    func(i *instance.Instance) bool { return ctx.Err() == nil && s.filter.match(i) },
+		SelectKey: s.filter.key(),
+		PageToken: s.page.token,
+	}
+	var found []*instance.Instance
+	// The service layer bounds its pages in bytes, too.
+	for {
+		req.PageSize = s.page.size - len(found)
+		response, err := d.lifecycle.Describe(ctx, c.caller, req)
+		if err := cmp.Or(err, ctx.Err()); err != nil {
+			return nil, "", badToken(err)
+		}
+		found = append(found, response.Instances...)
+		if response.NextPageToken == "" || len(found) >= s.page.size {
+			return found, response.NextPageToken, nil
+		}
+		req.PageToken = response.NextPageToken
+	}
+}
+
+// badToken gives what is wrong with a page token the code that EC2 has for it.
+func badToken(err error) error {
+	e, ok := errors.AsType[*instance.Error](err)
+	if ok && len(e.Violations) > 0 && e.Violations[0].Field == "page_token" {
+		return errInvalid(codeInvalidPage, "The NextToken %s", e.Violations[0].Description)
+	}
+	return err
+}
+
+type reservationItem struct {
+	ID        string             `xml:"reservationId"`
+	OwnerID   string             `xml:"ownerId"`
+	Groups    list[struct{}]     `xml:"groupSet"`
+	Instances list[instanceItem] `xml:"instancesSet"`
+}
+
+type describeInstancesReply struct {
+	head
+	Reservations list[*reservationItem] `xml:"reservationSet"`
+	NextToken    string                 `xml:"nextToken,omitempty"`
+}
+
+func (d *Door) describeInstances(ctx context.Context, c *call) (reply, error) {
+	s := selection{ids: c.args.instanceIDs()}
+	c.ids = len(s.ids)
+	s.page = c.args.page(s.ids)
+	s.filter = c.args.filter(instanceFilters)
+	c.args.ignore("IncludeManagedResources")
+	dryRun := c.args.on("DryRun")
+	if err := c.args.err(); err != nil {
+		return nil, err
+	}
+	if dryRun {
+		return nil, errDryRun()
+	}
+	instances, next, err := d.instances(ctx, c, s)
+	if err != nil {
+		return nil, err
+	}
+	return &describeInstancesReply{Reservations: list[*reservationItem]{reservations(instances)}, NextToken: next}, nil
+}
+
+// reservations puts together what was launched together.
+func reservations(instances []*instance.Instance) []*reservationItem {
+	byID := make(map[string]*reservationItem)
+	var items []*reservationItem
+	for _, i := range instances {
+		id := reservationID(i)
+		r := byID[id]
+		if r == nil {
+			r = &reservationItem{ID: id, OwnerID: i.AccountID}
+			byID[id] = r
+			items = append(items, r)
+		}
+		r.Instances.Items = append(r.Instances.Items, instanceOf(i))
+	}
+	return items
+}
+
+// reservationID is that of an instance's launch, or one of its own where that is not
+// known.
+func reservationID(i *instance.Instance) string {
+	if l := launchedOf(i); l.ReservationID != "" {
+		return l.ReservationID
+	}
+	return "r-" + string(i.ID[2:])
+}
+
+// launchedOf is what is known of an instance's launch; empty where nothing is.
+func launchedOf(i *instance.Instance) instance.Launched {
+	if i.Simulator == nil || i.Simulator.Launched == nil {
+		return instance.Launched{}
+	}
+	return *i.Simulator.Launched
+}
+
+// The statuses that are told. Source: EC2 API Reference, SummaryStatus.
+const (
+	statusOK            = "ok"
+	statusInitializing  = "initializing"
+	statusNotApplicable = "not-applicable"
+	statusInsufficient  = "insufficient-data"
+)
+
+// statusOf returns the status of both checks of an instance, and of its volumes. The
+// simulator's instances pass them a while after their launch; of others nobody here
+// knows.
+func (d *Door) statusOf(i *instance.Instance, now time.Time) string {
+	switch {
+	case i.State != instance.StateRunning:
+		return statusNotApplicable
+	case d.simulator == nil:
+		return statusInsufficient
+	case now.Before(i.LaunchTime.Add(d.simulator.StatusDelay())):
+		return statusInitializing
+	}
+	return statusOK
+}
+
+// reachabilityOf is what the one detail of a status says.
+func reachabilityOf(status string) string {
+	if status == statusOK {
+		return "passed"
+	}
+	return status
+}
+
+type statusDetail struct {
+	Name   string `xml:"name"`
+	Status string `xml:"status"`
+}
+
+type statusSummary struct {
+	Status  string              `xml:"status"`
+	Details *list[statusDetail] `xml:"details"`
+}
+
+func summaryOf(status string) statusSummary {
+	s := statusSummary{Status: status}
+	if status != statusNotApplicable {
+		s.Details = &list[statusDetail]{[]statusDetail{{"reachability", reachabilityOf(status)}}}
+	}
+	return s
+}
+
+type statusItem struct {
+	ID               instance.ID    `xml:"instanceId"`
+	AvailabilityZone string         `xml:"availabilityZone"`
+	Events           list[struct{}] `xml:"eventsSet"`
+	State            stateItem      `xml:"instanceState"`
+	System           statusSummary  `xml:"systemStatus"`
+	Instance         statusSummary  `xml:"instanceStatus"`
+	Volumes          statusSummary  `xml:"attachedEbsStatus"`
+}
+
+type describeStatusReply struct {
+	head
+	Statuses  list[statusItem] `xml:"instanceStatusSet"`
+	NextToken string           `xml:"nextToken,omitempty"`
+}
+
+// maxStatusIDs is EC2's own limit.
+const maxStatusIDs = 100
+
+func (d *Door) describeInstanceStatus(ctx context.Context, c *call) (reply, error) {
+	s := selection{ids: c.args.instanceIDs()}
+	c.ids = len(s.ids)
+	if len(s.ids) > maxStatusIDs {
+		c.args.refuse(errInvalid("InvalidRequest", "%[1]d exceeds the maximum number of instance IDs that can be specificied (%[2]d). "+
+			"Please specify fewer than %[2]d instance IDs.", len(s.ids), maxStatusIDs))
+	}
+	now := time.Now()
+	s.page = c.args.page(s.ids)
+	s.filter = c.args.filter(d.statusFilters(now))
+	s.filter.runningOnly = !c.args.on("IncludeAllInstances")
+	c.args.ignore("IncludeManagedResources")
+	dryRun := c.args.on("DryRun")
+	if err := c.args.err(); err != nil {
+		return nil, err
+	}
+	if dryRun {
+		return nil, errDryRun()
+	}
+	instances, next, err := d.instances(ctx, c, s)
+	if err != nil {
+		return nil, err
+	}
+	answer := &describeStatusReply{NextToken: next}
+	for _, i := range instances {
+		summary := summaryOf(d.statusOf(i, now))
+		answer.Statuses.Items = append(answer.Statuses.Items, statusItem{
+			ID: i.ID, AvailabilityZone: i.AvailabilityZone, State: stateOf(i.State),
+			System: summary, Instance: summary, Volumes: summary,
+		})
+	}
+	return answer, nil
+}

@@ -1,0 +1,118 @@
+package ec2query
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/lifecycle"
+)
+
+// What the transport allows. A caller that is slower is cut off.
+const (
+	headerTimeout  = 10 * time.Second
+	readTimeout    = 30 * time.Second
+	writeTimeout   = 2 * time.Minute // from the end of the header to that of the answer
+	idleTimeout    = 2 * time.Minute
+	maxHeaderBytes = 64 << 10 // the line of the request with it, and so a GET's parameters
+)
+
+// Simulator is what the door needs of the simulator to launch instances and to change
+// their attributes. Both return once what they did is recorded.
+type Simulator interface {
+	// Launch launches instances and returns them as launched, or as they are when its
+	// client token was used for the same launch before.
+	Launch(ctx context.Context, launch instance.Launch) ([]*instance.Instance, error)
+	// Modify changes attributes, of all instances or of none.
+	Modify(ctx context.Context, change instance.Modification) error
+	// StatusDelay is how long after its launch an instance passes its status checks.
+	StatusDelay() time.Duration
+}
+
+// Config is what a [Door] needs, and what may be tuned: a zero value means its default.
+type Config struct {
+	// Lifecycle answers. It is needed.
+	Lifecycle *lifecycle.Service
+	// Simulator is nil with another backend: what needs it is no action then.
+	Simulator Simulator
+	// Credentials are those of the callers, whose signatures are verified. Without them
+	// the access key id of a request is taken for the name of a principal, unverified,
+	// and the door must be on loopback.
+	Credentials Credentials
+	Logger      *slog.Logger
+	// Deadline is that of a call; default 30 seconds.
+	Deadline time.Duration
+}
+
+// Door serves EC2's Query protocol over HTTP. It is safe for concurrent use.
+type Door struct {
+	lifecycle   *lifecycle.Service
+	simulator   Simulator
+	credentials Credentials
+	log         *slog.Logger
+	deadline    time.Duration
+	http        *http.Server
+	draining    atomic.Bool
+}
+
+// New returns a door that listens nowhere yet.
+func New(cfg Config) *Door {
+	if cfg.Deadline <= 0 {
+		cfg.Deadline = 30 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	d := &Door{
+		lifecycle:   cfg.Lifecycle,
+		simulator:   cfg.Simulator,
+		credentials: cfg.Credentials,
+		log:         cfg.Logger,
+		deadline:    cfg.Deadline,
+	}
+	d.http = &http.Server{
+		Handler:           d,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+	}
+	return d
+}
+
+// Serve serves on a listener until [Door.Shutdown], and returns nil then.
+func (d *Door) Serve(lis net.Listener) error {
+	if err := d.http.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Shutdown ends the door: calls that come from now on are sent away, those under way
+// finish. When ctx is done first, they are cut off, and the error is that of ctx.
+func (d *Door) Shutdown(ctx context.Context) error {
+	d.draining.Store(true)
+	err := d.http.Shutdown(ctx)
+	if err != nil {
+		_ = d.http.Close() // what it says of connections that are cut off helps nobody
+	}
+	return err
+}
+
+// reasonDraining is that of calls which are sent away.
+const reasonDraining = "DRAINING"
+
+func errDraining() error {
+	return &instance.Error{
+		Kind:    instance.KindUnavailable,
+		Reason:  reasonDraining,
+		Message: "The server is shutting down; nothing was changed by this call.",
+	}
+}

@@ -1,0 +1,148 @@
+package ec2query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// EC2's codes that this door names itself, beside those of the instance package.
+const (
+	codeInvalidValue       = "InvalidParameterValue"
+	codeInvalidCombination = "InvalidParameterCombination"
+	codeInvalidAction      = "InvalidAction"
+	codeInvalidPage        = "InvalidPaginationToken"
+	codeAuthFailure        = "AuthFailure"
+	codeMismatch           = "IdempotentParameterMismatch"
+)
+
+// statuses holds the status of each code that has not 400.
+var statuses = map[string]int{
+	codeAuthFailure:                        http.StatusUnauthorized,
+	"OptInRequired":                        http.StatusUnauthorized,
+	instance.CodeUnauthorized:              http.StatusForbidden,
+	"SignatureDoesNotMatch":                http.StatusForbidden,
+	"MissingAuthenticationToken":           http.StatusForbidden,
+	"InvalidClientTokenId":                 http.StatusForbidden,
+	"AccessDenied":                         http.StatusForbidden,
+	instance.CodeDryRun:                    http.StatusPreconditionFailed,
+	"RequestEntityTooLarge":                http.StatusRequestEntityTooLarge,
+	"MethodNotAllowed":                     http.StatusMethodNotAllowed,
+	instance.CodeInsufficientCapacity:      http.StatusInternalServerError,
+	"InsufficientCapacity":                 http.StatusInternalServerError,
+	"InsufficientHostCapacity":             http.StatusInternalServerError,
+	"InsufficientReservedInstanceCapacity": http.StatusInternalServerError,
+	instance.CodeInternalError:             http.StatusInternalServerError,
+	"InternalFailure":                      http.StatusInternalServerError,
+	"ServerInternal":                       http.StatusInternalServerError,
+	instance.CodeRequestLimitExceeded:      http.StatusServiceUnavailable,
+	"EC2ThrottledException":                http.StatusServiceUnavailable,
+	"BandwidthLimitExceeded":               http.StatusServiceUnavailable,
+	instance.CodeServiceUnavailable:        http.StatusServiceUnavailable,
+	"ServiceUnavailable":                   http.StatusServiceUnavailable,
+}
+
+// refusal is an error as the caller sees it.
+type refusal struct {
+	status        int
+	code, message string
+	// reason is this service's own, for the log; often empty.
+	reason string
+}
+
+// refusalOf maps an error of a handler. What is redacted is an error that nobody
+// foresaw, and any that EC2 reports of this service's own credentials.
+func refusalOf(err error, requestID string) refusal {
+	e, ok := errors.AsType[*instance.Error](err)
+	switch {
+	case ok && (e.Kind != instance.KindInternal || e.Reason != "" && e.Code == ""):
+		code := codeOf(e)
+		return refusal{status: statusOf(code), code: code, message: e.Message, reason: e.Reason}
+	case ok:
+	case errors.Is(err, context.Canceled):
+		return unavailable("The caller cancelled the call; whether anything was changed is unknown.", "CANCELED")
+	case errors.Is(err, context.DeadlineExceeded):
+		return unavailable("The time of the call was over; whether anything was changed is unknown.", "DEADLINE_EXCEEDED")
+	}
+	return refusal{
+		status:  http.StatusInternalServerError,
+		code:    instance.CodeInternalError,
+		message: "An internal error has occurred. The log of the server has the cause under request id " + requestID,
+	}
+}
+
+func unavailable(message, reason string) refusal {
+	return refusal{status: http.StatusServiceUnavailable, code: instance.CodeServiceUnavailable, message: message, reason: reason}
+}
+
+func statusOf(code string) int {
+	if status, ok := statuses[code]; ok {
+		return status
+	}
+	return http.StatusBadRequest
+}
+
+// codeOf returns EC2's code of an error. Errors of this service itself get the code that
+// makes an SDK do the right thing: try again what may succeed later, and nothing else.
+func codeOf(e *instance.Error) string {
+	if e.Code != "" {
+		return e.Code
+	}
+	switch e.Kind {
+	case instance.KindInvalid:
+		return codeInvalidValue
+	case instance.KindNotFound:
+		return instance.CodeNotFound
+	case instance.KindPrecondition:
+		return "IncorrectState"
+	case instance.KindDryRun:
+		return instance.CodeDryRun
+	case instance.KindPermission:
+		return instance.CodeUnauthorized
+	case instance.KindExhausted:
+		if e.Reason == "JOURNAL_FULL" {
+			return instance.CodeServiceUnavailable
+		}
+		return instance.CodeRequestLimitExceeded
+	case instance.KindConflict:
+		return codeMismatch
+	case instance.KindOutOfRange:
+		return codeInvalidPage
+	case instance.KindUnavailable:
+		return instance.CodeServiceUnavailable
+	case instance.KindInternal:
+	}
+	return instance.CodeInternalError
+}
+
+// loudness returns the level of a refusal in the log, as the gRPC door has it: what a
+// caller did is news, what is lacking is a warning, what is broken here is an error.
+func (r refusal) loudness() slog.Level {
+	switch {
+	case r.reason == reasonDraining || r.reason == "CANCELED":
+		return slog.LevelInfo
+	case r.status == http.StatusServiceUnavailable, r.code == instance.CodeInsufficientCapacity:
+		return slog.LevelWarn
+	case r.status >= http.StatusInternalServerError:
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
+// errInvalid is a request that can never succeed.
+func errInvalid(code, format string, a ...any) error {
+	return &instance.Error{Kind: instance.KindInvalid, Code: code, Message: fmt.Sprintf(format, a...)}
+}
+
+// errDryRun is the success of a dry run.
+func errDryRun() error {
+	return &instance.Error{
+		Kind:    instance.KindDryRun,
+		Code:    instance.CodeDryRun,
+		Message: "Request would have succeeded, but DryRun flag is set.",
+	}
+}

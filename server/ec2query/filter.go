@@ -1,0 +1,206 @@
+package ec2query
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Limits of filters. Sources: EC2 User Guide, "Filter your resources"; the number of
+// values is what a refusal of EC2 says.
+const (
+	maxFilters      = 50
+	maxFilterValues = 200
+	maxFilterLength = 255
+)
+
+// field returns what a filter compares its values with: the values of an instance, of
+// which one has to match.
+type field func(*instance.Instance) []string
+
+// fields are the filters of an action, by EC2's names.
+type fields map[string]field
+
+// one is a field of one value, which the instance lacks if it is empty.
+func one(value func(*instance.Instance) string) field {
+	return func(i *instance.Instance) []string {
+		if v := value(i); v != "" {
+			return []string{v}
+		}
+		return nil
+	}
+}
+
+// instanceFilters are those of DescribeInstances: all that an instance is known by.
+var instanceFilters = fields{
+	"availability-zone":   one(func(i *instance.Instance) string { return i.AvailabilityZone }),
+	"client-token":        one(func(i *instance.Instance) string { return launchedOf(i).ClientToken }),
+	"image-id":            one(func(i *instance.Instance) string { return launchedOf(i).ImageID }),
+	"instance-id":         one(func(i *instance.Instance) string { return string(i.ID) }),
+	"instance-lifecycle":  one(func(i *instance.Instance) string { return i.Lifecycle }),
+	"instance-state-code": one(func(i *instance.Instance) string { return strconv.Itoa(int(i.State.Code())) }),
+	"instance-state-name": one(func(i *instance.Instance) string { return i.State.String() }),
+	"instance-type":       one(func(i *instance.Instance) string { return i.Type }),
+	"ip-address":          one(func(i *instance.Instance) string { return i.PublicIPAddress }),
+	"launch-time":         one(func(i *instance.Instance) string { return timestamp(i.LaunchTime) }),
+	"owner-id":            one(func(i *instance.Instance) string { return i.AccountID }),
+	"private-ip-address":  one(func(i *instance.Instance) string { return i.PrivateIPAddress }),
+	"reason":              one(func(i *instance.Instance) string { return i.StateTransitionReason }),
+	"reservation-id":      one(reservationID),
+	"root-device-type":    one(func(i *instance.Instance) string { return i.RootDeviceType }),
+	"tenancy":             one(func(i *instance.Instance) string { return i.Tenancy }),
+	"state-reason-code": one(func(i *instance.Instance) string {
+		if i.StateReason == nil {
+			return ""
+		}
+		return i.StateReason.Code
+	}),
+	"state-reason-message": one(func(i *instance.Instance) string {
+		if i.StateReason == nil {
+			return ""
+		}
+		return i.StateReason.Message
+	}),
+	"hibernation-options.configured": one(func(i *instance.Instance) string {
+		return strconv.FormatBool(i.Simulator != nil && i.Simulator.HibernationConfigured)
+	}),
+	"tag-key": func(i *instance.Instance) []string {
+		keys := make([]string, 0, len(i.Tags))
+		for key := range i.Tags {
+			keys = append(keys, key)
+		}
+		return keys
+	},
+}
+
+// statusFilters are those of DescribeInstanceStatus.
+func (d *Door) statusFilters(now time.Time) fields {
+	status := one(func(i *instance.Instance) string { return d.statusOf(i, now) })
+	reachability := one(func(i *instance.Instance) string { return reachabilityOf(d.statusOf(i, now)) })
+	return fields{
+		"availability-zone":            instanceFilters["availability-zone"],
+		"instance-state-code":          instanceFilters["instance-state-code"],
+		"instance-state-name":          instanceFilters["instance-state-name"],
+		"attached-ebs-status.status":   status,
+		"instance-status.status":       status,
+		"instance-status.reachability": reachability,
+		"system-status.status":         status,
+		"system-status.reachability":   reachability,
+	}
+}
+
+// filter selects instances by terms that all have to match.
+type filter struct {
+	terms []term
+	// runningOnly leaves out instances in other states.
+	runningOnly bool
+	// text is what the filter was made from.
+	text []string
+}
+
+// term is one filter of a request: one of its values has to match.
+type term struct {
+	field   field
+	exactly map[string]struct{}
+	like    []glob
+}
+
+// filter reads the filters of a request.
+func (a args) filter(known fields) *filter {
+	f := &filter{}
+	groups := a.groups("Filter")
+	if len(groups) > maxFilters {
+		a.refuse(errInvalid("FilterLimitExceeded", "The maximum number of filters specified on a single call is %d", maxFilters))
+		return f
+	}
+	count := 0
+	for _, g := range groups {
+		name, values := g.required("Name"), g.list("Value")
+		if count += len(values); count > maxFilterValues {
+			a.refuse(errInvalid("FilterLimitExceeded", "The maximum number of filter values specified on a single call is %d", maxFilterValues))
+			return f
+		}
+		if len(values) == 0 {
+			a.refuse(errMissing(g.path + "Value.1"))
+		}
+		compare := known.named(name)
+		if compare == nil {
+			a.refuse(errInvalid(codeInvalidValue, "The filter '%s' is invalid", clip(name)))
+			return f
+		}
+		t := term{field: compare, exactly: make(map[string]struct{})}
+		for _, v := range values {
+			if utf8.RuneCountInString(v) > maxFilterLength {
+				a.refuse(errInvalid(codeInvalidValue, "A value of the filter '%s' has more than %d characters.", clip(name), maxFilterLength))
+				return f
+			}
+			t.add(v)
+		}
+		f.terms = append(f.terms, t)
+		slices.Sort(values)
+		f.text = append(f.text, strconv.Quote(name), strconv.Quote(strings.Join(values, "\x00")))
+	}
+	return f
+}
+
+// named returns the field of a name; tag:KEY is the tag KEY.
+func (f fields) named(name string) field {
+	if key, ok := strings.CutPrefix(name, "tag:"); ok && key != "" {
+		return func(i *instance.Instance) []string {
+			if value, ok := i.Tags[key]; ok {
+				return []string{value}
+			}
+			return nil
+		}
+	}
+	return f[name]
+}
+
+// add adds a value.
+func (t *term) add(value string) {
+	pattern, text := parseGlob(value)
+	if pattern == nil {
+		t.exactly[text] = struct{}{}
+		return
+	}
+	t.like = append(t.like, pattern)
+}
+
+func (t *term) match(i *instance.Instance) bool {
+	for _, have := range t.field(i) {
+		if _, ok := t.exactly[have]; ok {
+			return true
+		}
+		for _, like := range t.like {
+			if like.match(have) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// match reports whether the filter selects an instance.
+func (f *filter) match(i *instance.Instance) bool {
+	if f.runningOnly && i.State != instance.StateRunning {
+		return false
+	}
+	for n := range f.terms {
+		if !f.terms[n].match(i) {
+			return false
+		}
+	}
+	return true
+}
+
+// key names the filter, for page tokens.
+func (f *filter) key() string {
+	if f.runningOnly {
+		return strings.Join(append(f.text, "running"), " ")
+	}
+	return strings.Join(append(f.text, "all"), " ")
+}

@@ -1,0 +1,75 @@
+package ec2query_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+	"go.uber.org/goleak"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/server/servertest"
+)
+
+const (
+	stopped = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPED
+	running = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_RUNNING
+)
+
+// documented is the instance of EC2's example.
+const documented = "i-1234567890abcdef0"
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patient is the context of a test that waits for conditions.
+func patient(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// id returns the id of the n-th instance of a fleet.
+func id(n int) string { return fmt.Sprintf("i-%017x", n+1) }
+
+// httpClient makes connections of its own, which are closed when the test ends.
+func httpClient(t testing.TB) *http.Client {
+	transport := &http.Transport{MaxIdleConnsPerHost: 256}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+// sdk returns the SDK's client, as alice unless the options say otherwise, which tries
+// once.
+func sdk(t testing.TB, srv *servertest.Server, opts ...func(*ec2.Options)) *ec2.Client {
+	t.Helper()
+	return ec2.New(ec2.Options{
+		Region:       "us-east-1",
+		BaseEndpoint: aws.String(srv.EC2()),
+		HTTPClient:   httpClient(t),
+		Credentials:  credentials.NewStaticCredentialsProvider("alice", "secret", ""),
+		Retryer:      aws.NopRetryer{},
+	}, opts...)
+}
+
+// wantAPIError checks what the SDK makes of a refusal.
+func wantAPIError(t testing.TB, err error, status int, code, message string) {
+	t.Helper()
+	refused, ok := errors.AsType[smithy.APIError](err)
+	if !ok {
+		t.Fatalf("error %v, want %s", err, code)
+	}
+	if refused.ErrorCode() != code || message != "" && refused.ErrorMessage() != message {
+		t.Errorf("refused by %s: %s\nwant       %s: %s", refused.ErrorCode(), refused.ErrorMessage(), code, message)
+	}
+	if response, ok := errors.AsType[*smithyhttp.ResponseError](err); !ok || response.HTTPStatusCode() != status {
+		t.Errorf("%v, want status %d", err, status)
+	}
+}

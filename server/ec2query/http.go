@@ -1,0 +1,191 @@
+package ec2query
+
+import (
+	"compress/gzip"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/lifecycle"
+)
+
+// maxBodyBytes bounds the body of a request, as it was sent and as it was before it was
+// compressed. A thousand ids take 50 KB.
+const maxBodyBytes = 1 << 20
+
+// call is one request on its way through the door.
+type call struct {
+	action string
+	caller lifecycle.Caller
+	// verified is whether the principal has proven who it is.
+	verified bool
+	args     args
+	// ids is how many instances it names, for the log.
+	ids int
+}
+
+// ServeHTTP answers one request and writes one line about it to the log.
+func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	begun := time.Now()
+	c := &call{caller: lifecycle.Caller{Principal: anonymous, RequestID: newRequestID()}}
+	ctx, cancel := context.WithTimeout(r.Context(), d.deadline)
+	defer cancel()
+
+	answer, err := d.answer(ctx, w, r, c)
+	status, code := http.StatusOK, "OK"
+	var document []byte
+	var refused refusal
+	if err == nil {
+		document, err = encode(c.action, answer, c.caller.RequestID)
+	}
+	if err != nil {
+		refused = refusalOf(err, c.caller.RequestID)
+		status, code = refused.status, refused.code
+		document, _ = encodeError(refused, c.caller.RequestID) // two texts can always be encoded
+	}
+	header := w.Header()
+	header.Set("Content-Type", "text/xml;charset=UTF-8")
+	header.Set("Content-Length", strconv.Itoa(len(document)))
+	header.Set("X-Amzn-Requestid", c.caller.RequestID)
+	header.Set("Cache-Control", "no-cache, no-store")
+	if status == http.StatusMethodNotAllowed {
+		header.Set("Allow", "GET, POST")
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(document) // fails for a caller that has gone
+	d.report(ctx, c, code, refused, err, time.Since(begun))
+}
+
+// answer returns the answer to a request, or an error for [refusalOf].
+func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Request, c *call) (answer reply, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	if d.draining.Load() {
+		w.Header().Set("Connection", "close")
+		return nil, errDraining()
+	}
+	if r.Method != http.MethodPost && r.Method != http.MethodGet {
+		return nil, errInvalid("MethodNotAllowed", "The method %s is not allowed; want POST, or GET with a query.", clip(r.Method))
+	}
+	if d.credentials == nil {
+		if err := refuseBrowsers(r); err != nil {
+			return nil, err
+		}
+	}
+	sent, form, err := readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	root := &node{}
+	if err := errors.Join(root.parseForm(r.URL.RawQuery), root.parseForm(form)); err != nil {
+		return nil, err
+	}
+	c.args = newArgs(root)
+	c.action = c.args.text("Action")
+	if err := d.identify(r, sent, c); err != nil {
+		return nil, err
+	}
+	return d.act(ctx, c)
+}
+
+// readBody returns the body as it was sent, which is what is signed, and what is in it.
+func readBody(w http.ResponseWriter, r *http.Request) (sent []byte, form string, err error) {
+	if r.ContentLength > maxBodyBytes {
+		w.Header().Set("Connection", "close")
+		return nil, "", errTooLarge()
+	}
+	sent, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	if err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return nil, "", errTooLarge()
+		}
+		return nil, "", &instance.Error{
+			Kind: instance.KindInvalid, Code: "RequestTimeout", Cause: err,
+			Message: "The body of the request did not arrive whole, or not in time.",
+		}
+	}
+	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
+	case "", "identity":
+		return sent, string(sent), nil
+	case "gzip":
+		form, err := inflate(sent)
+		return sent, form, err
+	default:
+		return nil, "", errInvalid("InvalidRequest", "The body of the request has the encoding %s; want gzip, or none.", clip(encoding))
+	}
+}
+
+func inflate(compressed []byte) (string, error) {
+	reader, err := gzip.NewReader(strings.NewReader(string(compressed)))
+	if err != nil {
+		return "", errInvalid("InvalidRequest", "The body of the request is said to be compressed by gzip, and is not.")
+	}
+	plain, err := io.ReadAll(io.LimitReader(reader, maxBodyBytes+1))
+	switch {
+	case err != nil:
+		return "", errInvalid("InvalidRequest", "The body of the request is said to be compressed by gzip, and is damaged.")
+	case len(plain) > maxBodyBytes:
+		return "", errTooLarge()
+	}
+	return string(plain), nil
+}
+
+func errTooLarge() error {
+	return errInvalid("RequestEntityTooLarge", "The body of the request is too large; at most %d bytes are allowed.", maxBodyBytes)
+}
+
+// newRequestID returns a random UUID, which is what EC2's request ids look like.
+func newRequestID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// report writes the line of a call, in the words of the gRPC door.
+func (d *Door) report(ctx context.Context, c *call, code string, refused refusal, err error, took time.Duration) {
+	level := slog.LevelInfo
+	failed := err != nil && code != instance.CodeDryRun
+	if failed {
+		level = refused.loudness()
+	}
+	if !d.log.Enabled(ctx, level) {
+		return
+	}
+	principal := "principal"
+	if !c.verified {
+		principal = "principal_unverified"
+	}
+	line := slog.NewRecord(time.Now(), level, "call", 0)
+	line.AddAttrs(
+		slog.String("service", "ec2"),
+		slog.String("method", clip(c.action)),
+		slog.String("code", code),
+		slog.String(principal, c.caller.Principal),
+		slog.String("request_id", c.caller.RequestID),
+		slog.Duration("took", took),
+	)
+	if c.ids > 0 {
+		line.AddAttrs(slog.Int("instance_ids", c.ids))
+	}
+	if refused.reason != "" {
+		line.AddAttrs(slog.String("reason", refused.reason))
+	}
+	if failed {
+		line.AddAttrs(slog.String("error", err.Error()))
+	}
+	// A log that cannot be written has nobody to be told.
+	_ = d.log.Handler().Handle(ctx, line)
+}

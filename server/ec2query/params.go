@@ -1,0 +1,324 @@
+package ec2query
+
+import (
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Limits of what a request may hold.
+const (
+	maxParameters = 5000
+	maxNameBytes  = 256
+	// maxIndex bounds the indices of lists, whose elements need not be consecutive.
+	maxIndex = 99_999
+)
+
+// node is a parameter, the name of a group of them, or both. Names are split at their
+// dots: Filter.1.Value.2 is four nodes deep.
+type node struct {
+	value    string
+	set      bool
+	used     bool
+	children map[string]*node
+}
+
+// parseForm reads parameters in the form of a URL's query, and adds them to those that
+// there are. A name that comes twice is refused: there is no saying which is meant.
+func (n *node) parseForm(form string) error {
+	if count := strings.Count(form, "&") + 1; count > maxParameters {
+		return errInvalid("InvalidRequest", "The request has %d parameters; at most %d are allowed.", count, maxParameters)
+	}
+	for pair := range strings.SplitSeq(form, "&") {
+		if pair == "" {
+			continue
+		}
+		rawName, rawValue, _ := strings.Cut(pair, "=")
+		name, err := unescape(rawName)
+		if err != nil {
+			return err
+		}
+		value, err := unescape(rawValue)
+		if err != nil {
+			return err
+		}
+		if len(name) > maxNameBytes {
+			return errInvalid("InvalidRequest", "The name of a parameter has %d bytes; at most %d are allowed.", len(name), maxNameBytes)
+		}
+		leaf := n.at(name)
+		if leaf.set {
+			return errInvalid("InvalidRequest", "The parameter %s is given more than once.", name)
+		}
+		leaf.value, leaf.set = value, true
+	}
+	return nil
+}
+
+func unescape(text string) (string, error) {
+	plain, err := url.QueryUnescape(text)
+	if err != nil || !utf8.ValidString(plain) {
+		return "", errInvalid("InvalidRequest", "The request is not well formed: want names and values in UTF-8, escaped as in a URL.")
+	}
+	return plain, nil
+}
+
+// at returns the node of a name, and makes it if need be.
+func (n *node) at(name string) *node {
+	for part := range strings.SplitSeq(name, ".") {
+		child := n.children[part]
+		if child == nil {
+			child = &node{}
+			if n.children == nil {
+				n.children = make(map[string]*node)
+			}
+			n.children[part] = child
+		}
+		n = child
+	}
+	return n
+}
+
+// use marks a node and all below it as known.
+func (n *node) use() {
+	n.used = true
+	for _, child := range n.children {
+		child.use()
+	}
+}
+
+// unused returns the name of a parameter that nobody asked for, the first in the order
+// of the alphabet; empty if there is none.
+func (n *node) unused() string {
+	if n.set && !n.used {
+		return "."
+	}
+	for _, part := range slices.Sorted(maps.Keys(n.children)) {
+		if rest := n.children[part].unused(); rest != "" {
+			return "." + part + strings.TrimSuffix(rest, ".")
+		}
+	}
+	return ""
+}
+
+// args is what an action reads its parameters from. The first thing that is wrong with
+// them is kept for [args.err].
+type args struct {
+	node *node
+	// path is what stands before the names, such as "Filter.1."; empty at the top.
+	path string
+	bad  *error
+}
+
+func newArgs(root *node) args { return args{node: root, bad: new(error)} }
+
+// err returns what is wrong with the parameters: with one that was read, or that there
+// is one that was not.
+func (a args) err() error {
+	if *a.bad != nil {
+		return *a.bad
+	}
+	if name := a.node.unused(); name != "" {
+		return errInvalid("UnknownParameter", "The parameter %s is not recognized", strings.TrimPrefix(name, "."))
+	}
+	return nil
+}
+
+func (a args) refuse(err error) {
+	if *a.bad == nil {
+		*a.bad = err
+	}
+}
+
+func (a args) take(name string) (string, bool) {
+	leaf := a.node.children[name]
+	if leaf == nil || !leaf.set {
+		return "", false
+	}
+	leaf.used = true
+	return leaf.value, true
+}
+
+// has reports whether there is a parameter of the name, or one below it.
+func (a args) has(name string) bool { return a.node.children[name] != nil }
+
+// ignore takes note of parameters that are known and change nothing, and of all below
+// them.
+func (a args) ignore(names ...string) {
+	for _, name := range names {
+		if child := a.node.children[name]; child != nil {
+			child.use()
+		}
+	}
+}
+
+// text returns a parameter, empty when it is not there.
+func (a args) text(name string) string {
+	value, _ := a.take(name)
+	return value
+}
+
+// required returns a parameter that must be there and not be empty.
+func (a args) required(name string) string {
+	value := a.text(name)
+	if value == "" {
+		a.refuse(errMissing(a.path + name))
+	}
+	return value
+}
+
+// flag returns a parameter that is true or false; nil when it is not there.
+func (a args) flag(name string) *bool {
+	value, ok := a.take(name)
+	switch {
+	case !ok:
+		return nil
+	case strings.EqualFold(value, "true"):
+		return new(true)
+	case strings.EqualFold(value, "false"):
+		return new(false)
+	}
+	a.refuse(errInvalid(codeInvalidValue, "Invalid value '%s' for boolean parameter %s. Must be true or false.", clip(value), a.path+name))
+	return nil
+}
+
+// on reports whether a parameter is there and true.
+func (a args) on(name string) bool {
+	flag := a.flag(name)
+	return flag != nil && *flag
+}
+
+// number returns a whole number; nil when it is not there.
+func (a args) number(name string) *int {
+	value, ok := a.take(name)
+	if !ok {
+		return nil
+	}
+	n, err := strconv.ParseInt(value, 10, 32)
+	if err != nil {
+		a.refuse(errInvalid(codeInvalidValue, "Invalid value '%s' for parameter %s. Must be a whole number.", clip(value), a.path+name))
+		return nil
+	}
+	return new(int(n))
+}
+
+// indices returns the indices of a list in their order. They count from 1, and may have
+// holes. What is not written as a number is written is left for [args.err].
+func (a args) indices(name string) []int {
+	list := a.node.children[name]
+	if list == nil {
+		return nil
+	}
+	indices := make([]int, 0, len(list.children))
+	for part := range list.children {
+		if i, err := strconv.Atoi(part); err == nil && i >= 1 && i <= maxIndex && strconv.Itoa(i) == part {
+			indices = append(indices, i)
+		}
+	}
+	slices.Sort(indices)
+	return indices
+}
+
+// list returns a list of texts, such as InstanceId.1, InstanceId.2.
+func (a args) list(name string) []string {
+	var values []string
+	for _, i := range a.indices(name) {
+		if value, ok := (args{node: a.node.children[name], bad: a.bad}).take(strconv.Itoa(i)); ok {
+			values = append(values, value)
+		}
+	}
+	return values
+}
+
+// groups returns the elements of a list of groups, such as Filter.1, Filter.2.
+func (a args) groups(name string) []args {
+	var groups []args
+	for _, i := range a.indices(name) {
+		part := strconv.Itoa(i)
+		groups = append(groups, args{node: a.node.children[name].children[part], path: fmt.Sprintf("%s%s.%s.", a.path, name, part), bad: a.bad})
+	}
+	return groups
+}
+
+// group returns what stands below a name, such as Placement; nothing if nothing does.
+func (a args) group(name string) args {
+	child := a.node.children[name]
+	if child == nil {
+		child = &node{}
+	}
+	return args{node: child, path: a.path + name + ".", bad: a.bad}
+}
+
+// tag is a key and a value; Value is nil where none was given.
+type tag struct {
+	Key   string
+	Value *string
+}
+
+// tags returns a list of tags, whose keys are distinct.
+func (a args) tags(name string) []tag {
+	var tags []tag
+	seen := make(map[string]bool)
+	for _, g := range a.groups(name) {
+		t := tag{Key: g.required("Key")}
+		if value, ok := g.take("Value"); ok {
+			t.Value = &value
+		}
+		if seen[t.Key] {
+			a.refuse(errInvalid(codeInvalidValue, "Duplicate tag key '%s' specified.", clip(t.Key)))
+		}
+		seen[t.Key] = true
+		tags = append(tags, t)
+	}
+	return tags
+}
+
+// tagMap returns tags as a map, without a value as an empty one.
+func tagMap(tags []tag) map[string]string {
+	out := make(map[string]string, len(tags))
+	for _, t := range tags {
+		out[t.Key] = ""
+		if t.Value != nil {
+			out[t.Key] = *t.Value
+		}
+	}
+	return out
+}
+
+// clip bounds what is quoted of a caller's input.
+func clip(s string) string {
+	const most = 128
+	if len(s) <= most {
+		return s
+	}
+	end := most
+	for !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + "…"
+}
+
+// instanceIDs returns the ids that a command names, or why there are none to name.
+func (a args) instanceIDs() []string {
+	ids := a.list("InstanceId")
+	switch {
+	case len(ids) > maxIDs:
+		a.refuse(errTooMany())
+	case slices.Contains(ids, ""):
+		a.refuse(errMissing("InstanceId"))
+	}
+	return ids
+}
+
+func errMissing(name string) error {
+	return errInvalid("MissingParameter", "The request must contain the parameter %s", name)
+}
+
+func errTooMany() error {
+	return errInvalid(instance.CodeResourceCountExceeded, "You have exceeded the number of resources allowed in a single call of this type")
+}

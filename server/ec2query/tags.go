@@ -1,0 +1,178 @@
+package ec2query
+
+import (
+	"context"
+	"encoding/base64"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// tagged reads the resources of CreateTags and DeleteTags: instances alone have tags
+// here.
+func (a args) tagged() []instance.ID {
+	names := a.list("ResourceId")
+	switch {
+	case len(names) == 0:
+		a.refuse(errMissing("ResourceId"))
+	case len(names) > maxIDs:
+		a.refuse(errTooMany())
+	}
+	var ids []instance.ID
+	seen := make(map[string]bool)
+	for _, name := range names {
+		if !strings.HasPrefix(name, "i-") {
+			a.refuse(errInvalid("InvalidID", "The ID '%s' is not valid", clip(name)))
+		}
+		if !seen[name] {
+			seen[name] = true
+			ids = append(ids, a.id(name))
+		}
+	}
+	return ids
+}
+
+// id checks the id of an instance.
+func (a args) id(name string) instance.ID {
+	id, err := instance.ParseID(name)
+	if err != nil {
+		a.refuse(err)
+	}
+	return id
+}
+
+func (d *Door) createTags(ctx context.Context, c *call) (reply, error) {
+	change := instance.Modification{IDs: c.args.tagged(), SetTags: tagMap(c.args.tags("Tag"))}
+	if len(change.SetTags) == 0 {
+		c.args.refuse(errMissing("Tag"))
+	}
+	return d.modifyTags(ctx, c, change)
+}
+
+// deleteTags removes tags: those that come without a value whatever theirs is, and all
+// of them where none is named.
+func (d *Door) deleteTags(ctx context.Context, c *call) (reply, error) {
+	change := instance.Modification{IDs: c.args.tagged(), RemoveTagValues: make(map[string]string)}
+	tags := c.args.tags("Tag")
+	for _, t := range tags {
+		if t.Value != nil {
+			change.RemoveTagValues[t.Key] = *t.Value
+		} else {
+			change.RemoveTags = append(change.RemoveTags, t.Key)
+		}
+	}
+	change.RemoveAllTags = len(tags) == 0
+	return d.modifyTags(ctx, c, change)
+}
+
+func (d *Door) modifyTags(ctx context.Context, c *call, change instance.Modification) (reply, error) {
+	c.ids = len(change.IDs)
+	dryRun := c.args.on("DryRun")
+	if err := c.args.err(); err != nil {
+		return nil, err
+	}
+	if dryRun {
+		return nil, errDryRun()
+	}
+	if err := d.simulator.Modify(ctx, change); err != nil {
+		return nil, err
+	}
+	return &returnReply{Return: true}, nil
+}
+
+type tagDescription struct {
+	ResourceID   instance.ID `xml:"resourceId"`
+	ResourceType string      `xml:"resourceType"`
+	Key          string      `xml:"key"`
+	Value        string      `xml:"value"`
+}
+
+type describeTagsReply struct {
+	head
+	Tags      list[tagDescription] `xml:"tagSet"`
+	NextToken string               `xml:"nextToken,omitempty"`
+}
+
+// A tag is looked at as an instance that has no other, so that the filters of instances
+// serve for tags.
+var tagFilters = fields{
+	"key":           instanceFilters["tag-key"],
+	"resource-id":   instanceFilters["instance-id"],
+	"resource-type": one(func(*instance.Instance) string { return "instance" }),
+	"value": func(i *instance.Instance) []string {
+		return slices.Collect(maps.Values(i.Tags))
+	},
+}
+
+func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
+	f := c.args.filter(tagFilters)
+	p := c.args.page(nil)
+	after, ok := parseTagToken(p.token)
+	if !ok {
+		c.args.refuse(errInvalid(codeInvalidPage, "The NextToken is not one: want that of the page before, as it was"))
+	}
+	dryRun := c.args.on("DryRun")
+	if err := c.args.err(); err != nil {
+		return nil, err
+	}
+	if dryRun {
+		return nil, errDryRun()
+	}
+	answer := &describeTagsReply{}
+	walk := selection{filter: &filter{}, page: page{size: mostPage}}
+	for {
+		instances, next, err := d.instances(ctx, c, walk)
+		if err != nil {
+			return nil, err
+		}
+		for _, i := range instances {
+			if i.ID < after.ResourceID {
+				continue
+			}
+			for _, t := range tagsMatching(f, i) {
+				if i.ID == after.ResourceID && t.Key <= after.Key {
+					continue
+				}
+				if len(answer.Tags.Items) == p.size {
+					answer.NextToken = newTagToken(answer.Tags.Items[p.size-1])
+					return answer, nil
+				}
+				answer.Tags.Items = append(answer.Tags.Items, t)
+			}
+		}
+		if next == "" {
+			return answer, nil
+		}
+		walk.page.token = next
+	}
+}
+
+// tagsMatching returns the tags of an instance that a filter selects, in the order of
+// their keys.
+func tagsMatching(f *filter, i *instance.Instance) []tagDescription {
+	var found []tagDescription
+	for _, key := range slices.Sorted(maps.Keys(i.Tags)) {
+		alone := &instance.Instance{ID: i.ID, Tags: map[string]string{key: i.Tags[key]}}
+		if f.match(alone) {
+			found = append(found, tagDescription{ResourceID: i.ID, ResourceType: "instance", Key: key, Value: i.Tags[key]})
+		}
+	}
+	return found
+}
+
+// A token of DescribeTags holds the tag that came last.
+func newTagToken(last tagDescription) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(string(last.ResourceID) + " " + last.Key))
+}
+
+// parseTagToken returns the tag after which to go on; ok is false for what is no token.
+func parseTagToken(token string) (after tagDescription, ok bool) {
+	if token == "" {
+		return tagDescription{}, true
+	}
+	text, err := base64.RawURLEncoding.DecodeString(token)
+	id, key, found := strings.Cut(string(text), " ")
+	return tagDescription{ResourceID: instance.ID(id), Key: key}, err == nil && found
+}

@@ -1,0 +1,169 @@
+package ec2query
+
+import (
+	"bytes"
+	"encoding/xml"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// namespace is that of the one version which is spoken.
+const (
+	version   = "2016-11-15"
+	namespace = "http://ec2.amazonaws.com/doc/" + version + "/"
+)
+
+// head begins every answer.
+type head struct {
+	Namespace string `xml:"xmlns,attr"`
+	RequestID string `xml:"requestId"`
+}
+
+func (h *head) stamp(requestID string) { h.Namespace, h.RequestID = namespace, requestID }
+
+// reply is an answer: a pointer to a structure that begins with a [head].
+type reply interface{ stamp(requestID string) }
+
+// encode returns the document of an answer. Characters that XML cannot carry become
+// U+FFFD.
+func encode(action string, r reply, requestID string) ([]byte, error) {
+	r.stamp(requestID)
+	return document(r, action+"Response")
+}
+
+// encodeError returns the document of an error.
+func encodeError(r refusal, requestID string) ([]byte, error) {
+	type item struct {
+		Code    string
+		Message string
+	}
+	return document(struct {
+		Errors    []item `xml:"Errors>Error"`
+		RequestID string
+	}{[]item{{r.code, r.message}}, requestID}, "Response")
+}
+
+func document(v any, name string) ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteString(xml.Header)
+	if err := xml.NewEncoder(&b).EncodeElement(v, xml.StartElement{Name: xml.Name{Local: name}}); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// list is a list in EC2's form: its elements are called item, and it is there even if
+// it is empty.
+type list[T any] struct {
+	Items []T `xml:"item"`
+}
+
+type stateItem struct {
+	Code int32  `xml:"code"`
+	Name string `xml:"name"`
+}
+
+func stateOf(s instance.State) stateItem { return stateItem{Code: s.Code(), Name: s.String()} }
+
+type changeItem struct {
+	ID       instance.ID `xml:"instanceId"`
+	Current  stateItem   `xml:"currentState"`
+	Previous stateItem   `xml:"previousState"`
+}
+
+type changesReply struct {
+	head
+	Instances list[changeItem] `xml:"instancesSet"`
+}
+
+type returnReply struct {
+	head
+	Return bool `xml:"return"`
+}
+
+type tagItem struct {
+	Key   string `xml:"key"`
+	Value string `xml:"value"`
+}
+
+// tagsOf returns tags in the order of their keys; nil for none, as EC2 leaves out the
+// list then.
+func tagsOf(tags map[string]string) *list[tagItem] {
+	if len(tags) == 0 {
+		return nil
+	}
+	items := make([]tagItem, 0, len(tags))
+	for _, key := range slices.Sorted(maps.Keys(tags)) {
+		items = append(items, tagItem{key, tags[key]})
+	}
+	return &list[tagItem]{items}
+}
+
+type reasonItem struct {
+	Code    string `xml:"code"`
+	Message string `xml:"message"`
+}
+
+type placementItem struct {
+	AvailabilityZone string `xml:"availabilityZone"`
+	GroupName        string `xml:"groupName"`
+	Tenancy          string `xml:"tenancy"`
+}
+
+type configuredItem struct {
+	Configured bool `xml:"configured"`
+}
+
+// instanceItem is an instance as DescribeInstances tells it. Host names are empty, as
+// they are in EC2 where there is no DNS for them.
+type instanceItem struct {
+	ID               instance.ID     `xml:"instanceId"`
+	ImageID          string          `xml:"imageId,omitempty"`
+	State            stateItem       `xml:"instanceState"`
+	PrivateDNSName   string          `xml:"privateDnsName"`
+	DNSName          string          `xml:"dnsName"`
+	Reason           string          `xml:"reason"`
+	Type             string          `xml:"instanceType"`
+	LaunchTime       string          `xml:"launchTime"`
+	Placement        placementItem   `xml:"placement"`
+	PrivateIPAddress string          `xml:"privateIpAddress,omitempty"`
+	IPAddress        string          `xml:"ipAddress,omitempty"`
+	StateReason      *reasonItem     `xml:"stateReason"`
+	RootDeviceType   string          `xml:"rootDeviceType"`
+	Lifecycle        string          `xml:"instanceLifecycle,omitempty"`
+	ClientToken      string          `xml:"clientToken,omitempty"`
+	Tags             *list[tagItem]  `xml:"tagSet"`
+	Hibernation      *configuredItem `xml:"hibernationOptions"`
+}
+
+func instanceOf(i *instance.Instance) instanceItem {
+	launched := launchedOf(i)
+	item := instanceItem{
+		ID:               i.ID,
+		ImageID:          launched.ImageID,
+		ClientToken:      launched.ClientToken,
+		State:            stateOf(i.State),
+		Reason:           i.StateTransitionReason,
+		Type:             i.Type,
+		LaunchTime:       timestamp(i.LaunchTime),
+		Placement:        placementItem{AvailabilityZone: i.AvailabilityZone, Tenancy: i.Tenancy},
+		PrivateIPAddress: i.PrivateIPAddress,
+		IPAddress:        i.PublicIPAddress,
+		RootDeviceType:   i.RootDeviceType,
+		Lifecycle:        i.Lifecycle,
+		Tags:             tagsOf(i.Tags),
+	}
+	if r := i.StateReason; r != nil {
+		item.StateReason = &reasonItem{Code: r.Code, Message: r.Message}
+	}
+	if s := i.Simulator; s != nil {
+		item.Hibernation = &configuredItem{s.HibernationConfigured}
+	}
+	return item
+}
+
+// timestamp is how EC2 writes a time.
+func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
