@@ -58,6 +58,8 @@ type Door struct {
 	deadline    time.Duration
 	http        *http.Server
 	draining    atomic.Bool
+	admission   admission
+	connections connections
 }
 
 // New returns a door that listens nowhere yet.
@@ -82,6 +84,7 @@ func New(cfg Config) *Door {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		ConnState:         d.connections.note,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
 	return d

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -52,6 +53,8 @@ type refusal struct {
 	code, message string
 	// reason is this service's own, for the log; often empty.
 	reason string
+	// retryAfter is when the same call may succeed; zero when that is not known.
+	retryAfter time.Duration
 }
 
 // refusalOf maps an error of a handler. What is redacted is an error that nobody
@@ -61,7 +64,7 @@ func refusalOf(err error, requestID string) refusal {
 	switch {
 	case ok && (e.Kind != instance.KindInternal || e.Reason != "" && e.Code == ""):
 		code := codeOf(e)
-		return refusal{status: statusOf(code), code: code, message: e.Message, reason: e.Reason}
+		return refusal{status: statusOf(code), code: code, message: e.Message, reason: e.Reason, retryAfter: e.RetryAfter}
 	case ok:
 	case errors.Is(err, context.Canceled):
 		return unavailable("The caller cancelled the call; whether anything was changed is unknown.", "CANCELED")

@@ -57,6 +57,10 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("Content-Length", strconv.Itoa(len(document)))
 	header.Set("X-Amzn-Requestid", c.caller.RequestID)
 	header.Set("Cache-Control", "no-cache, no-store")
+	if refused.retryAfter > 0 && status >= http.StatusInternalServerError {
+		// SDKs that know it wait for so many milliseconds.
+		header.Set("X-Amz-Retry-After", strconv.FormatInt(refused.retryAfter.Milliseconds(), 10))
+	}
 	if status == http.StatusMethodNotAllowed {
 		header.Set("Allow", "GET, POST")
 	}
@@ -97,6 +101,10 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if err := d.identify(r, sent, c); err != nil {
 		return nil, err
 	}
+	if err := d.admission.enter(c.caller.Principal); err != nil {
+		return nil, err
+	}
+	defer d.admission.leave(c.caller.Principal)
 	return d.act(ctx, c)
 }
 

@@ -93,17 +93,17 @@ func (n *node) use() {
 }
 
 // unused returns the name of a parameter that nobody asked for, the first in the order
-// of the alphabet; empty if there is none.
-func (n *node) unused() string {
+// of the alphabet.
+func (n *node) unused() (name string, found bool) {
 	if n.set && !n.used {
-		return "."
+		return "", true
 	}
 	for _, part := range slices.Sorted(maps.Keys(n.children)) {
-		if rest := n.children[part].unused(); rest != "" {
-			return "." + part + strings.TrimSuffix(rest, ".")
+		if rest, found := n.children[part].unused(); found {
+			return "." + part + rest, true
 		}
 	}
-	return ""
+	return "", false
 }
 
 // args is what an action reads its parameters from. The first thing that is wrong with
@@ -123,8 +123,8 @@ func (a args) err() error {
 	if *a.bad != nil {
 		return *a.bad
 	}
-	if name := a.node.unused(); name != "" {
-		return errInvalid("UnknownParameter", "The parameter %s is not recognized", strings.TrimPrefix(name, "."))
+	if name, found := a.node.unused(); found {
+		return errInvalid("UnknownParameter", "The parameter %s is not recognized", name[1:])
 	}
 	return nil
 }
