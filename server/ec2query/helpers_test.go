@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/smithy-go"
@@ -46,8 +47,10 @@ func httpClient(t testing.TB) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// sdk returns the SDK's client, as alice unless the options say otherwise, which tries
-// once.
+// once is for calls whose refusal is to be seen, and not what a retry makes of it.
+func once(o *ec2.Options) { o.Retryer = aws.NopRetryer{} }
+
+// sdk returns the SDK's client, as alice unless the options say otherwise.
 func sdk(t testing.TB, srv *servertest.Server, opts ...func(*ec2.Options)) *ec2.Client {
 	t.Helper()
 	return ec2.New(ec2.Options{
@@ -55,7 +58,6 @@ func sdk(t testing.TB, srv *servertest.Server, opts ...func(*ec2.Options)) *ec2.
 		BaseEndpoint: aws.String(srv.EC2()),
 		HTTPClient:   httpClient(t),
 		Credentials:  credentials.NewStaticCredentialsProvider("alice", "secret", ""),
-		Retryer:      aws.NopRetryer{},
 	}, opts...)
 }
 
@@ -72,4 +74,14 @@ func wantAPIError(t testing.TB, err error, status int, code, message string) {
 	if response, ok := errors.AsType[*smithyhttp.ResponseError](err); !ok || response.HTTPStatusCode() != status {
 		t.Errorf("%v, want status %d", err, status)
 	}
+}
+
+// requestIDOf returns the id of a request that was refused.
+func requestIDOf(t testing.TB, err error) string {
+	t.Helper()
+	response, ok := errors.AsType[*awshttp.ResponseError](err)
+	if !ok || response.ServiceRequestID() == "" {
+		t.Fatalf("%v has no request id", err)
+	}
+	return response.ServiceRequestID()
 }

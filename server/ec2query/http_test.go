@@ -1,0 +1,308 @@
+package ec2query_test
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/server/servertest"
+)
+
+const versioned = "&Version=2016-11-15"
+
+// answered is what came back.
+type answered struct {
+	status    int
+	root      string
+	code      string
+	message   string
+	requestID string
+	header    http.Header
+	body      string
+}
+
+// read reads an answer, which has to be well formed, with one request id in body and
+// header.
+func read(t testing.TB, response *http.Response) answered {
+	t.Helper()
+	body, err := io.ReadAll(response.Body)
+	_ = response.Body.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var document struct {
+		XMLName xml.Name
+		Code    string `xml:"Errors>Error>Code"`
+		Message string `xml:"Errors>Error>Message"`
+		ID      string `xml:"requestId"`
+		ErrorID string `xml:"RequestID"`
+	}
+	d := xml.NewDecoder(bytes.NewReader(body))
+	if err := d.Decode(&document); err != nil {
+		t.Fatalf("it is not well formed: %v\n%s", err, body)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		t.Errorf("there is something behind the document: %s", body)
+	}
+	id := document.ID + document.ErrorID
+	if id == "" || id != response.Header.Get("X-Amzn-Requestid") || response.Header.Get("Content-Type") != "text/xml;charset=UTF-8" {
+		t.Errorf("id %q, header %v", id, response.Header)
+	}
+	return answered{response.StatusCode, document.XMLName.Local, document.Code, document.Message, id, response.Header, string(body)}
+}
+
+// post sends a form.
+func post(t testing.TB, client *http.Client, url, form string) answered {
+	t.Helper()
+	response, err := client.Post(url, "application/x-www-form-urlencoded; charset=utf-8", strings.NewReader(form))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return read(t, response)
+}
+
+func numbered(name string, count int, value string) string {
+	var b strings.Builder
+	for n := range count {
+		fmt.Fprintf(&b, "&%s.%d=%s", name, n+1, value)
+	}
+	return b.String()
+}
+
+func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
+	t.Parallel()
+	srv := servertest.New(t, servertest.Options{})
+	client := httpClient(t)
+	hostile := url.QueryEscape("<a x='\"&]]>\x00\x01\ufffe")
+	describe := "Action=DescribeInstances" + versioned
+	for _, test := range []struct {
+		name, form    string
+		status        int
+		code, message string
+	}{
+		{"nothing", "", 400, "MissingParameter", "Action"},
+		{"an unknown action", "Action=DescribeVpcs" + versioned, 400, "InvalidAction", "The action DescribeVpcs is not valid for this web service."},
+		{"an action with every kind of hostility", "Action=" + hostile + versioned, 400, "InvalidAction", "<a x='\"&]]>"},
+		{"no version", "Action=StartInstances&InstanceId.1=" + documented, 400, "MissingParameter", "Version"},
+		{"an unknown version", "Action=StartInstances&Version=2010-01-01&InstanceId.1=" + documented, 400, "NoSuchVersion", "2010-01-01"},
+		{"a parameter that comes twice", "Action=StartInstances" + versioned + "&DryRun=true&DryRun=false", 400, "InvalidRequest", "DryRun"},
+		{"an unknown parameter", "Action=StartInstances" + versioned + "&InstanceId.1=" + documented + "&Colour=red", 400, "UnknownParameter", "The parameter Colour is not recognized"},
+		{"a parameter of another action", "Action=StartInstances" + versioned + "&InstanceId.1=" + documented + "&Force=true", 400, "UnknownParameter", "Force"},
+		{"both forms of a list", "Action=StartInstances" + versioned + "&InstanceId.1=" + documented + "&InstanceId.member.1=" + documented, 400, "UnknownParameter", "InstanceId.member.1"},
+		{"an index that is no number", "Action=StartInstances" + versioned + "&InstanceId.x=" + documented, 400, "UnknownParameter", "InstanceId.x"},
+		{"an unknown parameter with a hostile name", describe + "&" + hostile + "=1", 400, "UnknownParameter", "<a x="},
+		{"a value that is not UTF-8", "Action=StartInstances" + versioned + "&InstanceId.1=%ff%fe", 400, "InvalidRequest", "UTF-8"},
+		{"100,000 parameters", describe + numbered("Filter.1.Value", 100_000, "a")[:900_000], 400, "InvalidRequest", "parameters"},
+		{"a body of 10 MB", describe + "&X=" + strings.Repeat("x", 10<<20), 413, "RequestEntityTooLarge", "1048576"},
+		{"a flag that is none", "Action=StartInstances" + versioned + "&InstanceId.1=" + documented + "&DryRun=perhaps", 400, "InvalidParameterValue", "perhaps"},
+		{"a malformed id", "Action=StopInstances" + versioned + "&InstanceId.1=" + hostile, 400, "InvalidInstanceID.Malformed", "Invalid id: "},
+
+		{"ids and a page size", describe + "&InstanceId.1=" + documented + "&MaxResults=5", 400, "InvalidParameterCombination", "The parameter instancesSet cannot be used with the parameter maxResults"},
+		{"a page that is too small", describe + "&MaxResults=1", 400, "InvalidParameterValue", "Value ( 1 ) for parameter maxResults is invalid. Expecting a value greater than 5."},
+		{"a page that is too large", describe + "&MaxResults=1001", 400, "InvalidParameterValue", "Value ( 1001 )"},
+		{"a page of no number", describe + "&MaxResults=ten", 400, "InvalidParameterValue", "ten"},
+		{"a token that is none", describe + "&NextToken=garbage", 400, "InvalidPaginationToken", "NextToken"},
+		{"an unknown filter", describe + "&Filter.1.Name=colour&Filter.1.Value.1=red", 400, "InvalidParameterValue", "The filter 'colour' is invalid"},
+		{"a filter without a name", describe + "&Filter.1.Value.1=red", 400, "MissingParameter", "Filter.1.Name"},
+		{"a filter without values", describe + "&Filter.1.Name=instance-id", 400, "MissingParameter", "Filter.1.Value.1"},
+		{"a filter of an empty tag", describe + "&Filter.1.Name=tag:&Filter.1.Value.1=x", 400, "InvalidParameterValue", "tag:"},
+		{"201 values", describe + "&Filter.1.Name=instance-id" + numbered("Filter.1.Value", 201, "a"), 400, "FilterLimitExceeded", "The maximum number of filter values specified on a single call is 200"},
+		{"51 filters", describe + numbered("Filter", 51, "") + "&Filter.1.Name=x", 400, "FilterLimitExceeded", "50"},
+		{"a value that is too long", describe + "&Filter.1.Name=instance-id&Filter.1.Value.1=" + strings.Repeat("ä", 256), 400, "InvalidParameterValue", "255"},
+		{"an unknown id", describe + "&InstanceId.1=i-0ffffffffffffffff", 400, "InvalidInstanceID.NotFound", "The instance ID 'i-0ffffffffffffffff' does not exist"},
+		{"1,001 ids", describe + numbered("InstanceId", 1001, documented), 400, "ResourceCountExceeded", "exceeded"},
+		{"101 ids for a status", "Action=DescribeInstanceStatus" + versioned + numbered("InstanceId", 101, documented), 400, "InvalidRequest",
+			"101 exceeds the maximum number of instance IDs that can be specificied (100). Please specify fewer than 100 instance IDs."},
+		{"a filter of another action", "Action=DescribeInstanceStatus" + versioned + "&Filter.1.Name=tenancy&Filter.1.Value.1=x", 400, "InvalidParameterValue", "The filter 'tenancy' is invalid"},
+		{"a dry run of a description", describe + "&DryRun=true", 412, "DryRunOperation", "Request would have succeeded, but DryRun flag is set."},
+		{"a dry run of a status", "Action=DescribeInstanceStatus" + versioned + "&DryRun=true", 412, "DryRunOperation", ""},
+
+		{"a launch of no image", "Action=RunInstances" + versioned + "&MinCount=1&MaxCount=1", 400, "MissingParameter", "ImageId"},
+		{"a launch of no number", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1", 400, "MissingParameter", "MaxCount"},
+		{"a launch of less than nothing", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=0&MaxCount=-1", 400, "InvalidParameterValue", "-1"},
+		{"a launch of more at least than at most", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=3&MaxCount=2", 400, "InvalidParameterValue", "minCount"},
+		{"a launch of too many", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1001", 400, "InstanceLimitExceeded", "1001"},
+		{"a launch of no type", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&InstanceType=huge", 400, "InvalidParameterValue", "huge"},
+		{"a launch in no zone", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.AvailabilityZone=mars-1a", 400, "InvalidParameterValue", "mars-1a"},
+		{"a launch with what nobody knows", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.Planet=mars", 400, "UnknownParameter", "Placement.Planet"},
+		{"tags of another resource", "Action=CreateTags" + versioned + "&ResourceId.1=vol-1&Tag.1.Key=a", 400, "InvalidID", "vol-1"},
+		{"no tags", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented, 400, "MissingParameter", "Tag"},
+		{"tags of nothing", "Action=CreateTags" + versioned + "&Tag.1.Key=a", 400, "MissingParameter", "ResourceId"},
+		{"tags of AWS", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + "&Tag.1.Key=aws:a", 400, "InvalidParameterValue", "aws:"},
+		{"tags of an unknown instance", "Action=CreateTags" + versioned + "&ResourceId.1=i-0ffffffffffffffff&Tag.1.Key=a", 400, "InvalidInstanceID.NotFound", ""},
+		{"tags of a malformed instance", "Action=CreateTags" + versioned + "&ResourceId.1=i-x&Tag.1.Key=a", 400, "InvalidInstanceID.Malformed", ""},
+		{"51 tags", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + func() string {
+			var b strings.Builder
+			for n := range 51 {
+				fmt.Fprintf(&b, "&Tag.%d.Key=k%d", n+1, n)
+			}
+			return b.String()
+		}(), 400, "InvalidParameterValue", "50"},
+		{"two attributes", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=" + documented + "&DisableApiStop.Value=true&DisableApiTermination.Value=true", 400, "InvalidParameterCombination", "multiple"},
+		{"no attribute", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=" + documented, 400, "InvalidParameterCombination", "No attributes"},
+		{"an attribute that is not simulated", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=" + documented + "&UserData.Value=x", 400, "UnsupportedOperation", "UserData"},
+		{"an attribute that nobody knows", "Action=DescribeInstanceAttribute" + versioned + "&InstanceId=" + documented + "&Attribute=colour", 400, "InvalidParameterValue", "colour"},
+		{"a type of a running instance", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=i-0a000000000000001&InstanceType.Value=t3.nano", 400, "IncorrectInstanceState", "The instance 'i-0a000000000000001' is not in the 'stopped' state."},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := post(t, client, srv.EC2(), test.form)
+			if got.status != test.status || got.root != "Response" || got.code != test.code || !strings.Contains(got.message, test.message) {
+				t.Errorf("%d %s: %.300s\nwant %d %s: %s", got.status, got.code, got.message, test.status, test.code, test.message)
+			}
+		})
+	}
+	if events, err := srv.Instances().ListEvents(patient(t), &instancedv1.ListEventsRequest{InstanceIds: []string{documented}}); err != nil || len(events.GetEvents()) != 1 {
+		t.Errorf("something was changed all the same: %v, %v", events.GetEvents(), err)
+	}
+}
+
+func TestRequestsComeInAllFormsOfHTTP(t *testing.T) {
+	t.Parallel()
+	srv := servertest.New(t, servertest.Options{})
+	client := httpClient(t)
+	form := "Action=DescribeInstances" + versioned + "&Filter.1.Name=instance-id&Filter.1.Value.7=i-nothing&Filter.1.Value.3=" + documented
+	var zipped bytes.Buffer
+	zip := gzip.NewWriter(&zipped)
+	_, _ = io.WriteString(zip, form)
+	_ = zip.Close()
+	request := func(method, url string, body io.Reader, header ...string) *http.Request {
+		r, err := http.NewRequestWithContext(patient(t), method, url, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; n < len(header); n += 2 {
+			r.Header.Set(header[n], header[n+1])
+		}
+		return r
+	}
+	for name, r := range map[string]*http.Request{
+		"a form":                    request("POST", srv.EC2(), strings.NewReader(form), "Content-Type", "application/x-www-form-urlencoded"),
+		"a form of no type":         request("POST", srv.EC2()+"/", strings.NewReader(form)),
+		"a query":                   request("GET", srv.EC2()+"/?"+form, nil),
+		"a query and an empty form": request("POST", srv.EC2()+"/?"+form, nil),
+		"a query and a form":        request("POST", srv.EC2()+"/?"+versioned, strings.NewReader(strings.Replace(form, versioned, "", 1))),
+		"in chunks":                 request("POST", srv.EC2(), io.MultiReader(strings.NewReader(form[:7]), strings.NewReader(form[7:]))),
+		"compressed":                request("POST", srv.EC2(), bytes.NewReader(zipped.Bytes()), "Content-Encoding", "gzip"),
+		"expecting to be told":      request("POST", srv.EC2(), strings.NewReader(form), "Expect", "100-continue"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			response, err := client.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := read(t, response); got.status != 200 || got.root != "DescribeInstancesResponse" || strings.Count(got.body, "<instanceId>") != 1 || !strings.Contains(got.body, documented) {
+				t.Errorf("%d %s", got.status, got.body)
+			}
+		})
+	}
+	var bomb bytes.Buffer
+	zip.Reset(&bomb)
+	for range 64 {
+		_, _ = zip.Write(make([]byte, 1<<20))
+	}
+	_ = zip.Close()
+	for name, test := range map[string]struct {
+		r      *http.Request
+		status int
+		code   string
+	}{
+		"more than is allowed once it is inflated": {request("POST", srv.EC2(), &bomb, "Content-Encoding", "gzip"), 413, "RequestEntityTooLarge"},
+		"said to be compressed":                    {request("POST", srv.EC2(), strings.NewReader(form), "Content-Encoding", "gzip"), 400, "InvalidRequest"},
+		"compressed and damaged":                   {request("POST", srv.EC2(), bytes.NewReader(zipped.Bytes()[:20]), "Content-Encoding", "gzip"), 400, "InvalidRequest"},
+		"compressed in another way":                {request("POST", srv.EC2(), strings.NewReader(form), "Content-Encoding", "br"), 400, "InvalidRequest"},
+		"another method":                           {request("PUT", srv.EC2(), strings.NewReader(form)), 405, "MethodNotAllowed"},
+		"a web page's form":                        {request("POST", srv.EC2(), strings.NewReader(form), "Origin", "https://example.com"), 403, "AccessDenied"},
+		"a web page's picture":                     {request("GET", srv.EC2()+"/?"+form, nil, "Sec-Fetch-Site", "cross-site"), 403, "AccessDenied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			response, err := client.Do(test.r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := read(t, response); got.status != test.status || got.code != test.code {
+				t.Errorf("%d %s: %s", got.status, got.code, got.message)
+			}
+		})
+	}
+	t.Run("a name that leads here", func(t *testing.T) {
+		for host, status := range map[string]int{"example.com:8580": 403, "10.0.0.1.example.com": 403, "localhost:1": 200, "[::1]:1": 200, "host.docker.internal": 200, "instanced": 200} {
+			r := request("GET", srv.EC2()+"/?"+form, nil)
+			r.Host = host
+			response, err := client.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := read(t, response); got.status != status {
+				t.Errorf("%s: %d %s", host, got.status, got.message)
+			}
+		}
+	})
+}
+
+func TestEveryByteOfATagComesBackWellFormed(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{})
+	client := httpClient(t)
+	var all []rune
+	for c := range rune(0x180) {
+		all = append(all, c)
+	}
+	hostile := string(slices.Concat(all[:200], []rune("]]></tagSet><script>\u2028\ufffe")))
+	got := post(t, client, srv.EC2(), "Action=CreateTags"+versioned+"&ResourceId.1="+documented+"&Tag.1.Key=hostile&Tag.1.Value="+url.QueryEscape(hostile))
+	if got.status != 200 {
+		t.Fatal(got)
+	}
+	form := url.Values{"Action": {"DescribeTags"}, "Version": {"2016-11-15"}, "Filter.1.Name": {"key"}, "Filter.1.Value.1": {"hostile"}}
+	got = post(t, client, srv.EC2(), form.Encode())
+	if got.status != 200 || strings.Contains(got.body, "<script>") || strings.Count(got.body, "<tagSet>") != 1 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	var tags struct {
+		Values []string `xml:"tagSet>item>value"`
+	}
+	if err := xml.Unmarshal([]byte(got.body), &tags); err != nil || len(tags.Values) != 1 || !strings.HasSuffix(tags.Values[0], "]]></tagSet><script>\u2028\ufffd") {
+		t.Errorf("%q, %v", tags.Values, err)
+	}
+}
+
+// TestASlowClientIsCutOff sends the header of a request a byte at a time.
+func TestASlowClientIsCutOff(t *testing.T) {
+	t.Parallel()
+	srv := servertest.New(t, servertest.Options{})
+	conn, err := net.Dial("tcp", strings.TrimPrefix(srv.EC2(), "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	begun := time.Now()
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = io.Copy(io.Discard, bufio.NewReader(conn)) // ends when the server has had enough
+	}()
+	for n := 0; ; n++ {
+		select {
+		case <-gone:
+			if took := time.Since(begun); took < 5*time.Second {
+				t.Errorf("it was cut off after %v already", took)
+			}
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+		_, _ = conn.Write([]byte("POST / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 1000))[n : n+1]) // fails in the end
+		if time.Since(begun) > time.Minute {
+			t.Fatal("it is still listened to")
+		}
+	}
+}
