@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -57,7 +56,7 @@ type Door struct {
 	log         *slog.Logger
 	deadline    time.Duration
 	http        *http.Server
-	draining    atomic.Bool
+	drain       drain
 	admission   admission
 	connections connections
 }
@@ -96,26 +95,4 @@ func (d *Door) Serve(lis net.Listener) error {
 		return err
 	}
 	return nil
-}
-
-// Shutdown ends the door: calls that come from now on are sent away, those under way
-// finish. When ctx is done first, they are cut off, and the error is that of ctx.
-func (d *Door) Shutdown(ctx context.Context) error {
-	d.draining.Store(true)
-	err := d.http.Shutdown(ctx)
-	if err != nil {
-		_ = d.http.Close() // what it says of connections that are cut off helps nobody
-	}
-	return err
-}
-
-// reasonDraining is that of calls which are sent away.
-const reasonDraining = "DRAINING"
-
-func errDraining() error {
-	return &instance.Error{
-		Kind:    instance.KindUnavailable,
-		Reason:  reasonDraining,
-		Message: "The server is shutting down; nothing was changed by this call.",
-	}
 }

@@ -76,10 +76,6 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	if d.draining.Load() {
-		w.Header().Set("Connection", "close")
-		return nil, errDraining()
-	}
 	if r.Method != http.MethodPost && r.Method != http.MethodGet {
 		return nil, errInvalid("MethodNotAllowed", "The method %s is not allowed; want POST, or GET with a query.", clip(r.Method))
 	}
@@ -105,6 +101,11 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 		return nil, err
 	}
 	defer d.admission.leave(c.caller.Principal)
+	if err := d.drain.begin(); err != nil {
+		w.Header().Set("Connection", "close")
+		return nil, err
+	}
+	defer d.drain.end()
 	return d.act(ctx, c)
 }
 

@@ -1,0 +1,78 @@
+package ec2query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+func TestErrorsBecomeWhatAnSDKActsOnRightly(t *testing.T) {
+	for name, test := range map[string]struct {
+		err    error
+		status int
+		code   string
+		says   string
+		level  slog.Level
+	}{
+		"another process is the owner":   {&instance.Error{Kind: instance.KindUnavailable, Reason: "NOT_OWNER", Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
+		"the disk is full":               {&instance.Error{Kind: instance.KindExhausted, Reason: "JOURNAL_FULL", Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
+		"an answer was not recorded":     {&instance.Error{Kind: instance.KindUnavailable, Reason: "NOT_RECORDED", OutcomeUnknown: true, Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
+		"draining":                       {errDraining(), 503, "Unavailable", "shutting down", slog.LevelInfo},
+		"too many calls":                 {&instance.Error{Kind: instance.KindExhausted, Reason: "TOO_MANY_REQUESTS", Message: "m"}, 503, "RequestLimitExceeded", "m", slog.LevelWarn},
+		"EC2 throttles":                  {&instance.Error{Kind: instance.KindExhausted, Code: "RequestLimitExceeded", Message: "m"}, 503, "RequestLimitExceeded", "m", slog.LevelWarn},
+		"EC2 has a code of its own":      {fmt.Errorf("wrapped: %w", &instance.Error{Kind: instance.KindPrecondition, Code: "IncorrectSpotRequestState", Message: "m"}), 400, "IncorrectSpotRequestState", "m", slog.LevelInfo},
+		"an invalid request":             {&instance.Error{Kind: instance.KindInvalid, Reason: "INVALID_REQUEST", Message: "m"}, 400, "InvalidParameterValue", "m", slog.LevelInfo},
+		"a state":                        {&instance.Error{Kind: instance.KindPrecondition, Message: "m"}, 400, "IncorrectState", "m", slog.LevelInfo},
+		"a permission":                   {&instance.Error{Kind: instance.KindPermission, Message: "m"}, 403, "UnauthorizedOperation", "m", slog.LevelInfo},
+		"a token":                        {&instance.Error{Kind: instance.KindConflict, Message: "m"}, 400, "IdempotentParameterMismatch", "m", slog.LevelInfo},
+		"a dry run":                      {errDryRun(), 412, "DryRunOperation", "DryRun flag is set", slog.LevelInfo},
+		"the caller has gone":            {fmt.Errorf("x: %w", context.Canceled), 503, "Unavailable", "unknown", slog.LevelInfo},
+		"the time is over":               {context.DeadlineExceeded, 503, "Unavailable", "unknown", slog.LevelWarn},
+		"a bug":                          {errors.New("secret"), 500, "InternalError", "request id r-1", slog.LevelError},
+		"a bug below":                    {&instance.Error{Kind: instance.KindInternal, Message: "secret"}, 500, "InternalError", "request id r-1", slog.LevelError},
+		"the service's own credentials":  {&instance.Error{Kind: instance.KindInternal, Code: "AuthFailure", Message: "secret"}, 500, "InternalError", "request id r-1", slog.LevelError},
+		"EC2 is broken":                  {&instance.Error{Kind: instance.KindUnavailable, Code: "InternalError", Message: "m"}, 500, "InternalError", "m", slog.LevelError},
+		"EC2 lacks capacity":             {&instance.Error{Kind: instance.KindExhausted, Code: "InsufficientInstanceCapacity", Message: "m"}, 500, "InsufficientInstanceCapacity", "m", slog.LevelWarn},
+		"EC2 lacks something else":       {&instance.Error{Kind: instance.KindExhausted, Code: "VcpuLimitExceeded", Message: "m"}, 400, "VcpuLimitExceeded", "m", slog.LevelInfo},
+		"something that nobody knows of": {&instance.Error{Kind: instance.KindNotFound, Message: "m"}, 400, "InvalidInstanceID.NotFound", "m", slog.LevelInfo},
+	} {
+		got := refusalOf(test.err, "r-1")
+		if got.status != test.status || got.code != test.code || !strings.Contains(got.message, test.says) || got.loudness() != test.level || strings.Contains(got.message, "secret") {
+			t.Errorf("%s: %+v, %v", name, got, got.loudness())
+		}
+	}
+	if got := refusalOf(&instance.Error{Kind: instance.KindExhausted, RetryAfter: time.Second}, ""); got.retryAfter != time.Second {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestOneCallerLeavesRoomForOthers(t *testing.T) {
+	a := &admission{}
+	var taken int
+	for a.enter("greedy") == nil {
+		taken++
+	}
+	if taken != maxCalls/2 {
+		t.Errorf("one caller gets %d places", taken)
+	}
+	if err := a.enter("modest"); err != nil {
+		t.Errorf("there is none left for another: %v", err)
+	}
+	a.leave("greedy")
+	a.leave("modest")
+	if err := a.enter("greedy"); err != nil {
+		t.Errorf("a place that was given back is gone: %v", err)
+	}
+	for range taken {
+		a.leave("greedy")
+	}
+	if a.taken != 0 || len(a.principals) != 0 {
+		t.Errorf("left behind: %d, %v", a.taken, a.principals)
+	}
+}
