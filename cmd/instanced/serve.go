@@ -243,6 +243,9 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 			Simulator:   simulation,
 			Credentials: credentials,
 			Logger:      log.With("part", "ec2query"),
+
+			MaxRequests:    cfg.maxRequests,
+			MaxConnections: cfg.maxConnections,
 		})
 		drainers = append(drainers, door)
 		go func() { served <- door.Serve(ec2Listener) }()

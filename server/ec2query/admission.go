@@ -10,16 +10,18 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// What may be under way at once.
+// What may be under way at once, unless a [Config] says otherwise: as much as at the gRPC
+// door.
 const (
-	maxCalls       = 1024
-	maxConnections = 2048
+	defaultMaxRequests    = 2048
+	defaultMaxConnections = 5000
 )
 
 // admission bounds the calls that are under way. A principal may have as many places as
 // are left over: one that floods the door gets half of them, and whoever comes next still
 // finds some.
 type admission struct {
+	most       int
 	mu         sync.Mutex
 	taken      int
 	principals map[string]int
@@ -29,7 +31,7 @@ type admission struct {
 func (a *admission) enter(principal string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.principals[principal] >= maxCalls-a.taken {
+	if a.principals[principal] >= a.most-a.taken {
 		return &instance.Error{
 			Kind: instance.KindExhausted, Code: instance.CodeRequestLimitExceeded, Reason: "TOO_MANY_REQUESTS", RetryAfter: time.Second,
 			Message: "Request limit exceeded. Too many calls are under way; nothing was changed by this call.",
@@ -55,7 +57,8 @@ func (a *admission) leave(principal string) {
 // connections bounds the connections. When there are too many, the one that has been
 // without a call for longest gives way: its client connects again for its next call.
 type connections struct {
-	mu sync.Mutex
+	most int
+	mu   sync.Mutex
 	// idle holds when a connection came to be without a call; 0 while it has one.
 	idle map[net.Conn]uint64
 	turn uint64
@@ -67,7 +70,7 @@ func (c *connections) note(conn net.Conn, state http.ConnState) {
 	defer c.mu.Unlock()
 	switch state {
 	case http.StateNew:
-		if len(c.idle) >= maxConnections {
+		if len(c.idle) >= c.most {
 			c.giveWay(conn)
 		}
 		c.await(conn)

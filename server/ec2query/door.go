@@ -1,6 +1,7 @@
 package ec2query
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -46,6 +47,11 @@ type Config struct {
 	Logger      *slog.Logger
 	// Deadline is that of a call; default 30 seconds.
 	Deadline time.Duration
+	// MaxRequests is how many calls may be under way at once; default 2,048.
+	MaxRequests int
+	// MaxConnections is how many connections there may be; default 5,000. When there are
+	// more, the one that has been without a call for longest is closed.
+	MaxConnections int
 }
 
 // Door serves EC2's Query protocol over HTTP. It is safe for concurrent use.
@@ -75,6 +81,8 @@ func New(cfg Config) *Door {
 		credentials: cfg.Credentials,
 		log:         cfg.Logger,
 		deadline:    cfg.Deadline,
+		admission:   admission{most: cmp.Or(cfg.MaxRequests, defaultMaxRequests)},
+		connections: connections{most: cmp.Or(cfg.MaxConnections, defaultMaxConnections)},
 	}
 	d.http = &http.Server{
 		Handler:           d,
