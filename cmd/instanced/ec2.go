@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/server/ec2query"
@@ -53,6 +54,14 @@ func readCredentials(name string) (ec2query.Credentials, error) {
 		return nil, usagef("the credentials file %s is wrong: %v", name, err)
 	}
 	return credentials, nil
+}
+
+// fromHere is how this machine reaches an address on which somebody listens.
+func fromHere(address net.Addr) string {
+	if a, ok := address.(*net.TCPAddr); ok && a.IP.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", strconv.Itoa(a.Port))
+	}
+	return address.String()
 }
 
 // ec2Security says what the EC2 endpoint knows of its callers.

@@ -261,7 +261,7 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 				faults: cfg.simFleet != "" && len(faults) > 0, records: j.Snapshot().Records,
 			}
 			if ec2Listener != nil {
-				g.ec2Address = ec2Listener.Addr().String()
+				g.ec2Address = fromHere(ec2Listener.Addr())
 			}
 			log.Info("serving", g.particulars()...)
 			g.print(stdout)

@@ -88,28 +88,39 @@ func (d *Door) rebootInstances(ctx context.Context, c *call) (reply, error) {
 
 // change carries out a verb that changes states.
 func (d *Door) change(ctx context.Context, c *call, req lifecycle.CommandRequest) (reply, error) {
-	response, err := d.command(ctx, c, req)
+	changes, err := d.command(ctx, c, req)
 	if err != nil {
 		return nil, err
 	}
 	answer := &changesReply{}
-	answer.Instances.Items = make([]changeItem, len(response.Changes))
-	for i, change := range response.Changes {
+	answer.Instances.Items = make([]changeItem, len(changes))
+	for i, change := range changes {
 		answer.Instances.Items[i] = changeItem{ID: change.ID, Current: stateOf(change.Current), Previous: stateOf(change.Previous)}
 	}
 	return answer, nil
 }
 
-// command reads what the four verbs have in common, and carries one out.
-func (d *Door) command(ctx context.Context, c *call, req lifecycle.CommandRequest) (lifecycle.CommandResponse, error) {
+// command reads what the four verbs have in common, and carries one out: once, however
+// often an SDK tries.
+func (d *Door) command(ctx context.Context, c *call, req lifecycle.CommandRequest) ([]instance.StateChange, error) {
 	req.InstanceIDs = c.args.instanceIDs()
 	req.DryRun = c.args.on("DryRun")
 	c.ids = len(req.InstanceIDs)
 	if err := c.args.err(); err != nil {
-		return lifecycle.CommandResponse{}, err
+		return nil, err
 	}
 	if len(req.InstanceIDs) == 0 {
-		return lifecycle.CommandResponse{}, errInvalid(codeInvalidCombination, "No instances specified")
+		return nil, errInvalid(codeInvalidCombination, "No instances specified")
 	}
-	return d.lifecycle.Command(ctx, c.caller, req)
+	key, ok := c.invocationKey()
+	if !ok {
+		response, err := d.lifecycle.Command(ctx, c.caller, req)
+		return response.Changes, err
+	}
+	return d.retries.once(ctx, key, func() ([]instance.StateChange, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.deadline)
+		defer cancel()
+		response, err := d.lifecycle.Command(ctx, c.caller, req)
+		return response.Changes, err
+	})
 }

@@ -63,6 +63,7 @@ type Door struct {
 	deadline    time.Duration
 	http        *http.Server
 	drain       drain
+	retries     retries
 	admission   admission
 	connections connections
 }

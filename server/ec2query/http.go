@@ -29,6 +29,8 @@ type call struct {
 	// verified is whether the principal has proven who it is.
 	verified bool
 	args     args
+	// invocation is what an SDK calls all tries of one call, sent what it sent.
+	invocation, sent string
 	// ids is how many instances it names, for the log.
 	ids int
 }
@@ -93,6 +95,7 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 		return nil, err
 	}
 	c.args = newArgs(root)
+	c.invocation, c.sent = r.Header.Get(invocationHeader), form
 	c.action = c.args.text("Action")
 	if err := d.identify(r, sent, c); err != nil {
 		return nil, err

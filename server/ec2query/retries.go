@@ -1,0 +1,109 @@
+package ec2query
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// invocationHeader is the same on all tries that an SDK makes of one call.
+const (
+	invocationHeader   = "Amz-Sdk-Invocation-Id"
+	maxInvocationBytes = 64
+)
+
+// maxRemembered is how many lines of answers are remembered.
+const maxRemembered = 1 << 16
+
+// retries lets the tries that an SDK makes of one command have one outcome: a try joins
+// an earlier one that is under way, and gets the answer of one that has succeeded. EC2
+// has no client tokens on these commands, and SDKs repeat them when a connection breaks:
+// else the second try would say that somebody else has done what the first one did, or
+// do it again after somebody else has undone it.
+//
+// It is in memory, and holds the last answers only.
+type retries struct {
+	mu    sync.Mutex
+	tries map[[sha256.Size]byte]*try
+	order [][sha256.Size]byte // of those that have succeeded, the oldest first
+	lines int
+}
+
+// try is a command under way, or its answer.
+type try struct {
+	done    chan struct{}
+	changes []instance.StateChange
+	err     error
+}
+
+// invocationKey names a command of a caller; ok is false when there is nothing to name it by.
+func (c *call) invocationKey() (key [sha256.Size]byte, ok bool) {
+	if c.invocation == "" || len(c.invocation) > maxInvocationBytes {
+		return key, false
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%d:%s%d:%s%s", len(c.caller.Principal), c.caller.Principal, len(c.invocation), c.invocation, c.sent)
+	return [sha256.Size]byte(h.Sum(nil)), true
+}
+
+// once runs a command, unless a try of it is under way or has succeeded. The command goes
+// on when the caller leaves, who may be about to try again.
+func (r *retries) once(ctx context.Context, key [sha256.Size]byte, run func() ([]instance.StateChange, error)) ([]instance.StateChange, error) {
+	for {
+		r.mu.Lock()
+		earlier := r.tries[key]
+		if earlier == nil {
+			break
+		}
+		r.mu.Unlock()
+		select {
+		case <-earlier.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if earlier.err == nil {
+			return earlier.changes, nil
+		}
+	}
+	if r.tries == nil {
+		r.tries = make(map[[sha256.Size]byte]*try)
+	}
+	t := &try{done: make(chan struct{})}
+	r.tries[key] = t
+	r.mu.Unlock()
+
+	defer close(t.done)
+	t.err = errInterrupted
+	defer r.settle(key, t)
+	t.changes, t.err = run()
+	return t.changes, t.err
+}
+
+// settle remembers an answer and forgets the oldest ones; a failure is forgotten at once.
+func (r *retries) settle(key [sha256.Size]byte, t *try) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t.err != nil {
+		delete(r.tries, key)
+		return
+	}
+	t.changes = slices.Clone(t.changes)
+	for i := range t.changes {
+		t.changes[i].After = nil // an image is not told, and would be kept in memory
+	}
+	r.order = append(r.order, key)
+	r.lines += len(t.changes) + 1
+	for r.lines > maxRemembered {
+		oldest := r.order[0]
+		r.order = r.order[1:]
+		r.lines -= len(r.tries[oldest].changes) + 1
+		delete(r.tries, oldest)
+	}
+}
+
+// errInterrupted is the outcome of a try that panicked.
+var errInterrupted = &instance.Error{Kind: instance.KindInternal, Message: "the first try of the call did not end"}
