@@ -53,7 +53,7 @@ func TestTheSDKsSignatureIsVerified(t *testing.T) {
 	if err != nil || events.GetEvents()[1].GetCause().GetPrincipal() != "alice@example.com" {
 		t.Errorf("%v, %v", events, err)
 	}
-	describe := &ec2.DescribeInstancesInput{}
+	describe := &ec2.DescribeInstancesInput{InstanceIds: []string{documented}}
 	if _, err := sdk(t, srv, signedBy("AKIA/BOB", "s", "a session token")).DescribeInstances(patient(t), describe); err != nil {
 		t.Errorf("an access key with a slash and a session token: %v", err)
 	}
@@ -130,9 +130,9 @@ func TestWhatIsSignedCannotBeChanged(t *testing.T) {
 	client := httpClient(t)
 	const form = "Action=DescribeInstances" + versioned + "&InstanceId.1=" + documented
 	now := time.Now()
-	replaced := func(header, old, new string) func(*http.Request) {
+	replaced := func(header, from, to string) func(*http.Request) {
 		return func(r *http.Request) {
-			r.Header.Set(header, strings.Replace(r.Header.Get(header), old, new, 1))
+			r.Header.Set(header, strings.Replace(r.Header.Get(header), from, to, 1))
 		}
 	}
 	query := func(name string, change func(string) string) func(*http.Request) {

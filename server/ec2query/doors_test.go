@@ -205,10 +205,13 @@ func cases() []aCase {
 		{name: "force and skip", fleet: []*instancedv1.InstanceSpec{{State: running}, {State: running}}, commands: []command{
 			{verb: "stop", ids: []string{"%0"}, force: true, skip: true}, {verb: "terminate", ids: []string{"%1"}, force: true, skip: true},
 		}},
-		{name: "an interrupted Spot Instance", fleet: []*instancedv1.InstanceSpec{{State: running, InstanceLifecycle: "spot"}}, commands: []command{{verb: "stop", ids: []string{"%0"}}}},
+		{name: "a Spot Instance", fleet: []*instancedv1.InstanceSpec{{State: running, InstanceLifecycle: "spot"}}, commands: []command{{verb: "stop", ids: []string{"%0"}}}},
 		{name: "dry runs", fleet: plain(stopped), commands: []command{
-			{verb: "start", ids: []string{"%0"}, dryRun: true}, {verb: "stop", ids: []string{"%0"}, dryRun: true},
-			{verb: "reboot", ids: []string{"%0"}, dryRun: true}, {verb: "terminate", ids: []string{"%0"}, dryRun: true}, {verb: "start", ids: []string{"%0"}},
+			{verb: "start", ids: []string{"%0"}, dryRun: true},
+			{verb: "stop", ids: []string{"%0"}, dryRun: true},
+			{verb: "reboot", ids: []string{"%0"}, dryRun: true},
+			{verb: "terminate", ids: []string{"%0"}, dryRun: true},
+			{verb: "start", ids: []string{"%0"}},
 		}},
 		{name: "nobody may", fleet: plain(stopped), faults: []*instancedv1.Fault{{Kind: instancedv1.FaultKind_FAULT_KIND_UNAUTHORIZED}}, commands: []command{
 			{verb: "start", ids: []string{"%0"}}, {verb: "start", ids: []string{"%0"}, dryRun: true},

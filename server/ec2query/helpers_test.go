@@ -47,7 +47,10 @@ func httpClient(t testing.TB) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// once is for calls whose refusal is to be seen, and not what a retry makes of it.
+// once is for calls whose refusal is to be seen, and not what a retry makes of it. Their
+// answers are short: of long ones the SDK (smithy-go 1.28.8) now and then loses the
+// connection by itself, when the server is faster than its own writing of the request is
+// at an end; it tries again then.
 func once(o *ec2.Options) { o.Retryer = aws.NopRetryer{} }
 
 // sdk returns the SDK's client, as alice unless the options say otherwise.

@@ -123,8 +123,10 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 		{"a value that is too long", describe + "&Filter.1.Name=instance-id&Filter.1.Value.1=" + strings.Repeat("ä", 256), 400, "InvalidParameterValue", "255"},
 		{"an unknown id", describe + "&InstanceId.1=i-0ffffffffffffffff", 400, "InvalidInstanceID.NotFound", "The instance ID 'i-0ffffffffffffffff' does not exist"},
 		{"1,001 ids", describe + numbered("InstanceId", 1001, documented), 400, "ResourceCountExceeded", "exceeded"},
-		{"101 ids for a status", "Action=DescribeInstanceStatus" + versioned + numbered("InstanceId", 101, documented), 400, "InvalidRequest",
-			"101 exceeds the maximum number of instance IDs that can be specificied (100). Please specify fewer than 100 instance IDs."},
+		{
+			"101 ids for a status", "Action=DescribeInstanceStatus" + versioned + numbered("InstanceId", 101, documented), 400, "InvalidRequest",
+			"101 exceeds the maximum number of instance IDs that can be specificied (100). Please specify fewer than 100 instance IDs.",
+		},
 		{"a filter of another action", "Action=DescribeInstanceStatus" + versioned + "&Filter.1.Name=tenancy&Filter.1.Value.1=x", 400, "InvalidParameterValue", "The filter 'tenancy' is invalid"},
 		{"a dry run of a description", describe + "&DryRun=true", 412, "DryRunOperation", "Request would have succeeded, but DryRun flag is set."},
 		{"a dry run of a status", "Action=DescribeInstanceStatus" + versioned + "&DryRun=true", 412, "DryRunOperation", ""},

@@ -47,7 +47,7 @@ func idsOf(instances []types.Instance) (ids []string) {
 func TestALaunchIsRecordedStreamedAndMadeOnce(t *testing.T) {
 	dir := t.TempDir()
 	srv := servertest.New(t, servertest.Options{Fleet: &instancedv1.CreateInstancesRequest{}, Speed: 0.001, DataDir: dir})
-	client, ctx := sdk(t, srv, once), patient(t)
+	client, ctx := sdk(t, srv), patient(t)
 
 	_, err := client.RunInstances(ctx, &ec2.RunInstancesInput{ImageId: new("ami-1"), MinCount: aws.Int32(1), MaxCount: aws.Int32(1), DryRun: new(true)})
 	wantAPIError(t, err, 412, "DryRunOperation", "")
@@ -85,7 +85,7 @@ func TestALaunchIsRecordedStreamedAndMadeOnce(t *testing.T) {
 
 	srv.Close()
 	srv = servertest.New(t, servertest.Options{Fleet: &instancedv1.CreateInstancesRequest{}, Speed: 0.001, DataDir: dir})
-	client = sdk(t, srv, once)
+	client = sdk(t, srv)
 	if again, err := client.RunInstances(ctx, launchInput("token-1")); err != nil || !slices.Equal(idsOf(again.Instances), ids) {
 		t.Errorf("with the same token after a restart: %+v, %v", again, err)
 	}

@@ -69,12 +69,18 @@ func TestDocumentsAreInEC2sForm(t *testing.T) {
 			Reservations: list[*reservationItem]{reservations([]*instance.Instance{whole})}, NextToken: "n",
 		}, `<reservationSet><item><reservationId>r-1</reservationId><ownerId>123456789012</ownerId><groupSet></groupSet>` +
 			instanceXML + `</item></reservationSet><nextToken>n</nextToken>`},
-		{"a launch", "RunInstances", &runInstancesReply{reservationItem: *reservations([]*instance.Instance{whole})[0]},
-			`<reservationId>r-1</reservationId><ownerId>123456789012</ownerId><groupSet></groupSet>` + instanceXML},
-		{"an attribute", "DescribeInstanceAttribute", &attributeReply{ID: "i-1", DisableAPIStop: &attribute[bool]{false}},
-			`<instanceId>i-1</instanceId><disableApiStop><value>false</value></disableApiStop>`},
-		{"tags", "DescribeTags", &describeTagsReply{Tags: list[tagDescription]{[]tagDescription{{"i-1", "instance", "k", "v"}}}},
-			`<tagSet><item><resourceId>i-1</resourceId><resourceType>instance</resourceType><key>k</key><value>v</value></item></tagSet>`},
+		{
+			"a launch", "RunInstances", &runInstancesReply{reservationItem: *reservations([]*instance.Instance{whole})[0]},
+			`<reservationId>r-1</reservationId><ownerId>123456789012</ownerId><groupSet></groupSet>` + instanceXML,
+		},
+		{
+			"an attribute", "DescribeInstanceAttribute", &attributeReply{ID: "i-1", DisableAPIStop: &attribute[bool]{false}},
+			`<instanceId>i-1</instanceId><disableApiStop><value>false</value></disableApiStop>`,
+		},
+		{
+			"tags", "DescribeTags", &describeTagsReply{Tags: list[tagDescription]{[]tagDescription{{"i-1", "instance", "k", "v"}}}},
+			`<tagSet><item><resourceId>i-1</resourceId><resourceType>instance</resourceType><key>k</key><value>v</value></item></tagSet>`,
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got := string(must(encode(test.action, test.reply, "the-id")))
