@@ -170,6 +170,32 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 	}
 }
 
+func TestAPageTokenBelongsToItsSelection(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{})
+	client := httpClient(t)
+	describe := "Action=DescribeInstances" + versioned + "&MaxResults=5&Filter.1.Name=tenancy&Filter.1.Value.1="
+	var first struct {
+		Token string `xml:"nextToken"`
+	}
+	if err := xml.Unmarshal([]byte(post(t, client, srv.EC2(), describe+"default").body), &first); err != nil || first.Token == "" {
+		t.Fatal(first, err)
+	}
+	next := "&NextToken=" + url.QueryEscape(first.Token)
+	for _, test := range []struct {
+		form string
+		code string
+	}{
+		{describe + "default" + next, ""},
+		{describe + "*" + next, "InvalidPaginationToken"},
+		{"Action=DescribeInstanceStatus" + versioned + "&IncludeAllInstances=true" + next, "InvalidPaginationToken"},
+		{"Action=DescribeTags" + versioned + next, "InvalidPaginationToken"},
+	} {
+		if got := post(t, client, srv.EC2(), test.form); got.code != test.code {
+			t.Errorf("%s: %d %s: %s", test.form, got.status, got.code, got.message)
+		}
+	}
+}
+
 func TestRequestsComeInAllFormsOfHTTP(t *testing.T) {
 	t.Parallel()
 	srv := servertest.New(t, servertest.Options{})
