@@ -8,6 +8,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
+from xml.etree import ElementTree
 
 # The example of EC2's documentation of start_instances, word for word, and its output.
 EXAMPLE = """\
@@ -51,6 +52,49 @@ def refusal(call, **arguments):
     sys.exit(f'{call} was not refused')
 
 
+def check_against_model(http_response, model, **_):
+    """Checks that a reply has no element that EC2's own model does not have, and none in another form."""
+    if http_response.status_code != 200:
+        return
+    root = ElementTree.fromstring(http_response.content)
+    check('the root of a reply', root.tag, '{http://ec2.amazonaws.com/doc/2016-11-15/}' + model.name + 'Response')
+
+    def compare(path, element, shape):
+        children = [(c, c.tag.split('}')[1]) for c in element]
+        if shape.type_name == 'structure':
+            members = {m.serialization.get('name', n): m for n, m in shape.members.items()}
+            for child, name in children:
+                if name not in members:
+                    sys.exit(f'{path}: EC2 has no {name} there')
+                compare(f'{path}.{name}', child, members[name])
+            names = [name for _, name in children]
+            check(f'{path}: elements that come twice', len(names), len(set(names)))
+        elif shape.type_name == 'list':
+            for child, name in children:
+                check(f'{path}: an element of a list', name, shape.member.serialization.get('name', 'member'))
+                compare(path, child, shape.member)
+        else:
+            check(f'{path}: elements below a value', children, [])
+            forms = {'boolean': 'true|false', 'integer': r'\d+', 'timestamp': r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z'}
+            form = forms.get(shape.type_name, '.*')
+            check(f'{path}: whether {element.text!r} is a {shape.type_name}', bool(re.fullmatch(form, element.text or '')), True)
+            if getattr(shape, 'enum', None):
+                check(f'{path}: whether EC2 knows the value {element.text!r}', element.text in shape.enum, True)
+
+    for child in root:
+        name = child.tag.split('}')[1]
+        if name == 'requestId' or name == 'return' and model.output_shape is None:
+            continue
+        members = {m.serialization.get('name', n): m for n, m in model.output_shape.members.items()}
+        if name not in members:
+            sys.exit(f'{model.name}: EC2 has no {name} there')
+        compare(f'{model.name}.{name}', child, members[name])
+    seen.add(model.name)
+
+
+seen = set()
+
+
 def try_boto3(endpoint):
     import boto3
     import botocore
@@ -62,6 +106,11 @@ def try_boto3(endpoint):
         print(f'\n*** AWS_ENDPOINT_URL_EC2 IS NOT TRIED: botocore {botocore.__version__} is too old to know it\n', file=sys.stderr)
         client = boto3.client('ec2', endpoint_url=endpoint)
 
+    modelled = tuple(int(n) for n in botocore.__version__.split('.')[:2]) >= (1, 36)
+    if modelled:
+        client.meta.events.register('after-call.ec2', check_against_model)
+    else:
+        print(f'\n*** THE REPLIES ARE NOT COMPARED WITH THE MODEL: that of botocore {botocore.__version__} is too old\n', file=sys.stderr)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(EXAMPLE, {'client': client})
@@ -92,6 +141,19 @@ def try_boto3(endpoint):
     found = [i['InstanceId'] for page in pages for r in page['Reservations'] for i in r['Instances']]
     check('the instances of all pages', sorted(found), sorted(mine))
     client.get_waiter('instance_running').wait(InstanceIds=mine, WaiterConfig=soon)
+
+    client.create_tags(Resources=mine[:1], Tags=[{'Key': 'a', 'Value': ''}])
+    check('a tag', [t['Value'] for t in client.describe_tags(Filters=[{'Name': 'key', 'Values': ['a']}])['Tags']], [''])
+    client.delete_tags(Resources=mine[:1], Tags=[{'Key': 'a'}])
+    client.reboot_instances(InstanceIds=mine)
+    client.modify_instance_attribute(InstanceId=mine[1], DisableApiStop={'Value': True})
+    for attribute in 'disableApiStop', 'disableApiTermination', 'instanceType':
+        client.describe_instance_attribute(InstanceId=mine[1], Attribute=attribute)
+    client.describe_instances()
+    client.describe_instance_status(IncludeAllInstances=True)
+    check('the actions whose replies are as EC2 models them', sorted(seen), [] if not modelled else [
+        'CreateTags', 'DeleteTags', 'DescribeInstanceAttribute', 'DescribeInstanceStatus', 'DescribeInstances', 'DescribeTags',
+        'ModifyInstanceAttribute', 'RebootInstances', 'RunInstances', 'StartInstances', 'StopInstances', 'TerminateInstances'])
 
     # boto3's resources do the same through other calls.
     resource = boto3.resource('ec2', endpoint_url=endpoint).Instance(mine[0])
