@@ -19,8 +19,8 @@ import (
 )
 
 // maxBodyBytes bounds the body of a request, as it was sent and as it was before it was
-// compressed. A thousand ids take 50 KB.
-const maxBodyBytes = 1 << 20
+// compressed. A thousand ids take 50 KB, and a thousand with fifty long tags some 220 KB.
+const maxBodyBytes = 256 << 10
 
 // call is one request on its way through the door.
 type call struct {
@@ -29,7 +29,7 @@ type call struct {
 	// verified is whether the principal has proven who it is.
 	verified bool
 	args     args
-	// invocation is what an SDK calls all tries of one call, sent what it sent.
+	// invocation is what an SDK calls all tries of one call, sent is the query and the body.
 	invocation, sent string
 	// ids is how many instances it names, for the log.
 	ids int
@@ -95,7 +95,7 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 		return nil, err
 	}
 	c.args = newArgs(root)
-	c.invocation, c.sent = r.Header.Get(invocationHeader), form
+	c.invocation, c.sent = r.Header.Get(invocationHeader), r.URL.RawQuery+"\n"+form
 	c.action = c.args.text("Action")
 	if err := d.identify(r, sent, c); err != nil {
 		return nil, err

@@ -16,6 +16,9 @@ import (
 const (
 	maxParameters = 5000
 	maxNameBytes  = 256
+	// maxParts bounds the parts of a name, and with them the memory that a request takes.
+	// No name of EC2's has more than six.
+	maxParts = 10
 	// maxIndex bounds the indices of lists, whose elements need not be consecutive.
 	maxIndex = 99_999
 )
@@ -50,6 +53,9 @@ func (n *node) parseForm(form string) error {
 		}
 		if len(name) > maxNameBytes {
 			return errInvalid("InvalidRequest", "The name of a parameter has %d bytes; at most %d are allowed.", len(name), maxNameBytes)
+		}
+		if strings.Count(name, ".") >= maxParts {
+			return errUnknown(name)
 		}
 		leaf := n.at(name)
 		if leaf.set {
@@ -124,7 +130,7 @@ func (a args) err() error {
 		return *a.bad
 	}
 	if name, found := a.node.unused(); found {
-		return errInvalid("UnknownParameter", "The parameter %s is not recognized", name[1:])
+		return errUnknown(name[1:])
 	}
 	return nil
 }
@@ -313,6 +319,10 @@ func (a args) instanceIDs() []string {
 		a.refuse(errMissing("InstanceId"))
 	}
 	return ids
+}
+
+func errUnknown(name string) error {
+	return errInvalid("UnknownParameter", "The parameter %s is not recognized", name)
 }
 
 func errMissing(name string) error {

@@ -106,6 +106,11 @@ func TestParametersThatAreNotWhatTheyShouldBe(t *testing.T) {
 	}
 }
 
+func TestANameOfTooManyPartsIsUnknown(t *testing.T) {
+	wantCode(t, (&node{}).parseForm("A.B.C.D.E.F.G.H.I.J.K=1"), "UnknownParameter", "A.B.C.D.E.F.G.H.I.J.K")
+	parsed(t, "A.B.C.D.E.F.G.H.I.J=1")
+}
+
 func TestFormsThatAreNotWellFormed(t *testing.T) {
 	for _, test := range []struct{ name, form, message string }{
 		{"a name that comes twice", "A=1&A=2", "The parameter A is given more than once"},
@@ -170,7 +175,9 @@ func FuzzParameters(f *testing.F) {
 	f.Fuzz(func(t *testing.T, form string) {
 		root := &node{}
 		if err := root.parseForm(form); err != nil {
-			wantCode(t, err, "InvalidRequest", "")
+			if refused := refusalOf(err, "id"); refused.status != 400 {
+				t.Errorf("status %d for %v", refused.status, err)
+			}
 			return
 		}
 		a := newArgs(root)

@@ -51,6 +51,12 @@ func TestTriesOfOneCallHaveOneOutcome(t *testing.T) {
 	if other := start("a", id(1)); !strings.Contains(other.body, id(1)) {
 		t.Errorf("another call that goes by the same name: %s", other.body)
 	}
+	for n := range 2 {
+		got, err := try(patient(t), t, client, srv.EC2()+"/?InstanceId.1="+id(2+n), "q", "Action=StartInstances")
+		if err != nil || !strings.Contains(got.body, id(2+n)) {
+			t.Errorf("a call that differs in its query alone: %v, %v", got, err)
+		}
+	}
 	for range 2 {
 		got, err := try(patient(t), t, client, srv.EC2(), "c", "Action=StopInstances&InstanceId.1=i-0ffffffffffffffff")
 		if err != nil || got.code != "InvalidInstanceID.NotFound" {
