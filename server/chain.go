@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
 )
 
@@ -13,11 +14,17 @@ import (
 // status, the status sees what recovery made of a panic. Unary calls have come through
 // the gate already, streams do so here.
 func chain(log *slog.Logger, d *drain, g gate, defaultDeadline time.Duration) []grpc.ServerOption {
-	all := []around{callLog{log}.line, mapStatus, recovered, admit}
+	toError := recovery.WithRecoveryHandler(panicked)
 	return []grpc.ServerOption{
-		grpc.UnaryInterceptor(joined(append(all, deadline(defaultDeadline), d.end)).unary),
+		grpc.ChainUnaryInterceptor(
+			joined(callLog{log}.line, mapStatus).unary,
+			recovery.UnaryServerInterceptor(toError),
+			joined(admit, deadline(defaultDeadline), d.end).unary,
+		),
 		grpc.ChainStreamInterceptor(
-			joined(append([]around{identifyStream}, all...)).stream,
+			joined(identifyStream, callLog{log}.line, mapStatus).stream,
+			recovery.StreamServerInterceptor(toError),
+			around(admit).stream,
 			g.stream,
 			around(d.end).stream,
 			d.interruptReceive,
@@ -28,7 +35,7 @@ func chain(log *slog.Logger, d *drain, g gate, defaultDeadline time.Duration) []
 // joined returns interceptors as one, the first outermost. They could be given to gRPC
 // one by one, but each would take the stack and the allocations of several calls, for
 // as long as a stream lasts.
-func joined(list []around) around {
+func joined(list ...around) around {
 	return func(ctx context.Context, c call, next func(context.Context) error) error {
 		for _, a := range slices.Backward(list) {
 			inner := next

@@ -62,13 +62,8 @@ func (l callLog) write(ctx context.Context, c call, service, method string, err 
 	_ = l.log.Handler().Handle(ctx, line)
 }
 
-// recovered turns a panic into an error for the log; the caller sees no more of it than
+// panicked turns a panic into an error for the log; the caller sees no more of it than
 // of any other bug.
-func recovered(ctx context.Context, _ call, next func(context.Context) error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-		}
-	}()
-	return next(ctx)
+func panicked(p any) error {
+	return fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 }
