@@ -41,11 +41,20 @@ but that must have happened, is marked "inferred".`,
 			all.Cursor = page.GetCursor()
 			all.Events = append(all.Events, page.GetEvents()...)
 		}
+		if len(all.GetEvents()) == 0 && after == "" {
+			if err := exist(ctx, c, ids); err != nil {
+				return err
+			}
+		}
 		if t.output == outputJSON {
 			return t.printJSON(all)
 		}
 		if len(all.GetEvents()) == 0 {
-			fmt.Fprintf(t.stderr, "Nothing is recorded of %s.\n", strings.Join(ids, ", "))
+			within := "that is still kept"
+			if after != "" {
+				within = "after that cursor"
+			}
+			fmt.Fprintf(t.stderr, "Nothing is recorded of %s %s.\n", strings.Join(ids, ", "), within)
 			return nil
 		}
 		tb := t.newTable("TIME", "ID", "CHANGE", "CAUSE", "SOURCE", "REASON")
@@ -55,4 +64,15 @@ but that must have happened, is marked "inferred".`,
 		}
 		return tb.print(t.stdout)
 	})
+}
+
+// exist refuses instances that do not exist: of those that were only idle for as long as
+// the history is kept, nothing is recorded either.
+func exist(ctx context.Context, c *client.Client, ids []string) error {
+	for _, err := range c.Describe(ctx, &instancedv1.DescribeInstancesRequest{Filter: &instancedv1.InstanceFilter{InstanceIds: ids}, PageSize: 1000}) {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

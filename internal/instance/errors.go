@@ -37,6 +37,7 @@ const (
 // "Error codes for the Amazon EC2 API".
 const (
 	CodeMalformedID            = "InvalidInstanceID.Malformed"
+	CodeMissingParameter       = "MissingParameter"
 	CodeNotFound               = "InvalidInstanceID.NotFound"
 	CodeIncorrectInstanceState = "IncorrectInstanceState"
 	CodeUnsupportedOperation   = "UnsupportedOperation"

@@ -12,8 +12,11 @@ type ID string
 // ParseID checks the form of an instance id. EC2's documentation uses ids that
 // EC2 itself would call malformed (17 digits that do not begin with 0); they are
 // accepted here, and are simply not found. The error is of [KindInvalid] with
-// EC2's code InvalidInstanceID.Malformed and EC2's text.
+// EC2's code and text: InvalidInstanceID.Malformed, or MissingParameter for "".
 func ParseID(s string) (ID, error) {
+	if s == "" {
+		return "", &Error{Kind: KindInvalid, Code: CodeMissingParameter, Message: "The request must contain the parameter InstanceId"}
+	}
 	digits := len(s) - len("i-")
 	if (digits != 8 && digits != 17) || s[:2] != "i-" || !isLowerHex(s[2:]) {
 		return "", &Error{

@@ -93,7 +93,11 @@ func FuzzParseID(f *testing.F) {
 		if want != (err == nil) || (want && string(id) != s) {
 			t.Fatalf("%q: got %q, %v", s, id, err)
 		}
-		if e, ok := errors.AsType[*Error](err); err != nil && (!ok || e.Code != CodeMalformedID || e.Kind != KindInvalid || len(e.Message) > 300) {
+		code := CodeMalformedID
+		if s == "" {
+			code = CodeMissingParameter
+		}
+		if e, ok := errors.AsType[*Error](err); err != nil && (!ok || e.Code != code || e.Kind != KindInvalid || len(e.Message) > 300) {
 			t.Errorf("%q: got the error %v", s, err)
 		}
 	})

@@ -29,7 +29,7 @@ func TestCommandsAreChecked(t *testing.T) {
 		"1000 ids":                 {req: CommandRequest{InstanceIDs: ids(1000)}},
 		"no ids":                   {req: CommandRequest{}, want: []string{"instance_ids"}},
 		"1001 ids":                 {req: CommandRequest{InstanceIDs: ids(1001)}, want: []string{"instance_ids"}},
-		"an empty id":              {req: CommandRequest{InstanceIDs: []string{""}}, want: []string{"instance_ids[0]"}, code: instance.CodeMalformedID},
+		"an empty id":              {req: CommandRequest{InstanceIDs: []string{""}}, want: []string{"instance_ids[0]"}, code: instance.CodeMissingParameter},
 		"two malformed ids":        {req: CommandRequest{InstanceIDs: []string{"foobar", good, "I-1234567890ABCDEF0"}}, want: []string{"instance_ids[0]", "instance_ids[2]"}, code: instance.CodeMalformedID},
 		"a trailing blank":         {req: CommandRequest{InstanceIDs: []string{good + " "}}, want: []string{"instance_ids[0]"}, code: instance.CodeMalformedID},
 		"a token of 64 characters": {req: CommandRequest{InstanceIDs: []string{good}, ClientToken: strings.Repeat("t", 64)}},

@@ -326,7 +326,7 @@ func errUnknown(name string) error {
 }
 
 func errMissing(name string) error {
-	return errInvalid("MissingParameter", "The request must contain the parameter %s", name)
+	return errInvalid(instance.CodeMissingParameter, "The request must contain the parameter %s", name)
 }
 
 func errTooMany() error {

@@ -103,7 +103,7 @@ func errInvalid(code, message string) *instance.Error {
 
 func errNoIDs(missingParameter bool) *instance.Error {
 	if missingParameter {
-		return errInvalid("MissingParameter", "The request must contain the parameter InstanceId")
+		return errInvalid(instance.CodeMissingParameter, "The request must contain the parameter InstanceId")
 	}
 	return errInvalid("InvalidParameterCombination", "No instances specified")
 }
