@@ -235,10 +235,10 @@ func TestStreamsThatAreCutAnywhereMissAndRepeatNothing(t *testing.T) {
 	bulkChanges := make(chan struct{}, points)
 	stop := writing(t, srv, ids(12), bulkIDs, bulkChanges)
 
-	cutters := []*cutter{{filter: team("bulk"), most: 2, forgets: true, enough: points / 30}}
+	cutters := []*cutter{{filter: team("bulk"), most: 4, forgets: true, enough: points / 30}}
 	for range 2 {
-		cutters = append(cutters, restlessCutters(5)...)
-		cutters = append(cutters, &cutter{filter: team("bulk"), most: 3})
+		cutters = append(cutters, restlessCutters(8)...)
+		cutters = append(cutters, &cutter{filter: team("bulk"), most: 8})
 	}
 	var left atomic.Int64
 	left.Store(int64(points))
