@@ -73,7 +73,7 @@ func TestBadInput(t *testing.T) {
 		says   []string
 	}{
 		{"no ids", starting(), codes.InvalidArgument, "INVALID_REQUEST", []string{"instance_ids", "1 to 1000"}},
-		{"an empty id", starting(""), codes.InvalidArgument, malformed, []string{"instance_ids[0]", `Invalid id: ""`}},
+		{"an empty id", starting(""), codes.InvalidArgument, "MISSING_PARAMETER", []string{"instance_ids[0]", "must contain the parameter InstanceId"}},
 		{"not an id", starting("foobar"), codes.InvalidArgument, malformed, []string{"instance_ids[0]", `Invalid id: "foobar"`, "hex digits"}},
 		{"1001 ids", starting(ids(1001)...), codes.InvalidArgument, "INVALID_REQUEST", []string{"instance_ids", "1001", "1000"}},
 		{"an id in upper case", starting("i-1234567890ABCDEF0"), codes.InvalidArgument, malformed, []string{"lower case"}},
