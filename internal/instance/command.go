@@ -68,6 +68,17 @@ type DescribeQuery struct {
 	PageToken string
 }
 
+// Read is a read by callers that is answered from what was recorded, and that the
+// simulator has a say in.
+type Read struct {
+	// Action is the name of the action, such as DescribeInstances.
+	Action Verb
+	// IDs are the instances that it names, each once; none for all.
+	IDs []ID
+	// Filtered says that it has filters or asks for a page.
+	Filtered bool
+}
+
 // DescribePage is one page of the answer to a [DescribeQuery].
 type DescribePage struct {
 	Instances []*Instance

@@ -261,8 +261,8 @@ func (s *Service) learn(ctx context.Context, ids []instance.ID) error {
 	return s.looker.lookUp(ctx, unknown)
 }
 
-// notFound is EC2's error for instances that do not exist; nil if there are none.
-func notFound(ids []instance.ID) error {
+// NotFound is the error of EC2 for instances that do not exist; nil for none.
+func NotFound(ids []instance.ID) error {
 	if len(ids) == 0 {
 		return nil
 	}

@@ -63,7 +63,7 @@ func (s *Service) mustKnow(ctx context.Context, ids []instance.ID) error {
 			missing = append(missing, id)
 		}
 	}
-	return notFound(missing)
+	return NotFound(missing)
 }
 
 // resolve makes a position of a cursor, and names the field that it came in when it is

@@ -216,12 +216,12 @@ func (s *Service) answerWithStates(ctx context.Context, term *journal.Term, cmd 
 			continue
 		}
 		missing = append(missing, id)
-		if gone, ok := notFound([]instance.ID{id}).(*instance.Error); ok { //nolint:errorlint // it is made there
+		if gone, ok := NotFound([]instance.ID{id}).(*instance.Error); ok { //nolint:errorlint // it is made there
 			response.Failures = append(response.Failures, instance.Failure{ID: id, Err: gone})
 		}
 	}
 	if len(missing) > 0 && !cmd.PerInstance {
-		return CommandResponse{}, notFound(missing)
+		return CommandResponse{}, NotFound(missing)
 	}
 	response.EndCursor = s.Cursor()
 	token.Answer = &journal.Answer{Changes: response.Changes, Failures: response.Failures, Cursor: response.Cursor, EndCursor: response.EndCursor}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -20,11 +21,13 @@ const (
 type page struct {
 	size  int
 	token string
+	// asked is whether the request says anything of pages.
+	asked bool
 }
 
 // page reads MaxResults and NextToken. They exclude a list of ids.
 func (a args) page(ids []string) page {
-	p := page{size: mostPage, token: a.text("NextToken")}
+	p := page{size: mostPage, token: a.text("NextToken"), asked: a.has("MaxResults") || a.has("NextToken")}
 	size := a.number("MaxResults")
 	switch {
 	case size == nil:
@@ -45,13 +48,55 @@ type selection struct {
 	ids    []string
 	filter *filter
 	page   page
+	// seen is how an instance looks to this read, nil where it is not to be seen yet;
+	// nil when all look as they are recorded.
+	seen func(*instance.Instance) *instance.Instance
+}
+
+// read asks the simulator to admit a read, and ends a dry run. Other backends are not
+// asked for what the journal has.
+func (d *Door) read(ctx context.Context, c *call, s *selection, dryRun bool) error {
+	if d.simulator != nil {
+		read := instance.Read{Action: instance.Verb(c.action), Filtered: len(s.filter.terms) > 0 || s.page.asked}
+		for _, name := range s.ids {
+			id, err := instance.ParseID(name)
+			if err != nil {
+				return err
+			}
+			read.IDs = append(read.IDs, id)
+		}
+		slices.Sort(read.IDs)
+		read.IDs = slices.Compact(read.IDs)
+		var err error
+		if s.seen, err = d.simulator.Read(ctx, read); err != nil {
+			return err
+		}
+	}
+	if dryRun {
+		return errDryRun()
+	}
+	return nil
 }
 
 // instances returns a page of instances, and the token of the next one.
 func (d *Door) instances(ctx context.Context, c *call, s selection) ([]*instance.Instance, string, error) {
+	looks := make(map[instance.ID]*instance.Instance)
+	var hidden []instance.ID
+	selected := func(i *instance.Instance) bool {
+		if s.seen == nil {
+			return s.filter.match(i)
+		}
+		look := s.seen(i)
+		if look == nil {
+			hidden = append(hidden, i.ID)
+			return false
+		}
+		looks[i.ID] = look
+		return s.filter.match(look)
+	}
 	req := lifecycle.DescribeRequest{
 		Filter:    lifecycle.Filter{InstanceIDs: s.ids},
-		Select:    func(i *instance.Instance) bool { return ctx.Err() == nil && s.filter.match(i) },
+		Select:    func(i *instance.Instance) bool { return ctx.Err() == nil && selected(i) },
 		SelectKey: s.filter.key(),
 		PageToken: s.page.token,
 	}
@@ -63,7 +108,12 @@ func (d *Door) instances(ctx context.Context, c *call, s selection) ([]*instance
 		if err := cmp.Or(err, ctx.Err()); err != nil {
 			return nil, "", badToken(err)
 		}
-		found = append(found, response.Instances...)
+		if len(s.ids) > 0 && len(hidden) > 0 {
+			return nil, "", lifecycle.NotFound(hidden)
+		}
+		for _, i := range response.Instances {
+			found = append(found, cmp.Or(looks[i.ID], i))
+		}
 		if response.NextPageToken == "" || len(found) >= s.page.size {
 			return found, response.NextPageToken, nil
 		}
@@ -103,8 +153,8 @@ func (d *Door) describeInstances(ctx context.Context, c *call) (reply, error) {
 	if err := c.args.err(); err != nil {
 		return nil, err
 	}
-	if dryRun {
-		return nil, errDryRun()
+	if err := d.read(ctx, c, &s, dryRun); err != nil {
+		return nil, err
 	}
 	instances, next, err := d.instances(ctx, c, s)
 	if err != nil {
@@ -231,8 +281,8 @@ func (d *Door) describeInstanceStatus(ctx context.Context, c *call) (reply, erro
 	if err := c.args.err(); err != nil {
 		return nil, err
 	}
-	if dryRun {
-		return nil, errDryRun()
+	if err := d.read(ctx, c, &s, dryRun); err != nil {
+		return nil, err
 	}
 	instances, next, err := d.instances(ctx, c, s)
 	if err != nil {

@@ -22,14 +22,19 @@ const (
 	maxHeaderBytes = 64 << 10 // the line of the request with it, and so a GET's parameters
 )
 
-// Simulator is what the door needs of the simulator to launch instances and to change
-// their attributes. Both return once what they did is recorded.
+// Simulator is what the door needs of the simulator to launch instances, to change their
+// attributes, and to read as from EC2. Launch and Modify return once what they did is
+// recorded.
 type Simulator interface {
 	// Launch launches instances and returns them as launched, or as they are when its
 	// client token was used for the same launch before.
 	Launch(ctx context.Context, launch instance.Launch) ([]*instance.Instance, error)
 	// Modify changes attributes, of all instances or of none.
 	Modify(ctx context.Context, change instance.Modification) error
+	// Read admits a read, which it may slow down or refuse. What it returns is how an
+	// instance looks to the read, nil where it is not to be seen yet; it is nil itself
+	// when all look as they are recorded.
+	Read(ctx context.Context, read instance.Read) (func(*instance.Instance) *instance.Instance, error)
 	// StatusDelay is how long after its launch an instance passes its status checks.
 	StatusDelay() time.Duration
 }

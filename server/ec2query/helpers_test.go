@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
+	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/goleak"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -35,6 +38,32 @@ func patient(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// etcd runs an etcd outside of the servers and returns where it is.
+func etcd(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	config := embed.NewConfig()
+	config.Dir = filepath.Join(dir, "etcd")
+	config.LogLevel = "panic"
+	clients := url.URL{Scheme: "unix", Path: filepath.Join(dir, "client")}
+	peers := url.URL{Scheme: "unix", Path: filepath.Join(dir, "peer")}
+	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{clients}, []url.URL{clients}
+	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peers}, []url.URL{peers}
+	config.InitialCluster = config.InitialClusterFromName(config.Name)
+	config.TickMs, config.ElectionMs = 10, 100
+	server, err := embed.StartEtcd(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	select {
+	case <-server.Server.ReadyNotify():
+	case <-patient(t).Done():
+		t.Fatal("etcd does not become ready")
+	}
+	return clients.String()
 }
 
 // id returns the id of the n-th instance of a fleet.

@@ -164,12 +164,16 @@ func (d *Door) describeInstanceAttribute(ctx context.Context, c *call) (reply, e
 	if err := c.args.err(); err != nil {
 		return nil, err
 	}
-	if dryRun {
-		return nil, errDryRun()
+	s := selection{ids: []string{id}, filter: &filter{}, page: page{size: 1}}
+	if err := d.read(ctx, c, &s, dryRun); err != nil {
+		return nil, err
 	}
-	found, _, err := d.instances(ctx, c, selection{ids: []string{id}, filter: &filter{}, page: page{size: 1}})
+	found, _, err := d.instances(ctx, c, s)
 	if err != nil {
 		return nil, err
+	}
+	if len(found) == 0 { // it has vanished this moment
+		return nil, lifecycle.NotFound([]instance.ID{instance.ID(id)})
 	}
 	answer := &attributeReply{ID: id}
 	switch i := found[0]; name {

@@ -117,11 +117,11 @@ func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
 	if err := c.args.err(); err != nil {
 		return nil, err
 	}
-	if dryRun {
-		return nil, errDryRun()
+	walk := selection{filter: &filter{}, page: page{size: mostPage}}
+	if err := d.read(ctx, c, &walk, dryRun); err != nil {
+		return nil, err
 	}
 	answer := &describeTagsReply{}
-	walk := selection{filter: &filter{}, page: page{size: mostPage}}
 	for {
 		instances, next, err := d.instances(ctx, c, walk)
 		if err != nil {

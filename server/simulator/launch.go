@@ -43,6 +43,15 @@ func (s *Service) Modify(ctx context.Context, m instance.Modification) error {
 	}})
 }
 
+// Read lets a read be struck by the faults and buckets of the simulator. Where another
+// process commands its own simulator, there is none to have a say.
+func (s *Service) Read(ctx context.Context, read instance.Read) (func(*instance.Instance) *instance.Instance, error) {
+	if s.owned(ctx) != nil {
+		return nil, ctx.Err()
+	}
+	return s.sim.Read(ctx, read)
+}
+
 // StatusDelay is how long after its launch an instance passes its status checks.
 func (s *Service) StatusDelay() time.Duration { return s.sim.StatusDelay() }
 

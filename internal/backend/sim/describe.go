@@ -35,7 +35,8 @@ func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (i
 	defer b.unlock(now)
 	o := op{verb: verbDescribe, number: b.nextCall(), now: now}
 	asked := slices.Compact(slices.Sorted(slices.Values(query.IDs)))
-	if err := b.admit(o, asked, b.named(asked)); err != nil {
+	bucket := b.buckets.request(verbDescribe, len(asked) > 0 && !b.config.Options.FilteredByID)
+	if err := b.admit(o, asked, b.named(asked), bucket); err != nil {
 		return instance.DescribePage{}, err
 	}
 	if query.All {

@@ -92,7 +92,7 @@ func (b *Backend) carryOut(c *call) (instance.Result, *instance.Error) {
 	if err := b.resolve(c); err != nil {
 		return instance.Result{}, err
 	}
-	if err := b.admit(c.op, c.ids, c.machines); err != nil {
+	if err := b.admit(c.op, c.ids, c.machines, b.buckets.request(c.verb, false)); err != nil {
 		return instance.Result{}, err
 	}
 	steps := permissionFirst
@@ -164,7 +164,7 @@ func (b *Backend) resolve(c *call) *instance.Error {
 }
 
 // admit is what EC2's front door does before it looks at what is asked for.
-func (b *Backend) admit(o op, ids []instance.ID, machines []*machine) *instance.Error {
+func (b *Backend) admit(o op, ids []instance.ID, machines []*machine, requests *bucket) *instance.Error {
 	if b.strikeCall(o, Unavailable, ids, machines) != nil {
 		return errUnavailable()
 	}
@@ -175,7 +175,7 @@ func (b *Backend) admit(o op, ids []instance.ID, machines []*machine) *instance.
 		return b.errThrottled(o.verb, retryThrottled)
 	}
 	if b.config.Throttle {
-		if wait := b.buckets.request(o.verb, len(ids) > 0 && !b.config.Options.FilteredByID).take(o.now, 1); wait > 0 {
+		if wait := requests.take(o.now, 1); wait > 0 {
 			return b.errThrottled(o.verb, wait)
 		}
 	}

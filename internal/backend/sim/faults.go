@@ -119,10 +119,12 @@ type Match struct {
 	AvailabilityZones []string
 }
 
+var commands = []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbReboot, instance.VerbTerminate}
+
 // covers reports whether the call is one of those meant.
 func (m *Match) covers(verb instance.Verb) bool {
 	if len(m.Verbs) == 0 {
-		return verb != verbDescribe
+		return slices.Contains(commands, verb)
 	}
 	return slices.Contains(m.Verbs, verb)
 }

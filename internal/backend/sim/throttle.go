@@ -6,11 +6,12 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Beside the four commands there are a read, in faults and buckets, and the launch, in
+// Beside the four commands there are a read, in faults and buckets, and others, in
 // buckets.
 const (
-	verbDescribe instance.Verb = "DescribeInstances"
-	verbRun      instance.Verb = "RunInstances"
+	verbDescribe       instance.Verb = "DescribeInstances"
+	verbDescribeStatus instance.Verb = "DescribeInstanceStatus"
+	verbRun            instance.Verb = "RunInstances"
 )
 
 // retryThrottled is when to come back after a throttle that a fault made up.
@@ -58,6 +59,7 @@ type buckets struct {
 	run                             *bucket
 	describeFiltered, describeOther *bucket
 	resource                        map[instance.Verb]*bucket
+	reads                           map[readBucket]*bucket // by callers; made when needed
 }
 
 func newBuckets() buckets {
@@ -75,6 +77,7 @@ func newBuckets() buckets {
 			instance.VerbTerminate: newBucket(1000, 20),
 			verbRun:                newBucket(1000, 2),
 		},
+		reads: make(map[readBucket]*bucket),
 	}
 }
 

@@ -1,0 +1,132 @@
+package ec2query_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/aws/smithy-go"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/server/servertest"
+)
+
+func TestReadsAreThrottledAsEC2Throttles(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{Throttle: true})
+	client, ctx := sdk(t, srv, once), patient(t)
+	// Fifty at once, ten a second from then on: some refusal comes, and it comes soon.
+	var err error
+	for err == nil && ctx.Err() == nil {
+		_, err = client.DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{documented}})
+	}
+	wantAPIError(t, err, 503, "RequestLimitExceeded",
+		"Request limit exceeded. Account 123456789012 has been throttled on ec2:DescribeInstances because it exceeded its request rate limit.")
+
+	// Filters have more room, as have other actions; gRPC callers read for nothing.
+	if _, err := client.DescribeInstances(ctx, &ec2.DescribeInstancesInput{
+		Filters: []types.Filter{{Name: new("instance-id"), Values: []string{documented}}},
+	}); err != nil {
+		t.Error(err)
+	}
+	if _, err := client.DescribeInstanceStatus(ctx, &ec2.DescribeInstanceStatusInput{}); err != nil {
+		t.Error(err)
+	}
+	for range 200 {
+		if _, err := srv.Instances().DescribeInstances(ctx, &instancedv1.DescribeInstancesRequest{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// An SDK that tries again gets through.
+	if _, err := sdk(t, srv).DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{documented}}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReadsAreStruckByFaults(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{})
+	client, ctx := sdk(t, srv, once), patient(t)
+	unavailable := &instancedv1.Fault{Kind: instancedv1.FaultKind_FAULT_KIND_UNAVAILABLE, Match: &instancedv1.FaultMatch{Verbs: []string{"DescribeInstances"}}}
+	if _, err := srv.Simulator().SetFaults(ctx, &instancedv1.SetFaultsRequest{Faults: []*instancedv1.Fault{unavailable}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := client.DescribeInstances(ctx, &ec2.DescribeInstancesInput{})
+	wantAPIError(t, err, 503, "Unavailable", "The server is overloaded and can't handle the request.")
+	if _, err := client.DescribeInstanceStatus(ctx, &ec2.DescribeInstanceStatusInput{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReadsMayLagBehind(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{Speed: 0.001})
+	client, ctx := sdk(t, srv, once), patient(t)
+	lag := &instancedv1.Fault{Kind: instancedv1.FaultKind_FAULT_KIND_DESCRIBE_LAG, Delay: durationpb.New(time.Hour)}
+	if _, err := srv.Simulator().SetFaults(ctx, &instancedv1.SetFaultsRequest{Faults: []*instancedv1.Fault{lag}}); err != nil {
+		t.Fatal(err)
+	}
+	started, err := client.StartInstances(ctx, &ec2.StartInstancesInput{InstanceIds: []string{documented}})
+	if err != nil || started.StartingInstances[0].CurrentState.Name != types.InstanceStateNamePending {
+		t.Fatalf("%+v, %v", started, err)
+	}
+	byID := &ec2.DescribeInstancesInput{InstanceIds: []string{documented}}
+	stale := types.Filter{Name: new("instance-state-name"), Values: []string{"stopped"}}
+	for _, input := range []*ec2.DescribeInstancesInput{byID, {InstanceIds: byID.InstanceIds, Filters: []types.Filter{stale}}} {
+		out, err := client.DescribeInstances(ctx, input)
+		if err != nil || len(out.Reservations) != 1 || out.Reservations[0].Instances[0].State.Name != types.InstanceStateNameStopped {
+			t.Errorf("while it lags: %+v, %v", out, err)
+		}
+	}
+	if _, err := srv.Simulator().SetFaults(ctx, &instancedv1.SetFaultsRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := client.DescribeInstances(ctx, byID)
+	if err != nil || out.Reservations[0].Instances[0].State.Name != types.InstanceStateNamePending {
+		t.Errorf("when it does not: %+v, %v", out, err)
+	}
+}
+
+func TestAFollowerReadsAndSendsCommandsAway(t *testing.T) {
+	endpoints := []string{etcd(t)}
+	owner := servertest.New(t, servertest.Options{Endpoints: endpoints, Speed: 0.001})
+	follower := servertest.New(t, servertest.Options{Endpoints: endpoints, Throttle: true})
+	ctx := patient(t)
+	there := sdk(t, follower, once)
+	if _, err := sdk(t, owner).StartInstances(ctx, &ec2.StartInstancesInput{InstanceIds: []string{documented}}); err != nil {
+		t.Fatal(err)
+	}
+	for pending := false; !pending; {
+		out, err := there.DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{documented}})
+		if err != nil {
+			if refused, ok := errors.AsType[smithy.APIError](err); ok && refused.ErrorCode() == "InvalidInstanceID.NotFound" {
+				continue // it has yet to follow
+			}
+			t.Fatal(err)
+		}
+		pending = out.Reservations[0].Instances[0].State.Name == types.InstanceStateNamePending
+	}
+	stop := []string{"i-0a000000000000001"}
+	for name, call := range map[string]func() error{
+		"StopInstances": func() error {
+			_, err := there.StopInstances(ctx, &ec2.StopInstancesInput{InstanceIds: stop})
+			return err
+		},
+		"RunInstances": func() error {
+			_, err := there.RunInstances(ctx, launchInput("t"))
+			return err
+		},
+		"CreateTags": func() error {
+			_, err := there.CreateTags(ctx, &ec2.CreateTagsInput{Resources: stop, Tags: []types.Tag{{Key: new("k"), Value: new("v")}}})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantAPIError(t, call(), 503, "Unavailable", "")
+		})
+	}
+	out, err := sdk(t, owner).DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: stop})
+	if err != nil || out.Reservations[0].Instances[0].State.Name != types.InstanceStateNameRunning {
+		t.Errorf("what was sent away was carried out: %+v, %v", out, err)
+	}
+}
