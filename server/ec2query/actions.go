@@ -112,12 +112,11 @@ func (d *Door) command(ctx context.Context, c *call, req lifecycle.CommandReques
 	if len(req.InstanceIDs) == 0 {
 		return nil, errInvalid(codeInvalidCombination, "No instances specified")
 	}
-	key, ok := c.invocationKey()
-	if !ok {
+	if c.invocation == nil {
 		response, err := d.lifecycle.Command(ctx, c.caller, req)
 		return response.Changes, err
 	}
-	return d.retries.once(ctx, key, func() ([]instance.StateChange, error) {
+	return d.retries.once(ctx, *c.invocation, func() ([]instance.StateChange, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.deadline)
 		defer cancel()
 		response, err := d.lifecycle.Command(ctx, c.caller, req)

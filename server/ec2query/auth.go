@@ -245,6 +245,10 @@ func (s *signature) again(r *http.Request, body []byte, secret string) (string, 
 		case "Host":
 		case "Content-Length":
 			copied.ContentLength = r.ContentLength
+		case "User-Agent", "Expect", "X-Amzn-Trace-Id":
+			// The signer leaves these out, by their canonical names. What others have
+			// signed must be covered: the Java SDK of version 1 signs the first.
+			copied.Header[strings.ToLower(name)] = slices.Clone(r.Header[name])
 		default:
 			copied.Header[name] = slices.Clone(r.Header[name])
 		}

@@ -125,6 +125,16 @@ func (s signing) do(t *testing.T, client *http.Client, endpoint string) answered
 	return read(t, response)
 }
 
+// signsAgent has the user agent signed, which the signer leaves out by its canonical name.
+func signsAgent(r *http.Request) { r.Header["user-agent"] = []string{"java/1.12"} }
+
+func sendsAgent(agent string) func(*http.Request) {
+	return func(r *http.Request) {
+		delete(r.Header, "user-agent")
+		r.Header.Set("User-Agent", agent)
+	}
+}
+
 func TestWhatIsSignedCannotBeChanged(t *testing.T) {
 	srv, _ := verifying(t)
 	client := httpClient(t)
@@ -155,6 +165,8 @@ func TestWhatIsSignedCannotBeChanged(t *testing.T) {
 		{"with a header that is signed", signing{before: func(r *http.Request) { r.Header.Set("X-Custom", "  a   b ") }}, 200, ""},
 		{"a header that is signed and changed", signing{before: func(r *http.Request) { r.Header.Set("X-Custom", "a") }, after: replaced("X-Custom", "a", "b")}, 403, mismatch},
 		{"a header that is signed and missing", signing{before: func(r *http.Request) { r.Header.Set("X-Custom", "a") }, after: func(r *http.Request) { r.Header.Del("X-Custom") }}, 403, mismatch},
+		{"with the user agent signed", signing{before: signsAgent, after: sendsAgent("java/1.12")}, 200, ""},
+		{"a user agent that is signed and changed", signing{before: signsAgent, after: sendsAgent("java/1.13")}, 403, mismatch},
 		{"a header that is not signed", signing{after: func(r *http.Request) { r.Header.Set("User-Agent", "other") }}, 200, ""},
 		{"another body", signing{sent: strings.Replace(form, documented, "i-0a000000000000001", 1)}, 403, mismatch},
 		{"another body that claims to be unsigned", signing{sent: strings.Replace(form, documented, "i-0a000000000000001", 1), after: func(r *http.Request) {

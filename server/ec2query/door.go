@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -69,6 +70,7 @@ type Door struct {
 	http        *http.Server
 	drain       drain
 	retries     retries
+	reading     reading
 	admission   admission
 	connections connections
 }
@@ -87,6 +89,7 @@ func New(cfg Config) *Door {
 		credentials: cfg.Credentials,
 		log:         cfg.Logger,
 		deadline:    cfg.Deadline,
+		reading:     make(reading, runtime.GOMAXPROCS(0)),
 		admission:   admission{most: cmp.Or(cfg.MaxRequests, defaultMaxRequests)},
 		connections: connections{most: cmp.Or(cfg.MaxConnections, defaultMaxConnections)},
 	}

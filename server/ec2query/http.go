@@ -29,8 +29,8 @@ type call struct {
 	// verified is whether the principal has proven who it is.
 	verified bool
 	args     args
-	// invocation is what an SDK calls all tries of one call, sent is the query and the body.
-	invocation, sent string
+	// invocation names the command for all tries that an SDK makes of it; nil for none.
+	invocation *invocation
 	// ids is how many instances it names, for the log.
 	ids int
 }
@@ -86,7 +86,16 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 			return nil, err
 		}
 	}
-	sent, form, err := readBody(w, r)
+	sent, err := readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	read, err := d.reading.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer read()
+	form, err := plain(r, sent)
 	if err != nil {
 		return nil, err
 	}
@@ -94,12 +103,12 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if err := errors.Join(root.parseForm(r.URL.RawQuery), root.parseForm(form)); err != nil {
 		return nil, err
 	}
-	c.args = newArgs(root)
-	c.invocation, c.sent = r.Header.Get(invocationHeader), r.URL.RawQuery+"\n"+form
+	c.args = newArgs(root, read)
 	c.action = c.args.text("Action")
 	if err := d.identify(r, sent, c); err != nil {
 		return nil, err
 	}
+	c.invocation = invocationOf(r, c.caller.Principal, form)
 	if err := d.admission.enter(c.caller.Principal); err != nil {
 		return nil, err
 	}
@@ -112,30 +121,34 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	return d.act(ctx, c)
 }
 
-// readBody returns the body as it was sent, which is what is signed, and what is in it.
-func readBody(w http.ResponseWriter, r *http.Request) (sent []byte, form string, err error) {
+// readBody returns the body as it was sent, which is what is signed.
+func readBody(w http.ResponseWriter, r *http.Request) (sent []byte, err error) {
 	if r.ContentLength > maxBodyBytes {
 		w.Header().Set("Connection", "close")
-		return nil, "", errTooLarge()
+		return nil, errTooLarge()
 	}
 	sent, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, "", errTooLarge()
+			return nil, errTooLarge()
 		}
-		return nil, "", &instance.Error{
+		return nil, &instance.Error{
 			Kind: instance.KindInvalid, Code: "RequestTimeout", Cause: err,
 			Message: "The body of the request did not arrive whole, or not in time.",
 		}
 	}
+	return sent, nil
+}
+
+// plain returns what is in a body.
+func plain(r *http.Request, sent []byte) (form string, err error) {
 	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
-		return sent, string(sent), nil
+		return string(sent), nil
 	case "gzip":
-		form, err := inflate(sent)
-		return sent, form, err
+		return inflate(sent)
 	default:
-		return nil, "", errInvalid("InvalidRequest", "The body of the request has the encoding %s; want gzip, or none.", clip(encoding))
+		return "", errInvalid("InvalidRequest", "The body of the request has the encoding %s; want gzip, or none.", clip(encoding))
 	}
 }
 

@@ -119,13 +119,17 @@ type args struct {
 	// path is what stands before the names, such as "Filter.1."; empty at the top.
 	path string
 	bad  *error
+	// read is called when all have been read.
+	read func()
 }
 
-func newArgs(root *node) args { return args{node: root, bad: new(error)} }
+func newArgs(root *node, read func()) args { return args{node: root, bad: new(error), read: read} }
 
 // err returns what is wrong with the parameters: with one that was read, or that there
-// is one that was not.
+// is one that was not. It ends the reading, and forgets them.
 func (a args) err() error {
+	defer a.read()
+	defer func() { a.node.children = nil }()
 	if *a.bad != nil {
 		return *a.bad
 	}

@@ -1,11 +1,14 @@
 package ec2query
 
 import (
+	"context"
 	"errors"
 	"net/url"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -16,7 +19,7 @@ func parsed(t testing.TB, form string) args {
 	if err := root.parseForm(form); err != nil {
 		t.Fatal(err)
 	}
-	return newArgs(root)
+	return newArgs(root, func() {})
 }
 
 // wantCode checks that an error is EC2's, and what it says.
@@ -180,7 +183,7 @@ func FuzzParameters(f *testing.F) {
 			}
 			return
 		}
-		a := newArgs(root)
+		a := newArgs(root, func() {})
 		a.instanceIDs()
 		a.page(nil)
 		a.filter(instanceFilters).match(&instance.Instance{ID: "i-1234567890abcdef0", Tags: map[string]string{"Name": form}})
@@ -233,5 +236,38 @@ func TestAFormOfASDKIsRead(t *testing.T) {
 	}
 	if err := a.err(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAsManyRequestsAreReadAtOnceAsThereIsRoomFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		room := make(reading, 1)
+		end, err := room.begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		late, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := room.begin(late); refusalOf(err, "").code != instance.CodeRequestLimitExceeded {
+			t.Errorf("without room: %v", err)
+		}
+		end()
+		end()
+		if _, err := room.begin(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if len(room) != 1 {
+			t.Errorf("%d are being read, want 1", len(room))
+		}
+	})
+}
+
+func TestParametersAreForgottenWhenTheyHaveBeenRead(t *testing.T) {
+	a := parsed(t, "Action=X&NetworkInterface.1.2.3=4")
+	ended := false
+	a.read = func() { ended = true }
+	a.ignore("Action", "NetworkInterface")
+	if err := a.err(); err != nil || !ended || len(a.node.children) != 0 {
+		t.Errorf("%v, ended %t, left %v", err, ended, a.node.children)
 	}
 }

@@ -1,7 +1,10 @@
 package ec2query_test
 
 import (
+	"context"
 	"errors"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -128,5 +131,34 @@ func TestAFollowerReadsAndSendsCommandsAway(t *testing.T) {
 	out, err := sdk(t, owner).DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: stop})
 	if err != nil || out.Reservations[0].Instances[0].State.Name != types.InstanceStateNameRunning {
 		t.Errorf("what was sent away was carried out: %+v, %v", out, err)
+	}
+}
+
+func TestCallsUnderWayDoNotKeepOthersFromBeingRead(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{})
+	ctx := patient(t)
+	const most = 1_000_000
+	slow := &instancedv1.Fault{
+		Kind: instancedv1.FaultKind_FAULT_KIND_SLOW_CALL, Delay: durationpb.New(time.Hour), Remaining: most,
+		Match: &instancedv1.FaultMatch{Verbs: []string{"DescribeInstances"}},
+	}
+	if _, err := srv.Simulator().SetFaults(ctx, &instancedv1.SetFaultsRequest{Faults: []*instancedv1.Fault{slow}}); err != nil {
+		t.Fatal(err)
+	}
+	calling, leave := context.WithCancel(ctx)
+	client := sdk(t, srv, once)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer leave()
+	calls := 4 * runtime.GOMAXPROCS(0)
+	for range calls {
+		waiting.Go(func() { _, _ = client.DescribeInstances(calling, &ec2.DescribeInstancesInput{}) })
+	}
+	for slowed := 0; slowed < calls; {
+		plan, err := srv.Simulator().GetFaults(ctx, &instancedv1.GetFaultsRequest{})
+		if err != nil {
+			t.Fatalf("%d of %d calls were read: %v", slowed, calls, err)
+		}
+		slowed = most - int(plan.GetFaults()[0].GetRemaining())
 	}
 }

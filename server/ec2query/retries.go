@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"net/http"
 	"slices"
 	"sync"
 
@@ -28,8 +29,8 @@ const maxRemembered = 1 << 16
 // It is in memory, and holds the last answers only.
 type retries struct {
 	mu    sync.Mutex
-	tries map[[sha256.Size]byte]*try
-	order [][sha256.Size]byte // of those that have succeeded, the oldest first
+	tries map[invocation]*try
+	order []invocation // of those that have succeeded, the oldest first
 	lines int
 }
 
@@ -40,19 +41,23 @@ type try struct {
 	err     error
 }
 
-// invocationKey names a command of a caller; ok is false when there is nothing to name it by.
-func (c *call) invocationKey() (key [sha256.Size]byte, ok bool) {
-	if c.invocation == "" || len(c.invocation) > maxInvocationBytes {
-		return key, false
+// invocation names a command of a caller.
+type invocation [sha256.Size]byte
+
+// invocationOf returns nil when there is nothing to name a command by.
+func invocationOf(r *http.Request, principal, form string) *invocation {
+	id := r.Header.Get(invocationHeader)
+	if id == "" || len(id) > maxInvocationBytes {
+		return nil
 	}
 	h := sha256.New()
-	fmt.Fprintf(h, "%d:%s%d:%s%s", len(c.caller.Principal), c.caller.Principal, len(c.invocation), c.invocation, c.sent)
-	return [sha256.Size]byte(h.Sum(nil)), true
+	fmt.Fprintf(h, "%d:%s%d:%s%s\n%s", len(principal), principal, len(id), id, r.URL.RawQuery, form)
+	return new(invocation(h.Sum(nil)))
 }
 
 // once runs a command, unless a try of it is under way or has succeeded. The command goes
 // on when the caller leaves, who may be about to try again.
-func (r *retries) once(ctx context.Context, key [sha256.Size]byte, run func() ([]instance.StateChange, error)) ([]instance.StateChange, error) {
+func (r *retries) once(ctx context.Context, key invocation, run func() ([]instance.StateChange, error)) ([]instance.StateChange, error) {
 	for {
 		r.mu.Lock()
 		earlier := r.tries[key]
@@ -70,7 +75,7 @@ func (r *retries) once(ctx context.Context, key [sha256.Size]byte, run func() ([
 		}
 	}
 	if r.tries == nil {
-		r.tries = make(map[[sha256.Size]byte]*try)
+		r.tries = make(map[invocation]*try)
 	}
 	t := &try{done: make(chan struct{})}
 	r.tries[key] = t
@@ -84,7 +89,7 @@ func (r *retries) once(ctx context.Context, key [sha256.Size]byte, run func() ([
 }
 
 // settle remembers an answer and forgets the oldest ones; a failure is forgotten at once.
-func (r *retries) settle(key [sha256.Size]byte, t *try) {
+func (r *retries) settle(key invocation, t *try) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if t.err != nil {
