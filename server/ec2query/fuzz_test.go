@@ -91,11 +91,11 @@ func FuzzRequestsAreAnsweredInXML(f *testing.F) {
 		if answer.Header().Get("Content-Length") != strconv.Itoa(len(document)) {
 			t.Errorf("%d bytes, said to be %s", len(document), answer.Header().Get("Content-Length"))
 		}
-		var any struct {
+		var told struct {
 			RequestID string `xml:"requestId"`
 			ErrorID   string `xml:"RequestID"`
 		}
-		if err := xml.Unmarshal(document, &any); err != nil || any.RequestID+any.ErrorID != answer.Header().Get("X-Amzn-Requestid") {
+		if err := xml.Unmarshal(document, &told); err != nil || told.RequestID+told.ErrorID != answer.Header().Get("X-Amzn-Requestid") {
 			t.Errorf("%v in %s", err, document)
 		}
 	})
