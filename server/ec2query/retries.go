@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -17,8 +18,12 @@ const (
 	maxInvocationBytes = 64
 )
 
-// maxRemembered is how many lines of answers are remembered.
-const maxRemembered = 1 << 16
+// What is remembered: so many lines of answers, each for as long as SDKs may be trying. A
+// program that gives all its calls one id is not told for ever what was once.
+const (
+	maxRemembered = 1 << 16
+	remembered    = 15 * time.Minute
+)
 
 // retries lets the tries that an SDK makes of one command have one outcome: a try joins
 // an earlier one that is under way, and gets the answer of one that has succeeded. EC2
@@ -37,6 +42,7 @@ type retries struct {
 // try is a command under way, or its answer.
 type try struct {
 	done    chan struct{}
+	ended   time.Time
 	changes []instance.StateChange
 	err     error
 }
@@ -60,6 +66,7 @@ func invocationOf(r *http.Request, principal, form string) *invocation {
 func (r *retries) once(ctx context.Context, key invocation, run func() ([]instance.StateChange, error)) ([]instance.StateChange, error) {
 	for {
 		r.mu.Lock()
+		r.forget()
 		earlier := r.tries[key]
 		if earlier == nil {
 			break
@@ -102,7 +109,13 @@ func (r *retries) settle(key invocation, t *try) {
 	}
 	r.order = append(r.order, key)
 	r.lines += len(t.changes) + 1
-	for r.lines > maxRemembered {
+	t.ended = time.Now()
+	r.forget()
+}
+
+// forget forgets the answers that are too old or too many.
+func (r *retries) forget() {
+	for len(r.order) > 0 && (r.lines > maxRemembered || time.Since(r.tries[r.order[0]].ended) > remembered) {
 		oldest := r.order[0]
 		r.order = r.order[1:]
 		r.lines -= len(r.tries[oldest].changes) + 1
