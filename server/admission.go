@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -65,6 +66,8 @@ type ticket struct {
 	kind      kind
 	principal string
 	conn      *connection
+	// left is whether it was given back; the admission guards it.
+	left bool
 }
 
 // admit gives a call a place among the brief ones, as all are until their request was
@@ -81,10 +84,15 @@ func (a *admission) admit(principal string, conn *connection) (ticket, error) {
 }
 
 // last exchanges the place of a call for one among those that last. A call that is
-// refused keeps the place that it has.
+// refused keeps the place that it has. A request may be received when the call has ended
+// already, because its caller has gone: it gets no place any more.
 func (t *ticket) last() error {
 	a := t.admission
 	a.mu.Lock()
+	if t.left {
+		a.mu.Unlock()
+		return context.Canceled
+	}
 	admitted := a.take(lasting, t.principal, t.conn)
 	if admitted {
 		a.give(t.kind, t.principal, t.conn)
@@ -101,6 +109,7 @@ func (t *ticket) last() error {
 func (t *ticket) leave() {
 	t.admission.mu.Lock()
 	t.admission.give(t.kind, t.principal, t.conn)
+	t.left = true
 	t.admission.mu.Unlock()
 }
 
