@@ -1,11 +1,16 @@
 package server_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/server/servertest"
@@ -60,4 +65,35 @@ func TestLargeFilters(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestLargeWaitsDoNotHoldUpLargeRequests has more waits under way than large requests are
+// decoded at once, each of them large by what nobody knows the meaning of.
+func TestLargeWaitsDoNotHoldUpLargeRequests(t *testing.T) {
+	t.Parallel()
+	srv := servertest.New(t, servertest.Options{})
+	padding := protowire.AppendTag(nil, 1000, protowire.BytesType)
+	padding = protowire.AppendBytes(padding, make([]byte, 100<<10))
+	ctx, leave := context.WithCancel(patient(t))
+	defer leave()
+	var waiting sync.WaitGroup
+	for range 6 {
+		waiting.Go(func() {
+			req := &instancedv1.WaitInstancesRequest{
+				InstanceIds: []string{example}, States: []instancedv1.InstanceStateName{running}, Timeout: durationpb.New(time.Hour),
+			}
+			req.ProtoReflect().SetUnknown(padding)
+			_, err := srv.Instances().WaitInstances(ctx, req)
+			wantCode(t, err, codes.Canceled)
+		})
+	}
+	for range 20 {
+		req := &instancedv1.DescribeInstancesRequest{}
+		req.ProtoReflect().SetUnknown(padding)
+		if _, err := srv.Instances().DescribeInstances(patient(t), req); err != nil {
+			t.Fatalf("a large request: %v", err)
+		}
+	}
+	leave()
+	waiting.Wait()
 }

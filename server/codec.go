@@ -4,6 +4,7 @@ import (
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+	protobuf "google.golang.org/protobuf/proto"
 )
 
 // frame is an encoded message. Its buffers may be shared by many streams and are
@@ -40,6 +41,11 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 			r.problem = errTooManyElements
 			return nil
 		}
+		// A request that lasts is not to keep what nobody knows the meaning of.
+		if err := (protobuf.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(wire.ReadOnlyData(), r.into); err != nil {
+			r.problem = malformed(err)
+		}
+		return nil
 	}
 	if err := c.CodecV2.Unmarshal(data, r.into); err != nil {
 		r.problem = malformed(err)

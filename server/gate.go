@@ -68,6 +68,8 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 				return err
 			}
 			if in.problem == nil && lasts {
+				// What is large for so long would keep all large requests out.
+				in.forget()
 				in.problem = t.last()
 			}
 			return in.problem
@@ -123,6 +125,7 @@ type request struct {
 func (r *request) forget() {
 	if r.isLarge {
 		<-r.large
+		r.isLarge = false
 	}
 }
 
