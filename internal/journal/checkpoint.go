@@ -12,17 +12,22 @@ import (
 )
 
 const (
-	// checkpointEvery is how often the instance keys are brought up to date: what a
-	// start after a crash has to replay.
-	checkpointEvery = 5 * time.Second
+	// tendEvery is how often it is looked whether a checkpoint is due, and history to be
+	// trimmed.
+	tendEvery = 5 * time.Second
+	// checkpointEvery and checkpointBytes are how long, and how much of the log, the
+	// instance keys may be behind: what a start after a crash has to replay. An instance
+	// that changes several times meanwhile is written once.
+	checkpointEvery = time.Minute
+	checkpointBytes = 32 << 20
 	// tidyEvery is how often client tokens are expired and etcd is compacted.
 	tidyEvery = time.Minute
 )
 
 // maintain does what a term does beside writing, until it ends.
 func (t *Term) maintain() {
-	checkpoints := time.NewTicker(checkpointEvery)
-	defer checkpoints.Stop()
+	regularly := time.NewTicker(tendEvery)
+	defer regularly.Stop()
 	tidy := time.NewTicker(tidyEvery)
 	defer tidy.Stop()
 	for {
@@ -31,12 +36,12 @@ func (t *Term) maintain() {
 		select {
 		case <-t.ctx.Done():
 			return
-		case now := <-checkpoints.C:
+		case now := <-regularly.C:
 			if t.journal.disk.room() != nil {
 				continue // which the disk has told the log
 			}
 			what = "write a checkpoint"
-			if err = t.checkpoint(t.ctx); err == nil {
+			if err = t.checkpointIfDue(t.ctx, now); err == nil {
 				what, err = "trim its history", t.trim(t.ctx, now)
 			}
 		case now := <-tidy.C:
@@ -56,18 +61,38 @@ func (t *Term) maintain() {
 	}
 }
 
-// checkpoint writes the instances that changed since the last one, and then how
-// far they reach. A start reads some that are newer than that, which does no harm:
-// each says which change it has seen.
-func (t *Term) checkpoint(ctx context.Context) (err error) {
+// checkpointIfDue writes a checkpoint if the last one is too far behind for a start, or for
+// history to be trimmed, which does not go beyond it.
+func (t *Term) checkpointIfDue(ctx context.Context, now time.Time) error {
 	if err := t.maintenance.lock(ctx); err != nil {
 		return err
 	}
 	defer t.maintenance.unlock()
+	c, behind := t.journal.config, t.journal.view.tip().bytes-t.savedBytes
+	if now.Sub(t.savedAt) < min(checkpointEvery, c.Retention/10) && behind < min(checkpointBytes, uint64(c.MaxBytes)/10) {
+		return nil
+	}
+	return t.checkpointLocked(ctx)
+}
+
+// checkpoint writes the instances that changed since the last one, and then how
+// far they reach. A start reads some that are newer than that, which does no harm:
+// each says which change it has seen.
+func (t *Term) checkpoint(ctx context.Context) error {
+	if err := t.maintenance.lock(ctx); err != nil {
+		return err
+	}
+	defer t.maintenance.unlock()
+	return t.checkpointLocked(ctx)
+}
+
+// checkpointLocked is checkpoint for a caller that holds maintenance.
+func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 	j := t.journal
 	if full := j.disk.room(); full != nil {
 		return full
 	}
+	at, end := time.Now(), j.view.tip().bytes
 	ids, head := j.view.takeUnsaved()
 	if head.seq <= t.saved.seq {
 		return nil
@@ -78,28 +103,29 @@ func (t *Term) checkpoint(ctx context.Context) (err error) {
 		}
 	}()
 	ops := make([]clientv3.Op, 0, min(len(ids)+1, j.store.maxOps))
-	size := 0
-	var encoded []byte
+	encoded := make([]byte, 0, min(requestBytes, 1024*len(ids))) // of all that ops put
 	for id := range ids {
-		encoded = t.encodeKnown(encoded[:0], id)
-		if size+len(encoded) > requestBytes || len(ops) == j.store.maxOps-1 {
+		begun := len(encoded)
+		encoded = t.encodeKnown(encoded, id)
+		if len(encoded) > requestBytes && begun > 0 || len(ops) == j.store.maxOps-1 {
 			if err := t.change(ctx, head, ops...); err != nil {
 				return err
 			}
-			ops, size = ops[:0], 0
+			ops, encoded = ops[:0], append(encoded[:0], encoded[begun:]...)
+			begun = 0
 		}
-		size += len(encoded)
-		if len(encoded) == 0 {
-			ops = append(ops, clientv3.OpDelete(j.store.keys.instances+string(id)))
+		key := j.store.keys.instances + string(id)
+		if value := encoded[begun:]; len(value) == 0 {
+			ops = append(ops, clientv3.OpDelete(key))
 		} else {
-			ops = append(ops, clientv3.OpPut(j.store.keys.instances+string(id), string(encoded)))
+			ops = append(ops, putBytes(key, value))
 		}
 	}
 	ops = append(ops, clientv3.OpPut(j.store.keys.checkpoint, marshal(&storagev1.Checkpoint{Seq: head.seq})))
 	if err := t.change(ctx, head, ops...); err != nil {
 		return err
 	}
-	t.saved = head
+	t.saved, t.savedAt, t.savedBytes = head, at, end
 	return nil
 }
 

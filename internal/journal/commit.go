@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,18 +50,16 @@ func (w *writer) commit(b *batch) error {
 	if err := w.term.Err(); err != nil {
 		return err // the view may be that of a log which this term never owned
 	}
-	value := ""
 	if r := b.record; r != nil {
 		r.RecordedAt = fromNanoseconds(max(time.Now().UnixNano(), nanoseconds(tip.recordedAt)))
 		b.encoded = appendHeader(b.encoded, r.Position.Generation, r.RecordedAt, tip.bytes)
-		value = string(b.encoded)
-		r.Bytes = len(value)
+		r.Bytes = len(b.encoded)
 	}
-	revision, err := w.transact(w.request(b, tip, value))
+	revision, err := w.transact(w.request(b, tip))
 	if err != nil || b.record == nil {
 		return err
 	}
-	if !j.view.publish(published{b.record, revision, tip.bytes + uint64(len(value))}) {
+	if !j.view.publish(published{b.record, revision, tip.bytes + uint64(b.record.Bytes)}) {
 		_ = w.term.end(errNotOwner(errLost))
 		return unknown(w.term.ended())
 	}
@@ -72,14 +71,14 @@ type request struct {
 	compare []clientv3.Cmp
 	puts    []clientv3.Op
 	// logKey and value are the batch of the log, empty for client tokens alone.
-	logKey, value string
+	logKey string
+	value  []byte
 }
 
-// request makes the transaction that writes the batch, of which value is the
-// record. It is carried out only by the owner, only once, and only behind the very
+// request makes the transaction that writes the batch, whose encoding it shares. It is carried out only by the owner, only once, and only behind the very
 // record that this process believes to be the last, which an etcd that was
 // restored from an older copy does not have.
-func (w *writer) request(b *batch, tip tip, value string) request {
+func (w *writer) request(b *batch, tip tip) request {
 	s := w.term.journal.store
 	r := request{
 		compare: []clientv3.Cmp{
@@ -88,11 +87,11 @@ func (w *writer) request(b *batch, tip tip, value string) request {
 		},
 		puts: b.tokenOps(make([]clientv3.Op, 0, 2+len(b.tokens))),
 	}
-	if value == "" {
+	if b.record == nil {
 		return r
 	}
-	r.logKey, r.value = s.keys.logKey(b.record.Position.Seq), value
-	r.puts = append(r.puts, clientv3.OpPut(r.logKey, value), s.putHead(b.record.Position.Seq))
+	r.logKey, r.value = s.keys.logKey(b.record.Position.Seq), b.encoded
+	r.puts = append(r.puts, putBytes(r.logKey, r.value), s.putHead(b.record.Position.Seq))
 	return r
 }
 
@@ -184,7 +183,7 @@ func (w *writer) attempt(r request) (revision int64, err error) {
 	}
 	if r.logKey != "" {
 		// The generation is in the record, so nobody else writes the same bytes.
-		if kv := only(resp, 0); kv != nil && string(kv.Value) == r.value {
+		if kv := only(resp, 0); kv != nil && bytes.Equal(kv.Value, r.value) {
 			return kv.ModRevision, nil
 		}
 	}

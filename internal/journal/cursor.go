@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"hash/crc32"
+	"sync/atomic"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -25,7 +26,27 @@ type logID [logIDSize]byte
 
 // Cursor returns the position as text that stands for it for as long as the log
 // exists.
-func (j *Journal) Cursor(p Position) string { return encodeCursor(j.view.logID(), p) }
+func (j *Journal) Cursor(p Position) string { return j.cursors.get(j.view.logID(), p) }
+
+// cursorCache has the cursors that were asked for last: those of a few positions about the
+// head, each of which many callers are told.
+type cursorCache [8]atomic.Pointer[cachedCursor]
+
+type cachedCursor struct {
+	id       logID
+	position Position
+	cursor   string
+}
+
+func (c *cursorCache) get(id logID, p Position) string {
+	place := &c[p.Seq%uint64(len(c))]
+	if known := place.Load(); known != nil && known.position == p && known.id == id {
+		return known.cursor
+	}
+	made := &cachedCursor{id, p, encodeCursor(id, p)}
+	place.Store(made)
+	return made.cursor
+}
 
 func encodeCursor(id logID, p Position) string {
 	b := make([]byte, 0, cursorSize)

@@ -62,10 +62,11 @@ func decodeBatch(seq uint64, value []byte) (*Batch, header, error) {
 	b := newBatch(Position{Generation: h.generation, Seq: seq}, len(m.GetChanges()))
 	b.RecordedAt = h.recordedAt
 	for _, c := range m.GetChanges() {
+		before, after := fromStep(c.GetStep(), c.GetBefore(), c.GetAfter())
 		e := newEntry(instance.Change{
 			Type:       instance.ChangeType(c.GetType()),
-			Before:     fromInstance(c.GetBefore()),
-			After:      fromInstance(c.GetAfter()),
+			Before:     before,
+			After:      after,
 			Cause:      fromCause(c.GetCause()),
 			Source:     instance.Source(c.GetSource()),
 			OccurredAt: fromNanoseconds(c.GetOccurredAtNs()),
@@ -87,19 +88,33 @@ func decodeInstanceRecord(value []byte) (*Record, error) {
 	if err := proto.Unmarshal(value, &m); err != nil {
 		return nil, err
 	}
-	if m.GetInstance() == nil {
+	before, after := fromStep(m.GetStep(), m.GetPrevious(), m.GetInstance())
+	if after == nil {
 		return nil, errors.New("it has no instance")
 	}
 	return &Record{
 		once:      new(once),
-		Instance:  fromInstance(m.GetInstance()),
-		Previous:  fromInstance(m.GetPrevious()),
+		Instance:  after,
+		Previous:  before,
 		Cause:     fromCause(m.GetCause()),
 		Source:    instance.Source(m.GetSource()),
 		ChangedAt: fromNanoseconds(m.GetChangedAtNs()),
 		Position:  Position{Generation: m.GetGeneration(), Seq: m.GetSeq()},
 		Index:     m.GetIndex(),
 	}, nil
+}
+
+// fromStep returns the instance before and after a change. Without a step, which format 1
+// does not know, they are written in full.
+func fromStep(m *storagev1.Step, fullBefore, fullAfter *storagev1.Instance) (before, after *instance.Instance) {
+	if m == nil {
+		return fromInstance(fullBefore), fromInstance(fullAfter)
+	}
+	before, after = fromInstance(m.GetBefore()), fromInstance(m.GetAfter())
+	if before != nil && after != nil {
+		restoreAll(before, after, fields(m.GetSame()))
+	}
+	return before, after
 }
 
 func fromInstance(m *storagev1.Instance) *instance.Instance {

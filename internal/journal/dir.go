@@ -13,8 +13,12 @@ import (
 )
 
 // formatVersion is the version of the data directory and of all keys. It grows
-// when an older binary must not touch what a newer one wrote.
-const formatVersion = 1
+// when an older binary must not touch what a newer one wrote; what an older one wrote
+// is read, and becomes of this version before anything is added to it.
+//
+//	1  a change has the instance before and after it in full
+//	2  a step: of the instance before the change, only what is not as after it
+const formatVersion = 2
 
 // dataDir is a data directory that is locked by this process:
 //
@@ -131,6 +135,9 @@ func (d *dataDir) check() error {
 		return fmt.Errorf("the data directory %s has format %d, of a newer version of this program; this version knows formats up to %d",
 			d.path, version, formatVersion)
 	}
+	if version < formatVersion {
+		return d.writeFormat(name)
+	}
 	return nil
 }
 
@@ -172,6 +179,10 @@ func (d *dataDir) create(name string) error {
 	if _, err := os.Stat(d.etcd()); err == nil {
 		return fmt.Errorf("the data directory %s is damaged: it has data, but its file \"format\" is missing", d.path)
 	}
+	return d.writeFormat(name)
+}
+
+func (d *dataDir) writeFormat(name string) error {
 	next := name + ".new"
 	if err := writeSynced(next, fmt.Sprintf(formatLine, formatVersion)); err != nil {
 		return d.errUnwritable(err)

@@ -17,10 +17,12 @@ import (
 func appendChange(b []byte, c *instance.Change) []byte {
 	b, start := open(b, 4)
 	b = appendVarint(b, 1, uint64(c.Type))
-	if c.Before != nil {
+	switch {
+	case c.Before != nil && c.After != nil:
+		b = appendStep(b, 9, c.Before, c.After)
+	case c.Before != nil:
 		b = appendInstance(b, 2, c.Before)
-	}
-	if c.After != nil {
+	case c.After != nil:
 		b = appendInstance(b, 3, c.After)
 	}
 	b = appendCause(b, 4, c.Cause)
@@ -41,9 +43,10 @@ func appendHeader(b []byte, generation uint64, recordedAt time.Time, preceding u
 
 // appendInstanceRecord appends an InstanceRecord.
 func appendInstanceRecord(b []byte, r *Record) []byte {
-	b = appendInstance(b, 1, r.Instance)
 	if r.Previous != nil {
-		b = appendInstance(b, 2, r.Previous)
+		b = appendStep(b, 9, r.Previous, r.Instance)
+	} else {
+		b = appendInstance(b, 1, r.Instance)
 	}
 	b = appendCause(b, 3, r.Cause)
 	b = appendVarint(b, 4, uint64(r.Source))
@@ -51,6 +54,15 @@ func appendInstanceRecord(b []byte, r *Record) []byte {
 	b = appendFixed64(b, 6, r.Position.Generation)
 	b = appendVarint(b, 7, r.Position.Seq)
 	return appendVarint(b, 8, uint64(r.Index))
+}
+
+func appendStep(b []byte, field protowire.Number, before, after *instance.Instance) []byte {
+	b, start := open(b, field)
+	b = appendInstance(b, 1, after)
+	rest, same := leaveOut(before, after)
+	b = appendInstance(b, 2, &rest)
+	b = appendVarint(b, 3, uint64(same))
+	return shut(b, start)
 }
 
 func appendInstance(b []byte, field protowire.Number, i *instance.Instance) []byte {

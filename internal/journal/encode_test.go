@@ -143,24 +143,56 @@ func fullToken() *Token {
 }
 
 func TestWhatIsEncodedByHandIsWhatGeneratedCodeWrites(t *testing.T) {
-	change := filled[instance.Change](t)
-	record := filled[Record](t)
+	same, other := filled[instance.Change](t), filled[instance.Change](t)
+	same.After = same.Before.Clone()
+	other.Before = anotherInEveryField(t, other.After)
+	added, removed := filled[instance.Change](t), filled[instance.Change](t)
+	added.Before, removed.After = nil, nil
+	first, record, otherRecord := filled[Record](t), filled[Record](t), filled[Record](t)
+	first.Previous, record.Previous = nil, record.Instance.Clone()
+	otherRecord.Previous = anotherInEveryField(t, otherRecord.Instance)
+	change := func(c instance.Change) []byte { return appendHeader(appendChange(nil, &c), 7, launch, 99) }
 	for name, c := range map[string]struct {
-		bytes   []byte
-		message proto.Message
+		forms [][]byte
+		// all has what the forms have together.
+		all proto.Message
 	}{
-		"a batch":     {appendHeader(appendChange(nil, &change), 7, launch, 99), &storagev1.LogRecord{}},
-		"an instance": {appendInstanceRecord(nil, &record), &storagev1.InstanceRecord{}},
+		"a batch":     {[][]byte{change(same), change(other), change(added), change(removed)}, &storagev1.LogRecord{}},
+		"an instance": {[][]byte{appendInstanceRecord(nil, &record), appendInstanceRecord(nil, &otherRecord), appendInstanceRecord(nil, &first)}, &storagev1.InstanceRecord{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := (proto.UnmarshalOptions{}).Unmarshal(c.bytes, c.message); err != nil {
-				t.Fatal(err)
+			for _, form := range c.forms {
+				m := c.all.ProtoReflect().New().Interface()
+				if err := proto.Unmarshal(form, m); err != nil {
+					t.Fatal(err)
+				}
+				if n := proto.Size(m); n != len(form) {
+					t.Errorf("%d bytes by hand, %d by generated code", len(form), n)
+				}
+				if batch, ok := c.all.(*storagev1.LogRecord); ok && len(batch.GetChanges()) > 0 {
+					more := m.(*storagev1.LogRecord)
+					proto.Merge(batch.GetChanges()[0], more.GetChanges()[0])
+					more.Changes = nil
+				}
+				proto.Merge(c.all, m)
 			}
-			wantComplete(t, c.message.ProtoReflect())
-			if n := proto.Size(c.message); n != len(c.bytes) {
-				t.Errorf("%d bytes by hand, %d by generated code", len(c.bytes), n)
+			if record, ok := c.all.(*storagev1.InstanceRecord); ok {
+				record.Previous = record.GetInstance() // which only format 1 writes
 			}
+			wantComplete(t, c.all.ProtoReflect())
 		})
+	}
+}
+
+// anotherInEveryField returns an instance that has nothing in common with another one.
+func anotherInEveryField(t *testing.T, i *instance.Instance) *instance.Instance {
+	t.Helper()
+	for {
+		other := filled[instance.Instance](t)
+		other.Tags = map[string]string{"other": "tags"}
+		if _, same := leaveOut(&other, i); same == 0 {
+			return &other
+		}
 	}
 }
 
@@ -252,6 +284,7 @@ func FuzzDecodeBatch(f *testing.F) {
 	f.Add(appendHeader(appendChange(nil, &c), 7, launch, 99))
 	full := filled[instance.Change](f)
 	f.Add(appendHeader(appendChange(nil, &full), 1, launch, 0))
+	f.Add(format1(f, "batch"))
 	f.Add([]byte{})
 	f.Add([]byte{0x22, 0x00})
 	f.Fuzz(func(t *testing.T, value []byte) {
@@ -281,6 +314,7 @@ func FuzzDecodeBatch(f *testing.F) {
 func FuzzDecodeInstanceRecord(f *testing.F) {
 	record := filled[Record](f)
 	f.Add(appendInstanceRecord(nil, &record))
+	f.Add(format1(f, "record"))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		record, err := decodeInstanceRecord(value)
 		if err != nil {

@@ -101,6 +101,8 @@ type Journal struct {
 	server *embed.Etcd // nil for an external etcd
 	store  *store
 	view   *view
+	// cursors are remembered, as many ask for the same.
+	cursors cursorCache
 
 	// feed is held by whoever brings the view up to date from etcd.
 	feed mutex

@@ -36,10 +36,13 @@ type Term struct {
 	// room asks for room to be made in etcd.
 	room chan struct{}
 	// maintenance is held by the task that is under way. It guards saved, the last
-	// batch that the checkpoint in etcd reflects, and compactable, a revision
-	// before which nothing is needed.
+	// batch that the checkpoint in etcd reflects, when that was written in this term,
+	// and how long the log was then, and compactable, a revision before which nothing
+	// is needed.
 	maintenance mutex
 	saved       anchor
+	savedAt     time.Time
+	savedBytes  uint64
 	compactable int64
 
 	mu  sync.Mutex
@@ -266,7 +269,16 @@ func (t *Term) begin(ctx context.Context) (err error) {
 	}
 	tip := j.view.tip()
 	list := j.view.listGenerations().since(j.view.oldestPosition().Seq).begin(tip.head.Seq+1, time.Now())
-	if err := t.change(ctx, anchor{tip.head.Seq, tip.revision}, j.store.putGenerations(list)); err != nil {
+	ops := []clientv3.Op{j.store.putGenerations(list)}
+	c, err := j.store.control(ctx, 0)
+	if err != nil {
+		return err
+	}
+	if c.meta != nil && c.meta.GetFormatVersion() < formatVersion { // from now on older processes must not read it
+		c.meta.FormatVersion = formatVersion
+		ops = append(ops, clientv3.OpPut(j.store.keys.meta, marshal(c.meta)))
+	}
+	if err := t.change(ctx, anchor{tip.head.Seq, tip.revision}, ops...); err != nil {
 		return err
 	}
 	j.view.setGenerations(list)

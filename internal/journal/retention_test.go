@@ -237,3 +237,39 @@ func TestATermBeginsAfterEtcdsQuotaWasUsedUp(t *testing.T) {
 		t.Errorf("the log goes on at %v, after %v", p, head)
 	}
 }
+
+func TestACheckpointIsDueAfterAWhileAndAfterMuchWasWritten(t *testing.T) {
+	config := testConfig(t)
+	config.MaxBytes = leastMaxBytes
+	_, term := own(t, config)
+	written := func(now time.Time) bool {
+		before := term.saved
+		if err := term.checkpointIfDue(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+		return term.saved != before
+	}
+	set(t, term, id(1), instance.StatePending)
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	set(t, term, id(1), instance.StateRunning)
+	if written(time.Now()) {
+		t.Error("it was written although hardly anything had changed since the last one")
+	}
+	if !written(time.Now().Add(checkpointEvery)) {
+		t.Error("it was not written after a minute")
+	}
+	_, err := term.Update(t.Context(), func(tx *Tx) error {
+		for n := range leastMaxBytes / 10 / 200 {
+			tx.Append(change(id(n), instance.StateStopping))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !written(time.Now()) {
+		t.Error("it was not written although a tenth of what is kept had been written since the last one")
+	}
+}

@@ -145,6 +145,14 @@ func (s *store) putHead(seq uint64) clientv3.Op {
 	return clientv3.OpPut(s.keys.head, marshal(&storagev1.Head{Seq: seq}))
 }
 
+// putBytes is a put that shares the value, which may be modified once the transaction
+// has returned: by then it was copied, whatever came of it.
+func putBytes(key string, value []byte) clientv3.Op {
+	op := clientv3.OpPut(key, "")
+	op.WithValueBytes(value)
+	return op
+}
+
 // marshal encodes one of our own messages, which cannot fail.
 func marshal(m proto.Message) string {
 	b, err := proto.Marshal(m)

@@ -362,9 +362,10 @@ func (x *Checkpoint) GetSeq() uint64 {
 // InstanceRecord is the last record of one instance: one key of the checkpoint.
 type InstanceRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The instance as after its last change.
+	// The instance as after its last change; absent when there is a step.
 	Instance *Instance `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
-	// The instance as before its last change; absent when that added it.
+	// The instance as before its last change; in format 1 only, and absent there when
+	// that added it.
 	Previous *Instance `protobuf:"bytes,2,opt,name=previous,proto3" json:"previous,omitempty"`
 	// Who brought the last change about; absent when it came from outside.
 	Cause *Cause `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`
@@ -377,7 +378,10 @@ type InstanceRecord struct {
 	// The sequence number of that record.
 	Seq uint64 `protobuf:"varint,7,opt,name=seq,proto3" json:"seq,omitempty"`
 	// The place of the change in that record.
-	Index         uint32 `protobuf:"varint,8,opt,name=index,proto3" json:"index,omitempty"`
+	Index uint32 `protobuf:"varint,8,opt,name=index,proto3" json:"index,omitempty"`
+	// The instance as before and after its last change, unless that added it. Format 1
+	// has instance and previous in its place.
+	Step          *Step `protobuf:"bytes,9,opt,name=step,proto3" json:"step,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -468,6 +472,13 @@ func (x *InstanceRecord) GetIndex() uint32 {
 	return 0
 }
 
+func (x *InstanceRecord) GetStep() *Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
 var File_instanced_storage_v1_control_proto protoreflect.FileDescriptor
 
 const file_instanced_storage_v1_control_proto_rawDesc = "" +
@@ -492,7 +503,7 @@ const file_instanced_storage_v1_control_proto_rawDesc = "" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\x1e\n" +
 	"\n" +
 	"Checkpoint\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\xdd\x02\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\x8d\x03\n" +
 	"\x0eInstanceRecord\x12:\n" +
 	"\binstance\x18\x01 \x01(\v2\x1e.instanced.storage.v1.InstanceR\binstance\x12:\n" +
 	"\bprevious\x18\x02 \x01(\v2\x1e.instanced.storage.v1.InstanceR\bprevious\x121\n" +
@@ -503,7 +514,8 @@ const file_instanced_storage_v1_control_proto_rawDesc = "" +
 	"generation\x18\x06 \x01(\x06R\n" +
 	"generation\x12\x10\n" +
 	"\x03seq\x18\a \x01(\x04R\x03seq\x12\x14\n" +
-	"\x05index\x18\b \x01(\rR\x05indexB\xdd\x01\n" +
+	"\x05index\x18\b \x01(\rR\x05index\x12.\n" +
+	"\x04step\x18\t \x01(\v2\x1a.instanced.storage.v1.StepR\x04stepB\xdd\x01\n" +
 	"\x18com.instanced.storage.v1B\fControlProtoP\x01ZAgithub.com/instanced/instanced/gen/instanced/storage/v1;storagev1\xa2\x02\x03ISX\xaa\x02\x14Instanced.Storage.V1\xca\x02\x14Instanced\\Storage\\V1\xe2\x02 Instanced\\Storage\\V1\\GPBMetadata\xea\x02\x16Instanced::Storage::V1b\x06proto3"
 
 var (
@@ -530,18 +542,20 @@ var file_instanced_storage_v1_control_proto_goTypes = []any{
 	(*Instance)(nil),       // 7: instanced.storage.v1.Instance
 	(*Cause)(nil),          // 8: instanced.storage.v1.Cause
 	(Source)(0),            // 9: instanced.storage.v1.Source
+	(*Step)(nil),           // 10: instanced.storage.v1.Step
 }
 var file_instanced_storage_v1_control_proto_depIdxs = []int32{
-	2, // 0: instanced.storage.v1.Generations.generations:type_name -> instanced.storage.v1.Generation
-	7, // 1: instanced.storage.v1.InstanceRecord.instance:type_name -> instanced.storage.v1.Instance
-	7, // 2: instanced.storage.v1.InstanceRecord.previous:type_name -> instanced.storage.v1.Instance
-	8, // 3: instanced.storage.v1.InstanceRecord.cause:type_name -> instanced.storage.v1.Cause
-	9, // 4: instanced.storage.v1.InstanceRecord.source:type_name -> instanced.storage.v1.Source
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	2,  // 0: instanced.storage.v1.Generations.generations:type_name -> instanced.storage.v1.Generation
+	7,  // 1: instanced.storage.v1.InstanceRecord.instance:type_name -> instanced.storage.v1.Instance
+	7,  // 2: instanced.storage.v1.InstanceRecord.previous:type_name -> instanced.storage.v1.Instance
+	8,  // 3: instanced.storage.v1.InstanceRecord.cause:type_name -> instanced.storage.v1.Cause
+	9,  // 4: instanced.storage.v1.InstanceRecord.source:type_name -> instanced.storage.v1.Source
+	10, // 5: instanced.storage.v1.InstanceRecord.step:type_name -> instanced.storage.v1.Step
+	6,  // [6:6] is the sub-list for method output_type
+	6,  // [6:6] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_instanced_storage_v1_control_proto_init() }

@@ -273,6 +273,71 @@ func (x *Instance) GetSimulator() *SimulatorAttributes {
 	return nil
 }
 
+// Step is an instance before and after one change: most of it is the same.
+type Step struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The instance after the change.
+	After *Instance `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	// The instance before the change, without the fields that are the same.
+	Before *Instance `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
+	// The fields that were left out of before since they are as in after: bit n stands
+	// for the field with the number n.
+	Same          uint64 `protobuf:"varint,3,opt,name=same,proto3" json:"same,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Step) Reset() {
+	*x = Step{}
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Step) ProtoMessage() {}
+
+func (x *Step) ProtoReflect() protoreflect.Message {
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Step.ProtoReflect.Descriptor instead.
+func (*Step) Descriptor() ([]byte, []int) {
+	return file_instanced_storage_v1_instance_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Step) GetAfter() *Instance {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *Step) GetBefore() *Instance {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *Step) GetSame() uint64 {
+	if x != nil {
+		return x.Same
+	}
+	return 0
+}
+
 // StateReason is EC2's reason for the last state change.
 type StateReason struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -286,7 +351,7 @@ type StateReason struct {
 
 func (x *StateReason) Reset() {
 	*x = StateReason{}
-	mi := &file_instanced_storage_v1_instance_proto_msgTypes[1]
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +363,7 @@ func (x *StateReason) String() string {
 func (*StateReason) ProtoMessage() {}
 
 func (x *StateReason) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_storage_v1_instance_proto_msgTypes[1]
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +376,7 @@ func (x *StateReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateReason.ProtoReflect.Descriptor instead.
 func (*StateReason) Descriptor() ([]byte, []int) {
-	return file_instanced_storage_v1_instance_proto_rawDescGZIP(), []int{1}
+	return file_instanced_storage_v1_instance_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *StateReason) GetCode() string {
@@ -366,7 +431,7 @@ type SimulatorAttributes struct {
 
 func (x *SimulatorAttributes) Reset() {
 	*x = SimulatorAttributes{}
-	mi := &file_instanced_storage_v1_instance_proto_msgTypes[2]
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +443,7 @@ func (x *SimulatorAttributes) String() string {
 func (*SimulatorAttributes) ProtoMessage() {}
 
 func (x *SimulatorAttributes) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_storage_v1_instance_proto_msgTypes[2]
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,7 +456,7 @@ func (x *SimulatorAttributes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatorAttributes.ProtoReflect.Descriptor instead.
 func (*SimulatorAttributes) Descriptor() ([]byte, []int) {
-	return file_instanced_storage_v1_instance_proto_rawDescGZIP(), []int{2}
+	return file_instanced_storage_v1_instance_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SimulatorAttributes) GetDisableApiStop() bool {
@@ -509,7 +574,7 @@ type Launched struct {
 
 func (x *Launched) Reset() {
 	*x = Launched{}
-	mi := &file_instanced_storage_v1_instance_proto_msgTypes[3]
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +586,7 @@ func (x *Launched) String() string {
 func (*Launched) ProtoMessage() {}
 
 func (x *Launched) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_storage_v1_instance_proto_msgTypes[3]
+	mi := &file_instanced_storage_v1_instance_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +599,7 @@ func (x *Launched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Launched.ProtoReflect.Descriptor instead.
 func (*Launched) Descriptor() ([]byte, []int) {
-	return file_instanced_storage_v1_instance_proto_rawDescGZIP(), []int{3}
+	return file_instanced_storage_v1_instance_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Launched) GetReservationId() string {
@@ -591,7 +656,11 @@ const file_instanced_storage_v1_instance_proto_rawDesc = "" +
 	"\tsimulator\x18\x10 \x01(\v2).instanced.storage.v1.SimulatorAttributesR\tsimulator\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\x01\n" +
+	"\x04Step\x124\n" +
+	"\x05after\x18\x01 \x01(\v2\x1e.instanced.storage.v1.InstanceR\x05after\x126\n" +
+	"\x06before\x18\x02 \x01(\v2\x1e.instanced.storage.v1.InstanceR\x06before\x12\x12\n" +
+	"\x04same\x18\x03 \x01(\x04R\x04same\";\n" +
 	"\vStateReason\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\x84\x05\n" +
@@ -646,28 +715,31 @@ func file_instanced_storage_v1_instance_proto_rawDescGZIP() []byte {
 }
 
 var file_instanced_storage_v1_instance_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_instanced_storage_v1_instance_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_instanced_storage_v1_instance_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_instanced_storage_v1_instance_proto_goTypes = []any{
 	(InstanceState)(0),          // 0: instanced.storage.v1.InstanceState
 	(*Instance)(nil),            // 1: instanced.storage.v1.Instance
-	(*StateReason)(nil),         // 2: instanced.storage.v1.StateReason
-	(*SimulatorAttributes)(nil), // 3: instanced.storage.v1.SimulatorAttributes
-	(*Launched)(nil),            // 4: instanced.storage.v1.Launched
-	nil,                         // 5: instanced.storage.v1.Instance.TagsEntry
+	(*Step)(nil),                // 2: instanced.storage.v1.Step
+	(*StateReason)(nil),         // 3: instanced.storage.v1.StateReason
+	(*SimulatorAttributes)(nil), // 4: instanced.storage.v1.SimulatorAttributes
+	(*Launched)(nil),            // 5: instanced.storage.v1.Launched
+	nil,                         // 6: instanced.storage.v1.Instance.TagsEntry
 }
 var file_instanced_storage_v1_instance_proto_depIdxs = []int32{
 	0, // 0: instanced.storage.v1.Instance.state:type_name -> instanced.storage.v1.InstanceState
-	2, // 1: instanced.storage.v1.Instance.state_reason:type_name -> instanced.storage.v1.StateReason
-	5, // 2: instanced.storage.v1.Instance.tags:type_name -> instanced.storage.v1.Instance.TagsEntry
-	3, // 3: instanced.storage.v1.Instance.simulator:type_name -> instanced.storage.v1.SimulatorAttributes
-	0, // 4: instanced.storage.v1.SimulatorAttributes.next_state:type_name -> instanced.storage.v1.InstanceState
-	2, // 5: instanced.storage.v1.SimulatorAttributes.next_reason:type_name -> instanced.storage.v1.StateReason
-	4, // 6: instanced.storage.v1.SimulatorAttributes.launched:type_name -> instanced.storage.v1.Launched
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	3, // 1: instanced.storage.v1.Instance.state_reason:type_name -> instanced.storage.v1.StateReason
+	6, // 2: instanced.storage.v1.Instance.tags:type_name -> instanced.storage.v1.Instance.TagsEntry
+	4, // 3: instanced.storage.v1.Instance.simulator:type_name -> instanced.storage.v1.SimulatorAttributes
+	1, // 4: instanced.storage.v1.Step.after:type_name -> instanced.storage.v1.Instance
+	1, // 5: instanced.storage.v1.Step.before:type_name -> instanced.storage.v1.Instance
+	0, // 6: instanced.storage.v1.SimulatorAttributes.next_state:type_name -> instanced.storage.v1.InstanceState
+	3, // 7: instanced.storage.v1.SimulatorAttributes.next_reason:type_name -> instanced.storage.v1.StateReason
+	5, // 8: instanced.storage.v1.SimulatorAttributes.launched:type_name -> instanced.storage.v1.Launched
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_instanced_storage_v1_instance_proto_init() }
@@ -681,7 +753,7 @@ func file_instanced_storage_v1_instance_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_instanced_storage_v1_instance_proto_rawDesc), len(file_instanced_storage_v1_instance_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

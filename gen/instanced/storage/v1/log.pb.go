@@ -227,9 +227,11 @@ type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What kind of change it is.
 	Type ChangeType `protobuf:"varint,1,opt,name=type,proto3,enum=instanced.storage.v1.ChangeType" json:"type,omitempty"`
-	// The instance before the change; absent when it was added.
+	// The instance before the change; absent when it was added, and when there is a
+	// step.
 	Before *Instance `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
-	// The instance after the change; absent when it was removed.
+	// The instance after the change; absent when it was removed, and when there is a
+	// step.
 	After *Instance `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
 	// Who brought the change about; absent when it came from outside.
 	Cause *Cause `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"`
@@ -240,7 +242,10 @@ type Change struct {
 	// When the service learnt of it.
 	ObservedAtNs int64 `protobuf:"varint,7,opt,name=observed_at_ns,json=observedAtNs,proto3" json:"observed_at_ns,omitempty"`
 	// Whether nobody saw the state, but the instance must have passed through it.
-	Inferred      bool `protobuf:"varint,8,opt,name=inferred,proto3" json:"inferred,omitempty"`
+	Inferred bool `protobuf:"varint,8,opt,name=inferred,proto3" json:"inferred,omitempty"`
+	// The instance before and after the change, where it has both. Format 1 has them
+	// in full, as before and after; one who knows only that finds no instance here.
+	Step          *Step `protobuf:"bytes,9,opt,name=step,proto3" json:"step,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,6 +336,13 @@ func (x *Change) GetInferred() bool {
 	return false
 }
 
+func (x *Change) GetStep() *Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
 // Cause is who brought a change about.
 type Cause struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -415,7 +427,7 @@ const file_instanced_storage_v1_log_proto_rawDesc = "" +
 	"generation\x12$\n" +
 	"\x0erecorded_at_ns\x18\x02 \x01(\x03R\frecordedAtNs\x12'\n" +
 	"\x0fpreceding_bytes\x18\x03 \x01(\x04R\x0eprecedingBytes\x126\n" +
-	"\achanges\x18\x04 \x03(\v2\x1c.instanced.storage.v1.ChangeR\achanges\"\xfd\x02\n" +
+	"\achanges\x18\x04 \x03(\v2\x1c.instanced.storage.v1.ChangeR\achanges\"\xad\x03\n" +
 	"\x06Change\x124\n" +
 	"\x04type\x18\x01 \x01(\x0e2 .instanced.storage.v1.ChangeTypeR\x04type\x126\n" +
 	"\x06before\x18\x02 \x01(\v2\x1e.instanced.storage.v1.InstanceR\x06before\x124\n" +
@@ -424,7 +436,8 @@ const file_instanced_storage_v1_log_proto_rawDesc = "" +
 	"\x06source\x18\x05 \x01(\x0e2\x1c.instanced.storage.v1.SourceR\x06source\x12$\n" +
 	"\x0eoccurred_at_ns\x18\x06 \x01(\x03R\foccurredAtNs\x12$\n" +
 	"\x0eobserved_at_ns\x18\a \x01(\x03R\fobservedAtNs\x12\x1a\n" +
-	"\binferred\x18\b \x01(\bR\binferred\"{\n" +
+	"\binferred\x18\b \x01(\bR\binferred\x12.\n" +
+	"\x04step\x18\t \x01(\v2\x1a.instanced.storage.v1.StepR\x04step\"{\n" +
 	"\x05Cause\x12\x1c\n" +
 	"\tprincipal\x18\x01 \x01(\tR\tprincipal\x12\x12\n" +
 	"\x04verb\x18\x02 \x01(\tR\x04verb\x12\x1d\n" +
@@ -467,6 +480,7 @@ var file_instanced_storage_v1_log_proto_goTypes = []any{
 	(*Change)(nil),    // 3: instanced.storage.v1.Change
 	(*Cause)(nil),     // 4: instanced.storage.v1.Cause
 	(*Instance)(nil),  // 5: instanced.storage.v1.Instance
+	(*Step)(nil),      // 6: instanced.storage.v1.Step
 }
 var file_instanced_storage_v1_log_proto_depIdxs = []int32{
 	3, // 0: instanced.storage.v1.LogRecord.changes:type_name -> instanced.storage.v1.Change
@@ -475,11 +489,12 @@ var file_instanced_storage_v1_log_proto_depIdxs = []int32{
 	5, // 3: instanced.storage.v1.Change.after:type_name -> instanced.storage.v1.Instance
 	4, // 4: instanced.storage.v1.Change.cause:type_name -> instanced.storage.v1.Cause
 	1, // 5: instanced.storage.v1.Change.source:type_name -> instanced.storage.v1.Source
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	6, // 6: instanced.storage.v1.Change.step:type_name -> instanced.storage.v1.Step
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_instanced_storage_v1_log_proto_init() }

@@ -1,0 +1,171 @@
+package journal
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+
+	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// format1 returns bytes that a program of format 1 wrote: "batch", the first of a log, and
+// "record", that of the instance in its second change.
+func format1(t testing.TB, name string) []byte {
+	t.Helper()
+	value, err := os.ReadFile(filepath.Join("testdata", "format-1", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// changesOfFormat1 are those of that batch: an instance is added and started, and another
+// one is removed.
+func changesOfFormat1() []instance.Change {
+	added := change(id(1), instance.StateStopped)
+	added.Type = instance.ChangeAdded
+	started := change(id(1), instance.StatePending)
+	started.Type, started.Before = instance.ChangeState, added.After
+	started.After.StateReason, started.After.StateTransitionReason = nil, ""
+	started.After.LaunchTime = launch.Add(time.Hour)
+	removed := change(id(2), instance.StateTerminated)
+	removed.Type, removed.Before, removed.After = instance.ChangeRemoved, removed.After, nil
+	return []instance.Change{added, started, removed}
+}
+
+// writeFormat1 makes an unused journal one that a program of format 1 left behind.
+func writeFormat1(t *testing.T, j *Journal) {
+	t.Helper()
+	k := j.store.keys
+	logID := j.view.logID()
+	_, err := j.store.client.Txn(t.Context()).Then(
+		clientv3.OpPut(k.meta, marshal(&storagev1.Meta{FormatVersion: 1, LogId: logID[:]})),
+		clientv3.OpPut(k.generations, marshal(&storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7}}})),
+		clientv3.OpPut(k.head, marshal(&storagev1.Head{Seq: 1})),
+		clientv3.OpPut(k.checkpoint, marshal(&storagev1.Checkpoint{Seq: 1})),
+		putBytes(k.logKey(1), format1(t, "batch")),
+		putBytes(k.instances+string(id(1)), format1(t, "record")),
+	).Commit()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestALogOfFormat1IsReadAndGoesOnInThePresentOne(t *testing.T) {
+	config := testConfig(t)
+	before := openJournal(t, config)
+	writeFormat1(t, before)
+	closeJournal(t, before)
+	format := filepath.Join(config.DataDir, "format")
+	if err := os.WriteFile(format, fmt.Appendf(nil, formatLine, 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	j, term := own(t, config)
+	want := changesOfFormat1()
+	record, found := j.Get(id(1))
+	if diff := cmp.Diff(want[1].After, record.Instance); !found || diff != "" {
+		t.Errorf("what is known is not what the checkpoint says (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(want[1].Before, record.Previous); diff != "" {
+		t.Errorf("what was before is not what the checkpoint says (-want +got):\n%s", diff)
+	}
+	set(t, term, id(1), instance.StateRunning)
+	then := change(id(1), instance.StateRunning)
+	then.Type, then.Before = instance.ChangeState, want[1].After
+	want = append(want, then)
+	page, err := j.History(t.Context(), nil, j.Oldest(), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []instance.Change
+	for _, e := range page.Entries {
+		got = append(got, *e.Change)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the history is another (-want +got):\n%s", diff)
+	}
+
+	c, err := j.store.control(t.Context(), 0)
+	if err != nil || c.meta.GetFormatVersion() != formatVersion {
+		t.Errorf("etcd says format %d, %v; want %d", c.meta.GetFormatVersion(), err, formatVersion)
+	}
+	if text, err := os.ReadFile(format); string(text) != fmt.Sprintf(formatLine, formatVersion) {
+		t.Errorf("the directory says %q, %v; want format %d", text, err, formatVersion)
+	}
+}
+
+// A process of format 1 that shares an etcd looks at the format only when it starts: what
+// it finds later must stop it, too.
+func TestOneWhoKnowsOnlyFormat1FindsNoInstanceInAStep(t *testing.T) {
+	c := changesOfFormat1()[1]
+	var batch storagev1.LogRecord
+	if err := proto.Unmarshal(appendHeader(appendChange(nil, &c), 7, launch, 0), &batch); err != nil {
+		t.Fatal(err)
+	}
+	if m := batch.GetChanges()[0]; m.GetBefore() != nil || m.GetAfter() != nil {
+		t.Errorf("it finds %v and %v", m.GetBefore(), m.GetAfter())
+	}
+	var record storagev1.InstanceRecord
+	if err := proto.Unmarshal(appendInstanceRecord(nil, &Record{Previous: c.Before, Instance: c.After}), &record); err != nil {
+		t.Fatal(err)
+	}
+	if record.GetInstance() != nil {
+		t.Errorf("it finds %v", record.GetInstance())
+	}
+}
+
+func TestAStepIsStoredWhicheverFieldsChange(t *testing.T) {
+	fields := reflect.TypeFor[instance.Instance]()
+	for n := range fields.NumField() {
+		for name, alter := range map[string]func(before, after reflect.Value){
+			"is set":     func(before, _ reflect.Value) { before.SetZero() },
+			"is cleared": func(_, after reflect.Value) { after.SetZero() },
+			"changes":    func(_, after reflect.Value) { fill(t, after) },
+		} {
+			t.Run(fields.Field(n).Name+" "+name, func(t *testing.T) {
+				before := filled[instance.Instance](t)
+				after := *before.Clone()
+				alter(reflect.ValueOf(&before).Elem().Field(n), reflect.ValueOf(&after).Elem().Field(n))
+				want := instance.Change{Type: instance.ChangeState, Before: &before, After: &after}
+				value := appendHeader(appendChange(nil, &want), 7, launch, 0)
+				b, _, err := decodeBatch(1, value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(want, *b.Events[0].Change); diff != "" {
+					t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
+				}
+				record := Record{Instance: &after, Previous: &before}
+				got, err := decodeInstanceRecord(appendInstanceRecord(nil, &record))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(&record, got, cmpopts.IgnoreUnexported(Record{})); diff != "" {
+					t.Errorf("the record came back otherwise (-want +got):\n%s", diff)
+				}
+			})
+		}
+	}
+}
+
+func TestAStepHasWhatIsTheSameOnce(t *testing.T) {
+	c := changesOfFormat1()[1]
+	alone := instance.Change{Type: c.Type, After: c.After, Cause: c.Cause, Source: c.Source, OccurredAt: c.OccurredAt, ObservedAt: c.ObservedAt}
+	whole, most := len(appendChange(nil, &c)), len(appendChange(nil, &alone))
+	before := appendInstance(nil, 1, &instance.Instance{
+		State: c.Before.State, StateReason: c.Before.StateReason, StateTransitionReason: c.Before.StateTransitionReason, LaunchTime: c.Before.LaunchTime,
+	})
+	if most += len(before) + 10; whole > most { // the set of fields, and lengths
+		t.Errorf("the change takes %d bytes, want at most %d", whole, most)
+	}
+}
