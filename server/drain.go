@@ -84,6 +84,6 @@ func (s interruptible) RecvMsg(m any) error {
 	case err := <-received:
 		return err
 	case <-s.Context().Done():
-		return s.Context().Err()
+		return context.Cause(s.Context())
 	}
 }

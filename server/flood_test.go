@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/instanced/instanced/client"
@@ -178,6 +179,40 @@ func TestARequestThatNeverComesTakesAPlace(t *testing.T) {
 		_ = errors.Join(stream.SendMsg(&instancedv1.GetServerInfoRequest{}), stream.CloseSend())
 		return stream.RecvMsg(&instancedv1.GetServerInfoResponse{}) == nil
 	})
+}
+
+// TestARequestThatDoesNotComeInTimeLosesItsPlace has many connections take all places with
+// calls of which the request never comes.
+func TestARequestThatDoesNotComeInTimeLosesItsPlace(t *testing.T) {
+	t.Parallel()
+	srv := servertest.New(t, servertest.Options{MaxRequests: 8, Deadline: time.Second})
+	var muted sync.WaitGroup
+	for range 8 {
+		conn := srv.Dial()
+		for _, method := range []string{
+			instancedv1.InstanceService_StartInstances_FullMethodName,
+			instancedv1.InstanceService_WatchInstances_FullMethodName,
+			reflectionv1.ServerReflection_ServerReflectionInfo_FullMethodName,
+		} {
+			stream, err := conn.NewStream(patient(t), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+			if err != nil {
+				t.Fatal(err)
+			}
+			muted.Go(func() {
+				err := stream.RecvMsg(&instancedv1.GetServerInfoResponse{})
+				// ResourceExhausted where there was no place for it.
+				switch code := status.Code(err); code {
+				case codes.ResourceExhausted, codes.Canceled, codes.Unavailable:
+				default:
+					t.Errorf("%s: a call without a request ended with %v", method, err)
+				}
+			})
+		}
+	}
+	muted.Wait()
+	if _, err := srv.Instances().GetServerInfo(patient(t), &instancedv1.GetServerInfoRequest{}); err != nil {
+		t.Errorf("another caller, after all: %v", err)
+	}
 }
 
 func TestSubscriptionsAndWaitsHavePlacesOfTheirOwn(t *testing.T) {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"google.golang.org/grpc"
@@ -22,11 +23,12 @@ const (
 // here costs no more than the headers that it came with.
 type gate struct {
 	admission *admission
+	arrival   arrival
 	large     chan struct{}
 }
 
-func newGate(a *admission) gate {
-	return gate{admission: a, large: make(chan struct{}, largeRequests)}
+func newGate(a *admission, arrives arrival) gate {
+	return gate{admission: a, arrival: arrives, large: make(chan struct{}, largeRequests)}
 }
 
 // guard returns a registrar of services whose methods are all behind the gate.
@@ -64,7 +66,10 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 		defer in.forget()
 		resp, err := handler(srv, ctx, func(into any) error {
 			in.into = into.(proto.Message)
-			if err := receive(&in); err != nil {
+			if err := g.arrival.receive(ctx, func() error { return receive(&in) }); err != nil {
+				if e, ok := errors.AsType[*instance.Error](err); ok {
+					in.problem = e
+				}
 				return err
 			}
 			if in.problem == nil && lasts {
@@ -103,10 +108,17 @@ type guardedStream struct {
 func (s *guardedStream) RecvMsg(into any) error {
 	in := request{large: s.gate.large, into: into.(proto.Message)}
 	defer in.forget()
-	if err := s.ServerStream.RecvMsg(&in); err != nil {
+	receive := func() error { return s.ServerStream.RecvMsg(&in) }
+	if s.ticket.kind == lasting {
+		if err := receive(); err != nil {
+			return err
+		}
+		return in.problem
+	}
+	if err := s.gate.arrival.receive(s.Context(), receive); err != nil {
 		return err
 	}
-	if in.problem == nil && s.ticket.kind == brief {
+	if in.problem == nil {
 		return s.ticket.last()
 	}
 	return in.problem

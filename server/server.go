@@ -60,7 +60,8 @@ type Config struct {
 	// Register registers further services, such as that of the simulator. They get
 	// the same chain, and may return errors as the service layer does.
 	Register func(grpc.ServiceRegistrar)
-	// Deadline is that of unary calls that bring none; default 30 seconds.
+	// Deadline is that of unary calls that bring none, and how long a request may take to
+	// arrive; default 30 seconds.
 	Deadline time.Duration
 	// MaxRequests is how many calls may be under way at once; default 2,048.
 	MaxRequests int
@@ -100,7 +101,7 @@ func New(cfg Config) *Server {
 	cfg.MaxConnections = cmp.Or(cfg.MaxConnections, DefaultMaxConnections)
 	a := newAdmission(cfg.Logger, cfg.MaxRequests, cfg.MaxStreams, cfg.MaxConnections)
 	s := &Server{health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle}
-	g := newGate(a)
+	g := newGate(a, arrival(cfg.Deadline))
 	s.grpc = grpc.NewServer(slices.Concat(transport(a), chain(cfg.Logger, s.drain, g, cfg.Deadline))...)
 	guarded := g.guard(s.grpc)
 	instancedv1.RegisterInstanceServiceServer(guarded, &service{
@@ -134,6 +135,7 @@ func transport(a *admission) []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(uint32(a.most[brief] + a.most[lasting])),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+		grpc.InTapHandle(interruptibleArrival),
 		grpc.WaitForHandlers(true),
 		grpc.NumStreamWorkers(streamWorkers),
 	}

@@ -68,6 +68,9 @@ type Options struct {
 	// EC2Credentials are those that the EC2 endpoint verifies; nil for an endpoint that
 	// believes its callers.
 	EC2Credentials ec2query.Credentials
+	// Deadline is that of calls that bring none, and how long a request may take to
+	// arrive; zero for what a server does by default.
+	Deadline time.Duration
 	// Logger gets the log of the server; nil for none.
 	Logger *slog.Logger
 	// Register registers further services of the test.
@@ -117,6 +120,7 @@ func New(t testing.TB, opts Options) *Server {
 		Backend:   "simulator",
 		Logger:    opts.Logger,
 
+		Deadline:       opts.Deadline,
 		MaxRequests:    opts.MaxRequests,
 		MaxStreams:     opts.MaxStreams,
 		MaxConnections: opts.MaxConnections,
