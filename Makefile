@@ -43,7 +43,7 @@ fuzz: ## Run every fuzz target for FUZZTIME each (default 10s)
 
 soak: ## Kill, end, cut off and starve real processes under load; FOR=duration (default 10m)
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestSoak$$' ./internal/soak
-	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run 'CutAnywhere|HandedBetween|^TestParked$$' ./server
+	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run 'CutAnywhere|HandedBetween|ReconnectStorm|^TestParked$$' ./server
 
 cover: ## Measure test coverage, generated code left out, into coverage.out
 	go test -coverprofile=coverage.out -coverpkg="$$(go list ./... | grep -v /gen/ | paste -sd, -)" ./...

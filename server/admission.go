@@ -78,7 +78,7 @@ func (a *admission) admit(principal string, conn *connection) (ticket, error) {
 	admitted := a.take(brief, principal, conn)
 	a.mu.Unlock()
 	if !admitted {
-		return ticket{}, a.refuse(brief, principal)
+		return ticket{}, a.refuse(brief, principal, conn)
 	}
 	return t, nil
 }
@@ -100,7 +100,7 @@ func (t *ticket) last() error {
 	}
 	a.mu.Unlock()
 	if !admitted {
-		return a.refuse(lasting, t.principal)
+		return a.refuse(lasting, t.principal, t.conn)
 	}
 	return nil
 }
@@ -143,7 +143,8 @@ func (a *admission) give(k kind, principal string, conn *connection) {
 
 // refuse returns what a caller is told for whom there is no place. To return at
 // different times spreads those who were refused together.
-func (a *admission) refuse(k kind, principal string) error {
+func (a *admission) refuse(k kind, principal string, conn *connection) error {
+	conn.refused.Add(1)
 	a.note(k, principal)
 	if k == lasting {
 		return &instance.Error{

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math"
 	"net"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -19,6 +21,27 @@ type connection struct {
 	// way, and when the last one ended, or else the connection began, in turns.
 	calls [kinds]int
 	turn  uint64
+
+	// refused counts the calls that were refused since the connection was last read.
+	refused atomic.Int64
+}
+
+const (
+	// For each call that is refused a connection is not read for so long, and for no
+	// longer than maxPause at once.
+	pausePerRefusal = 200 * time.Microsecond
+	maxPause        = 50 * time.Millisecond
+)
+
+// Read reads. From a connection that floods the service it does so slowly: of what is
+// read, each call gets a goroutine if only to be refused, and thousands of them at once
+// are what the calls of others would have to wait behind.
+func (c *connection) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if refused := c.refused.Swap(0); refused > 0 {
+		time.Sleep(min(time.Duration(refused)*pausePerRefusal, maxPause))
+	}
+	return n, err
 }
 
 var errTooManyConnections = errors.New("too many connections, with a call under way on each")

@@ -115,7 +115,8 @@ func TestAReconnectStormAfterARestart(t *testing.T) {
 		if r.events != want {
 			t.Errorf("client %d got %d events that are not the %d of the log", i, r.events.count, want.count)
 		}
-		if r.snapshots > 0 || r.goodbyes != 1 || r.streams < 2 {
+		// One that comes back while the server still ends is sent away again.
+		if r.snapshots > 0 || r.goodbyes == 0 || r.streams <= r.goodbyes {
 			t.Errorf("client %d got %d snapshots and %d goodbyes on %d streams", i, r.snapshots, r.goodbyes, r.streams)
 		}
 	}

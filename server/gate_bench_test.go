@@ -1,0 +1,45 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+// BenchmarkGate is what a unary call costs behind the gate, and without it: who calls is
+// found out in both, nothing is received or answered.
+func BenchmarkGate(b *testing.B) {
+	a := newAdmission(slog.New(slog.DiscardHandler), DefaultMaxRequests, DefaultMaxStreams, DefaultMaxConnections)
+	conn, err := a.connect(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(peer.NewContext(b.Context(), &peer.Peer{AuthInfo: peerInfo{conn: conn}}))
+	defer cancel(nil)
+	ctx = context.WithValue(ctx, arrivalKey{}, cancel)
+	handler := func(_ any, _ context.Context, receive func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		return nil, receive(new(instancedv1.GetServerInfoRequest))
+	}
+	receive := func(any) error { return nil }
+	for name, method := range map[string]grpc.MethodHandler{
+		"with": newGate(a, arrival(time.Minute)).unary(instancedv1.InstanceService_GetServerInfo_FullMethodName, handler),
+		"without": func(srv any, ctx context.Context, receive func(any) error, chain grpc.UnaryServerInterceptor) (any, error) {
+			return handler(srv, identify(ctx), receive, chain)
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := method(nil, ctx, receive, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
