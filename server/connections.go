@@ -35,7 +35,7 @@ const (
 
 // Read reads. From a connection that floods the service it does so slowly: of what is
 // read, each call gets a goroutine if only to be refused, and thousands of them at once
-// are what the calls of others would have to wait behind.
+// may be what the calls of others wait behind.
 func (c *connection) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if refused := c.refused.Swap(0); refused > 0 {
