@@ -43,10 +43,14 @@ func (p *pager) next(ctx context.Context, seq uint64) ([]stored, error) {
 		p.count = firstPage
 	}
 	k := &p.store.keys
-	resp, err := p.store.client.Get(ctx, k.logKey(seq+1),
-		clientv3.WithRange(clientv3.GetPrefixRangeEnd(k.log)),
-		clientv3.WithLimit(p.count),
-		p.store.recent())
+	first := k.logKey(seq + 1)
+	// However low its limit, etcd visits all keys of a range to count them, so that a
+	// range up to the end of the log takes the longer the more is left of it.
+	resp, err := p.store.client.Get(ctx, first, clientv3.WithRange(k.logKey(seq+1+uint64(p.count))), p.store.recent())
+	if err == nil && len(resp.Kvs) == 0 {
+		// It is the end of the log, unless retention has passed all of the range.
+		resp, err = p.store.client.Get(ctx, first, clientv3.WithRange(clientv3.GetPrefixRangeEnd(k.log)), clientv3.WithLimit(1), p.store.recent())
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -373,5 +374,25 @@ func TestPagesAreLimitedInBytes(t *testing.T) {
 		if size > pageBytes && len(page) > 1 {
 			t.Errorf("a page of %d bytes", size)
 		}
+	}
+}
+
+func TestAGapIsToldFromTheEndOfTheLogHoweverWideItIs(t *testing.T) {
+	j, term := own(t, testConfig(t))
+	from := j.Head().Seq
+	for range 2 * firstPage {
+		set(t, term, id(1), instance.StateStopped)
+	}
+	end := j.Head().Seq
+	k := &j.store.keys
+	if _, err := j.store.client.Delete(t.Context(), k.logKey(from+1), clientv3.WithRange(k.logKey(end))); err != nil {
+		t.Fatal(err)
+	}
+	p := pager{store: j.store}
+	if page, err := p.next(t.Context(), from); !errors.Is(err, errGap) {
+		t.Errorf("after a gap of %d batches: %v, %v", end-1-from, page, err)
+	}
+	if page, err := p.next(t.Context(), end); len(page) != 0 || err != nil {
+		t.Errorf("at the end of the log: %v, %v", page, err)
 	}
 }
