@@ -6,9 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
-	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -18,9 +16,15 @@ type header struct {
 	recordedAt time.Time
 	// preceding is the bytes of all batches before this one.
 	preceding uint64
+	// changes is how many there are.
+	changes int
 }
 
-// decodeHeader reads the header of a LogRecord, and steps over the changes.
+// changesField is LogRecord.changes.
+const changesField = 4
+
+// decodeHeader reads the header of a LogRecord, and counts the changes that it steps
+// over.
 func decodeHeader(value []byte) (h header, err error) {
 	for len(value) > 0 {
 		field, kind, n := protowire.ConsumeTag(value)
@@ -38,6 +42,9 @@ func decodeHeader(value []byte) (h header, err error) {
 		case field == 3 && kind == protowire.VarintType:
 			h.preceding, n = protowire.ConsumeVarint(value)
 		default:
+			if field == changesField && kind == protowire.BytesType {
+				h.changes++
+			}
 			n = protowire.ConsumeFieldValue(field, kind, value)
 		}
 		if n < 0 {
@@ -48,145 +55,274 @@ func decodeHeader(value []byte) (h header, err error) {
 	return h, nil
 }
 
+// The messages that are written by hand are read by hand too: a reader that has fallen
+// behind reads little else. A field of a number that is not known is stepped over.
+
 // decodeBatch reads a LogRecord, the value of the log's key with that number.
 func decodeBatch(seq uint64, value []byte) (*Batch, header, error) {
-	var m storagev1.LogRecord
-	if err := proto.Unmarshal(value, &m); err != nil {
+	damaged := func(err error) (*Batch, header, error) {
 		return nil, header{}, fmt.Errorf("batch %d of the log is damaged: %w", seq, err)
 	}
-	h := header{
-		generation: m.GetGeneration(),
-		recordedAt: fromNanoseconds(m.GetRecordedAtNs()),
-		preceding:  m.GetPrecedingBytes(),
+	h, err := decodeHeader(value)
+	if err != nil {
+		return damaged(err)
 	}
-	b := newBatch(Position{Generation: h.generation, Seq: seq}, len(m.GetChanges()))
+	b := newBatch(Position{Generation: h.generation, Seq: seq}, h.changes)
 	b.RecordedAt = h.recordedAt
-	for _, c := range m.GetChanges() {
-		before, after := fromStep(c.GetStep(), c.GetBefore(), c.GetAfter())
-		e := newEntry(instance.Change{
-			Type:       instance.ChangeType(c.GetType()),
-			Before:     before,
-			After:      after,
-			Cause:      fromCause(c.GetCause()),
-			Source:     instance.Source(c.GetSource()),
-			OccurredAt: fromNanoseconds(c.GetOccurredAtNs()),
-			ObservedAt: fromNanoseconds(c.GetObservedAtNs()),
-			Inferred:   c.GetInferred(),
-		})
-		if e.change.Before == nil && e.change.After == nil {
-			return nil, header{}, fmt.Errorf("batch %d of the log is damaged: a change without an instance", seq)
+	for rest := value; len(rest) > 0; {
+		field, kind, n := protowire.ConsumeTag(rest)
+		rest = rest[n:]
+		size := protowire.ConsumeFieldValue(field, kind, rest)
+		if field == changesField && kind == protowire.BytesType {
+			wire, _ := protowire.ConsumeBytes(rest)
+			// Each change has a string of its own: what is known of an instance holds the
+			// last change of it in memory, and is not to hold a whole batch.
+			f := newMessage(wire)
+			c := readChange(&f)
+			if f.err != nil {
+				return damaged(f.err)
+			}
+			if c.Before == nil && c.After == nil {
+				return damaged(errors.New("a change without an instance"))
+			}
+			b.add(newEntry(c))
 		}
-		b.add(e)
+		rest = rest[size:]
 	}
 	b.Bytes = len(value)
 	return b, h, nil
 }
 
+func readChange(f *message) (c instance.Change) {
+	var s *step
+	for f.next() {
+		switch f.number {
+		case 1:
+			c.Type = instance.ChangeType(f.scalar)
+		case 2:
+			c.Before = nestedIn(f, readInstance)
+		case 3:
+			c.After = nestedIn(f, readInstance)
+		case 4:
+			c.Cause = nestedIn(f, readCause)
+		case 5:
+			c.Source = instance.Source(f.scalar)
+		case 6:
+			c.OccurredAt = fromNanoseconds(int64(f.scalar))
+		case 7:
+			c.ObservedAt = fromNanoseconds(int64(f.scalar))
+		case 8:
+			c.Inferred = f.scalar != 0
+		case 9:
+			s = nestedIn(f, readStep)
+		}
+	}
+	if s != nil {
+		c.Before, c.After = s.before, s.after
+	}
+	return c
+}
+
 // decodeInstanceRecord reads an InstanceRecord.
 func decodeInstanceRecord(value []byte) (*Record, error) {
-	var m storagev1.InstanceRecord
-	if err := proto.Unmarshal(value, &m); err != nil {
-		return nil, err
+	r := &Record{once: new(once)}
+	var s *step
+	f := newMessage(value)
+	for f.next() {
+		switch f.number {
+		case 1:
+			r.Instance = nestedIn(&f, readInstance)
+		case 2:
+			r.Previous = nestedIn(&f, readInstance)
+		case 3:
+			r.Cause = nestedIn(&f, readCause)
+		case 4:
+			r.Source = instance.Source(f.scalar)
+		case 5:
+			r.ChangedAt = fromNanoseconds(int64(f.scalar))
+		case 6:
+			r.Position.Generation = f.scalar
+		case 7:
+			r.Position.Seq = f.scalar
+		case 8:
+			r.Index = uint32(f.scalar)
+		case 9:
+			s = nestedIn(&f, readStep)
+		}
 	}
-	before, after := fromStep(m.GetStep(), m.GetPrevious(), m.GetInstance())
-	if after == nil {
+	if s != nil {
+		r.Previous, r.Instance = s.before, s.after
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	if r.Instance == nil {
 		return nil, errors.New("it has no instance")
 	}
-	return &Record{
-		once:      new(once),
-		Instance:  after,
-		Previous:  before,
-		Cause:     fromCause(m.GetCause()),
-		Source:    instance.Source(m.GetSource()),
-		ChangedAt: fromNanoseconds(m.GetChangedAtNs()),
-		Position:  Position{Generation: m.GetGeneration(), Seq: m.GetSeq()},
-		Index:     m.GetIndex(),
-	}, nil
+	return r, nil
 }
 
-// fromStep returns the instance before and after a change. Without a step, which format 1
-// does not know, they are written in full.
-func fromStep(m *storagev1.Step, fullBefore, fullAfter *storagev1.Instance) (before, after *instance.Instance) {
-	if m == nil {
-		return fromInstance(fullBefore), fromInstance(fullAfter)
+// step is an instance before and after a change. Format 1 does not know it: there both
+// are written in full.
+type step struct{ before, after *instance.Instance }
+
+func readStep(f *message) *step {
+	s := &step{}
+	var same fields
+	for f.next() {
+		switch f.number {
+		case 1:
+			s.after = nestedIn(f, readInstance)
+		case 2:
+			s.before = nestedIn(f, readInstance)
+		case 3:
+			same = fields(f.scalar)
+		}
 	}
-	before, after = fromInstance(m.GetBefore()), fromInstance(m.GetAfter())
-	if before != nil && after != nil {
-		restoreAll(before, after, fields(m.GetSame()))
+	if s.before != nil && s.after != nil {
+		restoreAll(s.before, s.after, same)
 	}
-	return before, after
+	return s
 }
 
-func fromInstance(m *storagev1.Instance) *instance.Instance {
-	if m == nil {
-		return nil
+func readInstance(f *message) *instance.Instance {
+	i := &instance.Instance{}
+	for f.next() {
+		switch f.number {
+		case 1:
+			i.ID = instance.ID(f.string())
+		case 2:
+			i.AccountID = f.string()
+		case 3:
+			i.Region = f.string()
+		case 4:
+			i.AvailabilityZone = f.string()
+		case 5:
+			i.Type = f.string()
+		case 6:
+			i.State = instance.State(f.scalar)
+		case 7:
+			i.StateReason = nestedIn(f, readReason)
+		case 8:
+			i.StateTransitionReason = f.string()
+		case 9:
+			i.LaunchTime = fromNanoseconds(int64(f.scalar))
+		case 10:
+			i.PrivateIPAddress = f.string()
+		case 11:
+			i.PublicIPAddress = f.string()
+		case 12:
+			i.Tenancy = f.string()
+		case 13:
+			i.RootDeviceType = f.string()
+		case 14:
+			i.Lifecycle = f.string()
+		case 15:
+			if i.Tags == nil {
+				i.Tags = map[string]string{}
+			}
+			tag := nestedIn(f, readTag)
+			i.Tags[tag.key] = tag.value
+		case 16:
+			i.Simulator = nestedIn(f, readSimulator)
+		}
 	}
-	return &instance.Instance{
-		ID:                    instance.ID(m.GetId()),
-		AccountID:             m.GetAccountId(),
-		Region:                m.GetRegion(),
-		AvailabilityZone:      m.GetAvailabilityZone(),
-		Type:                  m.GetType(),
-		State:                 instance.State(m.GetState()),
-		StateReason:           fromReason(m.GetStateReason()),
-		StateTransitionReason: m.GetStateTransitionReason(),
-		LaunchTime:            fromNanoseconds(m.GetLaunchTimeNs()),
-		PrivateIPAddress:      m.GetPrivateIpAddress(),
-		PublicIPAddress:       m.GetPublicIpAddress(),
-		Tenancy:               m.GetTenancy(),
-		RootDeviceType:        m.GetRootDeviceType(),
-		Lifecycle:             m.GetLifecycle(),
-		Tags:                  m.GetTags(),
-		Simulator:             fromSimulator(m.GetSimulator()),
-	}
+	return i
 }
 
-func fromSimulator(m *storagev1.SimulatorAttributes) *instance.SimulatorAttributes {
-	if m == nil {
-		return nil
+type tag struct{ key, value string }
+
+func readTag(f *message) (t tag) {
+	for f.next() {
+		switch f.number {
+		case 1:
+			t.key = f.string()
+		case 2:
+			t.value = f.string()
+		}
 	}
-	return &instance.SimulatorAttributes{
-		DisableAPIStop:        m.GetDisableApiStop(),
-		DisableAPITermination: m.GetDisableApiTermination(),
-		HibernationConfigured: m.GetHibernationConfigured(),
-		Hibernated:            m.GetHibernated(),
-		MemoryLost:            m.GetMemoryLost(),
-		CPUCredits:            m.GetCpuCredits(),
-		BilledSeconds:         m.GetBilledSeconds(),
-		BilledFrom:            fromNanoseconds(m.GetBilledFromNs()),
-		EverRunning:           m.GetEverRunning(),
-		NextState:             instance.State(m.GetNextState()),
-		NextAt:                fromNanoseconds(m.GetNextAtNs()),
-		NextReason:            fromReason(m.GetNextReason()),
-		Transitions:           m.GetTransitions(),
-		Launched:              fromLaunched(m.GetLaunched()),
-	}
+	return t
 }
 
-func fromLaunched(m *storagev1.Launched) *instance.Launched {
-	if m == nil {
-		return nil
+func readSimulator(f *message) *instance.SimulatorAttributes {
+	s := &instance.SimulatorAttributes{}
+	for f.next() {
+		switch f.number {
+		case 1:
+			s.DisableAPIStop = f.scalar != 0
+		case 2:
+			s.DisableAPITermination = f.scalar != 0
+		case 3:
+			s.HibernationConfigured = f.scalar != 0
+		case 4:
+			s.Hibernated = f.scalar != 0
+		case 5:
+			s.MemoryLost = f.scalar != 0
+		case 6:
+			s.CPUCredits = f.string()
+		case 7:
+			s.BilledSeconds = int64(f.scalar)
+		case 8:
+			s.EverRunning = f.scalar != 0
+		case 9:
+			s.NextState = instance.State(f.scalar)
+		case 10:
+			s.NextAt = fromNanoseconds(int64(f.scalar))
+		case 11:
+			s.NextReason = nestedIn(f, readReason)
+		case 12:
+			s.Transitions = f.scalar
+		case 13:
+			s.BilledFrom = fromNanoseconds(int64(f.scalar))
+		case 14:
+			s.Launched = nestedIn(f, readLaunched)
+		}
 	}
-	return &instance.Launched{
-		ReservationID: m.GetReservationId(),
-		ImageID:       m.GetImageId(),
-		ClientToken:   m.GetClientToken(),
-		Digest:        m.GetDigest(),
-	}
+	return s
 }
 
-func fromReason(m *storagev1.StateReason) *instance.StateReason {
-	if m == nil {
-		return nil
+func readLaunched(f *message) *instance.Launched {
+	l := &instance.Launched{}
+	for f.next() {
+		switch f.number {
+		case 1:
+			l.ReservationID = f.string()
+		case 2:
+			l.ImageID = f.string()
+		case 3:
+			l.ClientToken = f.string()
+		case 4:
+			l.Digest = f.string()
+		}
 	}
-	return &instance.StateReason{Code: m.GetCode(), Message: m.GetMessage()}
+	return l
 }
 
-func fromCause(m *storagev1.Cause) instance.Cause {
-	return instance.Cause{
-		Principal:   m.GetPrincipal(),
-		Verb:        instance.Verb(m.GetVerb()),
-		RequestID:   m.GetRequestId(),
-		ClientToken: m.GetClientToken(),
+func readReason(f *message) *instance.StateReason {
+	r := &instance.StateReason{}
+	for f.next() {
+		switch f.number {
+		case 1:
+			r.Code = f.string()
+		case 2:
+			r.Message = f.string()
+		}
 	}
+	return r
+}
+
+func readCause(f *message) (c instance.Cause) {
+	for f.next() {
+		switch f.number {
+		case 1:
+			c.Principal = f.string()
+		case 2:
+			c.Verb = instance.Verb(f.string())
+		case 3:
+			c.RequestID = f.string()
+		case 4:
+			c.ClientToken = f.string()
+		}
+	}
+	return c
 }

@@ -10,8 +10,8 @@ import (
 
 // The messages that are written with every change are encoded by hand, straight
 // from the vocabulary: it takes one pass and no allocation. The numbers are those
-// of instanced.storage.v1, whose generated code reads them back; a test holds the
-// two together. Enumerations have the same numbers in both.
+// of instanced.storage.v1; tests hold them and its generated code together.
+// Enumerations have the same numbers in both.
 
 // appendChange appends one of the changes of a LogRecord.
 func appendChange(b []byte, c *instance.Change) []byte {

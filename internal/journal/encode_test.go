@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"math/rand/v2"
 	"reflect"
 	"testing"
@@ -76,7 +77,7 @@ func TestEveryFieldOfAChangeIsStored(t *testing.T) {
 	if diff := cmp.Diff(want, *b.Events[0].Change); diff != "" {
 		t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
 	}
-	if want := (header{generation: 7, recordedAt: launch, preceding: 99}); h != want {
+	if want := (header{generation: 7, recordedAt: launch, preceding: 99, changes: 1}); h != want {
 		t.Errorf("header %+v, want %+v", h, want)
 	}
 	if h2, err := decodeHeader(value); err != nil || h2 != h {
@@ -193,6 +194,34 @@ func anotherInEveryField(t *testing.T, i *instance.Instance) *instance.Instance 
 		if _, same := leaveOut(&other, i); same == 0 {
 			return &other
 		}
+	}
+}
+
+func TestWhatGeneratedCodeWritesIsReadByHand(t *testing.T) {
+	want := filled[instance.Change](t)
+	value := appendHeader(appendChange(appendChange(nil, &want), &want), 7, launch, 99)
+	var m storagev1.LogRecord
+	if err := proto.Unmarshal(value, &m); err != nil {
+		t.Fatal(err)
+	}
+	b, _, err := decodeBatch(3, []byte(marshal(&m)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range b.Events {
+		if diff := cmp.Diff(want, *b.Events[i].Change); diff != "" {
+			t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
+		}
+	}
+	if len(b.Events) != 2 {
+		t.Errorf("%d changes came back, want 2", len(b.Events))
+	}
+}
+
+func TestAStringThatIsNotUTF8IsDamage(t *testing.T) {
+	c := change("i-\xff", instance.StatePending)
+	if _, _, err := decodeBatch(3, appendHeader(appendChange(nil, &c), 7, launch, 99)); !errors.Is(err, errNotUTF8) {
+		t.Errorf("got %v, want %v", err, errNotUTF8)
 	}
 }
 
