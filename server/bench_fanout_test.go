@@ -9,7 +9,6 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/protobuf/proto"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -143,21 +142,13 @@ func receiveMessages(b *testing.B, conn *grpc.ClientConn, req *instancedv1.Watch
 // receiveBytes counts the events in what it receives, and no more.
 func receiveBytes(b *testing.B, conn *grpc.ClientConn, req *instancedv1.WatchInstancesRequest) nextEvents {
 	b.Helper()
-	stream, err := conn.NewStream(b.Context(), &grpc.StreamDesc{ServerStreams: true},
-		instancedv1.InstanceService_WatchInstances_FullMethodName, grpc.ForceCodecV2(briefCodec{encoding.GetCodecV2("proto")}))
-	if err == nil {
-		err = stream.SendMsg(req)
-	}
-	if err == nil {
-		err = stream.CloseSend()
-	}
+	stream, err := wireStream(b.Context(), conn, req)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return func() (int, error) {
-		var m brief
-		err := stream.RecvMsg(&m)
-		return m.events, err
+	return func() (count int, err error) {
+		err = stream.RecvMsg(func(wire []byte) { count = eventsIn(wire) })
+		return count, err
 	}
 }
 

@@ -27,7 +27,7 @@ func All(log *Log, connections ...*Connection) error {
 // and LEFT the events of an instance form a legal chain, each previous state being the
 // state before it.
 func Ordered(connections ...*Connection) error {
-	o := order{states: map[string]instancedv1.InstanceStateName{}}
+	o := NewOrder().order
 	for _, c := range connections {
 		sure := c.sure()
 		if err := o.follow(c.Messages[:sure]); err != nil {
@@ -40,6 +40,20 @@ func Ordered(connections ...*Connection) error {
 		}
 	}
 	return nil
+}
+
+// Order checks what [Ordered] does of one connection, message by message, and keeps
+// none of them. It is for one goroutine.
+type Order struct{ order }
+
+// NewOrder returns an order that has seen nothing.
+func NewOrder() *Order {
+	return &Order{order{states: map[string]instancedv1.InstanceStateName{}}}
+}
+
+// Follow takes the next message. After an error it is not to be used any more.
+func (o *Order) Follow(m *instancedv1.WatchInstancesResponse) error {
+	return o.follow([]Message{{WatchInstancesResponse: m}})
 }
 
 // notMatching stands for the state of an instance that is known not to match.
