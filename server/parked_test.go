@@ -53,7 +53,7 @@ func TestParked(t *testing.T) {
 
 	round := func() {
 		startAndStopAll(ctx, t, srv, ids(instances))
-		busy(t, srv, ids(instances), 20)
+		busy(t, srv, ids(instances), 5)
 	}
 	round() // so that those who park are behind what is held in memory from the start
 	// The client's window would grow by itself with what arrives on the connection.
@@ -72,7 +72,7 @@ func TestParked(t *testing.T) {
 	}
 
 	began := time.Now()
-	for rounds := 1; rounds < 4 || time.Since(began) < rest; rounds++ {
+	for rounds := 1; rounds < 3 || time.Since(began) < rest; rounds++ {
 		round()
 	}
 	rest = time.Since(began)
