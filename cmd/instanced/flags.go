@@ -87,12 +87,16 @@ func parsePositiveDuration(text string) (time.Duration, error) {
 	return d, nil
 }
 
+// mostCounted is what any number of things is bounded by: twice as many still fit into the
+// 32 bits that the wire has for them.
+const mostCounted = 1 << 30
+
 // parseCount accepts a whole number of at least the given one.
 func parseCount(least int) func(string) (int, error) {
 	return func(text string) (int, error) {
 		n, err := strconv.Atoi(text)
-		if err != nil || n < least {
-			return 0, fmt.Errorf("%q is not a whole number of %d or more", text, least)
+		if err != nil || n < least || n > mostCounted {
+			return 0, fmt.Errorf("%q is not a whole number from %d to %d", text, least, mostCounted)
 		}
 		return n, nil
 	}
