@@ -1,0 +1,194 @@
+package ec2
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Config is what a [Backend] needs, and what may be tuned: a zero value means its default.
+type Config struct {
+	// AWS has the Region, the credentials, and the endpoint if it is not AWS's own, as
+	// config.LoadDefaultConfig finds them. Its settings for retries are not used.
+	AWS aws.Config
+	// Manage are the tags that an instance must have to exist for callers: every key,
+	// with one of its values, or with any where there are none. When empty, all
+	// instances are managed.
+	Manage map[string][]string
+	// Limits are the account's raised limits.
+	Limits Limits
+	// QueueURL is the SQS queue that EventBridge sends state changes to. Without it no
+	// notices come.
+	QueueURL string
+	// CallTimeout is how long one call to EC2 may take; default 30 seconds.
+	CallTimeout time.Duration
+	// Logger is told what only the operator can mend; nil for nobody.
+	Logger *slog.Logger
+}
+
+// Backend is EC2 in one account and Region. It is safe for concurrent use.
+type Backend struct {
+	cfg    Config
+	log    *slog.Logger
+	client *client
+	queue  *sqs.Client // nil without a queue
+	book   book
+	known  known
+	rules  rules
+
+	work sync.WaitGroup // the rounds
+
+	mu     sync.Mutex
+	closed bool
+	rounds map[*round]context.CancelFunc
+	seq    uint64
+	desks  map[instance.Verb]*desk
+	reads  *bucket // of DescribeInstances
+	// busy are the instances that a call is about. No other call that may change them
+	// goes out meanwhile, so that their changes happen in the order of their times.
+	busy  map[instance.ID]*round
+	freed *sync.Cond // signalled when busy or closed changes
+}
+
+// rules are those that a test can break, to see that it notices.
+type rules struct {
+	// blameAll refuses everybody in a batch for what EC2 says of one.
+	blameAll bool
+	// allFirst tells every caller of an instance that its call was the first.
+	allFirst bool
+}
+
+// New returns a backend that calls nobody yet. Close it in the end.
+func New(cfg Config) *Backend {
+	if cfg.CallTimeout <= 0 {
+		cfg.CallTimeout = 30 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	b := &Backend{
+		cfg:    cfg,
+		log:    cfg.Logger,
+		client: newClient(cfg),
+		desks:  make(map[instance.Verb]*desk),
+		busy:   make(map[instance.ID]*round),
+		rounds: make(map[*round]context.CancelFunc),
+	}
+	if cfg.QueueURL != "" {
+		b.queue = newQueue(cfg)
+	}
+	b.freed = sync.NewCond(&b.mu)
+	b.furnish(cfg.Limits.withDefaults())
+	return b
+}
+
+// furnish puts up a desk for each verb.
+func (b *Backend) furnish(l Limits) {
+	start := newBucket("requests of StartInstances", *l.Start.Requests)
+	stop := newBucket("requests of StopInstances and RebootInstances", *l.Stop.Requests)
+	terminate := newBucket("requests of TerminateInstances", *l.Terminate.Requests)
+	b.reads = newBucket("requests of DescribeInstances", *l.Describe.Requests)
+	instances := func(verb instance.Verb, l ActionLimits) *bucket {
+		return newBucket("instances of "+string(verb), *l.Instances)
+	}
+	pump := func(d *desk) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.pump(d)
+	}
+	for _, d := range []*desk{
+		newDesk(instance.VerbStart, start, instances(instance.VerbStart, l.Start), pump),
+		newDesk(instance.VerbStop, stop, instances(instance.VerbStop, l.Stop), pump),
+		newDesk(instance.VerbReboot, stop, nil, pump),
+		newDesk(instance.VerbTerminate, terminate, instances(instance.VerbTerminate, l.Terminate), pump),
+	} {
+		b.desks[d.verb] = d
+	}
+}
+
+// Close ends what is on its way: callers are told that they will not hear what became of
+// their calls. It returns when nothing is left running; sequences of notices end with
+// their own context.
+func (b *Backend) Close() {
+	b.mu.Lock()
+	b.closed = true
+	for _, d := range b.desks {
+		d.timer.Stop()
+		for _, l := range d.lanes {
+			for _, c := range l.waiting {
+				units := c.units(c.waiting)
+				c.waiting = nil
+				for _, u := range units {
+					u.settle(nil, u.ids, errClosing())
+				}
+			}
+			l.waiting = nil
+		}
+	}
+	for _, cancel := range b.rounds {
+		cancel()
+	}
+	b.freed.Broadcast()
+	b.mu.Unlock()
+	b.work.Wait()
+}
+
+func errClosing() *instance.Error {
+	return &instance.Error{
+		Kind:       instance.KindUnavailable,
+		Reason:     reasonClosing,
+		Message:    "this process is ending; nothing was changed by this call",
+		RetryAfter: retryUnavailable,
+	}
+}
+
+// Restore takes note of what is known, which tells what became of a call whose answer is
+// lost. The instances belong to EC2: nothing is changed there.
+func (b *Backend) Restore(known []*instance.Instance) error {
+	for _, inst := range known {
+		b.book.saw(inst.ID, inst.State)
+	}
+	return nil
+}
+
+// Bucket is how one of EC2's token buckets stands, as far as is known here.
+type Bucket struct {
+	// Name is such as "requests of StartInstances".
+	Name string
+	// Level is how many tokens there are; below zero when some are taken in advance.
+	Level float64
+	// Capacity is how many there can be, Refill how many come in a second at present:
+	// fewer than the limits say while EC2 throttles although its bucket should not be empty.
+	Capacity, Refill float64
+	// Waiting is how many instances wait for tokens, of all callers; 0 of a bucket of
+	// requests.
+	Waiting int
+}
+
+// Buckets returns how the buckets stand, in a fixed order.
+func (b *Backend) Buckets() []Bucket {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	list := []Bucket{b.reads.standing(now)}
+	for _, verb := range []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbTerminate} {
+		d := b.desks[verb]
+		instances := d.instances.standing(now)
+		for _, a := range d.accounts {
+			instances.Waiting += a.ids
+		}
+		list = append(list, d.requests.standing(now), instances)
+	}
+	return list
+}
+
+func (b *bucket) standing(now time.Time) Bucket {
+	b.advance(now)
+	return Bucket{Name: b.name, Level: b.level, Capacity: b.capacity, Refill: b.rate(now)}
+}

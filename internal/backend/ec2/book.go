@@ -1,0 +1,135 @@
+package ec2
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// skew is how far the clocks of this host and of EC2 may be apart.
+const skew = time.Second
+
+// book is what was last heard of each instance, and which changes callers were told of.
+// When EC2's answer to a call is lost it tells what became of the call. It is safe for
+// concurrent use.
+type book struct {
+	mu      sync.Mutex
+	entries map[instance.ID]entry
+}
+
+type entry struct {
+	state instance.State
+	// changed is when a caller was last told of a change.
+	changed time.Time
+}
+
+func (b *book) state(id instance.ID) instance.State {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.entries[id].state
+}
+
+// saw notes what state an instance is in.
+func (b *book) saw(id instance.ID, state instance.State) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.note(id, state, b.entries[id].changed)
+}
+
+// told notes that a caller is told of a change.
+func (b *book) told(change instance.StateChange) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	changed := b.entries[change.ID].changed
+	if change.Previous != change.Current {
+		changed = time.Now()
+	}
+	b.note(change.ID, change.Current, changed)
+}
+
+// note keeps an entry; nothing comes after terminated.
+func (b *book) note(id instance.ID, state instance.State, changed time.Time) {
+	if state == instance.StateTerminated {
+		delete(b.entries, id)
+		return
+	}
+	if b.entries == nil {
+		b.entries = make(map[instance.ID]entry)
+	}
+	b.entries[id] = entry{state: state, changed: changed}
+}
+
+// forget drops an instance that does not exist.
+func (b *book) forget(id instance.ID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.entries, id)
+}
+
+// done reports whether an instance is where a verb leads.
+func done(verb instance.Verb, state instance.State) bool {
+	switch verb {
+	case instance.VerbStart:
+		return state == instance.StatePending || state == instance.StateRunning
+	case instance.VerbStop:
+		return state == instance.StateStopping || state == instance.StateStopped
+	case instance.VerbTerminate:
+		return state == instance.StateShuttingDown || state == instance.StateTerminated
+	}
+	return false
+}
+
+// passage returns the states between which a verb takes an instance that was in a state
+// before; from a state that is not known, or that cannot be, the usual ones.
+func passage(verb instance.Verb, before instance.State) (from, to instance.State) {
+	switch verb {
+	case instance.VerbStart:
+		return instance.StateStopped, instance.StatePending
+	case instance.VerbStop:
+		if before == instance.StatePending {
+			return before, instance.StateStopping
+		}
+		return instance.StateRunning, instance.StateStopping
+	case instance.VerbTerminate:
+		if before == instance.StateUnspecified || done(verb, before) {
+			before = instance.StateRunning
+		}
+		return before, instance.StateShuttingDown
+	}
+	return before, before
+}
+
+// changedBy reports whether an instance is where a verb leads because of a call that was
+// sent at a time, and of which no caller has been told.
+func (b *book) changedBy(verb instance.Verb, inst *instance.Instance, sent time.Time) bool {
+	at := inst.LaunchTime
+	if verb != instance.VerbStart {
+		at = transitionTime(inst.StateTransitionReason)
+	}
+	if at.IsZero() || at.Before(sent.Add(-skew).Truncate(time.Second)) {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.entries[inst.ID].changed.Before(at)
+}
+
+// transitionTime is when somebody asked for the last change, by EC2's text such as
+// "User initiated (2019-10-12 20:35:03 GMT)"; zero when it does not say.
+func transitionTime(reason string) time.Time {
+	_, rest, found := strings.Cut(reason, "(")
+	stamp, _, closed := strings.Cut(rest, ")")
+	if !found || !closed {
+		return time.Time{}
+	}
+	for _, zone := range []string{" GMT", " UTC"} {
+		if text, ok := strings.CutSuffix(stamp, zone); ok {
+			if at, err := time.ParseInLocation(time.DateTime, text, time.UTC); err == nil {
+				return at
+			}
+		}
+	}
+	return time.Time{}
+}

@@ -1,0 +1,206 @@
+package ec2
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsec2 "github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// retryUnavailable is when a call that EC2 could not serve may be tried again.
+const retryUnavailable = time.Second
+
+// kind is what calls must have in common to travel together: the verb and its options.
+type kind struct {
+	verb           instance.Verb
+	additionalInfo string
+	hibernate      bool
+	force          bool
+	skipOSShutdown bool
+	// dryRun numbers the dry runs, which never travel together; 0 is for real calls.
+	dryRun uint64
+}
+
+// client makes single calls to EC2: it converts, and retries nothing.
+type client struct {
+	api     *awsec2.Client
+	region  string
+	timeout time.Duration
+	log     *slog.Logger
+}
+
+// sourced marks the errors of a source of credentials as such.
+type sourced struct{ aws.CredentialsProvider }
+
+func (s sourced) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	c, err := s.CredentialsProvider.Retrieve(ctx)
+	if err != nil && ctx.Err() == nil {
+		err = &credentialsError{err}
+	}
+	return c, err
+}
+
+func newClient(cfg Config) *client {
+	api := awsec2.NewFromConfig(cfg.AWS, func(o *awsec2.Options) {
+		o.Retryer = aws.NopRetryer{}
+		if o.Credentials != nil {
+			o.Credentials = sourced{o.Credentials}
+		}
+	})
+	return &client{api: api, region: cfg.AWS.Region, timeout: cfg.CallTimeout, log: cfg.Logger}
+}
+
+// fail interprets an error, and says aloud what only the operator can mend.
+func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *failure {
+	f := failureOf(err, asked)
+	if f.credentials {
+		c.log.Error("EC2 cannot be used: this service's own credentials are missing or refused", "action", string(action), "error", err)
+	}
+	return f
+}
+
+// mutate carries a verb out on instances. The states of a reboot are not told.
+func (c *client) mutate(ctx context.Context, k kind, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	sent := time.Now().Round(0).UTC()
+	lines, err := c.send(ctx, k, ids)
+	if err != nil {
+		return nil, c.fail(k.verb, err, ids)
+	}
+	changes := make(map[instance.ID]instance.StateChange, len(lines))
+	for _, line := range lines {
+		change := instance.StateChange{ID: instance.ID(aws.ToString(line.InstanceId)), At: sent}
+		change.Previous, err = stateOf(line.PreviousState)
+		if err == nil {
+			change.Current, err = stateOf(line.CurrentState)
+		}
+		if err != nil {
+			return nil, c.fail(k.verb, err, ids)
+		}
+		changes[change.ID] = change
+	}
+	return changes, nil
+}
+
+// send makes the call and returns the lines of its answer.
+func (c *client) send(ctx context.Context, k kind, ids []instance.ID) ([]types.InstanceStateChange, error) {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = string(id)
+	}
+	set := func(b bool) *bool {
+		if b {
+			return &b
+		}
+		return nil
+	}
+	dryRun := set(k.dryRun != 0)
+	switch k.verb {
+	case instance.VerbStart:
+		in := &awsec2.StartInstancesInput{InstanceIds: names, DryRun: dryRun}
+		if k.additionalInfo != "" {
+			in.AdditionalInfo = &k.additionalInfo
+		}
+		out, err := c.api.StartInstances(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		return out.StartingInstances, nil
+	case instance.VerbStop:
+		out, err := c.api.StopInstances(ctx, &awsec2.StopInstancesInput{
+			InstanceIds: names, DryRun: dryRun,
+			Hibernate: set(k.hibernate), Force: set(k.force), SkipOsShutdown: set(k.skipOSShutdown),
+		})
+		if err != nil {
+			return nil, err
+		}
+		return out.StoppingInstances, nil
+	case instance.VerbTerminate:
+		out, err := c.api.TerminateInstances(ctx, &awsec2.TerminateInstancesInput{
+			InstanceIds: names, DryRun: dryRun,
+			Force: set(k.force), SkipOsShutdown: set(k.skipOSShutdown),
+		})
+		if err != nil {
+			return nil, err
+		}
+		return out.TerminatingInstances, nil
+	case instance.VerbReboot:
+		_, err := c.api.RebootInstances(ctx, &awsec2.RebootInstancesInput{InstanceIds: names, DryRun: dryRun})
+		return nil, err
+	}
+	return nil, &instance.Error{Kind: instance.KindInternal, Message: "no such verb: " + string(k.verb)}
+}
+
+// What EC2 takes. Source: EC2 API Reference, DescribeInstances.
+const (
+	mostFilterValues = 200
+	leastPage        = 5
+	mostPage         = 1000
+)
+
+// page is one page of what EC2 describes.
+type page struct {
+	instances []*instance.Instance
+	next      string
+}
+
+// describe returns a page of the instances that pass the filters.
+func (c *client) describe(ctx context.Context, filters []types.Filter, size int, token string) (page, *failure) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	in := &awsec2.DescribeInstancesInput{Filters: filters, MaxResults: new(int32(size))}
+	if token != "" {
+		in.NextToken = &token
+	}
+	out, err := c.api.DescribeInstances(ctx, in)
+	if err != nil {
+		return page{}, c.fail(actionDescribe, err, nil)
+	}
+	p := page{next: aws.ToString(out.NextToken)}
+	for i := range out.Reservations {
+		for j := range out.Reservations[i].Instances {
+			inst, err := c.instanceOf(&out.Reservations[i], &out.Reservations[i].Instances[j])
+			if err != nil {
+				return page{}, c.fail(actionDescribe, err, nil)
+			}
+			p.instances = append(p.instances, inst)
+		}
+	}
+	return p, nil
+}
+
+// byIDs is the filter for these instances, at most 200.
+func byIDs(ids []instance.ID) types.Filter {
+	values := make([]string, len(ids))
+	for i, id := range ids {
+		values[i] = string(id)
+	}
+	return types.Filter{Name: new("instance-id"), Values: values}
+}
+
+// literal takes the special meaning from the characters that have one in the value of a
+// filter.
+var literal = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`)
+
+// byTags are the filters for instances with all of the tags.
+func byTags(tags map[string][]string) (filters []types.Filter, values int) {
+	for key, wanted := range tags {
+		f := types.Filter{Name: new("tag:" + key)}
+		if len(wanted) == 0 {
+			f = types.Filter{Name: new("tag-key"), Values: []string{literal.Replace(key)}}
+		}
+		for _, value := range wanted {
+			f.Values = append(f.Values, literal.Replace(value))
+		}
+		values += len(f.Values)
+		filters = append(filters, f)
+	}
+	return filters, values
+}

@@ -1,0 +1,55 @@
+package ec2
+
+import (
+	"fmt"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// stateOf converts a state by its code.
+func stateOf(s *types.InstanceState) (instance.State, error) {
+	if s == nil || s.Code == nil {
+		return instance.StateUnspecified, fmt.Errorf("EC2 answered without the state of an instance")
+	}
+	return instance.StateFromCode(*s.Code)
+}
+
+// instanceOf converts an instance of a reservation.
+func (c *client) instanceOf(r *types.Reservation, i *types.Instance) (*instance.Instance, error) {
+	state, err := stateOf(i.State)
+	if err != nil {
+		return nil, fmt.Errorf("instance %s: %w", aws.ToString(i.InstanceId), err)
+	}
+	inst := &instance.Instance{
+		ID:                    instance.ID(aws.ToString(i.InstanceId)),
+		AccountID:             aws.ToString(r.OwnerId),
+		Region:                c.region,
+		Type:                  string(i.InstanceType),
+		State:                 state,
+		StateTransitionReason: aws.ToString(i.StateTransitionReason),
+		PrivateIPAddress:      aws.ToString(i.PrivateIpAddress),
+		PublicIPAddress:       aws.ToString(i.PublicIpAddress),
+		RootDeviceType:        string(i.RootDeviceType),
+		Lifecycle:             string(i.InstanceLifecycle),
+	}
+	if i.StateReason != nil {
+		inst.StateReason = &instance.StateReason{Code: aws.ToString(i.StateReason.Code), Message: aws.ToString(i.StateReason.Message)}
+	}
+	if i.LaunchTime != nil {
+		inst.LaunchTime = i.LaunchTime.UTC()
+	}
+	if i.Placement != nil {
+		inst.AvailabilityZone = aws.ToString(i.Placement.AvailabilityZone)
+		inst.Tenancy = string(i.Placement.Tenancy)
+	}
+	if len(i.Tags) > 0 {
+		inst.Tags = make(map[string]string, len(i.Tags))
+		for _, tag := range i.Tags {
+			inst.Tags[aws.ToString(tag.Key)] = aws.ToString(tag.Value)
+		}
+	}
+	return inst, nil
+}

@@ -1,0 +1,182 @@
+package ec2
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// mostReadTries is how often a description is asked for that EC2 does not give.
+const mostReadTries = 3
+
+// Describe returns a page of managed instances as EC2 describes them. It asks by filter,
+// never by ids: one that does not exist is no error then, and the bucket is larger. A
+// page of a query by ids is for 200 of them at most.
+func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (instance.DescribePage, error) {
+	if err := ctx.Err(); err != nil {
+		return instance.DescribePage{}, err
+	}
+	if query.All == (len(query.IDs) > 0) {
+		return instance.DescribePage{}, errQuery("InvalidParameterCombination", "Either instance ids or all instances must be asked for, not both.")
+	}
+	if size := query.PageSize; size != 0 && (size < leastPage || size > mostPage) {
+		return instance.DescribePage{}, errQuery(codeInvalidValue, fmt.Sprintf(
+			"Value ( %d ) for parameter maxResults is invalid. Expecting a value from %d to %d.", size, leastPage, mostPage))
+	}
+	from, token, ok := b.parseToken(query)
+	if !ok {
+		return instance.DescribePage{}, errQuery("InvalidPaginationToken", "The page token is not of this query.")
+	}
+	if query.All {
+		p, err := b.read(ctx, nil, query.PageSize, token)
+		return instance.DescribePage{Instances: p.instances, NextPageToken: p.next}, err
+	}
+	ids := query.IDs[from:min(len(query.IDs), from+b.span(query.PageSize))]
+	p, err := b.read(ctx, ids, query.PageSize, token)
+	if err != nil {
+		return instance.DescribePage{}, err
+	}
+	answer := instance.DescribePage{Instances: p.instances}
+	switch next := from + len(ids); {
+	case p.next != "":
+		answer.NextPageToken = pageToken(from, p.next)
+	case next < len(query.IDs):
+		answer.NextPageToken = pageToken(next, "")
+	}
+	return answer, nil
+}
+
+func errQuery(code, message string) error {
+	return &instance.Error{Kind: instance.KindInvalid, Code: code, Message: message}
+}
+
+// span is how many ids one call asks for.
+func (b *Backend) span(size int) int {
+	_, values := byTags(b.cfg.Manage)
+	n := max(1, mostFilterValues-values)
+	if size > 0 {
+		n = min(n, size)
+	}
+	return n
+}
+
+// pageToken says with which id of a query its next page begins, and where EC2 is in it.
+func pageToken(from int, token string) string { return strconv.Itoa(from) + "." + token }
+
+func (b *Backend) parseToken(query instance.DescribeQuery) (from int, token string, ok bool) {
+	if query.All || query.PageToken == "" {
+		return 0, query.PageToken, true
+	}
+	digits, token, found := strings.Cut(query.PageToken, ".")
+	from, err := strconv.Atoi(digits)
+	return from, token, found && err == nil && from >= 0 && from < len(query.IDs)
+}
+
+// look describes instances for a round, whoever manages them; those that do not exist are
+// left out.
+func (b *Backend) look(ctx context.Context, ids []instance.ID) (map[instance.ID]*instance.Instance, error) {
+	found := make(map[instance.ID]*instance.Instance, len(ids))
+	for part := range slices.Chunk(ids, b.span(0)) {
+		for token := ""; ; {
+			p, err := b.read(ctx, part, 0, token)
+			if err != nil {
+				return nil, err
+			}
+			for _, inst := range p.instances {
+				found[inst.ID] = inst
+			}
+			if token = p.next; token == "" {
+				break
+			}
+		}
+	}
+	return found, nil
+}
+
+// read asks EC2 for a page of all managed instances, or of these, when the bucket allows
+// it. Reading changes nothing, so that it is tried again until EC2 answers or has failed
+// too often.
+func (b *Backend) read(ctx context.Context, ids []instance.ID, size int, token string) (page, error) {
+	filters, _ := byTags(b.cfg.Manage)
+	if len(ids) > 0 {
+		filters = append(filters, byIDs(ids))
+	}
+	if size == 0 {
+		size = mostPage
+	}
+	for tries := 1; ; {
+		if err := b.admitRead(ctx); err != nil {
+			return page{}, err
+		}
+		asked := time.Now()
+		p, f := b.client.describe(ctx, filters, size, token)
+		switch {
+		case f == nil:
+			b.noteRead(p, ids, token, asked)
+			return p, nil
+		case ctx.Err() != nil:
+			return page{}, ctx.Err()
+		case f.reaction == later:
+			b.mu.Lock()
+			b.reads.disagree(time.Now(), 1, 1)
+			b.mu.Unlock()
+		case f.reaction != open || tries == mostReadTries:
+			return page{}, f.err
+		default:
+			if !pause(ctx, jitter(firstPause<<tries)) {
+				return page{}, ctx.Err()
+			}
+			tries++
+		}
+	}
+}
+
+// admitRead waits for a token, unless the deadline comes first: then it says so at once.
+func (b *Backend) admitRead(ctx context.Context) error {
+	b.mu.Lock()
+	now := time.Now()
+	wait := b.reads.take(now, 1)
+	if deadline, ok := ctx.Deadline(); ok && wait > 0 && now.Add(wait).After(deadline) {
+		b.reads.give(1)
+		level, capacity, rate := b.reads.level, b.reads.capacity, b.reads.rate(now)
+		b.mu.Unlock()
+		return &instance.Error{
+			Kind:   instance.KindExhausted,
+			Reason: reasonLimit,
+			Message: fmt.Sprintf("EC2's rate limits do not allow this DescribeInstances within its deadline: its request bucket holds %.1f of %g and gains %g a second",
+				max(0, level), capacity, rate),
+			RetryAfter: wait,
+		}
+	}
+	b.mu.Unlock()
+	if wait > 0 && !pause(ctx, wait) {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// noteRead takes note of what EC2 described.
+func (b *Backend) noteRead(p page, ids []instance.ID, token string, asked time.Time) {
+	for _, inst := range p.instances {
+		b.book.saw(inst.ID, inst.State)
+		if len(b.cfg.Manage) > 0 {
+			b.known.add(inst.ID, asked)
+		}
+	}
+	if token != "" || p.next != "" {
+		return
+	}
+	for _, id := range ids {
+		if !slices.ContainsFunc(p.instances, func(inst *instance.Instance) bool { return inst.ID == id }) {
+			b.book.forget(id)
+			b.known.drop(id)
+		}
+	}
+}
+

@@ -1,0 +1,191 @@
+package ec2
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Execute carries a command out, in one call to EC2 with others of its kind where that
+// makes no difference to anybody; see the contract at the consumer. A caller that leaves
+// takes only itself away: what has gone out is carried out.
+func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return instance.Result{}, err
+	}
+	if len(cmd.IDs) == 0 || b.desks[cmd.Verb] == nil {
+		return instance.Result{}, &instance.Error{
+			Kind: instance.KindInvalid, Code: "InvalidParameterCombination", Message: "No instances specified",
+		}
+	}
+	strangers, err := b.strangers(ctx, cmd.IDs)
+	if err != nil {
+		return instance.Result{}, err
+	}
+	if len(strangers) == 0 {
+		return b.execute(ctx, cmd)
+	}
+	if !cmd.PerInstance || cmd.DryRun {
+		return instance.Result{}, errNotFound(strangers...)
+	}
+	var result instance.Result
+	all := cmd.IDs
+	cmd.IDs = slices.DeleteFunc(slices.Clone(all), func(id instance.ID) bool { return slices.Contains(strangers, id) })
+	if len(cmd.IDs) > 0 {
+		if result, err = b.execute(ctx, cmd); err != nil {
+			return result, err
+		}
+	}
+	for _, id := range strangers {
+		result.Failures = append(result.Failures, instance.Failure{ID: id, Err: errNotFound(id)})
+	}
+	slices.SortFunc(result.Failures, func(x, y instance.Failure) int { return slices.Index(all, x.ID) - slices.Index(all, y.ID) })
+	return result, nil
+}
+
+func errNotFound(ids ...instance.ID) *instance.Error {
+	return &instance.Error{Kind: instance.KindNotFound, Code: instance.CodeNotFound, Message: notFoundText(ids), InstanceIDs: ids}
+}
+
+// execute waits for a command among others of its kind.
+func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
+	deadline, _ := ctx.Deadline()
+	c, err := b.submit(cmd, deadline)
+	if err != nil {
+		return instance.Result{}, err
+	}
+	select {
+	case <-c.done:
+		return c.result()
+	case <-ctx.Done():
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.open == 0 {
+		return c.result()
+	}
+	c.gone = true
+	d := b.desks[cmd.Verb]
+	d.leave(c)
+	b.pump(d)
+	return instance.Result{}, ctx.Err()
+}
+
+// submit puts a caller among those who wait, and sends what can go out. It refuses one
+// whose deadline comes before its turn.
+func (b *Backend) submit(cmd instance.Command, deadline time.Time) (*caller, error) {
+	c := newCaller(cmd, deadline)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, errClosing()
+	}
+	b.seq++
+	c.seq = b.seq
+	d := b.desks[cmd.Verb]
+	now := time.Now()
+	if err := d.tooLate(c, now); err != nil {
+		return nil, err
+	}
+	d.enter(c)
+	b.pump(d)
+	return c, nil
+}
+
+// tooLate returns the error for a caller that cannot be served within its deadline.
+func (d *desk) tooLate(c *caller, now time.Time) error {
+	if c.deadline.IsZero() {
+		return nil
+	}
+	wait := d.wait(now, d.account(c.cmd.Principal), len(c.cmd.IDs), c.kind())
+	if wait == 0 || !now.Add(wait).After(c.deadline) {
+		return nil
+	}
+	return d.errLimit(now, wait)
+}
+
+// errLimit says how the buckets stand, and when to come back.
+func (d *desk) errLimit(now time.Time, wait time.Duration) *instance.Error {
+	text := fmt.Sprintf("EC2's rate limits do not allow this %s within its deadline: its request bucket holds %.1f of %g and gains %g a second",
+		d.verb, max(0, d.requests.level), d.requests.capacity, d.requests.rate(now))
+	if d.instances != nil {
+		waiting := 0
+		for _, a := range d.accounts {
+			waiting += a.ids
+		}
+		text += fmt.Sprintf(", its instance bucket %.0f of %g and %g a second, and %d instances are waiting",
+			max(0, d.instances.level), d.instances.capacity, d.instances.rate(now), waiting)
+	}
+	return &instance.Error{
+		Kind:       instance.KindExhausted,
+		Reason:     reasonLimit,
+		Message:    text + "; nothing was changed by this call",
+		RetryAfter: wait,
+	}
+}
+
+// pump sends every batch of a desk that may go out now, and sets a timer for the next.
+// The caller holds the lock.
+func (b *Backend) pump(d *desk) {
+	if b.closed {
+		return
+	}
+	free := func(id instance.ID) bool { return b.busy[id] == nil }
+	for {
+		now := time.Now()
+		list, wait := d.candidates(now, free)
+		sent := false
+		for _, c := range list {
+			group, later := d.gather(c, now, free)
+			if len(group) > 0 {
+				b.launch(d, c.lane, group, now)
+				sent = true
+				break
+			}
+			wait = min(wait, later)
+		}
+		if sent {
+			continue
+		}
+		if wait < never {
+			d.timer.Reset(wait)
+		} else {
+			d.timer.Stop()
+		}
+		return
+	}
+}
+
+// launch sends a batch on its way. Its tokens are paid.
+func (b *Backend) launch(d *desk, l *lane, group []unit, now time.Time) {
+	l.rounds++
+	l.newest = now
+	r := &round{
+		b: b, d: d, kind: l.kind, paid: true,
+		did:    make(map[instance.ID]instance.StateChange),
+		before: make(map[instance.ID]doubt),
+	}
+	if l.dryRun == 0 {
+		r.held = distinct(group)
+		for _, id := range r.held {
+			b.busy[id] = r
+		}
+	}
+	// A batch has its own context: no caller's end is that of the others.
+	ctx, cancel := context.WithCancel(context.Background())
+	b.rounds[r] = cancel
+	b.work.Go(func() {
+		defer cancel()
+		r.settle(ctx, group)
+		r.release()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.rounds, r)
+		l.rounds--
+		d.tidy(l)
+		b.pump(d)
+	})
+}

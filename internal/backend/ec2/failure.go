@@ -1,0 +1,177 @@
+package ec2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/smithy-go"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Reasons of the errors that are not EC2's own.
+const (
+	// reasonLimit: this service's mirror of EC2's buckets says that a call would not be
+	// served in time.
+	reasonLimit = "REQUEST_LIMIT_EXCEEDED"
+	// reasonLost: EC2 did not answer, and what became of the call is not known.
+	reasonLost = "ANSWER_LOST"
+	// reasonUnreachable: EC2 did not get the call.
+	reasonUnreachable = "BACKEND_UNAVAILABLE"
+	// reasonCredentials: this service has no credentials, or they are refused.
+	reasonCredentials = "CREDENTIALS_REFUSED" //nolint:gosec // a reason, not a secret
+	// reasonClosing: this process is ending.
+	reasonClosing = "BACKEND_CLOSING"
+)
+
+// failure is an error of a call to EC2, and what to do about it.
+type failure struct {
+	reaction reaction
+	err      *instance.Error
+	// named are the instances of the call that the text names.
+	named []instance.ID
+	// asked is how many instances the call was for.
+	asked int
+	// credentials is true when the service itself was refused.
+	credentials bool
+}
+
+// credentialsError is an error of the credentials' source: nothing was sent.
+type credentialsError struct{ err error }
+
+func (e *credentialsError) Error() string { return "no credentials: " + e.err.Error() }
+func (e *credentialsError) Unwrap() error { return e.err }
+
+// failureOf says what an error of the SDK means for a call that asked for instances.
+func failureOf(err error, asked []instance.ID) *failure {
+	f := &failure{asked: len(asked)}
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		f.ofEC2(err, api, asked)
+		return f
+	}
+	f.err = &instance.Error{Kind: instance.KindUnavailable, Cause: err, RetryAfter: retryUnavailable}
+	dial, dialed := errors.AsType[*net.OpError](err)
+	_, unresolved := errors.AsType[*net.DNSError](err)
+	source, none := errors.AsType[*credentialsError](err)
+	response, answered := errors.AsType[*awshttp.ResponseError](err)
+	switch {
+	case answered && response.HTTPStatusCode() >= 400 && response.HTTPStatusCode() < 500:
+		f.ofStatus(response.HTTPStatusCode())
+	case none:
+		f.reaction, f.credentials = everyone, true
+		f.err = &instance.Error{Kind: instance.KindInternal, Code: reasonCredentials, Message: source.Error(), Cause: err}
+	case unresolved, dialed && dial.Op == "dial":
+		f.reaction = everyone
+		f.err.Reason, f.err.Message = reasonUnreachable, "EC2 cannot be reached; nothing was changed by this call"
+	default:
+		f.reaction = open
+		f.err.Reason, f.err.Message = reasonLost, "the connection to EC2 was lost before it answered"
+		if errors.Is(err, context.DeadlineExceeded) {
+			f.err.Message = "EC2 did not answer in time"
+		}
+	}
+	return f
+}
+
+// ofEC2 fills a failure in from EC2's code and text.
+func (f *failure) ofEC2(err error, api smithy.APIError, asked []instance.ID) {
+	status := 0
+	f.err = &instance.Error{Code: api.ErrorCode(), Message: api.ErrorMessage(), Cause: err}
+	if response, ok := errors.AsType[*awshttp.ResponseError](err); ok {
+		status = response.HTTPStatusCode()
+		if id := response.ServiceRequestID(); id != "" {
+			f.err.Metadata = map[string]string{"ec2_request_id": id}
+		}
+	}
+	meaning := f.meaning(status)
+	f.err.Kind, f.reaction, f.credentials = meaning.kind, meaning.reaction, meaning.credentials
+	if meaning.kind == instance.KindUnavailable {
+		f.err.RetryAfter = retryUnavailable
+	}
+	if f.reaction == refuse || f.reaction == noRoom {
+		f.named = namedIn(f.err.Message, asked)
+	}
+	if f.err.Code == instance.CodeNotFound && len(f.named) == 0 && len(asked) == 1 {
+		f.named = slices.Clone(asked)
+	}
+}
+
+// meaning looks an error of EC2 up; one that is in no table is judged by its status.
+func (f *failure) meaning(status int) code {
+	known, ok := codes[f.err.Code]
+	switch {
+	case f.err.Code == codeInvalidValue && strings.Contains(f.err.Message, "does not have a volume attached at root"):
+		return precondition
+	case ok:
+		return known
+	case status >= http.StatusInternalServerError:
+		return unknown
+	case f.err.Code == "" || f.err.Code == unknownCode:
+		f.ofStatus(status)
+		return code{kind: f.err.Kind, reaction: f.reaction}
+	}
+	return precondition
+}
+
+// ofStatus is for a refusal that is not in EC2's words: something before EC2 made it.
+func (f *failure) ofStatus(status int) {
+	f.reaction = everyone
+	f.err.Kind, f.err.Code, f.err.Reason = instance.KindUnavailable, "", reasonUnreachable
+	f.err.Message = fmt.Sprintf("the endpoint of EC2 answered with status %d and no error of EC2; nothing was changed by this call", status)
+}
+
+// unknownCode is what the SDK calls an answer without a code.
+const unknownCode = "UnknownError"
+
+// errorFor returns the error as a caller would have got it that asked for these
+// instances alone.
+func (f *failure) errorFor(ids []instance.ID) *instance.Error {
+	e := *f.err
+	var own []instance.ID
+	for _, id := range ids {
+		if slices.Contains(f.named, id) {
+			own = append(own, id)
+		}
+	}
+	if len(own) == 0 && len(f.named) == 1 {
+		// The same would have been said of its own: an error of all of a pool, told of one.
+		own = ids[:1]
+	}
+	e.Message = textFor(e.Code, e.Message, f.named, own)
+	if e.Code == instance.CodeInstanceLimitExceeded {
+		e.Message = textForCount(e.Message, len(ids))
+	}
+	e.InstanceIDs = own
+	if e.Kind == instance.KindExhausted && f.reaction == noRoom && len(own) == 0 && len(ids) == 1 {
+		e.InstanceIDs = slices.Clone(ids)
+	}
+	return &e
+}
+
+// unknownOutcome returns the error for callers that nobody can tell what became of
+// their call.
+func (f *failure) unknownOutcome() *instance.Error {
+	e := *f.err
+	e.OutcomeUnknown = true
+	return &e
+}
+
+// wide reports whether an error is about the service rather than an instance, so that
+// it ends a per-instance call as a whole when nothing else came of it.
+func wide(e *instance.Error) bool {
+	switch e.Kind {
+	case instance.KindInternal, instance.KindUnavailable:
+		return true
+	case instance.KindExhausted:
+		return e.Reason == reasonLimit || codes[e.Code].reaction == later
+	case instance.KindInvalid, instance.KindNotFound, instance.KindPrecondition, instance.KindDryRun,
+		instance.KindPermission, instance.KindConflict, instance.KindOutOfRange:
+	}
+	return false
+}

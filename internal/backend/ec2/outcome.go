@@ -1,0 +1,288 @@
+package ec2
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// answer gives every unit its lines of EC2's answer. EC2 says once what it did: of those
+// who asked for it the first caused it, and the others found it done.
+func (r *round) answer(group []unit, got map[instance.ID]instance.StateChange) {
+	asked := make(map[instance.ID]int)
+	for _, u := range group {
+		changes := make([]instance.StateChange, len(u.ids))
+		for i, id := range u.ids {
+			changes[i] = r.claim(got[id], asked[id])
+			asked[id]++
+		}
+		r.give(u, changes, nil)
+	}
+}
+
+// claim returns a line of EC2's answer for a caller, the n-th who asked for it.
+func (r *round) claim(line instance.StateChange, n int) instance.StateChange {
+	if did, ok := r.did[line.ID]; ok {
+		// An earlier call did it, whose answer nobody got.
+		delete(r.did, line.ID)
+		return did
+	}
+	if n == 0 || r.b.rules.allFirst {
+		doubted, ok := r.before[line.ID]
+		delete(r.before, line.ID)
+		if ok && line.Previous == line.Current && done(r.kind.verb, line.Current) {
+			// An earlier call did it after all, later than could be seen.
+			return r.passed(line.ID, doubted)
+		}
+		return line
+	}
+	return found(line, n)
+}
+
+// passed is the change that a call made of an instance which was in a state before.
+func (r *round) passed(id instance.ID, before doubt) instance.StateChange {
+	from, to := passage(r.kind.verb, before.state)
+	return instance.StateChange{ID: id, Previous: from, Current: to, At: wall(before.sent)}
+}
+
+// found is a line of an answer for the n-th caller after the first, who finds done what
+// the first caused.
+func found(line instance.StateChange, n int) instance.StateChange {
+	if n > 0 {
+		line.Previous = line.Current
+		line.At = line.At.Add(time.Duration(n))
+	}
+	return line
+}
+
+// wall drops what a time says beyond the wall clock.
+func wall(t time.Time) time.Time { return t.Round(0).UTC() }
+
+// give gives a unit its outcome.
+func (r *round) give(u unit, changes []instance.StateChange, refusal *instance.Error) {
+	for _, change := range changes {
+		r.b.book.told(change)
+	}
+	if refusal == nil {
+		r.answered++
+	}
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	u.settle(changes, u.ids, refusal)
+}
+
+// refuse gives a unit an error, beside what was changed of it all the same.
+func (r *round) refuse(u unit, err *instance.Error) {
+	var changes []instance.StateChange
+	for _, id := range u.ids {
+		if did, ok := r.did[id]; ok {
+			delete(r.did, id)
+			changes = append(changes, did)
+		}
+	}
+	if len(changes) == len(u.ids) && u.divisible() {
+		err = nil
+	}
+	r.give(u, changes, err)
+}
+
+func (r *round) refuseAll(group []unit, err *instance.Error) {
+	for _, u := range group {
+		r.refuse(u, err)
+	}
+}
+
+// dismiss refuses the units that want an instance which the failure names, and returns
+// the others.
+func (r *round) dismiss(group []unit, f *failure) (rest []unit) {
+	named := make(map[instance.ID]bool)
+	for _, id := range f.named {
+		named[id] = true
+	}
+	for _, u := range group {
+		hit := r.b.rules.blameAll
+		for _, id := range u.ids {
+			hit = hit || named[id]
+		}
+		if hit {
+			r.refuse(u, f.errorFor(u.ids))
+		} else {
+			rest = append(rest, u)
+		}
+	}
+	return rest
+}
+
+// dismissLate refuses the callers whose deadline comes before the buckets allow the next
+// call: with EC2's error if it throttled, else with that of its mirror.
+func (r *round) dismissLate(group []unit, wait time.Duration, f *failure) (rest []unit) {
+	now := time.Now()
+	for _, u := range group {
+		if u.deadline.IsZero() || !now.Add(wait).After(u.deadline) {
+			rest = append(rest, u)
+			continue
+		}
+		var err *instance.Error
+		if f != nil {
+			err = new(*f.err)
+			err.RetryAfter = wait
+		} else {
+			r.b.mu.Lock()
+			err = r.d.errLimit(now, wait)
+			r.b.mu.Unlock()
+		}
+		r.refuse(u, err)
+	}
+	return rest
+}
+
+// split divides a batch that is too large for EC2.
+func (r *round) split(ctx context.Context, group []unit, f *failure) {
+	if len(group) == 1 {
+		r.refuse(group[0], f.errorFor(group[0].ids))
+		return
+	}
+	r.b.mu.Lock()
+	if most := max(1, f.asked/2); most < r.d.most {
+		r.d.most = most
+		r.b.log.Info("EC2 takes fewer instances a call than was tried", "action", string(r.d.verb), "from_now_on", most)
+	}
+	r.b.mu.Unlock()
+	for len(group) > 0 {
+		n := r.fitting(group)
+		r.settle(ctx, group[:n])
+		group = group[n:]
+	}
+}
+
+// fitting returns how many units go into one call, at least one.
+func (r *round) fitting(group []unit) int {
+	r.b.mu.Lock()
+	most := r.d.most
+	r.b.mu.Unlock()
+	ids := make(map[instance.ID]struct{})
+	for n, u := range group {
+		for _, id := range u.ids {
+			ids[id] = struct{}{}
+		}
+		if len(ids) > most {
+			return max(1, n)
+		}
+	}
+	return len(group)
+}
+
+// reconsider is for a call of unknown outcome: it looks what became of it, and returns
+// the units that it did nothing for, to try again. Nobody can see whether a reboot took
+// place, and a second one would be another one.
+func (r *round) reconsider(ctx context.Context, group []unit, f *failure) []unit {
+	r.opens++
+	if r.kind.verb == instance.VerbReboot || r.opens == mostOpen {
+		r.refuseAll(group, f.unknownOutcome())
+		return nil
+	}
+	group = r.look(ctx, group, f)
+	if len(group) > 0 && !pause(ctx, jitter(firstPause<<(r.opens-1))) {
+		r.refuseAll(group, f.unknownOutcome())
+		return nil
+	}
+	return group
+}
+
+// look describes the instances after a call that failed, and may have changed some all
+// the same. Units of which everything was changed have their answer; the others are
+// returned. When EC2 does not say, nobody can be told what happened.
+func (r *round) look(ctx context.Context, group []unit, f *failure) (rest []unit) {
+	if _, ok := r.see(ctx, group, f); !ok {
+		return nil
+	}
+	return r.deliver(group)
+}
+
+// deliver answers the units of which failed calls changed everything, and returns the
+// others.
+func (r *round) deliver(group []unit) (rest []unit) {
+	lines := maps.Clone(r.did)
+	did := make(map[instance.ID]int)
+	for _, u := range group {
+		if slices.ContainsFunc(u.ids, func(id instance.ID) bool { _, ok := r.did[id]; return !ok && did[id] == 0 }) {
+			rest = append(rest, u)
+			continue
+		}
+		var changes []instance.StateChange
+		for _, id := range u.ids {
+			changes = append(changes, found(lines[id], did[id]))
+			did[id]++
+			delete(r.did, id)
+		}
+		r.give(u, changes, nil)
+	}
+	return rest
+}
+
+// see describes the instances of a group and notes what the last call did. If EC2 does
+// not say, it is false, and the group has its outcome.
+func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance.ID]*instance.Instance, bool) {
+	ids := distinct(group)
+	was := make(map[instance.ID]instance.State, len(ids))
+	for _, id := range ids {
+		was[id] = r.b.book.state(id)
+	}
+	seen, failed := r.b.look(ctx, ids)
+	if failed != nil {
+		err := f.unknownOutcome()
+		err.Cause = failed
+		r.refuseAll(group, err)
+		return nil, false
+	}
+	for _, id := range ids {
+		inst := seen[id]
+		if inst == nil {
+			continue
+		}
+		if _, known := r.did[id]; known {
+			continue
+		}
+		doubted, again := r.before[id]
+		switch {
+		case !done(r.kind.verb, inst.State):
+			if !again {
+				r.before[id] = doubt{state: inst.State, sent: r.sent}
+			}
+		case again:
+			delete(r.before, id)
+			r.did[id] = r.passed(id, doubted)
+		case r.b.book.changedBy(r.kind.verb, inst, r.sent):
+			r.did[id] = r.passed(id, doubt{state: was[id], sent: r.sent})
+		}
+	}
+	return seen, true
+}
+
+// rebooted returns the states of instances whose reboot EC2 accepted: running, or
+// terminated, of which a reboot is ignored.
+func (r *round) rebooted(ctx context.Context, ids []instance.ID) map[instance.ID]instance.StateChange {
+	states := make(map[instance.ID]instance.State, len(ids))
+	var ask []instance.ID
+	for _, id := range ids {
+		states[id] = instance.StateRunning
+		if r.b.book.state(id) != instance.StateRunning {
+			ask = append(ask, id)
+		}
+	}
+	if len(ask) > 0 {
+		// If EC2 does not say, it is what EC2 reboots.
+		seen, _ := r.b.look(ctx, ask)
+		for id, inst := range seen {
+			states[id] = inst.State
+		}
+	}
+	got := make(map[instance.ID]instance.StateChange, len(ids))
+	for id, state := range states {
+		got[id] = instance.StateChange{ID: id, Previous: state, Current: state, At: wall(r.sent)}
+	}
+	return got
+}

@@ -1,0 +1,206 @@
+package ec2
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// pool is what instances compete for: EC2's capacity and quotas are by type and
+// Availability Zone, and apart for Spot Instances and other tenancies.
+type pool struct{ kind, zone, lifecycle, tenancy string }
+
+// need is how many instances of each pool a unit, or several, would start.
+type need map[pool]int
+
+// size is how many instances that is.
+func (n need) size() (sum int) {
+	for _, count := range n {
+		sum += count
+	}
+	return sum
+}
+
+// covers reports whether n is at least as much as o in every pool.
+func (n need) covers(o need) bool {
+	for p, count := range o {
+		if n[p] < count {
+			return false
+		}
+	}
+	return true
+}
+
+// tight is a need for which there was no room, when nothing of it was started. There is
+// none then for any need that covers it.
+type tight struct {
+	need
+	f *failure
+}
+
+// supply finds out, of units for which there is no room together, for which there is.
+type supply struct {
+	r *round
+	// pools says where each instance is, and idle which of them a start would start.
+	pools map[instance.ID]pool
+	idle  map[instance.ID]bool
+	tight []tight
+}
+
+// provide starts as much of a group as there is room for, after EC2 had not enough for
+// all of it. Those who want instances of the same pools are tried together.
+func (r *round) provide(ctx context.Context, group []unit, f *failure) {
+	s := &supply{r: r, pools: make(map[instance.ID]pool), idle: make(map[instance.ID]bool)}
+	group, ok := s.learn(ctx, group, f)
+	if !ok {
+		return
+	}
+	for _, pile := range s.piles(group) {
+		s.start(ctx, pile)
+	}
+}
+
+// learn looks at what a call that failed has started. It returns the units that are not
+// answered by that. If nothing was started, nothing like it is tried again.
+func (s *supply) learn(ctx context.Context, group []unit, f *failure) (rest []unit, ok bool) {
+	wanted := s.need(group)
+	seen, ok := s.r.see(ctx, group, f)
+	if !ok {
+		return nil, false
+	}
+	for id, inst := range seen {
+		s.pools[id] = pool{inst.Type, inst.AvailabilityZone, inst.Lifecycle, inst.Tenancy}
+		s.idle[id] = inst.State == instance.StateStopped
+	}
+	if left := s.need(group); len(wanted) == 0 || maps.Equal(wanted, left) {
+		if len(left) > 0 && len(s.r.did) == 0 {
+			s.tight = append(s.tight, tight{left, f})
+		}
+	}
+	return s.r.deliver(group), true
+}
+
+// need is what units would start, an instance that several want counted once.
+func (s *supply) need(group []unit) need {
+	n := make(need)
+	for _, id := range distinct(group) {
+		if s.idle[id] {
+			n[s.pools[id]]++
+		}
+	}
+	return n
+}
+
+// piles parts units by the pools that they draw on, in the order of the first of each.
+func (s *supply) piles(group []unit) [][]unit {
+	var order []string
+	piles := make(map[string][]unit)
+	for _, u := range group {
+		var names []string
+		for p := range s.need([]unit{u}) {
+			names = append(names, strings.Join([]string{p.kind, p.zone, p.lifecycle, p.tenancy}, " "))
+		}
+		slices.Sort(names)
+		key := strings.Join(names, ",")
+		if piles[key] == nil {
+			order = append(order, key)
+		}
+		piles[key] = append(piles[key], u)
+	}
+	list := make([][]unit, len(order))
+	for i, key := range order {
+		list[i] = piles[key]
+	}
+	return list
+}
+
+// start starts as many of a pile as there is room for, in about as many calls as it
+// takes to find a number by halving.
+func (s *supply) start(ctx context.Context, queue []unit) {
+	for {
+		if queue = s.refuseHopeless(s.r.b.present(queue)); len(queue) == 0 {
+			return
+		}
+		n := s.prefix(queue)
+		part, others := queue[:n], queue[n:]
+		wanted := s.need(part)
+		rest, f := s.r.attempt(ctx, part)
+		switch {
+		case f == nil:
+			s.used(wanted)
+			for _, id := range distinct(part) {
+				s.idle[id] = false
+			}
+		case f.reaction == noRoom:
+			left, ok := s.learn(ctx, rest, f)
+			if !ok {
+				rest = nil
+				break
+			}
+			if rest = left; len(rest) == 1 || len(s.need(rest)) == 0 {
+				// Nothing smaller can be tried.
+				for _, u := range rest {
+					s.r.refuse(u, f.errorFor(u.ids))
+				}
+				rest = nil
+			}
+		default:
+			rest = s.r.bisect(ctx, rest, f)
+		}
+		queue = append(slices.Clone(rest), others...)
+	}
+}
+
+// refuseHopeless refuses the units for which there is known to be no room.
+func (s *supply) refuseHopeless(queue []unit) (rest []unit) {
+	for _, u := range queue {
+		wanted := s.need([]unit{u})
+		i := slices.IndexFunc(s.tight, func(t tight) bool { return wanted.covers(t.need) })
+		if i < 0 {
+			rest = append(rest, u)
+			continue
+		}
+		s.r.refuse(u, s.tight[i].f.errorFor(u.ids))
+	}
+	return rest
+}
+
+// prefix returns how many units to try together: all of them, or half of what there is
+// known to be no room for.
+func (s *supply) prefix(queue []unit) int {
+	least := 0
+	total := s.need(queue)
+	for _, t := range s.tight {
+		if size := t.size(); total.covers(t.need) && (least == 0 || size < least) {
+			least = size
+		}
+	}
+	if least == 0 {
+		return len(queue)
+	}
+	n := 1
+	for n < len(queue) && s.need(queue[:n+1]).size() <= max(1, least/2) {
+		n++
+	}
+	return n
+}
+
+// used says that there was room: there is that much less now.
+func (s *supply) used(n need) {
+	var still []tight
+	for _, t := range s.tight {
+		less := maps.Clone(t.need)
+		for p, count := range n {
+			if less[p] -= count; less[p] <= 0 {
+				delete(less, p)
+			}
+		}
+		if len(less) > 0 {
+			still = append(still, tight{less, t.f})
+		}
+	}
+	s.tight = still
+}

@@ -1,0 +1,281 @@
+package ec2
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+const (
+	// mostOpen is how often the outcome of a batch may be unknown before its callers are
+	// told so.
+	mostOpen = 4
+	// firstPause is how long a round waits before it repeats a call that came to nothing;
+	// it doubles.
+	firstPause = 100 * time.Millisecond
+)
+
+// round is a batch on its way: the calls that it takes until every caller has an outcome.
+type round struct {
+	b    *Backend
+	d    *desk
+	kind kind
+	// paid is true while the tokens of the next call are taken already.
+	paid bool
+	// held are the instances that this round keeps busy.
+	held []instance.ID
+	// sent is when the last call went out.
+	sent time.Time
+	// did are changes that a call made although it failed, which no caller was told of.
+	did map[instance.ID]instance.StateChange
+	// before are the instances that a failed call had not changed, as far as could be
+	// seen.
+	before map[instance.ID]doubt
+	opens  int // calls of unknown outcome
+	// answered counts the units that have an answer, not an error.
+	answered int
+}
+
+// doubt is what was seen of an instance after a call that may have changed it.
+type doubt struct {
+	state instance.State
+	sent  time.Time
+}
+
+// settle gives every unit its outcome.
+func (r *round) settle(ctx context.Context, group []unit) {
+	for len(group) > 0 {
+		rest, f := r.attempt(ctx, group)
+		switch {
+		case f == nil:
+			return
+		case f.reaction == noRoom:
+			r.provide(ctx, rest, f)
+			return
+		}
+		group = r.bisect(ctx, rest, f)
+	}
+}
+
+// attempt makes calls until what is left of the group is answered, or is refused for a
+// reason that names nobody: that is returned.
+func (r *round) attempt(ctx context.Context, group []unit) (rest []unit, f *failure) {
+	for {
+		var got map[instance.ID]instance.StateChange
+		group, got, f = r.call(ctx, group)
+		if len(group) == 0 {
+			return nil, nil
+		}
+		if f == nil {
+			r.answer(group, got)
+			return nil, nil
+		}
+		switch f.reaction {
+		case refuse, partly:
+			if f.reaction == partly {
+				group = r.look(ctx, group, f)
+			}
+			if len(f.named) == 0 && !r.b.rules.blameAll {
+				return group, f
+			}
+			group = r.dismiss(group, f)
+		case noRoom:
+			return group, f
+		case open:
+			group = r.reconsider(ctx, group, f)
+		case fewer:
+			r.split(ctx, group, f)
+			return nil, nil
+		case everyone, later:
+			for _, u := range group {
+				r.refuse(u, f.errorFor(u.ids))
+			}
+			return nil, nil
+		}
+	}
+}
+
+// call makes one call, and the same again for as long as EC2 throttles. It returns those
+// of the group that are still there, whom the answer or the failure concerns.
+func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID]instance.StateChange, *failure) {
+	var f *failure
+	for throttles := 0; ; throttles++ {
+		group = r.b.present(group)
+		ids := distinct(group)
+		if len(ids) == 0 {
+			return nil, nil, nil
+		}
+		if wait := r.pay(len(ids)); wait > 0 {
+			r.release()
+			group = r.dismissLate(group, wait, f)
+			if !pause(ctx, wait) {
+				r.refuseAll(group, errClosing())
+				return nil, nil, nil
+			}
+			group = r.b.present(group)
+			left := distinct(group)
+			r.refund(len(ids) - len(left))
+			if ids = left; len(ids) == 0 {
+				return nil, nil, nil
+			}
+		}
+		if !r.hold(ids) {
+			r.refuseAll(group, errClosing())
+			return nil, nil, nil
+		}
+		r.sent = time.Now()
+		var got map[instance.ID]instance.StateChange
+		got, f = r.b.client.mutate(ctx, r.kind, ids)
+		switch {
+		case f == nil && r.kind.verb == instance.VerbReboot && r.kind.dryRun == 0:
+			got = r.rebooted(ctx, ids)
+		case f == nil && r.kind.dryRun != 0:
+			f = &failure{reaction: everyone, err: &instance.Error{Kind: instance.KindInternal, Message: "EC2 did not answer a dry run with an error"}}
+		case f == nil && !answersAll(got, ids):
+			f = &failure{reaction: open, err: &instance.Error{Kind: instance.KindUnavailable, Reason: reasonLost, Message: "EC2's answer is not complete"}}
+		}
+		if f == nil {
+			return group, got, nil
+		}
+		if f.reaction != open {
+			r.refund(len(ids))
+		}
+		if f.reaction != later {
+			return group, nil, r.adjust(f, len(ids))
+		}
+		r.blame(throttles, len(ids))
+	}
+}
+
+// adjust says what a failure means for a call of this kind.
+func (r *round) adjust(f *failure, asked int) *failure {
+	switch {
+	case r.kind.dryRun != 0:
+		// It changes nothing, and is for one caller.
+		f.reaction = everyone
+	case r.kind.verb == instance.VerbTerminate && f.err.Code == instance.CodeOperationNotPermitted && asked > 1:
+		// EC2 spares the Availability Zones of protected instances only.
+		f.reaction = partly
+	case f.reaction == noRoom && r.kind.verb != instance.VerbStart:
+		f.reaction = refuse
+	}
+	return f
+}
+
+func answersAll(got map[instance.ID]instance.StateChange, ids []instance.ID) bool {
+	return !slices.ContainsFunc(ids, func(id instance.ID) bool {
+		_, ok := got[id]
+		return !ok
+	})
+}
+
+// pay takes the tokens of a call and returns when they will have been there.
+func (r *round) pay(n int) time.Duration {
+	if r.paid {
+		r.paid = false
+		return 0
+	}
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	now := time.Now()
+	wait := r.d.requests.take(now, 1)
+	if r.d.instances != nil && r.kind.dryRun == 0 {
+		wait = max(wait, r.d.instances.take(now, float64(n)))
+	}
+	return wait
+}
+
+// refund gives the tokens of instances back that EC2 has not used.
+func (r *round) refund(n int) {
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	if r.d.instances != nil && r.kind.dryRun == 0 {
+		r.d.instances.give(float64(n))
+	}
+}
+
+// blame corrects a bucket after EC2 throttled a call for n instances. EC2 does not say
+// which of its two buckets was empty: first it was that of requests, then by turns; and
+// that of instances is short of ever more.
+func (r *round) blame(throttles, n int) {
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	now := time.Now()
+	if throttles%2 == 0 || r.d.instances == nil || r.kind.dryRun != 0 {
+		r.d.requests.disagree(now, 1, 1)
+		return
+	}
+	short := min(float64(n), float64(uint64(1)<<min(throttles/2, 20)))
+	r.d.instances.disagree(now, float64(n), short)
+}
+
+// hold keeps the instances busy, once no other round does. It is false when the backend
+// is closing.
+func (r *round) hold(ids []instance.ID) bool {
+	if r.kind.dryRun != 0 {
+		return true
+	}
+	b := r.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	taken := func(id instance.ID) bool { return b.busy[id] != nil && b.busy[id] != r }
+	for slices.ContainsFunc(ids, taken) && !b.closed {
+		b.freed.Wait()
+	}
+	if b.closed {
+		return false
+	}
+	for _, id := range ids {
+		if b.busy[id] == nil {
+			b.busy[id] = r
+			r.held = append(r.held, id)
+		}
+	}
+	return true
+}
+
+// release lets others change the instances of the round.
+func (r *round) release() {
+	b := r.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(r.held) == 0 {
+		return
+	}
+	for _, id := range r.held {
+		delete(b.busy, id)
+	}
+	r.held = nil
+	b.freed.Broadcast()
+	for _, d := range b.desks {
+		b.pump(d)
+	}
+}
+
+// present leaves out the units of callers who have gone.
+func (b *Backend) present(group []unit) []unit {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(group), func(u unit) bool { return u.gone })
+}
+
+// pause waits; it is false when ctx is done first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// jitter draws a pause around d, so that those who failed together do not come back
+// together.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d) //nolint:gosec // nothing secret
+}

@@ -1,0 +1,66 @@
+package ec2
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+var (
+	// idForm finds ids in EC2's texts: bare, quoted, in lists, at the end of an ARN.
+	idForm = regexp.MustCompile(`\bi-(?:[0-9a-f]{17}|[0-9a-f]{8})\b`)
+	// listForm finds lists of ids.
+	listForm = regexp.MustCompile(`\bi-[0-9a-f]+(?:, ?i-[0-9a-f]+)+\b`)
+	// countForm finds how many instances a call asked for, in the text of a quota.
+	countForm = regexp.MustCompile(`(more instances \()\d+(\))`)
+)
+
+// namedIn returns those of the ids of a call that a text names, in the order of the text.
+func namedIn(text string, asked []instance.ID) []instance.ID {
+	var named []instance.ID
+	for _, s := range idForm.FindAllString(text, -1) {
+		if id := instance.ID(s); slices.Contains(asked, id) && !slices.Contains(named, id) {
+			named = append(named, id)
+		}
+	}
+	return named
+}
+
+// notFoundText is EC2's text for instances that do not exist.
+func notFoundText(ids []instance.ID) string {
+	if len(ids) == 1 {
+		return fmt.Sprintf("The instance ID '%s' does not exist", ids[0])
+	}
+	return fmt.Sprintf("The instance IDs '%s' do not exist", joinIDs(ids))
+}
+
+// textFor returns the text that a caller would have got for its own instances: own are
+// those that it wants of the ones that the text names.
+func textFor(code, text string, named, own []instance.ID) string {
+	switch {
+	case len(own) == 0 || slices.Equal(named, own):
+		return text
+	case code == instance.CodeNotFound:
+		return notFoundText(own)
+	case len(named) == 1:
+		return strings.ReplaceAll(text, string(named[0]), string(own[0]))
+	}
+	return listForm.ReplaceAllLiteralString(text, joinIDs(own))
+}
+
+// textForCount returns the text of a quota as a call for n instances would have got it.
+func textForCount(text string, n int) string {
+	return countForm.ReplaceAllString(text, "${1}"+strconv.Itoa(n)+"${2}")
+}
+
+func joinIDs(ids []instance.ID) string {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = string(id)
+	}
+	return strings.Join(names, ", ")
+}
