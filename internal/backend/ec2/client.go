@@ -147,8 +147,14 @@ const (
 
 // page is one page of what EC2 describes.
 type page struct {
-	instances []*instance.Instance
+	instances []sight
 	next      string
+}
+
+// sight is an instance, and what it competes for when it starts.
+type sight struct {
+	*instance.Instance
+	pool pool
 }
 
 // describe returns a page of the instances that pass the filters.
@@ -170,7 +176,7 @@ func (c *client) describe(ctx context.Context, filters []types.Filter, size int,
 			if err != nil {
 				return page{}, c.fail(actionDescribe, err, nil)
 			}
-			p.instances = append(p.instances, inst)
+			p.instances = append(p.instances, sight{inst, poolOf(&out.Reservations[i].Instances[j])})
 		}
 	}
 	return p, nil

@@ -35,14 +35,14 @@ func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (i
 	}
 	if query.All {
 		p, err := b.read(ctx, nil, query.PageSize, token)
-		return instance.DescribePage{Instances: p.instances, NextPageToken: p.next}, err
+		return instance.DescribePage{Instances: p.plain(), NextPageToken: p.next}, err
 	}
 	ids := query.IDs[from:min(len(query.IDs), from+b.span(query.PageSize))]
 	p, err := b.read(ctx, ids, query.PageSize, token)
 	if err != nil {
 		return instance.DescribePage{}, err
 	}
-	answer := instance.DescribePage{Instances: p.instances}
+	answer := instance.DescribePage{Instances: p.plain()}
 	switch next := from + len(ids); {
 	case p.next != "":
 		answer.NextPageToken = pageToken(from, p.next)
@@ -54,6 +54,15 @@ func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (i
 
 func errQuery(code, message string) error {
 	return &instance.Error{Kind: instance.KindInvalid, Code: code, Message: message}
+}
+
+// plain returns the instances alone.
+func (p page) plain() []*instance.Instance {
+	list := make([]*instance.Instance, len(p.instances))
+	for i := range p.instances {
+		list[i] = p.instances[i].Instance
+	}
+	return list
 }
 
 // span is how many ids one call asks for.
@@ -80,8 +89,8 @@ func (b *Backend) parseToken(query instance.DescribeQuery) (from int, token stri
 
 // look describes instances for a round, whoever manages them; those that do not exist are
 // left out.
-func (b *Backend) look(ctx context.Context, ids []instance.ID) (map[instance.ID]*instance.Instance, error) {
-	found := make(map[instance.ID]*instance.Instance, len(ids))
+func (b *Backend) look(ctx context.Context, ids []instance.ID) (map[instance.ID]sight, error) {
+	found := make(map[instance.ID]sight, len(ids))
 	for part := range slices.Chunk(ids, b.span(0)) {
 		for token := ""; ; {
 			p, err := b.read(ctx, part, 0, token)
@@ -173,7 +182,7 @@ func (b *Backend) noteRead(p page, ids []instance.ID, token string, asked time.T
 		return
 	}
 	for _, id := range ids {
-		if !slices.ContainsFunc(p.instances, func(inst *instance.Instance) bool { return inst.ID == id }) {
+		if !slices.ContainsFunc(p.instances, func(s sight) bool { return s.ID == id }) {
 			b.book.forget(id)
 			b.known.drop(id)
 		}

@@ -1,6 +1,7 @@
 package ec2
 
 import (
+	"cmp"
 	"bytes"
 	"context"
 	"encoding/xml"
@@ -263,6 +264,7 @@ func each(cmd instance.Command) instance.Command {
 // otherwise. Instances start once.
 type fleet struct {
 	refuse func(call) (reply, bool)
+	types  map[instance.ID]string // t3.micro where there is none
 
 	mu      sync.Mutex
 	started map[instance.ID]time.Time
@@ -280,7 +282,7 @@ func (f *fleet) answer(_ context.Context, c call) (reply, error) {
 	case "DescribeInstances":
 		var list []*instance.Instance
 		for _, id := range c.ids {
-			inst := &instance.Instance{ID: id, State: instance.StateStopped, Type: "t3.micro", AvailabilityZone: "us-east-1a", RootDeviceType: "ebs", Tenancy: "default"}
+			inst := &instance.Instance{ID: id, State: instance.StateStopped, Type: cmp.Or(f.types[id], "t3.micro"), AvailabilityZone: "us-east-1a", RootDeviceType: "ebs", Tenancy: "default"}
 			if at, ok := f.started[id]; ok {
 				inst.State, inst.LaunchTime = instance.StatePending, at
 			}

@@ -65,5 +65,5 @@ func (b *Backend) strangers(ctx context.Context, ids []instance.ID) ([]instance.
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(ask, func(id instance.ID) bool { return found[id] != nil }), nil
+	return slices.DeleteFunc(ask, func(id instance.ID) bool { return found[id].Instance != nil }), nil
 }

@@ -225,7 +225,7 @@ func (r *round) deliver(group []unit) (rest []unit) {
 
 // see describes the instances of a group and notes what the last call did. If EC2 does
 // not say, it is false, and the group has its outcome.
-func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance.ID]*instance.Instance, bool) {
+func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance.ID]sight, bool) {
 	ids := distinct(group)
 	was := make(map[instance.ID]instance.State, len(ids))
 	for _, id := range ids {
@@ -239,8 +239,8 @@ func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance
 		return nil, false
 	}
 	for _, id := range ids {
-		inst := seen[id]
-		if inst == nil {
+		inst, found := seen[id]
+		if !found {
 			continue
 		}
 		if _, known := r.did[id]; known {
@@ -255,7 +255,7 @@ func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance
 		case again:
 			delete(r.before, id)
 			r.did[id] = r.passed(id, doubted)
-		case r.b.book.changedBy(r.kind.verb, inst, r.sent):
+		case r.b.book.changedBy(r.kind.verb, inst.Instance, r.sent):
 			r.did[id] = r.passed(id, doubt{state: was[id], sent: r.sent})
 		}
 	}

@@ -2,16 +2,34 @@ package ec2
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/instanced/instanced/internal/instance"
 )
 
 // pool is what instances compete for: EC2's capacity and quotas are by type and
-// Availability Zone, and apart for Spot Instances and other tenancies.
-type pool struct{ kind, zone, lifecycle, tenancy string }
+// Availability Zone, and apart for Spot Instances, Dedicated Hosts, placement groups and
+// reservations.
+type pool struct{ kind, zone, lifecycle, tenancy, host, group, reservation string }
+
+func poolOf(i *types.Instance) pool {
+	p := pool{
+		kind:        string(i.InstanceType),
+		lifecycle:   string(i.InstanceLifecycle),
+		reservation: aws.ToString(i.CapacityReservationId),
+	}
+	if at := i.Placement; at != nil {
+		p.zone, p.tenancy = aws.ToString(at.AvailabilityZone), string(at.Tenancy)
+		p.host, p.group = aws.ToString(at.HostId), aws.ToString(at.GroupName)
+	}
+	return p
+}
 
 // need is how many instances of each pool a unit, or several, would start.
 type need map[pool]int
@@ -72,7 +90,7 @@ func (s *supply) learn(ctx context.Context, group []unit, f *failure) (rest []un
 		return nil, false
 	}
 	for id, inst := range seen {
-		s.pools[id] = pool{inst.Type, inst.AvailabilityZone, inst.Lifecycle, inst.Tenancy}
+		s.pools[id] = inst.pool
 		s.idle[id] = inst.State == instance.StateStopped
 	}
 	if left := s.need(group); len(wanted) == 0 || maps.Equal(wanted, left) {
@@ -101,7 +119,7 @@ func (s *supply) piles(group []unit) [][]unit {
 	for _, u := range group {
 		var names []string
 		for p := range s.need([]unit{u}) {
-			names = append(names, strings.Join([]string{p.kind, p.zone, p.lifecycle, p.tenancy}, " "))
+			names = append(names, fmt.Sprintf("%q", p))
 		}
 		slices.Sort(names)
 		key := strings.Join(names, ",")

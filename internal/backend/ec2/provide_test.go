@@ -1,0 +1,232 @@
+package ec2
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+const noCapacity = "We currently do not have sufficient t3.micro capacity in the Availability Zone you requested (us-east-1a)."
+
+// crowded is a fleet with room for so many starts.
+func crowded(room int, inPart bool) *fleet {
+	f := &fleet{}
+	f.refuse = func(c call) (reply, bool) {
+		if c.action != "StartInstances" {
+			return reply{}, false
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		left := room - len(f.started)
+		idle := slices.DeleteFunc(slices.Clone(c.ids), func(id instance.ID) bool { _, on := f.started[id]; return on })
+		if len(idle) <= left {
+			return reply{}, false
+		}
+		if inPart {
+			f.startLocked(idle[:left])
+		}
+		return refusal(500, "InsufficientInstanceCapacity", noCapacity), true
+	}
+	return f
+}
+
+func TestALackOfCapacityIsFoundByHalving(t *testing.T) {
+	for _, room := range []int{0, 1, 7, 64, 127, 199} {
+		for _, inPart := range []bool{false, true} {
+			bubble(t, fmt.Sprintf("room for %d of 200, in part %v", room, inPart), func(t *testing.T) {
+				f := crowded(room, inPart)
+				e := &endpoint{answer: f.answer, latency: always(time.Millisecond)}
+				b := connect(t, e)
+				var cmds []instance.Command
+				for i := range 200 {
+					cmds = append(cmds, start(id(i)))
+				}
+				starting := 0
+				for _, o := range execute(t.Context(), b, cmds...) {
+					if o.err == nil {
+						starting++
+						if c := o.result.Changes[0]; c.Previous != instance.StateStopped || c.Current != instance.StatePending {
+							t.Errorf("change is %+v", c)
+						}
+						continue
+					}
+					if e := o.refusedAs(t); e.Kind != instance.KindExhausted || e.Code != instance.CodeInsufficientCapacity || e.Message != noCapacity {
+						t.Errorf("refused with %v", e)
+					}
+				}
+				if starting != room || len(f.started) != room {
+					t.Errorf("%d callers were answered, %d instances started; want %d", starting, len(f.started), room)
+				}
+				if calls := len(e.of(instance.VerbStart)); calls > 14 {
+					t.Errorf("%d calls", calls)
+				}
+			})
+		}
+	}
+}
+
+func TestAWholeCallThatCapacityCutsShortSaysWhatStarts(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		f := crowded(2, true)
+		b := connect(t, &endpoint{answer: f.answer, latency: always(time.Millisecond)})
+		o := execute(t.Context(), b, start(ids(0, 3)...))[0]
+		if e := o.refusedAs(t); e.Code != instance.CodeInsufficientCapacity {
+			t.Errorf("error is %v", e)
+		}
+		if len(o.result.Changes) != 2 || o.result.Changes[0].ID != id(0) || o.result.Changes[0].Previous != instance.StateStopped {
+			t.Errorf("changes are %+v", o.result.Changes)
+		}
+	})
+}
+
+func TestCapacityIsTriedByTypeAndZone(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		f := &fleet{types: map[instance.ID]string{}}
+		var cmds []instance.Command
+		for i := range 100 {
+			if i%2 == 0 {
+				f.types[id(i)] = "p4d.24xlarge"
+			}
+			cmds = append(cmds, start(id(i)))
+		}
+		cmds = append(cmds, start(id(2), id(3)), each(start(id(4), id(5))))
+		f.refuse = func(c call) (reply, bool) {
+			return refusal(500, "InsufficientInstanceCapacity", "No room for p4d.24xlarge."),
+				c.action == "StartInstances" && slices.ContainsFunc(c.ids, func(id instance.ID) bool { return f.types[id] != "" })
+		}
+		e := &endpoint{answer: f.answer, latency: always(time.Millisecond)}
+		outcomes := execute(t.Context(), connect(t, e), cmds...)
+		for i, o := range outcomes[:100] {
+			if (o.err != nil) != (i%2 == 0) {
+				t.Errorf("caller %d got %+v", i, o)
+			}
+		}
+		if o := outcomes[100]; o.err == nil {
+			t.Errorf("a whole call over both pools got %+v", o)
+		}
+		if o := outcomes[101]; o.err != nil || len(o.result.Changes) != 1 || len(o.result.Failures) != 1 {
+			t.Errorf("a per-instance call over both pools got %+v", o)
+		}
+		if calls := len(e.of(instance.VerbStart)); calls > 12 {
+			t.Errorf("%d calls", calls)
+		}
+	})
+}
+
+// TestOutcomesThatNobodyToldAreLookedUp loses the answer to a call that was carried out,
+// or not.
+func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
+	type loss struct {
+		name  string
+		reply reply
+		err   error
+	}
+	losses := []loss{
+		{"connection reset", reply{}, errLost},
+		{"500", refusal(500, "InternalError", "An internal error has occurred"), nil},
+		{"503", refusal(503, "Unavailable", "The server is overloaded and can't handle the request."), nil},
+		{"no XML", reply{200, "<html>"}, nil},
+		{"502 of a proxy", reply{502, "<html>Bad Gateway</html>"}, nil},
+	}
+	for _, l := range losses {
+		for _, done := range []bool{false, true} {
+			bubble(t, fmt.Sprintf("%s, carried out %v", l.name, done), func(t *testing.T) {
+				f := &fleet{}
+				lost := false
+				e := &endpoint{latency: always(time.Millisecond), answer: func(ctx context.Context, c call) (reply, error) {
+					if c.action == "StartInstances" && len(c.ids) > 1 && !lost {
+						lost = true
+						if done {
+							f.start(c.ids)
+						}
+						return l.reply, l.err
+					}
+					return f.answer(ctx, c)
+				}}
+				outcomes := execute(t.Context(), connect(t, e), start(id(9)), start(id(1)), start(id(1)), start(id(2), id(3)))
+				for n, o := range outcomes {
+					want := instance.StateStopped
+					if n == 2 {
+						want = instance.StatePending
+					}
+					if o.err != nil || o.result.Changes[0].Previous != want || o.result.Changes[0].Current != instance.StatePending {
+						t.Errorf("caller %d got %+v", n, o)
+					}
+				}
+				want := 3
+				if done {
+					want = 2
+				}
+				if calls := len(e.of(instance.VerbStart)); calls != want {
+					t.Errorf("%d calls, want %d", calls, want)
+				}
+			})
+		}
+	}
+	bubble(t, "what another caller was told of is not taken for one's own", func(t *testing.T) {
+		f := &fleet{}
+		e := &endpoint{}
+		lose := false
+		e.answer = func(ctx context.Context, c call) (reply, error) {
+			if lose && c.action == "StartInstances" {
+				lose = false
+				return reply{}, errLost
+			}
+			return f.answer(ctx, c)
+		}
+		b := connect(t, e)
+		if o := execute(t.Context(), b, start(id(1)))[0]; o.err != nil {
+			t.Fatal(o.err)
+		}
+		time.Sleep(10 * time.Millisecond)
+		lose = true
+		if o := execute(t.Context(), b, start(id(1)))[0]; o.err != nil || o.result.Changes[0].Previous != instance.StatePending {
+			t.Errorf("the second caller got %+v", o)
+		}
+	})
+	bubble(t, "EC2 that never says is given up, and the callers are told that nobody knows", func(t *testing.T) {
+		f := &fleet{refuse: func(c call) (reply, bool) {
+			return refusal(500, "InternalError", "An internal error has occurred"), c.action == "StartInstances"
+		}}
+		e := &endpoint{answer: f.answer}
+		o := execute(t.Context(), connect(t, e), start(id(1)))[0]
+		if e := o.refusedAs(t); e.Kind != instance.KindUnavailable || !e.OutcomeUnknown || e.Message != "An internal error has occurred" {
+			t.Errorf("error is %+v", e)
+		}
+		if calls := len(e.of(instance.VerbStart)); calls != mostOpen {
+			t.Errorf("%d calls", calls)
+		}
+	})
+	bubble(t, "a reboot is not repeated", func(t *testing.T) {
+		e := &endpoint{answer: func(context.Context, call) (reply, error) { return reply{}, errLost }}
+		o := execute(t.Context(), connect(t, e), instance.Command{Verb: instance.VerbReboot, IDs: ids(1, 2)})[0]
+		if e := o.refusedAs(t); !e.OutcomeUnknown {
+			t.Errorf("error is %+v", e)
+		}
+		if calls := len(e.of(instance.VerbReboot)); calls != 1 {
+			t.Errorf("%d calls", calls)
+		}
+	})
+	bubble(t, "a call that takes too long", func(t *testing.T) {
+		f := &fleet{}
+		e := &endpoint{answer: f.answer}
+		e.latency = func(c call) time.Duration {
+			if c.action == "StartInstances" && len(e.of(instance.VerbStart)) == 1 {
+				return time.Hour
+			}
+			return 0
+		}
+		b := connect(t, e, func(c *Config) { c.CallTimeout = 3 * time.Second })
+		began := time.Now()
+		if o := execute(t.Context(), b, start(id(1)))[0]; o.err != nil {
+			t.Errorf("outcome is %+v", o)
+		}
+		if took := time.Since(began); took < 3*time.Second || took > 4*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
