@@ -1,0 +1,168 @@
+package ec2
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+const (
+	// mostRemembered is how many events are remembered that were recorded, at least: a
+	// message of one of them is deleted when it comes again.
+	mostRemembered = 10_000
+	// cleanUp is how long deleting may take when the notices end.
+	cleanUp = 5 * time.Second
+)
+
+// inbox holds the messages that were received, until what they say is recorded.
+type inbox struct {
+	b       *Backend
+	closing chan struct{} // closed when no more messages come
+	wake    chan struct{} // has room for one signal: there is something to delete
+
+	mu sync.Mutex
+	// waiting are the receipts of messages by the event that they tell of, which is not
+	// recorded yet. EventBridge and SQS may each deliver one twice.
+	waiting map[string][]string
+	// recorded and older are the events that were recorded lately.
+	recorded, older map[string]struct{}
+	// done are receipts of messages to delete.
+	done []string
+}
+
+func newInbox(b *Backend) *inbox {
+	return &inbox{
+		b:        b,
+		closing:  make(chan struct{}),
+		wake:     make(chan struct{}, 1),
+		waiting:  make(map[string][]string),
+		recorded: make(map[string]struct{}),
+	}
+}
+
+// open returns the notice in a message, unless it is of an event that was received before.
+func (box *inbox) open(m types.Message) (notice instance.Notice, news bool) {
+	receipt := aws.ToString(m.ReceiptHandle)
+	event, notice, err := readMessage(aws.ToString(m.Body))
+	if err != nil {
+		box.b.log.Warn("a message in the queue cannot be read and is left for the dead-letter queue",
+			"message_id", aws.ToString(m.MessageId), "error", err)
+		return instance.Notice{}, false
+	}
+	box.mu.Lock()
+	defer box.mu.Unlock()
+	if box.knows(event) {
+		box.discard(receipt)
+		return instance.Notice{}, false
+	}
+	receipts, again := box.waiting[event]
+	box.waiting[event] = append(receipts, receipt)
+	notice.Ack = func() { box.acknowledge(event) }
+	return notice, !again
+}
+
+// acknowledge deletes the messages of an event, once.
+func (box *inbox) acknowledge(event string) {
+	box.mu.Lock()
+	defer box.mu.Unlock()
+	receipts, waiting := box.waiting[event]
+	if !waiting {
+		return
+	}
+	delete(box.waiting, event)
+	if len(box.recorded) == mostRemembered {
+		box.older, box.recorded = box.recorded, make(map[string]struct{})
+	}
+	box.recorded[event] = struct{}{}
+	box.discard(receipts...)
+}
+
+func (box *inbox) knows(event string) bool {
+	_, recent := box.recorded[event]
+	_, old := box.older[event]
+	return recent || old
+}
+
+// discard asks for messages to be deleted. The caller holds the lock.
+func (box *inbox) discard(receipts ...string) {
+	box.done = append(box.done, receipts...)
+	select {
+	case box.wake <- struct{}{}:
+	default:
+	}
+}
+
+// keep deletes messages whose events are recorded, and keeps the others from being
+// delivered to somebody else, until the inbox closes.
+func (box *inbox) keep() {
+	renew := time.NewTicker(visibility / 3)
+	defer renew.Stop()
+	for {
+		select {
+		case <-box.wake:
+			box.delete()
+		case <-renew.C:
+			box.renew()
+		case <-box.closing:
+			box.delete()
+			return
+		}
+	}
+}
+
+// delete deletes what is to be deleted. What fails comes again, and is known then.
+func (box *inbox) delete() {
+	box.mu.Lock()
+	receipts := box.done
+	box.done = nil
+	box.mu.Unlock()
+	box.batches(receipts, func(ctx context.Context, part []string) error {
+		entries := make([]types.DeleteMessageBatchRequestEntry, len(part))
+		for i := range part {
+			entries[i] = types.DeleteMessageBatchRequestEntry{Id: new(strconv.Itoa(i)), ReceiptHandle: &part[i]}
+		}
+		_, err := box.b.queue.DeleteMessageBatch(ctx, &sqs.DeleteMessageBatchInput{QueueUrl: &box.b.cfg.QueueURL, Entries: entries})
+		return err
+	})
+}
+
+// renew asks SQS to go on hiding what is not recorded yet.
+func (box *inbox) renew() {
+	box.mu.Lock()
+	var receipts []string
+	for _, list := range box.waiting {
+		receipts = append(receipts, list...)
+	}
+	box.mu.Unlock()
+	box.batches(receipts, func(ctx context.Context, part []string) error {
+		entries := make([]types.ChangeMessageVisibilityBatchRequestEntry, len(part))
+		for i := range part {
+			entries[i] = types.ChangeMessageVisibilityBatchRequestEntry{
+				Id: new(strconv.Itoa(i)), ReceiptHandle: &part[i], VisibilityTimeout: int32(visibility / time.Second),
+			}
+		}
+		_, err := box.b.queue.ChangeMessageVisibilityBatch(ctx, &sqs.ChangeMessageVisibilityBatchInput{QueueUrl: &box.b.cfg.QueueURL, Entries: entries})
+		return err
+	})
+}
+
+// batches makes a call for every ten receipts.
+func (box *inbox) batches(receipts []string, call func(context.Context, []string) error) {
+	for part := range slices.Chunk(receipts, mostMessages) {
+		ctx, cancel := context.WithTimeout(context.Background(), cleanUp)
+		err := call(ctx, part)
+		cancel()
+		if err != nil {
+			box.b.log.Warn("messages in the queue could not be deleted, or kept for longer; they will come again", "count", len(part), "error", err)
+			return
+		}
+	}
+}

@@ -1,0 +1,133 @@
+package ec2
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+const (
+	// longPoll is how long SQS waits for a message, at most.
+	longPoll = 20 * time.Second
+	// visibility is for how long SQS shows a message to nobody else. It is renewed until
+	// the message is acknowledged.
+	visibility = time.Minute
+	// mostMessages is how many messages a call of SQS is about.
+	mostMessages = 10
+	// mostBackoff bounds how long to wait after SQS could not be asked.
+	mostBackoff = 30 * time.Second
+)
+
+func newQueue(cfg Config) *sqs.Client {
+	return sqs.NewFromConfig(cfg.AWS, func(o *sqs.Options) {
+		o.Retryer = aws.NopRetryer{}
+		if o.Credentials != nil {
+			o.Credentials = sourced{o.Credentials}
+		}
+	})
+}
+
+// Notices yields the state changes that EventBridge sends to the queue until ctx is
+// done; see the contract at the consumer. A message is deleted once its notice is
+// acknowledged. One that cannot be read is left alone, so that the queue's redrive policy
+// moves it to the dead-letter queue. Without a queue nothing comes.
+func (b *Backend) Notices(ctx context.Context) iter.Seq2[instance.Notice, error] {
+	return func(yield func(instance.Notice, error) bool) {
+		if b.queue == nil {
+			<-ctx.Done()
+			return
+		}
+		box := newInbox(b)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			box.keep()
+		}()
+		defer func() {
+			close(box.closing)
+			<-ended
+		}()
+		backoff := firstPause
+		for ctx.Err() == nil {
+			messages, err := box.receive(ctx)
+			if err != nil {
+				if ctx.Err() != nil || !yield(instance.Notice{}, err) || !pause(ctx, jitter(backoff)) {
+					return
+				}
+				backoff = min(2*backoff, mostBackoff)
+				continue
+			}
+			backoff = firstPause
+			for _, m := range messages {
+				notice, news := box.open(m)
+				if news && !yield(notice, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// receive waits for messages.
+func (box *inbox) receive(ctx context.Context) ([]types.Message, error) {
+	ctx, cancel := context.WithTimeout(ctx, longPoll+10*time.Second)
+	defer cancel()
+	out, err := box.b.queue.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
+		QueueUrl:            &box.b.cfg.QueueURL,
+		MaxNumberOfMessages: mostMessages,
+		WaitTimeSeconds:     int32(longPoll / time.Second),
+		VisibilityTimeout:   int32(visibility / time.Second),
+	})
+	if err != nil {
+		if failureOf(err, nil).credentials {
+			box.b.log.Error("the queue cannot be read: this service's own credentials are missing or refused", "error", err)
+		}
+		return nil, fmt.Errorf("receiving state changes from the queue: %w", err)
+	}
+	return out.Messages, nil
+}
+
+// envelope is a state change as EventBridge sends it. Source: EC2 User Guide, "State
+// change events for your instances".
+type envelope struct {
+	ID         string    `json:"id"`
+	DetailType string    `json:"detail-type"`
+	Source     string    `json:"source"`
+	Time       time.Time `json:"time"`
+	Detail     struct {
+		InstanceID string `json:"instance-id"`
+		State      string `json:"state"`
+	} `json:"detail"`
+}
+
+// readMessage reads a message of EventBridge; the error says why it is none.
+func readMessage(body string) (eventID string, n instance.Notice, err error) {
+	var e envelope
+	if err := json.Unmarshal([]byte(body), &e); err != nil {
+		return "", n, fmt.Errorf("not JSON as EventBridge sends it: %w", err)
+	}
+	if e.Source != "aws.ec2" || e.DetailType != "EC2 Instance State-change Notification" {
+		return "", n, fmt.Errorf("of type %.60q from %.60q, not a change of an instance's state", e.DetailType, e.Source)
+	}
+	id, err := instance.ParseID(e.Detail.InstanceID)
+	switch {
+	case err != nil:
+		return "", n, err
+	case e.ID == "" || e.Time.IsZero():
+		return "", n, fmt.Errorf("without id or time")
+	}
+	for _, state := range instance.States() {
+		if state.String() == e.Detail.State {
+			return e.ID, instance.Notice{ID: id, State: state, OccurredAt: e.Time.UTC(), Source: instance.SourceEventBridge}, nil
+		}
+	}
+	return "", n, fmt.Errorf("with the unknown state %.40q", e.Detail.State)
+}
