@@ -56,8 +56,10 @@ type Backend struct {
 	freed *sync.Cond // signalled when busy or closed changes
 }
 
-// rules are those that a test can break, to see that it notices.
+// rules are those that a test can break, to see that it notices, and what it watches.
 type rules struct {
+	// decided is told of every outcome, and when the call went out that led to it.
+	decided func(u unit, sent time.Time, changes []instance.StateChange, refusal *instance.Error)
 	// blameAll refuses everybody in a batch for what EC2 says of one.
 	blameAll bool
 	// allFirst tells every caller of an instance that its call was the first.

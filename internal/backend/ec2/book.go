@@ -21,8 +21,9 @@ type book struct {
 
 type entry struct {
 	state instance.State
-	// changed is when a caller was last told of a change.
+	// changed is when a caller was last told of a change, and to which state.
 	changed time.Time
+	to      instance.State
 }
 
 func (b *book) state(id instance.ID) instance.State {
@@ -35,30 +36,33 @@ func (b *book) state(id instance.ID) instance.State {
 func (b *book) saw(id instance.ID, state instance.State) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.note(id, state, b.entries[id].changed)
+	e := b.entries[id]
+	e.state = state
+	b.note(id, e)
 }
 
 // told notes that a caller is told of a change.
 func (b *book) told(change instance.StateChange) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	changed := b.entries[change.ID].changed
+	e := b.entries[change.ID]
+	e.state = change.Current
 	if change.Previous != change.Current {
-		changed = time.Now()
+		e.changed, e.to = time.Now(), change.Current
 	}
-	b.note(change.ID, change.Current, changed)
+	b.note(change.ID, e)
 }
 
 // note keeps an entry; nothing comes after terminated.
-func (b *book) note(id instance.ID, state instance.State, changed time.Time) {
-	if state == instance.StateTerminated {
+func (b *book) note(id instance.ID, e entry) {
+	if e.state == instance.StateTerminated {
 		delete(b.entries, id)
 		return
 	}
 	if b.entries == nil {
 		b.entries = make(map[instance.ID]entry)
 	}
-	b.entries[id] = entry{state: state, changed: changed}
+	b.entries[id] = e
 }
 
 // forget drops an instance that does not exist.
@@ -113,7 +117,8 @@ func (b *book) changedBy(verb instance.Verb, inst *instance.Instance, sent time.
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.entries[inst.ID].changed.Before(at)
+	e := b.entries[inst.ID]
+	return !done(verb, e.to) || e.changed.Before(at)
 }
 
 // transitionTime is when somebody asked for the last change, by EC2's text such as

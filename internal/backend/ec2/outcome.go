@@ -69,6 +69,9 @@ func (r *round) give(u unit, changes []instance.StateChange, refusal *instance.E
 	if refusal == nil {
 		r.answered++
 	}
+	if r.b.rules.decided != nil {
+		r.b.rules.decided(u, r.sent, changes, refusal)
+	}
 	r.b.mu.Lock()
 	defer r.b.mu.Unlock()
 	u.settle(changes, u.ids, refusal)
