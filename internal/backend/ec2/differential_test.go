@@ -242,22 +242,24 @@ func (s story) compare(d decision, result instance.Result, err error) string {
 		// Beside an error only what was changed counts.
 		result.Changes = slices.DeleteFunc(result.Changes, func(c instance.StateChange) bool { return c.Previous == c.Current })
 	}
-	got := changesOf(d.changes, s.lossy)
-	if want := changesOf(result.Changes, s.lossy); got != want {
+	// What EC2 terminates although it refuses the call, it does not tell from which state.
+	guessed := s.lossy || d.cmd.Verb == instance.VerbTerminate
+	got := changesOf(d.changes, guessed)
+	if want := changesOf(result.Changes, guessed); got != want {
 		return fmt.Sprintf("got %s, alone %s", got, want)
 	}
 	return ""
 }
 
-// changesOf writes changes down. When answers are lost, nobody knows in which state the
-// call found the instance, only that it was not where the call led.
-func changesOf(changes []instance.StateChange, lossy bool) string {
+// changesOf writes changes down. When it is a guess in which state the call found an
+// instance, it is only sure that it was not where the call led.
+func changesOf(changes []instance.StateChange, guessed bool) string {
 	var lines []string
 	for _, c := range changes {
 		switch {
 		case c.Previous == c.Current:
 			lines = append(lines, fmt.Sprintf("%s is %s", c.ID, c.Current))
-		case lossy:
+		case guessed:
 			lines = append(lines, fmt.Sprintf("%s -> %s", c.ID, c.Current))
 		default:
 			lines = append(lines, fmt.Sprintf("%s: %s -> %s", c.ID, c.Previous, c.Current))

@@ -26,9 +26,11 @@ func (r *round) answer(group []unit, got map[instance.ID]instance.StateChange) {
 // claim returns a line of EC2's answer for a caller, the n-th who asked for it.
 func (r *round) claim(line instance.StateChange, n int) instance.StateChange {
 	if did, ok := r.did[line.ID]; ok {
-		// An earlier call did it, whose answer nobody got.
 		delete(r.did, line.ID)
-		return did
+		if did.Previous != did.Current {
+			// An earlier call did it, whose answer nobody got.
+			return did
+		}
 	}
 	if n == 0 || r.b.rules.allFirst {
 		doubted, ok := r.before[line.ID]
@@ -83,7 +85,9 @@ func (r *round) refuse(u unit, err *instance.Error) {
 	for _, id := range u.ids {
 		if did, ok := r.did[id]; ok {
 			delete(r.did, id)
-			changes = append(changes, did)
+			if did.Previous != did.Current {
+				changes = append(changes, did)
+			}
 		}
 	}
 	if len(changes) == len(u.ids) && u.divisible() {
@@ -199,8 +203,17 @@ func (r *round) reconsider(ctx context.Context, group []unit, f *failure) []unit
 // the same. Units of which everything was changed have their answer; the others are
 // returned. When EC2 does not say, nobody can be told what happened.
 func (r *round) look(ctx context.Context, group []unit, f *failure) (rest []unit) {
-	if _, ok := r.see(ctx, group, f); !ok {
+	seen, ok := r.see(ctx, group, f)
+	if !ok {
 		return nil
+	}
+	if f.reaction == open && len(r.did) > 0 {
+		// The call was carried out: what it did not change it found where it leads.
+		for id, s := range seen {
+			if _, changed := r.did[id]; !changed && done(r.kind.verb, s.State) {
+				r.did[id] = instance.StateChange{ID: id, Previous: s.State, Current: s.State, At: wall(r.sent)}
+			}
+		}
 	}
 	return r.deliver(group)
 }
