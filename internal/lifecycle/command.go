@@ -75,6 +75,9 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 	if err != nil && (ctx.Err() != nil || asError(err).OutcomeUnknown) {
 		s.suspect(cmd, command)
 	}
+	if unsure := unsure(result.Failures); len(unsure) > 0 {
+		s.suspect(instance.Command{Verb: cmd.Verb, IDs: unsure}, command)
+	}
 	defer func() {
 		refused = s.unexplained(cmd.Verb, refusedIn(result.Failures, err), before)
 		s.settleRefusals(ctx, term, fl, refused)
@@ -98,6 +101,17 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 	}
 	response.EndCursor = s.journal.Cursor(end)
 	return response, nil, nil
+}
+
+// unsure returns the instances of a per-instance call of which the backend does not know
+// what became.
+func unsure(failures []instance.Failure) (ids []instance.ID) {
+	for _, f := range failures {
+		if f.Err.OutcomeUnknown {
+			ids = append(ids, f.ID)
+		}
+	}
+	return ids
 }
 
 // answer is what the backend answered to a command, ready to be recorded.

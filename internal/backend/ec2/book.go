@@ -81,6 +81,7 @@ func done(verb instance.Verb, state instance.State) bool {
 		return state == instance.StateStopping || state == instance.StateStopped
 	case instance.VerbTerminate:
 		return state == instance.StateShuttingDown || state == instance.StateTerminated
+	case instance.VerbReboot:
 	}
 	return false
 }
@@ -101,6 +102,7 @@ func passage(verb instance.Verb, before instance.State) (from, to instance.State
 			before = instance.StateRunning
 		}
 		return before, instance.StateShuttingDown
+	case instance.VerbReboot:
 	}
 	return before, before
 }

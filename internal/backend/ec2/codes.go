@@ -35,11 +35,11 @@ var (
 	precondition = code{kind: instance.KindPrecondition}
 	invalid      = code{kind: instance.KindInvalid}
 	// malformed is a call that no choice of instances would mend.
-	malformed   = code{kind: instance.KindInvalid, reaction: everyone}
-	exhausted   = code{kind: instance.KindExhausted, reaction: noRoom}
-	throttled   = code{kind: instance.KindExhausted, reaction: later}
-	unknown     = code{kind: instance.KindUnavailable, reaction: open}
-	identity    = code{kind: instance.KindInternal, reaction: everyone, credentials: true}
+	malformed = code{kind: instance.KindInvalid, reaction: everyone}
+	exhausted = code{kind: instance.KindExhausted, reaction: noRoom}
+	throttled = code{kind: instance.KindExhausted, reaction: later}
+	unknown   = code{kind: instance.KindUnavailable, reaction: open}
+	identity  = code{kind: instance.KindInternal, reaction: everyone, credentials: true}
 )
 
 // codes is the one table of EC2's error codes. Source: EC2 Developer Guide, "Error codes

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -188,4 +187,3 @@ func (b *Backend) noteRead(p page, ids []instance.ID, token string, asked time.T
 		}
 	}
 }
-

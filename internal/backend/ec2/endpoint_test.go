@@ -1,8 +1,8 @@
 package ec2
 
 import (
-	"cmp"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -83,7 +83,7 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/xml;charset=UTF-8")
 	w.WriteHeader(r.status)
-	io.WriteString(w, r.body)
+	_, _ = io.WriteString(w, r.body)
 }
 
 func (e *endpoint) serve(ctx context.Context, body string) (reply, error) {
@@ -139,7 +139,7 @@ func document(format string, args ...any) string {
 
 func escape(s string) string {
 	var b bytes.Buffer
-	xml.EscapeText(&b, []byte(s))
+	_ = xml.EscapeText(&b, []byte(s))
 	return b.String()
 }
 

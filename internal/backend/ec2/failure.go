@@ -25,7 +25,7 @@ const (
 	// reasonUnreachable: EC2 did not get the call.
 	reasonUnreachable = "BACKEND_UNAVAILABLE"
 	// reasonCredentials: this service has no credentials, or they are refused.
-	reasonCredentials = "CREDENTIALS_REFUSED" //nolint:gosec // a reason, not a secret
+	reasonCredentials = "CREDENTIALS_REFUSED"
 	// reasonClosing: this process is ending.
 	reasonClosing = "BACKEND_CLOSING"
 )

@@ -63,21 +63,23 @@ func (q *queue) Do(req *http.Request) (*http.Response, error) {
 
 func (q *queue) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	var in struct {
-		QueueUrl                             string
+		QueueURL                             string
 		WaitTimeSeconds, MaxNumberOfMessages int
 		VisibilityTimeout                    int
 		Entries                              []struct {
-			Id, ReceiptHandle string
+			ID, ReceiptHandle string
 			VisibilityTimeout int
 		}
 	}
 	body, _ := io.ReadAll(req.Body)
-	if err := json.Unmarshal(body, &in); err != nil || in.QueueUrl != queueURL {
+	if err := json.Unmarshal(body, &in); err != nil || in.QueueURL != queueURL {
 		w.WriteHeader(400)
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-amz-json-1.0")
-	type entry struct{ Id string }
+	type entry struct {
+		ID string `json:"Id"`
+	}
 	switch _, action, _ := strings.Cut(req.Header.Get("X-Amz-Target"), "."); action {
 	case "ReceiveMessage":
 		q.mu.Lock()
@@ -87,7 +89,12 @@ func (q *queue) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			w.WriteHeader(500)
 			return
 		}
-		type received struct{ MessageId, ReceiptHandle, Body, MD5OfBody string }
+		type received struct {
+			ID            string `json:"MessageId"`
+			ReceiptHandle string
+			Body          string
+			MD5OfBody     string
+		}
 		var out struct{ Messages []received }
 		until := time.Now().Add(time.Duration(in.WaitTimeSeconds) * time.Second)
 		for {
@@ -104,7 +111,7 @@ func (q *queue) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		var out struct{ Successful, Failed []entry }
 		for _, e := range in.Entries {
 			q.settle(e.ReceiptHandle, action == "DeleteMessageBatch", time.Duration(e.VisibilityTimeout)*time.Second)
-			out.Successful = append(out.Successful, entry{e.Id})
+			out.Successful = append(out.Successful, entry{e.ID})
 		}
 		out.Failed = []entry{}
 		_ = json.NewEncoder(w).Encode(out)

@@ -123,6 +123,31 @@ func (r *round) dismiss(group []unit, f *failure) (rest []unit) {
 	return rest
 }
 
+// spare is for a termination that EC2 carried out, protected instances apart and all that
+// share a zone with them. Which zones those are depends on who travels together: a call
+// for a protected instance and others is made again alone, and the rest is returned.
+func (r *round) spare(ctx context.Context, group []unit, f *failure) (rest []unit) {
+	var alone []unit
+	for _, u := range r.look(ctx, group, f) {
+		switch named := namedIn(f.err.Message, u.ids); {
+		case len(named) == 0 && !r.b.rules.blameAll:
+			rest = append(rest, u)
+		case len(u.ids) == 1:
+			r.refuse(u, f.errorFor(u.ids))
+		default:
+			alone = append(alone, u)
+		}
+	}
+	if len(alone)+len(rest) == len(group) && len(alone) == 0 {
+		// It names none of them.
+		return r.bisect(ctx, rest, f)
+	}
+	for i := range alone {
+		r.settle(ctx, alone[i:i+1])
+	}
+	return rest
+}
+
 // dismissLate refuses the callers whose deadline comes before the buckets allow the next
 // call: with EC2's error if it throttled, else with that of its mirror.
 func (r *round) dismissLate(group []unit, wait time.Duration, f *failure) (rest []unit) {
@@ -265,12 +290,10 @@ func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance
 		doubted, again := r.before[id]
 		switch {
 		case !done(r.kind.verb, inst.State):
-			if !again {
-				r.before[id] = doubt{state: inst.State, sent: r.sent}
-			}
+			r.before[id] = doubt{state: inst.State, sent: r.sent}
 		case again:
 			delete(r.before, id)
-			r.did[id] = r.passed(id, doubted)
+			r.did[id] = r.passed(id, doubt{state: doubted.state, sent: r.sent})
 		case r.b.book.changedBy(r.kind.verb, inst.Instance, r.sent):
 			r.did[id] = r.passed(id, doubt{state: was[id], sent: r.sent})
 		}

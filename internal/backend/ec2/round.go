@@ -75,6 +75,10 @@ func (r *round) attempt(ctx context.Context, group []unit) (rest []unit, f *fail
 		}
 		switch f.reaction {
 		case refuse, partly:
+			if f.reaction == partly && len(group) > 1 {
+				group = r.spare(ctx, group, f)
+				continue
+			}
 			if f.reaction == partly {
 				group = r.look(ctx, group, f)
 			}

@@ -48,23 +48,32 @@ func TestTextsAreRebuiltForTheCallersOwnInstances(t *testing.T) {
 	}{
 		"one of several missing": {
 			notFound, "The instance IDs '" + string(a) + ", " + string(b) + "' do not exist",
-			"The instance ID '" + string(b) + "' does not exist", []instance.ID{a, b}, []instance.ID{b},
+			"The instance ID '" + string(b) + "' does not exist",
+			[]instance.ID{a, b},
+			[]instance.ID{b},
 		},
 		"several of several missing, in the caller's order": {
 			notFound, "The instance IDs '" + string(a) + ", " + string(b) + ", " + string(c) + "' do not exist",
-			"The instance IDs '" + string(c) + ", " + string(a) + "' do not exist", []instance.ID{a, b, c}, []instance.ID{c, a},
+			"The instance IDs '" + string(c) + ", " + string(a) + "' do not exist",
+			[]instance.ID{a, b, c},
+			[]instance.ID{c, a},
 		},
 		"all of them": {
 			notFound, "The instance IDs '" + string(a) + ", " + string(b) + "' do not exist",
-			"The instance IDs '" + string(a) + ", " + string(b) + "' do not exist", []instance.ID{a, b}, []instance.ID{a, b},
+			"The instance IDs '" + string(a) + ", " + string(b) + "' do not exist",
+			[]instance.ID{a, b},
+			[]instance.ID{a, b},
 		},
 		"a list in another text": {
 			"SomethingNew", "Instances " + string(a) + ", " + string(b) + " are odd.", "Instances " + string(b) + " are odd.",
-			[]instance.ID{a, b}, []instance.ID{b},
+			[]instance.ID{a, b},
+			[]instance.ID{b},
 		},
 		"the same said of another": {
 			instance.CodeInsufficientCapacity, "You can't start the Spot Instance '" + string(a) + "' because there is no available Spot capacity.",
-			"You can't start the Spot Instance '" + string(b) + "' because there is no available Spot capacity.", []instance.ID{a}, []instance.ID{b},
+			"You can't start the Spot Instance '" + string(b) + "' because there is no available Spot capacity.",
+			[]instance.ID{a},
+			[]instance.ID{b},
 		},
 		"nobody": {"RequestLimitExceeded", "Request limit exceeded.", "Request limit exceeded.", nil, nil},
 	}
