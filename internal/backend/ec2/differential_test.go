@@ -192,7 +192,7 @@ func (s story) oneByOne(t *testing.T, decisions []decision, batched map[instance
 	for before := -1; before != len(tainted); {
 		before = len(tainted)
 		for _, d := range decisions {
-			lost := d.uncertain() && d.refusal.OutcomeUnknown && d.cmd.Verb != instance.VerbReboot
+			lost := d.uncertain() && (d.refusal.OutcomeUnknown || len(d.changes) > 0) && d.cmd.Verb != instance.VerbReboot
 			if lost || !d.uncertain() && slices.ContainsFunc(d.cmd.IDs, func(id instance.ID) bool { return tainted[id] }) {
 				for _, id := range d.cmd.IDs {
 					tainted[id] = true
