@@ -84,7 +84,7 @@ func (r *round) provide(ctx context.Context, group []unit, f *failure) {
 // learn looks at what a call that failed has started. It returns the units that are not
 // answered by that. If nothing was started, nothing like it is tried again.
 func (s *supply) learn(ctx context.Context, group []unit, f *failure) (rest []unit, ok bool) {
-	wanted := s.need(group)
+	wanted, did := s.need(group), len(s.r.did)
 	seen, ok := s.r.see(ctx, group, f)
 	if !ok {
 		return nil, false
@@ -93,10 +93,10 @@ func (s *supply) learn(ctx context.Context, group []unit, f *failure) (rest []un
 		s.pools[id] = inst.pool
 		s.idle[id] = inst.State == instance.StateStopped
 	}
-	if left := s.need(group); len(wanted) == 0 || maps.Equal(wanted, left) {
-		if len(left) > 0 && len(s.r.did) == 0 {
-			s.tight = append(s.tight, tight{left, f})
-		}
+	first := len(wanted) == 0
+	left := s.need(group)
+	if len(left) > 0 && len(s.r.did) == did && (first || maps.Equal(wanted, left)) {
+		s.tight = append(s.tight, tight{left, f})
 	}
 	return s.r.deliver(group), true
 }

@@ -230,3 +230,22 @@ func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
 		}
 	})
 }
+
+func TestACallThatCapacityKeepsCutShortEnds(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		// Everything that is started of the first call leaves two calls short for good.
+		f := crowded(2, true)
+		e := &endpoint{answer: f.answer, latency: always(time.Millisecond)}
+		b := connect(t, e)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for _, o := range execute(ctx, b, start(id(9)), start(id(1), id(3)), start(id(2), id(4)), start(id(3), id(5))) {
+			if e, ok := o.err.(*instance.Error); o.err != nil && (!ok || e.Code != instance.CodeInsufficientCapacity) { //nolint:errorlint // the error itself
+				t.Errorf("outcome is %+v", o)
+			}
+		}
+		if calls := len(e.of(instance.VerbStart)); calls > 12 {
+			t.Errorf("%d calls", calls)
+		}
+	})
+}
