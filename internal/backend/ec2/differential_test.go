@@ -36,6 +36,15 @@ func (d decision) effective() time.Time {
 	return at
 }
 
+// spread reports whether the unit was carried out at more than one time, as when EC2
+// terminates zone by zone: no single call does the same.
+func (d decision) spread() bool {
+	first := d.effective()
+	return slices.ContainsFunc(d.changes, func(c instance.StateChange) bool {
+		return c.Previous != c.Current && c.At.Sub(first) > time.Microsecond
+	})
+}
+
 // uncertain reports whether the service could not tell, or never called.
 func (d decision) uncertain() bool {
 	return d.refusal != nil && (d.refusal.OutcomeUnknown || wide(d.refusal))
@@ -193,7 +202,7 @@ func (s story) oneByOne(t *testing.T, decisions []decision, batched map[instance
 		before = len(tainted)
 		for _, d := range decisions {
 			lost := d.uncertain() && (d.refusal.OutcomeUnknown || len(d.changes) > 0) && d.cmd.Verb != instance.VerbReboot
-			if lost || !d.uncertain() && slices.ContainsFunc(d.cmd.IDs, func(id instance.ID) bool { return tainted[id] }) {
+			if lost || d.spread() || !d.uncertain() && slices.ContainsFunc(d.cmd.IDs, func(id instance.ID) bool { return tainted[id] }) {
 				for _, id := range d.cmd.IDs {
 					tainted[id] = true
 				}
@@ -238,8 +247,8 @@ func (s story) compare(d decision, result instance.Result, err error) string {
 		// Of several bad instances of a call EC2 may name any; and that there is no room for
 		// one of them may have been found out before the call that is replayed.
 		own := namedIn(d.refusal.Message, d.cmd.IDs)
-		excused := len(own) > 0 || alone.Code == d.refusal.Code || d.refusal.Code == instance.CodeInsufficientCapacity
-		if len(d.cmd.IDs) == 1 || !excused {
+		several := len(d.cmd.IDs) > 1 && (len(own) > 0 || alone.Code == d.refusal.Code)
+		if !several && d.refusal.Code != instance.CodeInsufficientCapacity {
 			return fmt.Sprintf("got %v, alone %v", d.refusal, alone)
 		}
 	}
@@ -257,11 +266,13 @@ func (s story) compare(d decision, result instance.Result, err error) string {
 }
 
 // changesOf writes changes down. When it is a guess in which state the call found an
-// instance, it is only sure that it was not where the call led.
+// instance, it is only sure whether that was where the call led.
 func changesOf(changes []instance.StateChange, guessed bool) string {
 	var lines []string
 	for _, c := range changes {
 		switch {
+		case c.Previous == c.Current && guessed:
+			lines = append(lines, fmt.Sprintf("%s was so", c.ID))
 		case c.Previous == c.Current:
 			lines = append(lines, fmt.Sprintf("%s is %s", c.ID, c.Current))
 		case guessed:
