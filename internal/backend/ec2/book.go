@@ -123,6 +123,15 @@ func (b *book) changedBy(verb instance.Verb, inst *instance.Instance, sent time.
 	return !done(verb, e.to) || e.changed.Before(at)
 }
 
+// claimed reports whether a caller was told, at a time or later, of a change that leads
+// where a verb does: then it was not another call that made it.
+func (b *book) claimed(verb instance.Verb, id instance.ID, since time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.entries[id]
+	return done(verb, e.to) && !e.changed.Before(since)
+}
+
 // transitionTime is when somebody asked for the last change, by EC2's text such as
 // "User initiated (2019-10-12 20:35:03 GMT)"; zero when it does not say.
 func transitionTime(reason string) time.Time {

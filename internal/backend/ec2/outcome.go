@@ -35,7 +35,7 @@ func (r *round) claim(line instance.StateChange, n int) instance.StateChange {
 	if n == 0 || r.b.rules.allFirst {
 		doubted, ok := r.before[line.ID]
 		delete(r.before, line.ID)
-		if ok && line.Previous == line.Current && done(r.kind.verb, line.Current) {
+		if ok && line.Previous == line.Current && done(r.kind.verb, line.Current) && !r.b.book.claimed(r.kind.verb, line.ID, doubted.sent) {
 			// An earlier call did it after all, later than could be seen.
 			return r.passed(line.ID, doubted)
 		}
@@ -291,7 +291,7 @@ func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance
 		switch {
 		case !done(r.kind.verb, inst.State):
 			r.before[id] = doubt{state: inst.State, sent: r.sent}
-		case again:
+		case again && !r.b.book.claimed(r.kind.verb, id, doubted.sent):
 			delete(r.before, id)
 			r.did[id] = r.passed(id, doubt{state: doubted.state, sent: r.sent})
 		case r.b.book.changedBy(r.kind.verb, inst.Instance, r.sent):
