@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -234,18 +235,18 @@ func (o outcome) refusedAs(t testing.TB) *instance.Error {
 }
 
 // execute runs commands at once, each in a goroutine of its own, in their order, and
-// returns their outcomes.
+// returns their outcomes. Several need a bubble.
 func execute(ctx context.Context, b *Backend, cmds ...instance.Command) []outcome {
 	outcomes := make([]outcome, len(cmds))
 	var all sync.WaitGroup
 	for i, cmd := range cmds {
-		entered := make(chan struct{})
 		all.Go(func() {
-			close(entered)
 			result, err := b.Execute(ctx, cmd)
 			outcomes[i] = outcome{result, err}
 		})
-		<-entered
+		if len(cmds) > 1 {
+			synctest.Wait()
+		}
 	}
 	all.Wait()
 	return outcomes
