@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
@@ -169,5 +170,16 @@ func (s *service) GetServerInfo(context.Context, *instancedv1.GetServerInfoReque
 		JournalBytes:   info.JournalBytes,
 		InstanceCount:  int64(info.InstanceCount),
 		Impairment:     impairmentMessage(s.lifecycle.Impairment()),
+		TokenBuckets:   bucketMessages(info.Buckets),
 	}, nil
+}
+
+func bucketMessages(buckets []instance.TokenBucket) []*instancedv1.TokenBucket {
+	list := make([]*instancedv1.TokenBucket, len(buckets))
+	for i, b := range buckets {
+		list[i] = &instancedv1.TokenBucket{
+			Name: b.Name, Level: b.Level, Capacity: b.Capacity, RefillPerSecond: b.Refill, WaitingInstances: int64(b.Waiting),
+		}
+	}
+	return list
 }

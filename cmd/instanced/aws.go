@@ -126,7 +126,7 @@ func checkCredentials(ctx context.Context, cfg aws.Config) error {
 	case err == nil:
 		return nil
 	case outOfReach(err):
-		return fmt.Errorf("%w for credentials: %w", errUnreachable, innermost(err))
+		return fmt.Errorf("%w for credentials: %w", errUnreachable, lastSaid(err))
 	default:
 		return fmt.Errorf("there are no AWS credentials that can be used: %w; AWS_PROFILE, AWS_ACCESS_KEY_ID or a role of this machine gives some", lastSaid(err))
 	}
@@ -150,11 +150,14 @@ func outOfReach(err error) bool {
 	return asked
 }
 
-// lastSaid is the service's own text of an error, without the names of the SDK's layers
-// around it.
+// lastSaid is the service's own text of an error, or that of the network, without the
+// names of the SDK's layers around it.
 func lastSaid(err error) error {
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		return fmt.Errorf("%s: %s", api.ErrorCode(), api.ErrorMessage())
+	}
+	if network, ok := errors.AsType[*net.OpError](err); ok {
+		return network
 	}
 	return innermost(err)
 }
@@ -177,7 +180,7 @@ func checkDescribe(ctx context.Context, backend *ec2.Backend) error {
 	case e.Kind == instance.KindExhausted:
 		return nil
 	case e.Kind == instance.KindUnavailable:
-		return fmt.Errorf("%w: %w", errUnreachable, innermost(err))
+		return fmt.Errorf("%w: %w", errUnreachable, lastSaid(err))
 	case e.Kind == instance.KindPermission:
 		return fmt.Errorf("EC2 does not let this service describe instances: %s (%s); its policy must allow ec2:DescribeInstances", e.Message, e.Code)
 	case e.Kind == instance.KindInternal:

@@ -75,7 +75,7 @@ func (g *greeting) ec2Security() string {
 // ec2Example is a command to try the EC2 endpoint with.
 func (g *greeting) ec2Example() string {
 	command := "describe-instances"
-	if id := g.example(); g.info.IsOwner && id != "" {
+	if id := g.example(); g.info.IsOwner && g.awsRegion == "" && id != "" {
 		command = "start-instances --instance-ids " + string(id)
 	}
 	signing := " --no-sign-request"
@@ -91,5 +91,5 @@ func (g *greeting) region() string {
 	if len(g.records) > 0 {
 		first = *g.records[0].Instance
 	}
-	return cmp.Or(first.Region, "us-east-1")
+	return cmp.Or(g.awsRegion, first.Region, "us-east-1")
 }

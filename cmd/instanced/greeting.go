@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -18,7 +19,9 @@ type greeting struct {
 	address string
 	// ec2Address is that of the EC2 endpoint; empty if there is none.
 	ec2Address string
-	info       lifecycle.Info
+	// awsRegion is empty unless the backend is EC2.
+	awsRegion string
+	info      lifecycle.Info
 	records    []*journal.Record
 	// begun is whether the journal had instances before this process; faults whether the
 	// fleet file has some.
@@ -45,6 +48,9 @@ func (g *greeting) particulars() []any {
 	if g.ec2Address != "" {
 		list = append(list, "ec2_endpoint", "http://"+g.ec2Address, "ec2_callers", g.ec2Security())
 	}
+	if g.awsRegion != "" {
+		list = append(list, "region", g.awsRegion, "account", g.account(), "managed", g.managed(), "queue", g.queue())
+	}
 	return append(list, "backend", g.cfg.backend, "instances", len(g.records), "role", g.role(), "owner", g.info.OwnerAddress)
 }
 
@@ -52,6 +58,11 @@ func (g *greeting) particulars() []any {
 func (g *greeting) instances() string {
 	text := counted(len(g.records), "instance")
 	switch {
+	case g.awsRegion != "":
+		text += " in " + g.awsRegion
+		if account := g.account(); account != "" {
+			text += " of the account " + account
+		}
 	case g.begun && g.cfg.simFleet != "":
 		text += fmt.Sprintf(" of the journal; those of %s are not used", g.cfg.simFleet)
 		if g.faults {
@@ -80,6 +91,9 @@ func (g *greeting) print(w io.Writer) {
   backend   %s: %s
   journal   %s
 `, buildVersion(), g.address, g.cfg.backend, g.instances(), where)
+	if g.awsRegion != "" {
+		fmt.Fprintf(&out, "  managed   %s\n  queue     %s\n", g.managed(), g.queue())
+	}
 	if !g.info.IsOwner {
 		owner := "the owner, which is nobody at the moment"
 		if g.info.OwnerAddress != "" {
@@ -98,7 +112,7 @@ func (g *greeting) print(w io.Writer) {
 	}
 	example := g.example()
 	switch {
-	case !g.info.IsOwner:
+	case !g.info.IsOwner, g.awsRegion != "":
 		fmt.Fprintf(&out, "  %[1]s describe%[2]s\n  %[1]s watch%[2]s\n", program, server)
 	case example == "":
 		fmt.Fprintf(&out, "  %s describe%s\n", program, server)
@@ -112,6 +126,27 @@ func (g *greeting) print(w io.Writer) {
 		fmt.Fprintf(&out, "  %s\n", g.ec2Example())
 	}
 	_, _ = io.WriteString(w, out.String()) // nobody may be reading; the log says it too
+}
+
+// account is that of the instances in EC2; empty if there are none.
+func (g *greeting) account() string {
+	if len(g.records) == 0 {
+		return ""
+	}
+	return g.records[0].Instance.AccountID
+}
+
+// managed says which instances of EC2 exist for callers.
+func (g *greeting) managed() string {
+	if tags := g.cfg.aws.manage.String(); tags != "" {
+		return "instances with " + tags
+	}
+	return "all instances"
+}
+
+// queue says where changes are heard from.
+func (g *greeting) queue() string {
+	return cmp.Or(g.cfg.aws.queueURL, "none: instances in transition are polled")
 }
 
 // example is an instance to try things on, the documented one if it is there; empty if

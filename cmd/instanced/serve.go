@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/instanced/instanced/internal/backend/sim"
-	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
 	"github.com/instanced/instanced/server"
@@ -36,6 +35,7 @@ const closeGrace = 2 * time.Second
 type serveConfig struct {
 	listen  string
 	backend string
+	aws     awsFlags
 
 	dataDir         string
 	etcdEndpoints   []string
@@ -57,6 +57,8 @@ type serveConfig struct {
 	ec2Listen      string
 	ec2Credentials string
 
+	reconcileInterval time.Duration
+
 	logFormat    string
 	logLevel     slog.Level
 	drainTimeout time.Duration
@@ -71,6 +73,9 @@ func newServeCommand(t *terminal) *cobra.Command {
 loopback only. What it knows is kept in the data directory, and is there again after
 a restart or a crash.
 
+With --backend ec2 the instances are those of an AWS account in one region. Credentials,
+region and endpoint are found as every AWS SDK finds them.
+
 With --ec2-listen it also speaks EC2's own protocol, so that the AWS CLI, boto3 and every
 AWS SDK can use it. Callers prove who they are by --ec2-credentials, else it listens on
 loopback only and believes them.
@@ -83,6 +88,7 @@ at once.`,
 			"instanced serve --sim-speed 1 --sim-throttle",
 			"instanced serve --sim-fleet fleet.yaml --data-dir \"$(mktemp -d)\"",
 			"instanced serve --ec2-listen 127.0.0.1:8580",
+			"instanced serve --backend ec2 --aws-region eu-central-1 --manage-filter team=payments",
 			"INSTANCED_LISTEN=127.0.0.1:6000 instanced serve --log-format json",
 		),
 		Args:                  noArgs,
@@ -91,7 +97,7 @@ at once.`,
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 takes a free one", parseListen)
-	bind(flags, &cfg.backend, "backend", "name", "simulator", "what the instances are: simulator", oneOf("simulator"))
+	bind(flags, &cfg.backend, "backend", "name", "simulator", "what the instances are: simulator or ec2", oneOf(backendSimulator, backendEC2))
 	flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal; one process at a time")
 	bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; several are separated by commas", parseEndpoints)
 	bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of all keys of the journal", parsePrefix)
@@ -102,6 +108,8 @@ at once.`,
 	bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "work on so many calls at once at the most; one caller gets half of them", parseCount(2))
 	bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "serve so many subscriptions and waits at once at the most; one caller gets half of them", parseCount(2))
 	bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "keep so many connections at the most", parseCount(1))
+	bind(flags, &cfg.reconcileInterval, "reconcile-interval", "duration", "5m", "compare everything with the backend so often", parsePositiveDuration)
+	cfg.aws.bind(flags)
 	bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "how fast the simulator goes: 1 is like EC2, 0 leaves out all delays", parseSpeed)
 	bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "what the simulator draws its delays and probabilities from", parseSeed)
 	flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle calls as EC2 does")
@@ -112,7 +120,7 @@ at once.`,
 	bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
 	bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long calls may take to finish when the service ends", parseDuration)
 	inEnvironment(flags)
-	completeWords(cmd, "backend", "simulator")
+	completeWords(cmd, "backend", backendSimulator, backendEC2)
 	completeWords(cmd, "log-format", "text", "json")
 	completeWords(cmd, "log-level", "debug", "info", "warn", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -128,6 +136,9 @@ at once.`,
 		}
 		if cfg.ec2Credentials != "" && cfg.ec2Listen == "" {
 			return usagef("--ec2-credentials is for the EC2 endpoint, which --ec2-listen opens")
+		}
+		if err := suitBackend(cfg.backend, flags); err != nil {
+			return err
 		}
 		return serve(cmd.Context(), cfg, t.stdout, t.stderr)
 	}
@@ -145,22 +156,11 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 		}
 	}()
 
-	fleet, faults, err := readFleet(cfg.simFleet)
+	backing, err := newBacking(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
-	backend := sim.New(sim.Config{
-		Seed:     cfg.simSeed,
-		Speed:    cfg.simSpeed,
-		Throttle: cfg.simThrottle,
-		Fleet:    fleet,
-		Faults:   faults,
-		Logger:   log.With("part", "simulator"),
-	})
-	defer backend.Close()
-	if err := backend.Err(); err != nil {
-		return fleetError(cfg.simFleet, err)
-	}
+	defer backing.Close()
 
 	ec2Listener, credentials, err := listenEC2(cfg)
 	if err != nil {
@@ -198,12 +198,22 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 	}()
 
 	// A journal that has instances is where the simulator takes them from.
-	begun := len(j.Snapshot().Records)
+	records := j.Snapshot().Records
+	begun := len(records)
 	if begun > 0 && cfg.simFleet != "" {
 		log.Warn("the instances of the fleet file are not used: the journal has instances already", "file", cfg.simFleet, "instances", begun)
 	}
 
-	svc := lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: log.With("part", "lifecycle")})
+	if err := backing.check(ctx, records); err != nil {
+		return err
+	}
+
+	svc := lifecycle.New(lifecycle.Config{
+		Journal:           j,
+		Backend:           backing.Backend,
+		Logger:            log.With("part", "lifecycle"),
+		ReconcileInterval: cfg.reconcileInterval,
+	})
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- svc.Run(running) }()
@@ -212,18 +222,23 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 		err = errors.Join(err, <-ended)
 	}()
 
-	simulation := simulator.New(svc, backend)
-	srv := server.New(server.Config{
+	settings := server.Config{
 		Lifecycle: svc,
 		Version:   buildVersion(),
 		Backend:   cfg.backend,
 		Logger:    log.With("part", "server"),
-		Register:  func(r grpc.ServiceRegistrar) { simulation.Register(r) },
 
 		MaxRequests:    cfg.maxRequests,
 		MaxStreams:     cfg.maxStreams,
 		MaxConnections: cfg.maxConnections,
-	})
+	}
+	var controls ec2query.Simulator
+	if backing.simulator != nil {
+		simulation := simulator.New(svc, backing.simulator)
+		settings.Register = func(r grpc.ServiceRegistrar) { simulation.Register(r) }
+		controls = simulation
+	}
+	srv := server.New(settings)
 	served := make(chan error, 2)
 	go func() { served <- srv.Serve(lis) }()
 	drainers := []drainer{srv}
@@ -240,7 +255,7 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 	if ec2Listener != nil {
 		door := ec2query.New(ec2query.Config{
 			Lifecycle:   svc,
-			Simulator:   simulation,
+			Simulator:   controls,
 			Credentials: credentials,
 			Logger:      log.With("part", "ec2query"),
 
@@ -258,7 +273,7 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 			ready = nil
 			g := &greeting{
 				cfg: cfg, address: lis.Addr().String(), info: svc.Info(), begun: begun > 0,
-				faults: cfg.simFleet != "" && len(faults) > 0, records: j.Snapshot().Records,
+				faults: backing.faults, awsRegion: backing.aws.Region, records: j.Snapshot().Records,
 			}
 			if ec2Listener != nil {
 				g.ec2Address = fromHere(ec2Listener.Addr())
@@ -323,36 +338,6 @@ func newLogger(cfg serveConfig, w io.Writer) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
-}
-
-// fleetError lists all that is wrong with the instances and faults of a fleet file.
-func fleetError(name string, err error) error {
-	e, ok := errors.AsType[*instance.Error](err)
-	if !ok || len(e.Violations) == 0 {
-		return usagef("the fleet file %s is wrong: %v", name, err)
-	}
-	lines := make([]string, len(e.Violations))
-	for i, v := range e.Violations {
-		lines[i] = v.Field + ": " + v.Description
-	}
-	return usagef("the fleet file %s is wrong: %s", name, strings.Join(lines, "; "))
-}
-
-// readFleet returns the instances and the faults to begin with.
-func readFleet(name string) ([]sim.Spec, []sim.Fault, error) {
-	if name == "" {
-		return sim.BuiltinFleet(), sim.BuiltinFaults(), nil
-	}
-	file, err := os.ReadFile(name)
-	if err != nil {
-		return nil, nil, usagef("the fleet file %s cannot be read: %v", name, innermost(err))
-	}
-	req, err := simulator.ParseFleet(file)
-	if err != nil {
-		return nil, nil, usagef("the fleet file %s is wrong: %v", name, err)
-	}
-	fleet, faults := simulator.Fleet(req)
-	return fleet, faults, nil
 }
 
 // innermost is what the operating system said, without the path or address that the

@@ -105,6 +105,18 @@ instances %d, last compared with the backend %s
 `,
 		info.GetVersion(), t.server, info.GetBackend(), owner, info.GetLogId(), info.GetJournalBytes(),
 		info.GetInstanceCount(), timeText(info.GetLastReconciled()))
+	for _, b := range info.GetTokenBuckets() {
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(t.stdout, "bucket    %s: %.1f of %g, gains %g a second", b.GetName(), b.GetLevel(), b.GetCapacity(), b.GetRefillPerSecond())
+		if n := b.GetWaitingInstances(); n > 0 && err == nil {
+			_, err = fmt.Fprintf(t.stdout, ", %s waiting", counted(int(n), "instance"))
+		}
+		if err == nil {
+			_, err = fmt.Fprintln(t.stdout)
+		}
+	}
 	if i := info.GetImpairment(); i != nil && err == nil {
 		_, err = fmt.Fprintf(t.stdout, "impaired  %s: %s\n", i.GetReason(), i.GetMessage())
 	}

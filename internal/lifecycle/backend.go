@@ -30,3 +30,9 @@ type Backend interface {
 	// not acknowledged may be yielded again.
 	Notices(ctx context.Context) iter.Seq2[instance.Notice, error]
 }
+
+// limited is a [Backend] that may carry out only so much in a time.
+type limited interface {
+	// Buckets returns how its token buckets stand, in a fixed order.
+	Buckets() []instance.TokenBucket
+}

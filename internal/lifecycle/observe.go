@@ -310,6 +310,9 @@ func (s *Service) reconcileRegularly(ctx context.Context) {
 			}
 			s.log.Warn("the journal could not be compared with the backend; trying again", "error", err)
 			delay = min(delay, 5*time.Second)
+			if s.journal.Stats().Instances > 0 {
+				s.becomeReady() // what was known before is better than nothing
+			}
 		} else {
 			s.becomeReady()
 		}

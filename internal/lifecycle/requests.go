@@ -216,6 +216,8 @@ type Info struct {
 	Retention       time.Duration
 	JournalMaxBytes int64
 	TokenLifetime   time.Duration
+	// Buckets are empty unless this process commands a backend that limits rates.
+	Buckets []instance.TokenBucket
 }
 
 // Batch is a batch of the journal, as a [Watch] hands it on.

@@ -184,7 +184,8 @@ func (s *Service) restore(term *journal.Term) error {
 func (s *Service) becomeReady() { s.readyOnce.Do(func() { close(s.ready) }) }
 
 // Ready is closed once requests can be answered: after the first comparison with the
-// backend, or when another process turns out to be the owner.
+// backend, when it fails although the journal knows of instances, or when another process
+// turns out to be the owner.
 func (s *Service) Ready() <-chan struct{} { return s.ready }
 
 // LastReconciled is when everything was last compared with the backend by this
@@ -215,7 +216,16 @@ func (s *Service) Info() Info {
 		Retention:       config.Retention,
 		JournalMaxBytes: config.MaxBytes,
 		TokenLifetime:   config.TokenLifetime,
+		Buckets:         s.buckets(),
 	}
+}
+
+// buckets returns how the backend's limits stand.
+func (s *Service) buckets() []instance.TokenBucket {
+	if b, ok := s.backend.(limited); ok && s.term.Load() != nil {
+		return b.Buckets()
+	}
+	return nil
 }
 
 // owner returns the present term, or why there is none.

@@ -2269,7 +2269,10 @@ type GetServerInfoResponse struct {
 	// The instances that are known.
 	InstanceCount int64 `protobuf:"varint,10,opt,name=instance_count,json=instanceCount,proto3" json:"instance_count,omitempty"`
 	// Set while changes cannot be recorded, or not be learnt by this process.
-	Impairment    *Impairment `protobuf:"bytes,11,opt,name=impairment,proto3" json:"impairment,omitempty"`
+	Impairment *Impairment `protobuf:"bytes,11,opt,name=impairment,proto3" json:"impairment,omitempty"`
+	// EC2's token buckets as this process mirrors them; empty with the simulator, and where
+	// another process owns the backend.
+	TokenBuckets  []*TokenBucket `protobuf:"bytes,12,rep,name=token_buckets,json=tokenBuckets,proto3" json:"token_buckets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2381,6 +2384,98 @@ func (x *GetServerInfoResponse) GetImpairment() *Impairment {
 	return nil
 }
 
+func (x *GetServerInfoResponse) GetTokenBuckets() []*TokenBucket {
+	if x != nil {
+		return x.TokenBuckets
+	}
+	return nil
+}
+
+// TokenBucket is one of EC2's limits of rates: calls, or their instances, take tokens from
+// it, and wait when there are none.
+type TokenBucket struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What takes the tokens, such as "requests of StartInstances" or "instances of
+	// StopInstances".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The tokens that there are now; below zero when some are taken in advance.
+	Level float64 `protobuf:"fixed64,2,opt,name=level,proto3" json:"level,omitempty"`
+	// The most tokens that there can be.
+	Capacity float64 `protobuf:"fixed64,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	// The tokens that it gains in a second at present: fewer than the account's limits say
+	// while EC2 throttles although there should be tokens.
+	RefillPerSecond float64 `protobuf:"fixed64,4,opt,name=refill_per_second,json=refillPerSecond,proto3" json:"refill_per_second,omitempty"`
+	// The instances that wait for tokens, of all callers; 0 of a bucket of requests.
+	WaitingInstances int64 `protobuf:"varint,5,opt,name=waiting_instances,json=waitingInstances,proto3" json:"waiting_instances,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *TokenBucket) Reset() {
+	*x = TokenBucket{}
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenBucket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenBucket) ProtoMessage() {}
+
+func (x *TokenBucket) ProtoReflect() protoreflect.Message {
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenBucket.ProtoReflect.Descriptor instead.
+func (*TokenBucket) Descriptor() ([]byte, []int) {
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *TokenBucket) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TokenBucket) GetLevel() float64 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+func (x *TokenBucket) GetCapacity() float64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
+func (x *TokenBucket) GetRefillPerSecond() float64 {
+	if x != nil {
+		return x.RefillPerSecond
+	}
+	return 0
+}
+
+func (x *TokenBucket) GetWaitingInstances() int64 {
+	if x != nil {
+		return x.WaitingInstances
+	}
+	return 0
+}
+
 // Limits are what the service allows.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2416,7 +2511,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2523,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2536,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{26}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Limits) GetMaxInstanceIds() int32 {
@@ -2541,7 +2636,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2648,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2661,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{27}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Owner) GetAddress() string {
@@ -2727,7 +2822,7 @@ const file_instanced_v1_instance_service_proto_rawDesc = "" +
 	"\x06events\x18\x01 \x03(\v2\x13.instanced.v1.EventR\x06events\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x16\n" +
 	"\x06cursor\x18\x03 \x01(\tR\x06cursor\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xc3\x03\n" +
+	"\x14GetServerInfoRequest\"\x83\x04\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12\x15\n" +
@@ -2742,7 +2837,14 @@ const file_instanced_v1_instance_service_proto_rawDesc = "" +
 	" \x01(\x03R\rinstanceCount\x128\n" +
 	"\n" +
 	"impairment\x18\v \x01(\v2\x18.instanced.v1.ImpairmentR\n" +
-	"impairment\"\xbc\x04\n" +
+	"impairment\x12>\n" +
+	"\rtoken_buckets\x18\f \x03(\v2\x19.instanced.v1.TokenBucketR\ftokenBuckets\"\xac\x01\n" +
+	"\vTokenBucket\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05level\x18\x02 \x01(\x01R\x05level\x12\x1a\n" +
+	"\bcapacity\x18\x03 \x01(\x01R\bcapacity\x12*\n" +
+	"\x11refill_per_second\x18\x04 \x01(\x01R\x0frefillPerSecond\x12+\n" +
+	"\x11waiting_instances\x18\x05 \x01(\x03R\x10waitingInstances\"\xbc\x04\n" +
 	"\x06Limits\x12(\n" +
 	"\x10max_instance_ids\x18\x01 \x01(\x05R\x0emaxInstanceIds\x12*\n" +
 	"\x11max_filter_values\x18\x02 \x01(\x05R\x0fmaxFilterValues\x12\"\n" +
@@ -2818,7 +2920,7 @@ func file_instanced_v1_instance_service_proto_rawDescGZIP() []byte {
 }
 
 var file_instanced_v1_instance_service_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_instanced_v1_instance_service_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_instanced_v1_instance_service_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_instanced_v1_instance_service_proto_goTypes = []any{
 	(FailureMode)(0),                   // 0: instanced.v1.FailureMode
 	(WaitUntil)(0),                     // 1: instanced.v1.WaitUntil
@@ -2852,90 +2954,92 @@ var file_instanced_v1_instance_service_proto_goTypes = []any{
 	(*ListEventsResponse)(nil),         // 29: instanced.v1.ListEventsResponse
 	(*GetServerInfoRequest)(nil),       // 30: instanced.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),      // 31: instanced.v1.GetServerInfoResponse
-	(*Limits)(nil),                     // 32: instanced.v1.Limits
-	(*Owner)(nil),                      // 33: instanced.v1.Owner
-	(*durationpb.Duration)(nil),        // 34: google.protobuf.Duration
-	(*InstanceStateChange)(nil),        // 35: instanced.v1.InstanceStateChange
-	(*InstanceFilter)(nil),             // 36: instanced.v1.InstanceFilter
-	(*Instance)(nil),                   // 37: instanced.v1.Instance
-	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
-	(InstanceStateName)(0),             // 39: instanced.v1.InstanceStateName
-	(*InstanceState)(nil),              // 40: instanced.v1.InstanceState
-	(*StateReason)(nil),                // 41: instanced.v1.StateReason
-	(*Event)(nil),                      // 42: instanced.v1.Event
+	(*TokenBucket)(nil),                // 32: instanced.v1.TokenBucket
+	(*Limits)(nil),                     // 33: instanced.v1.Limits
+	(*Owner)(nil),                      // 34: instanced.v1.Owner
+	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
+	(*InstanceStateChange)(nil),        // 36: instanced.v1.InstanceStateChange
+	(*InstanceFilter)(nil),             // 37: instanced.v1.InstanceFilter
+	(*Instance)(nil),                   // 38: instanced.v1.Instance
+	(*timestamppb.Timestamp)(nil),      // 39: google.protobuf.Timestamp
+	(InstanceStateName)(0),             // 40: instanced.v1.InstanceStateName
+	(*InstanceState)(nil),              // 41: instanced.v1.InstanceState
+	(*StateReason)(nil),                // 42: instanced.v1.StateReason
+	(*Event)(nil),                      // 43: instanced.v1.Event
 }
 var file_instanced_v1_instance_service_proto_depIdxs = []int32{
-	34, // 0: instanced.v1.InstanceFailure.retry_delay:type_name -> google.protobuf.Duration
+	35, // 0: instanced.v1.InstanceFailure.retry_delay:type_name -> google.protobuf.Duration
 	0,  // 1: instanced.v1.StartInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	35, // 2: instanced.v1.StartInstancesResponse.starting_instances:type_name -> instanced.v1.InstanceStateChange
+	36, // 2: instanced.v1.StartInstancesResponse.starting_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 3: instanced.v1.StartInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
 	0,  // 4: instanced.v1.StopInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	35, // 5: instanced.v1.StopInstancesResponse.stopping_instances:type_name -> instanced.v1.InstanceStateChange
+	36, // 5: instanced.v1.StopInstancesResponse.stopping_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 6: instanced.v1.StopInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
 	0,  // 7: instanced.v1.RebootInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	35, // 8: instanced.v1.RebootInstancesResponse.rebooting_instances:type_name -> instanced.v1.InstanceStateChange
+	36, // 8: instanced.v1.RebootInstancesResponse.rebooting_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 9: instanced.v1.RebootInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
 	0,  // 10: instanced.v1.TerminateInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	35, // 11: instanced.v1.TerminateInstancesResponse.terminating_instances:type_name -> instanced.v1.InstanceStateChange
+	36, // 11: instanced.v1.TerminateInstancesResponse.terminating_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 12: instanced.v1.TerminateInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
-	36, // 13: instanced.v1.DescribeInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
-	37, // 14: instanced.v1.DescribeInstancesResponse.instances:type_name -> instanced.v1.Instance
-	38, // 15: instanced.v1.DescribeInstancesResponse.last_reconciled:type_name -> google.protobuf.Timestamp
-	39, // 16: instanced.v1.WaitInstancesRequest.states:type_name -> instanced.v1.InstanceStateName
-	34, // 17: instanced.v1.WaitInstancesRequest.timeout:type_name -> google.protobuf.Duration
+	37, // 13: instanced.v1.DescribeInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
+	38, // 14: instanced.v1.DescribeInstancesResponse.instances:type_name -> instanced.v1.Instance
+	39, // 15: instanced.v1.DescribeInstancesResponse.last_reconciled:type_name -> google.protobuf.Timestamp
+	40, // 16: instanced.v1.WaitInstancesRequest.states:type_name -> instanced.v1.InstanceStateName
+	35, // 17: instanced.v1.WaitInstancesRequest.timeout:type_name -> google.protobuf.Duration
 	1,  // 18: instanced.v1.WaitInstancesRequest.until:type_name -> instanced.v1.WaitUntil
 	2,  // 19: instanced.v1.WaitResult.outcome:type_name -> instanced.v1.WaitOutcome
-	37, // 20: instanced.v1.WaitResult.instance:type_name -> instanced.v1.Instance
-	40, // 21: instanced.v1.WaitResult.reached_state:type_name -> instanced.v1.InstanceState
-	41, // 22: instanced.v1.WaitResult.state_reason:type_name -> instanced.v1.StateReason
+	38, // 20: instanced.v1.WaitResult.instance:type_name -> instanced.v1.Instance
+	41, // 21: instanced.v1.WaitResult.reached_state:type_name -> instanced.v1.InstanceState
+	42, // 22: instanced.v1.WaitResult.state_reason:type_name -> instanced.v1.StateReason
 	18, // 23: instanced.v1.WaitInstancesResponse.results:type_name -> instanced.v1.WaitResult
-	36, // 24: instanced.v1.WatchInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
-	34, // 25: instanced.v1.WatchInstancesRequest.progress_interval:type_name -> google.protobuf.Duration
+	37, // 24: instanced.v1.WatchInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
+	35, // 25: instanced.v1.WatchInstancesRequest.progress_interval:type_name -> google.protobuf.Duration
 	3,  // 26: instanced.v1.WatchInstancesRequest.on_unusable_cursor:type_name -> instanced.v1.UnusableCursorPolicy
 	22, // 27: instanced.v1.WatchInstancesResponse.subscribed:type_name -> instanced.v1.Subscribed
 	23, // 28: instanced.v1.WatchInstancesResponse.snapshot:type_name -> instanced.v1.Snapshot
 	24, // 29: instanced.v1.WatchInstancesResponse.events:type_name -> instanced.v1.Events
 	25, // 30: instanced.v1.WatchInstancesResponse.progress:type_name -> instanced.v1.Progress
 	27, // 31: instanced.v1.WatchInstancesResponse.goodbye:type_name -> instanced.v1.Goodbye
-	34, // 32: instanced.v1.Subscribed.progress_interval:type_name -> google.protobuf.Duration
-	37, // 33: instanced.v1.Snapshot.instances:type_name -> instanced.v1.Instance
+	35, // 32: instanced.v1.Subscribed.progress_interval:type_name -> google.protobuf.Duration
+	38, // 33: instanced.v1.Snapshot.instances:type_name -> instanced.v1.Instance
 	4,  // 34: instanced.v1.Snapshot.reason:type_name -> instanced.v1.UnusableCursorReason
-	42, // 35: instanced.v1.Events.events:type_name -> instanced.v1.Event
-	38, // 36: instanced.v1.Progress.last_reconciled:type_name -> google.protobuf.Timestamp
+	43, // 35: instanced.v1.Events.events:type_name -> instanced.v1.Event
+	39, // 36: instanced.v1.Progress.last_reconciled:type_name -> google.protobuf.Timestamp
 	26, // 37: instanced.v1.Progress.impairment:type_name -> instanced.v1.Impairment
 	5,  // 38: instanced.v1.Goodbye.reason:type_name -> instanced.v1.GoodbyeReason
-	34, // 39: instanced.v1.Goodbye.retry_delay:type_name -> google.protobuf.Duration
-	42, // 40: instanced.v1.ListEventsResponse.events:type_name -> instanced.v1.Event
-	32, // 41: instanced.v1.GetServerInfoResponse.limits:type_name -> instanced.v1.Limits
-	33, // 42: instanced.v1.GetServerInfoResponse.owner:type_name -> instanced.v1.Owner
-	38, // 43: instanced.v1.GetServerInfoResponse.last_reconciled:type_name -> google.protobuf.Timestamp
+	35, // 39: instanced.v1.Goodbye.retry_delay:type_name -> google.protobuf.Duration
+	43, // 40: instanced.v1.ListEventsResponse.events:type_name -> instanced.v1.Event
+	33, // 41: instanced.v1.GetServerInfoResponse.limits:type_name -> instanced.v1.Limits
+	34, // 42: instanced.v1.GetServerInfoResponse.owner:type_name -> instanced.v1.Owner
+	39, // 43: instanced.v1.GetServerInfoResponse.last_reconciled:type_name -> google.protobuf.Timestamp
 	26, // 44: instanced.v1.GetServerInfoResponse.impairment:type_name -> instanced.v1.Impairment
-	34, // 45: instanced.v1.Limits.client_token_lifetime:type_name -> google.protobuf.Duration
-	34, // 46: instanced.v1.Limits.retention:type_name -> google.protobuf.Duration
-	34, // 47: instanced.v1.Limits.max_wait:type_name -> google.protobuf.Duration
-	7,  // 48: instanced.v1.InstanceService.StartInstances:input_type -> instanced.v1.StartInstancesRequest
-	9,  // 49: instanced.v1.InstanceService.StopInstances:input_type -> instanced.v1.StopInstancesRequest
-	11, // 50: instanced.v1.InstanceService.RebootInstances:input_type -> instanced.v1.RebootInstancesRequest
-	13, // 51: instanced.v1.InstanceService.TerminateInstances:input_type -> instanced.v1.TerminateInstancesRequest
-	15, // 52: instanced.v1.InstanceService.DescribeInstances:input_type -> instanced.v1.DescribeInstancesRequest
-	17, // 53: instanced.v1.InstanceService.WaitInstances:input_type -> instanced.v1.WaitInstancesRequest
-	20, // 54: instanced.v1.InstanceService.WatchInstances:input_type -> instanced.v1.WatchInstancesRequest
-	28, // 55: instanced.v1.InstanceService.ListEvents:input_type -> instanced.v1.ListEventsRequest
-	30, // 56: instanced.v1.InstanceService.GetServerInfo:input_type -> instanced.v1.GetServerInfoRequest
-	8,  // 57: instanced.v1.InstanceService.StartInstances:output_type -> instanced.v1.StartInstancesResponse
-	10, // 58: instanced.v1.InstanceService.StopInstances:output_type -> instanced.v1.StopInstancesResponse
-	12, // 59: instanced.v1.InstanceService.RebootInstances:output_type -> instanced.v1.RebootInstancesResponse
-	14, // 60: instanced.v1.InstanceService.TerminateInstances:output_type -> instanced.v1.TerminateInstancesResponse
-	16, // 61: instanced.v1.InstanceService.DescribeInstances:output_type -> instanced.v1.DescribeInstancesResponse
-	19, // 62: instanced.v1.InstanceService.WaitInstances:output_type -> instanced.v1.WaitInstancesResponse
-	21, // 63: instanced.v1.InstanceService.WatchInstances:output_type -> instanced.v1.WatchInstancesResponse
-	29, // 64: instanced.v1.InstanceService.ListEvents:output_type -> instanced.v1.ListEventsResponse
-	31, // 65: instanced.v1.InstanceService.GetServerInfo:output_type -> instanced.v1.GetServerInfoResponse
-	57, // [57:66] is the sub-list for method output_type
-	48, // [48:57] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	32, // 45: instanced.v1.GetServerInfoResponse.token_buckets:type_name -> instanced.v1.TokenBucket
+	35, // 46: instanced.v1.Limits.client_token_lifetime:type_name -> google.protobuf.Duration
+	35, // 47: instanced.v1.Limits.retention:type_name -> google.protobuf.Duration
+	35, // 48: instanced.v1.Limits.max_wait:type_name -> google.protobuf.Duration
+	7,  // 49: instanced.v1.InstanceService.StartInstances:input_type -> instanced.v1.StartInstancesRequest
+	9,  // 50: instanced.v1.InstanceService.StopInstances:input_type -> instanced.v1.StopInstancesRequest
+	11, // 51: instanced.v1.InstanceService.RebootInstances:input_type -> instanced.v1.RebootInstancesRequest
+	13, // 52: instanced.v1.InstanceService.TerminateInstances:input_type -> instanced.v1.TerminateInstancesRequest
+	15, // 53: instanced.v1.InstanceService.DescribeInstances:input_type -> instanced.v1.DescribeInstancesRequest
+	17, // 54: instanced.v1.InstanceService.WaitInstances:input_type -> instanced.v1.WaitInstancesRequest
+	20, // 55: instanced.v1.InstanceService.WatchInstances:input_type -> instanced.v1.WatchInstancesRequest
+	28, // 56: instanced.v1.InstanceService.ListEvents:input_type -> instanced.v1.ListEventsRequest
+	30, // 57: instanced.v1.InstanceService.GetServerInfo:input_type -> instanced.v1.GetServerInfoRequest
+	8,  // 58: instanced.v1.InstanceService.StartInstances:output_type -> instanced.v1.StartInstancesResponse
+	10, // 59: instanced.v1.InstanceService.StopInstances:output_type -> instanced.v1.StopInstancesResponse
+	12, // 60: instanced.v1.InstanceService.RebootInstances:output_type -> instanced.v1.RebootInstancesResponse
+	14, // 61: instanced.v1.InstanceService.TerminateInstances:output_type -> instanced.v1.TerminateInstancesResponse
+	16, // 62: instanced.v1.InstanceService.DescribeInstances:output_type -> instanced.v1.DescribeInstancesResponse
+	19, // 63: instanced.v1.InstanceService.WaitInstances:output_type -> instanced.v1.WaitInstancesResponse
+	21, // 64: instanced.v1.InstanceService.WatchInstances:output_type -> instanced.v1.WatchInstancesResponse
+	29, // 65: instanced.v1.InstanceService.ListEvents:output_type -> instanced.v1.ListEventsResponse
+	31, // 66: instanced.v1.InstanceService.GetServerInfo:output_type -> instanced.v1.GetServerInfoResponse
+	58, // [58:67] is the sub-list for method output_type
+	49, // [49:58] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_instanced_v1_instance_service_proto_init() }
@@ -2958,7 +3062,7 @@ func file_instanced_v1_instance_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_instanced_v1_instance_service_proto_rawDesc), len(file_instanced_v1_instance_service_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

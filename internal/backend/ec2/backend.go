@@ -159,26 +159,12 @@ func (b *Backend) Restore(known []*instance.Instance) error {
 	return nil
 }
 
-// Bucket is how one of EC2's token buckets stands, as far as is known here.
-type Bucket struct {
-	// Name is such as "requests of StartInstances".
-	Name string
-	// Level is how many tokens there are; below zero when some are taken in advance.
-	Level float64
-	// Capacity is how many there can be, Refill how many come in a second at present:
-	// fewer than the limits say while EC2 throttles although its bucket should not be empty.
-	Capacity, Refill float64
-	// Waiting is how many instances wait for tokens, of all callers; 0 of a bucket of
-	// requests.
-	Waiting int
-}
-
 // Buckets returns how the buckets stand, in a fixed order.
-func (b *Backend) Buckets() []Bucket {
+func (b *Backend) Buckets() []instance.TokenBucket {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	list := []Bucket{b.reads.standing(now)}
+	list := []instance.TokenBucket{b.reads.standing(now)}
 	for _, verb := range []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbTerminate} {
 		d := b.desks[verb]
 		instances := d.instances.standing(now)
@@ -190,7 +176,7 @@ func (b *Backend) Buckets() []Bucket {
 	return list
 }
 
-func (b *bucket) standing(now time.Time) Bucket {
+func (b *bucket) standing(now time.Time) instance.TokenBucket {
 	b.advance(now)
-	return Bucket{Name: b.name, Level: b.level, Capacity: b.capacity, Refill: b.rate(now)}
+	return instance.TokenBucket{Name: b.name, Level: b.level, Capacity: b.capacity, Refill: b.rate(now)}
 }
