@@ -22,7 +22,7 @@ type greeting struct {
 	// awsRegion is empty unless the backend is EC2.
 	awsRegion string
 	info      lifecycle.Info
-	records    []*journal.Record
+	records   []*journal.Record
 	// begun is whether the journal had instances before this process; faults whether the
 	// fleet file has some.
 	begun  bool
