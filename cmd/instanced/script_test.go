@@ -30,7 +30,8 @@ func TestMain(m *testing.M) {
 //	                                  NAME.stderr
 //	serve NAME [FLAG...]              run the service in the background, on a free port and
 //	                                  in the directory data unless flags say otherwise;
-//	                                  INSTANCED_SERVER is its address from then on
+//	                                  INSTANCED_SERVER is its address from then on, and
+//	                                  EC2_ENDPOINT that of its EC2 endpoint, if it has one
 //	until PATTERN FILE                wait until a line of a growing file matches
 //	signal NAME TERM|INT|KILL         send a signal to a program in the background
 //	ended NAME STATUS                 wait for its end with this exit status; -1 is a signal
@@ -97,7 +98,10 @@ func cmdBackground(ts *testscript.TestScript, neg bool, args []string) {
 	name := args[0]
 	cmd := exec.Command(lookPath(ts, args[1]), args[2:]...)
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "WORK", "GORACE", "INSTANCED_PRINCIPAL", "INSTANCED_SERVER"} {
+	for _, name := range []string{
+		"PATH", "HOME", "TMPDIR", "WORK", "GORACE", "INSTANCED_PRINCIPAL", "INSTANCED_SERVER",
+		"AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED",
+	} {
 		if value := ts.Getenv(name); value != "" {
 			cmd.Env = append(cmd.Env, name+"="+value)
 		}
@@ -118,7 +122,10 @@ func cmdBackground(ts *testscript.TestScript, neg bool, args []string) {
 	}()
 }
 
-var servesOn = regexp.MustCompile(`serves gRPC on (\S+)`)
+var (
+	servesOn    = regexp.MustCompile(`serves gRPC on (\S+)`)
+	speaksEC2On = regexp.MustCompile(`ec2 +(http://\S+);`)
+)
 
 func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
@@ -132,6 +139,9 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("the service %s ended:\n%s", name, said)
 	}
 	ts.Setenv("INSTANCED_SERVER", found[1])
+	if found := speaksEC2On.FindStringSubmatch(ts.ReadFile(name + ".stdout")); found != nil {
+		ts.Setenv("EC2_ENDPOINT", found[1])
+	}
 }
 
 // awaitMatch waits until a growing file matches and returns what does, or nil when
