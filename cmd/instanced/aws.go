@@ -206,12 +206,13 @@ func readLimits(name string) (ec2.Limits, error) {
 	return limits, nil
 }
 
-// sdkLogger leads the lines of the AWS SDK into ours.
+// sdkLogger leads the lines of the AWS SDK into ours. What keeps a call from its answer
+// comes back as an error of the call, so that none is more than information.
 func sdkLogger(log *slog.Logger) logging.Logger {
 	return logging.LoggerFunc(func(class logging.Classification, format string, v ...any) {
 		level := slog.LevelDebug
 		if class == logging.Warn {
-			level = slog.LevelWarn
+			level = slog.LevelInfo
 		}
 		log.Log(context.Background(), level, "AWS SDK", "says", fmt.Sprintf(format, v...))
 	})

@@ -237,9 +237,8 @@ func actions(calls []url.Values) map[string]int {
 	return n
 }
 
-// simulated runs the service with the simulator and its EC2 endpoint, whose address stays
-// the same.
-func simulated(t *testing.T, fleet string, args ...string) (s *service, endpoint string) {
+// withDoor runs the service with an EC2 endpoint of its own, whose address stays the same.
+func withDoor(t *testing.T, args ...string) (s *service, endpoint string) {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -249,7 +248,12 @@ func simulated(t *testing.T, fleet string, args ...string) (s *service, endpoint
 	if err := lis.Close(); err != nil {
 		t.Fatal(err)
 	}
-	args = append(args, "--ec2-listen", endpoint)
+	return runService(t, append(args, "--ec2-listen", endpoint, "--log-level", "warn")...), endpoint
+}
+
+// simulated runs the service with the simulator and an EC2 endpoint.
+func simulated(t *testing.T, fleet string, args ...string) (s *service, endpoint string) {
+	t.Helper()
 	if fleet != "" {
 		file := filepath.Join(t.TempDir(), "fleet.yaml")
 		if err := os.WriteFile(file, []byte(fleet), 0o600); err != nil {
@@ -257,7 +261,7 @@ func simulated(t *testing.T, fleet string, args ...string) (s *service, endpoint
 		}
 		args = append(args, "--sim-fleet", file)
 	}
-	return runService(t, append(args, "--log-level", "warn")...), endpoint
+	return withDoor(t, args...)
 }
 
 // fronting runs the service with an EC2 endpoint behind it.

@@ -3,7 +3,9 @@ package ec2
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -142,6 +144,16 @@ func TestTheServicesOwnCredentialsAreItsOwnMatter(t *testing.T) {
 			})
 		})
 		if e := execute(t.Context(), b, start(id(1)))[0].refusedAs(t); e.Kind != instance.KindInternal {
+			t.Errorf("error is %+v", e)
+		}
+	})
+	bubble(t, "their source cannot be reached", func(t *testing.T) {
+		b := connect(t, &endpoint{}, func(c *Config) {
+			c.AWS.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+				return aws.Credentials{}, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+			})
+		})
+		if e := execute(t.Context(), b, start(id(1)))[0].refusedAs(t); e.Kind != instance.KindUnavailable || e.Reason != reasonUnreachable || e.OutcomeUnknown {
 			t.Errorf("error is %+v", e)
 		}
 	})

@@ -63,6 +63,9 @@ func failureOf(err error, asked []instance.ID) *failure {
 	switch {
 	case answered && response.HTTPStatusCode() >= 400 && response.HTTPStatusCode() < 500:
 		f.ofStatus(response.HTTPStatusCode())
+	case none && (unresolved || dialed):
+		f.reaction = everyone
+		f.err.Reason, f.err.Message = reasonUnreachable, "the source of this service's own credentials cannot be reached; nothing was changed by this call"
 	case none:
 		f.reaction, f.credentials = everyone, true
 		f.err = &instance.Error{Kind: instance.KindInternal, Code: reasonCredentials, Message: source.Error(), Cause: err}
