@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -24,6 +25,9 @@ import (
 type queue struct {
 	mostReceives int // then a message goes to the dead-letter queue
 	failing      bool
+	attributes   map[string]string
+	denied       string // an action that is not allowed
+	hasty        bool   // it does not wait for messages
 
 	mu       sync.Mutex
 	messages []*message
@@ -72,15 +76,25 @@ func (q *queue) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		}
 	}
 	body, _ := io.ReadAll(req.Body)
+	w.Header().Set("Content-Type", "application/x-amz-json-1.0")
 	if err := json.Unmarshal(body, &in); err != nil || in.QueueURL != queueURL {
 		w.WriteHeader(400)
+		_, _ = io.WriteString(w, `{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"The specified queue does not exist."}`)
 		return
 	}
-	w.Header().Set("Content-Type", "application/x-amz-json-1.0")
 	type entry struct {
-		ID string `json:"Id"`
+		ID   string `json:"Id"`
+		Code string `json:",omitempty"`
 	}
-	switch _, action, _ := strings.Cut(req.Header.Get("X-Amz-Target"), "."); action {
+	_, action, _ := strings.Cut(req.Header.Get("X-Amz-Target"), ".")
+	if action == q.denied {
+		w.WriteHeader(403)
+		_, _ = fmt.Fprintf(w, `{"__type":"com.amazon.coral.service#AccessDeniedException","message":"User: arn:aws:iam::123456789012:user/ana is not authorized to perform: sqs:%s"}`, action)
+		return
+	}
+	switch action {
+	case "GetQueueAttributes":
+		_ = json.NewEncoder(w).Encode(map[string]any{"Attributes": q.attributes})
 	case "ReceiveMessage":
 		q.mu.Lock()
 		failing := q.failing
@@ -97,6 +111,9 @@ func (q *queue) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		}
 		var out struct{ Messages []received }
 		until := time.Now().Add(time.Duration(in.WaitTimeSeconds) * time.Second)
+		if q.hasty {
+			until = time.Now()
+		}
 		for {
 			for _, m := range q.take(in.MaxNumberOfMessages, time.Duration(in.VisibilityTimeout)*time.Second) {
 				sum := md5.Sum([]byte(m.body))
@@ -108,12 +125,15 @@ func (q *queue) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		}
 		_ = json.NewEncoder(w).Encode(out)
 	case "DeleteMessageBatch", "ChangeMessageVisibilityBatch":
-		var out struct{ Successful, Failed []entry }
+		out := struct{ Successful, Failed []entry }{[]entry{}, []entry{}}
 		for _, e := range in.Entries {
+			if _, err := strconv.Atoi(e.ReceiptHandle); err != nil {
+				out.Failed = append(out.Failed, entry{e.ID, "ReceiptHandleIsInvalid"})
+				continue
+			}
 			q.settle(e.ReceiptHandle, action == "DeleteMessageBatch", time.Duration(e.VisibilityTimeout)*time.Second)
-			out.Successful = append(out.Successful, entry{e.ID})
+			out.Successful = append(out.Successful, entry{ID: e.ID})
 		}
-		out.Failed = []entry{}
 		_ = json.NewEncoder(w).Encode(out)
 	default:
 		w.WriteHeader(400)
