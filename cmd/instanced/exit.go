@@ -30,7 +30,8 @@ const (
 
 const exitStatusHelp = `Exit status:
   0    what was asked for happened
-  1    something unexpected went wrong; of verify, a promise is broken
+  1    something unexpected went wrong; of verify, a promise is broken; of doctor,
+       there is a problem
   2    the command line or the request cannot be right (malformed id, unknown flag)
   3    refused: not found, a state that forbids it, permission, capacity, limits
   4    an instance did not get to the wanted state and no longer can

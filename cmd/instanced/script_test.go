@@ -39,6 +39,8 @@ func TestMain(m *testing.M) {
 //	[!] golden FILE GOLDEN            compare without regard to times, cursors and the like
 //	json FILE                         there is nothing in it but JSON documents
 //	cursor FILE                       CURSOR is the first cursor of a document from then on
+//	capture NAME PATTERN FILE         the variable NAME is the group of PATTERN in a growing file
+//	                                  from then on
 //	helps VERB...                     each verb has help with examples
 func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -66,7 +68,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"background": cmdBackground, "serve": cmdServe, "until": cmdUntil, "signal": cmdSignal, "ended": cmdEnded,
-			"status": cmdStatus, "golden": cmdGolden, "json": cmdJSON, "cursor": cmdCursor, "helps": cmdHelps,
+			"status": cmdStatus, "golden": cmdGolden, "json": cmdJSON, "cursor": cmdCursor, "capture": cmdCapture, "helps": cmdHelps,
 		},
 	})
 }
@@ -170,6 +172,18 @@ func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
 	pattern, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
 	awaitMatch(ts, pattern, args[1], nil)
+}
+
+func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: capture NAME PATTERN FILE")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	if pattern.NumSubexp() != 1 {
+		ts.Fatalf("%s has not one group", pattern)
+	}
+	ts.Setenv(args[0], awaitMatch(ts, pattern, args[2], nil)[1])
 }
 
 func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {

@@ -61,13 +61,20 @@ type terminal struct {
 func (t *terminal) addFlags(cmd *cobra.Command) {
 	common := pflag.NewFlagSet("common", pflag.ContinueOnError)
 	bind(common, &t.server, "server", "address", "127.0.0.1:50051", "address of the service", parseServer)
-	common.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputJSON)), "output", "o",
-		"table for people, json for programs")
-	bind(common, &t.timeout, "timeout", "duration", "0",
-		"give up after this long; 0 means 30s, 5m where states are waited for, never for watch", parseDuration)
 	bind(common, &t.principal, "principal", "name", defaultPrincipal(), "who calls, as told to the service", parsePrincipal)
 	inEnvironment(common)
 	cmd.Flags().AddFlagSet(common)
+	t.addAnswerFlags(cmd, "give up after this long; 0 means 30s, 5m where states are waited for, never for watch")
+}
+
+// addAnswerFlags declares the flags of how a verb answers, and until when.
+func (t *terminal) addAnswerFlags(cmd *cobra.Command, timeout string) {
+	answer := pflag.NewFlagSet("answer", pflag.ContinueOnError)
+	answer.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputJSON)), "output", "o",
+		"table for people, json for programs")
+	bind(answer, &t.timeout, "timeout", "duration", "0", timeout, parseDuration)
+	inEnvironment(answer)
+	cmd.Flags().AddFlagSet(answer)
 	completeWords(cmd, "output", outputTable, outputJSON)
 }
 
@@ -315,7 +322,7 @@ func (tb *table) print(w io.Writer) error {
 	return err
 }
 
-// coloured returns a text in the colour of the state that it names, on a terminal
+// coloured returns a text in the colour of the state or finding that it names, on a terminal
 // whose user wants colours.
 func (t *terminal) coloured(text string) string {
 	if os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" || !isTerminal(t.stdout) {
@@ -325,6 +332,7 @@ func (t *terminal) coloured(text string) string {
 		"running": "32", "reached": "32",
 		"pending": "33", "stopping": "33", "shutting-down": "33", "timed out": "33",
 		"terminated": "31", "unreachable": "31",
+		"ok": "32", "warning": "33", "problem": "31",
 	}
 	if code, ok := colours[text]; ok {
 		return "\x1b[" + code + "m" + text + "\x1b[0m"

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/instanced/instanced/internal/backend/ec2"
+)
+
+func newDoctorCommand(t *terminal) *cobra.Command {
+	var flags awsFlags
+	cmd := &cobra.Command{
+		Use:   "doctor [flags]",
+		Short: "Say what the service lacks to run on EC2, and what to grant",
+		Long: `Doctor looks at what "instanced serve --backend ec2" needs with the same flags: credentials,
+region, permission to describe instances and for each verb, the queue and its policy. It
+prints a line for each: ok; warning for what the service can do without; problem, with what
+to grant or to mend.
+
+It changes nothing: each verb is run dry, on one managed instance that it names. A message
+that waits in the queue may be hidden from others for a second.
+
+Ends with 1 if there is a problem. What cannot be tried, such as the verbs while there is no
+managed instance, is one.`,
+		Example: examples(
+			"instanced doctor --aws-region eu-central-1",
+			"AWS_PROFILE=ops instanced doctor --manage-filter team=payments --sqs-queue-url https://sqs.eu-central-1.amazonaws.com/123456789012/instanced",
+			"instanced doctor -o json | jq -r '.findings[] | select(.level != \"ok\") | .advice'",
+		),
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+	}
+	flags.bind(cmd.Flags())
+	inEnvironment(cmd.Flags())
+	t.addAnswerFlags(cmd, "give up after this long; 0 means never, each call to AWS has a limit of its own")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		t.accepted = true
+		ctx := cmd.Context()
+		if t.timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, t.timeout)
+			defer cancel()
+		}
+		findings, err := diagnose(ctx, flags)
+		if err != nil {
+			return err
+		}
+		return t.printDiagnosis(ctx, findings)
+	}
+	return cmd
+}
+
+// diagnose examines what the flags lead to. Settings that lead nowhere are a finding, flags
+// that cannot be right an error.
+func diagnose(ctx context.Context, flags awsFlags) (iter.Seq[ec2.Finding], error) {
+	settings, err := loadAWS(ctx, flags, slog.New(slog.DiscardHandler))
+	if _, ok := errors.AsType[*usageError](err); ok {
+		return nil, err
+	}
+	if err != nil {
+		return func(yield func(ec2.Finding) bool) {
+			yield(ec2.Finding{Check: "settings", Level: ec2.LevelProblem, Text: err.Error()})
+		}, nil
+	}
+	settings.CallTimeout = checkTimeout
+	return ec2.Examine(ctx, settings), nil
+}
+
+// findingDocument is a finding in -o json.
+type findingDocument struct {
+	Check  string    `json:"check"`
+	Level  ec2.Level `json:"level"`
+	Text   string    `json:"text"`
+	Advice string    `json:"advice,omitempty"`
+}
+
+// printDiagnosis prints findings as they come, or together as JSON, and fails if there is
+// a problem, or not all was looked at.
+func (t *terminal) printDiagnosis(ctx context.Context, findings iter.Seq[ec2.Finding]) error {
+	document := struct {
+		Findings []findingDocument `json:"findings"`
+	}{[]findingDocument{}}
+	var problems []string
+	for f := range findings {
+		if f.Level == ec2.LevelProblem {
+			problems = append(problems, f.Check)
+		}
+		if t.output == outputJSON {
+			document.Findings = append(document.Findings, findingDocument(f))
+			continue
+		}
+		text := f.Text
+		if f.Advice != "" {
+			text += "; " + f.Advice
+		}
+		level := string(f.Level)
+		if _, err := fmt.Fprintf(t.stdout, "%s%*s  %-23s  %s\n", t.coloured(level), len(ec2.LevelProblem)-len(level), "", f.Check, text); err != nil {
+			return err
+		}
+	}
+	if t.output == outputJSON {
+		raw, err := json.Marshal(document)
+		if err == nil {
+			err = t.printRaw(raw)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return &verdict{status: exitTimedOut, lines: []string{fmt.Sprintf("the time of %v was over before all was looked at", t.timeout)}}
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case len(problems) > 0:
+		return &verdict{status: exitInternal, lines: []string{counted(len(problems), "problem") + ": " + strings.Join(problems, ", ")}}
+	}
+	return nil
+}
