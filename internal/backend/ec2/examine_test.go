@@ -2,10 +2,13 @@ package ec2
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -259,6 +262,33 @@ func TestExamineFindsWhatIsWrongWithTheQueue(t *testing.T) {
 		const why = ": problem: the queue has to be in the Region us-east-1"
 		wantFindings(t, got, "queue"+why, "ReceiveMessage"+why, "DeleteMessage"+why, "ChangeMessageVisibility"+why)
 	})
+}
+
+func TestWhatTheDocumentationShowsIsRight(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/aws.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	policies, limits := 0, 0
+	for _, block := range regexp.MustCompile("(?s)```json\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
+		switch example := block[1]; {
+		case strings.Contains(example, eventBridge):
+			policies++
+			if f := queuePolicy(example, queueARN); f.Level != LevelOK {
+				t.Errorf("of the queue's policy: %+v", f)
+			}
+		case strings.Contains(example, "refill"):
+			limits++
+			if _, err := ParseLimits([]byte(example)); err != nil {
+				t.Error(err)
+			}
+		case !json.Valid([]byte(example)):
+			t.Errorf("not JSON:\n%s", example)
+		}
+	}
+	if policies != 1 || limits != 1 {
+		t.Errorf("%d policies of a queue, %d limits", policies, limits)
+	}
 }
 
 func TestExamineLeavesMessagesForTheService(t *testing.T) {
