@@ -11,7 +11,7 @@ FOR      ?= 10m
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build run test race examples bench fuzz soak cover gen baseline fmt lint proto-check gen-check check
+.PHONY: help build run test race test-aws examples bench fuzz soak cover gen baseline fmt lint proto-check gen-check check
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: ## Run all tests; needs nothing but Go
 
 race: ## Run all tests under the race detector; needs a C compiler
 	CGO_ENABLED=1 go test -race ./...
+
+test-aws: ## Hold real EC2 to the backend's contract; launches instances, with INSTANCED_TEST_AWS=1 only: docs/aws.md
+	go test -v -count 1 -timeout 2h -run '^TestContractOnAWS$$' ./internal/backend/ec2
 
 examples: ## Build, vet and test the examples, which are a module of their own
 	cd examples && go build ./... && go vet ./... && go test ./...
