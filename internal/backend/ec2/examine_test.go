@@ -160,12 +160,14 @@ func TestExamineFindsWhatIsWrongWithEC2(t *testing.T) {
 		want   []string
 	}{
 		{
-			"no Region", servertest.Options{},
+			"no Region",
+			servertest.Options{},
 			func(c *Config, _ *exchange) { c.AWS.Region = "" },
 			[]string{"Region: problem: AWS_REGION"},
 		},
 		{
-			"no credentials", servertest.Options{},
+			"no credentials",
+			servertest.Options{},
 			func(c *Config, _ *exchange) {
 				c.AWS.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 					return aws.Credentials{}, errors.New("no EC2 IMDS role found")
@@ -174,37 +176,46 @@ func TestExamineFindsWhatIsWrongWithEC2(t *testing.T) {
 			[]string{"credentials: problem: no EC2 IMDS role found"},
 		},
 		{
-			"STS is not there", servertest.Options{},
+			"STS is not there",
+			servertest.Options{},
 			func(_ *Config, e *exchange) { e.sts = false },
 			[]string{"identity: warning: StatusCode: 400"},
 		},
 		{
-			"the secret is wrong", servertest.Options{EC2Credentials: known}, nil,
+			"the secret is wrong",
+			servertest.Options{EC2Credentials: known},
+			nil,
 			append(untried, "DescribeInstances: problem: check the access key"),
 		},
 		{
-			"the access key is not known", servertest.Options{EC2Credentials: known},
+			"the access key is not known",
+			servertest.Options{EC2Credentials: known},
 			func(c *Config, _ *exchange) {
 				c.AWS.Credentials = credentials.NewStaticCredentialsProvider("AKIDX", "other", "")
 			},
 			append(untried, "DescribeInstances: problem: (AuthFailure)"),
 		},
 		{
-			"EC2 cannot be reached", servertest.Options{},
+			"EC2 cannot be reached",
+			servertest.Options{},
 			func(c *Config, _ *exchange) { c.AWS.BaseEndpoint = new("http://" + none.Addr().String()) },
 			append(untried, "DescribeInstances: problem: connection refused; check the endpoint"),
 		},
 		{
-			"nothing is there", servertest.Options{Fleet: &instancedv1.CreateInstancesRequest{}}, nil,
+			"nothing is there",
+			servertest.Options{Fleet: &instancedv1.CreateInstancesRequest{}},
+			nil,
 			append(untried, "DescribeInstances: warning: check the Region"),
 		},
 		{
-			"nothing is managed", servertest.Options{},
+			"nothing is managed",
+			servertest.Options{},
 			func(c *Config, _ *exchange) { c.Manage = map[string][]string{"fleet": {"nobody's"}} },
 			append(untried, "DescribeInstances: warning: --manage-filter"),
 		},
 		{
-			"the verbs are denied on what has a tag", servertest.Options{},
+			"the verbs are denied on what has a tag",
+			servertest.Options{},
 			func(c *Config, _ *exchange) { c.Manage = map[string][]string{"access": {"denied"}} },
 			[]string{
 				"StartInstances: problem: grant ec2:StartInstances on arn:aws:ec2:us-east-1:123456789012:instance/*",

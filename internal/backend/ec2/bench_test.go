@@ -1,0 +1,179 @@
+package ec2
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	awsec2 "github.com/aws/aws-sdk-go-v2/service/ec2"
+
+	"github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/server/servertest"
+)
+
+const (
+	// crowd is how many callers want to start an instance each, at the same time.
+	crowd = 1000
+	// mostCalls and mostSlow are how many calls that may take, and how long.
+	mostCalls = 20
+	mostSlow  = 5 * time.Second
+	// mostPatient bounds how long the callers without the batches may take.
+	mostPatient = time.Minute
+)
+
+// counted counts the requests for StartInstances that leave.
+type counted struct {
+	http.Client
+	starts atomic.Int64
+}
+
+func (c *counted) Do(req *http.Request) (*http.Response, error) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Contains(body, []byte("Action=StartInstances")) {
+		c.starts.Add(1)
+	}
+	req.Body = io.NopCloser(bytes.NewReader(body))
+	return c.Client.Do(req)
+}
+
+// throttling returns an EC2 with the documented buckets and a crowd of stopped instances,
+// behind HTTP.
+func throttling(b *testing.B) (aws.Config, *counted, []instance.ID) {
+	srv := servertest.New(b, servertest.Options{
+		Speed: 1, Throttle: true,
+		Fleet: &instancedv1.CreateInstancesRequest{Instances: []*instancedv1.InstanceSpec{{Count: crowd}}},
+	})
+	transport := &http.Transport{MaxIdleConnsPerHost: crowd}
+	b.Cleanup(transport.CloseIdleConnections)
+	c := &counted{Client: http.Client{Transport: transport}}
+	cfg := aws.Config{
+		Region:       "us-east-1",
+		Credentials:  credentials.NewStaticCredentialsProvider("AKID", "secret", ""),
+		BaseEndpoint: new(srv.EC2()),
+		HTTPClient:   c,
+	}
+	states, err := srv.BackendStates(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	var ids []instance.ID
+	for id := range states {
+		ids = append(ids, instance.ID(id))
+	}
+	if len(ids) != crowd {
+		b.Fatalf("%d instances", len(ids))
+	}
+	return cfg, c, ids
+}
+
+// storm has everybody start an instance at once. It returns how many were accepted, when
+// the last of those was, and when the last caller had its answer.
+func storm(ids []instance.ID, start func(instance.ID) error) (accepted int, last, all time.Duration) {
+	var mu sync.Mutex
+	var callers sync.WaitGroup
+	gate := make(chan struct{})
+	var began time.Time
+	for _, id := range ids {
+		callers.Go(func() {
+			<-gate
+			err := start(id)
+			mu.Lock()
+			defer mu.Unlock()
+			all = time.Since(began)
+			if err == nil {
+				accepted++
+				last = all
+			}
+		})
+	}
+	began = time.Now()
+	close(gate)
+	callers.Wait()
+	return accepted, last, all
+}
+
+// BenchmarkThousandStarts has 1000 callers start an instance each, under EC2's documented
+// buckets: through the batches, and by one call each of the SDK with its standard retryer,
+// which are as many programs that know nothing of each other. Each of both has an EC2 of
+// its own with full buckets.
+func BenchmarkThousandStarts(b *testing.B) {
+	for b.Loop() {
+		cfg, calls, ids := throttling(b)
+		backend := New(Config{AWS: cfg})
+		accepted, last, _ := storm(ids, func(id instance.ID) error {
+			cmd := start(id)
+			cmd.Principal = "caller of " + string(id)
+			_, err := backend.Execute(b.Context(), cmd)
+			return err
+		})
+		backend.Close()
+		if n := calls.starts.Load(); accepted != crowd || n > mostCalls || last > mostSlow {
+			b.Errorf("%d of %d starts were accepted in %v, by %d calls", accepted, crowd, last, n)
+		}
+		b.ReportMetric(float64(calls.starts.Load()), "calls")
+		b.ReportMetric(last.Seconds(), "s-to-last")
+
+		cfg, calls, ids = throttling(b)
+		ctx, cancel := context.WithTimeout(b.Context(), mostPatient)
+		accepted, last, all := storm(ids, func(id instance.ID) error {
+			api := awsec2.NewFromConfig(cfg, func(o *awsec2.Options) { o.Retryer = retry.NewStandard() })
+			_, err := api.StartInstances(ctx, &awsec2.StartInstancesInput{InstanceIds: []string{string(id)}})
+			return err
+		})
+		cancel()
+		b.ReportMetric(float64(calls.starts.Load()), "sdk-calls")
+		b.ReportMetric(float64(accepted), "sdk-accepted")
+		b.ReportMetric(last.Seconds(), "sdk-s-to-last")
+		b.ReportMetric(all.Seconds(), "sdk-s-to-end")
+	}
+	b.ReportMetric(0, "ns/op") // of no use here
+}
+
+// BenchmarkLoneStart is what a start that is alone takes, beside the SDK's own call to the
+// same EC2, which answers at once. They take turns.
+func BenchmarkLoneStart(b *testing.B) {
+	srv := httptest.NewServer(&endpoint{answer: (&fleet{}).answer})
+	b.Cleanup(srv.Close)
+	transport := &http.Transport{}
+	b.Cleanup(transport.CloseIdleConnections)
+	plenty := &Limit{Capacity: 1e9, Refill: 1e9}
+	backend := connect(b, nil, func(c *Config) {
+		c.AWS.HTTPClient, c.AWS.BaseEndpoint = &http.Client{Transport: transport}, new(srv.URL)
+		c.Limits.Start = ActionLimits{Requests: plenty, Instances: plenty}
+	})
+	api := awsec2.NewFromConfig(backend.cfg.AWS)
+	var ours, sdks []time.Duration
+	for n := 0; b.Loop(); n++ {
+		began := time.Now()
+		if _, err := api.StartInstances(b.Context(), &awsec2.StartInstancesInput{InstanceIds: []string{string(id(2 * n))}}); err != nil {
+			b.Fatal(err)
+		}
+		between := time.Now()
+		if _, err := backend.Execute(b.Context(), start(id(2*n+1))); err != nil {
+			b.Fatal(err)
+		}
+		sdks, ours = append(sdks, between.Sub(began)), append(ours, time.Since(between))
+	}
+	b.ReportMetric(float64(median(ours)), "ns-median")
+	b.ReportMetric(float64(median(sdks)), "sdk-ns-median")
+	b.ReportMetric(float64(median(ours)-median(sdks)), "added-ns")
+}
+
+func median(list []time.Duration) time.Duration {
+	slices.Sort(list)
+	return list[len(list)/2]
+}
