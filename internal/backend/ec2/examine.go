@@ -171,7 +171,7 @@ func (x *examination) verbs(ctx context.Context) (findings []Finding) {
 	for _, verb := range []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbReboot, instance.VerbTerminate} {
 		if x.sample == nil {
 			findings = append(findings, Finding{
-				string(verb), LevelProblem, "cannot be tried: no managed instance was found",
+				string(verb), LevelProblem, "cannot be tried without a managed instance that is described",
 				"look again when there is one: permission may depend on its tags",
 			})
 			continue
@@ -250,7 +250,7 @@ func sentence(err error) string {
 	case text == "":
 		return code
 	}
-	return text + " (" + code + ")"
+	return strings.TrimSuffix(text, ".") + " (" + code + ")"
 }
 
 // plainly leaves out what the SDK says of the way to an error.
