@@ -35,7 +35,7 @@ type historian struct {
 	stop  context.CancelFunc
 	done  sync.WaitGroup
 	mu    sync.Mutex
-	last  []*instancedv1.Event // guarded by mu
+	last  []*instancedv1.Event // the longest so far; guarded by mu
 	reads int                  // guarded by mu
 	err   error                // guarded by mu
 }
@@ -65,10 +65,16 @@ func (h *historian) read(ctx context.Context) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.reads++
-	if h.err == nil {
-		h.err = promises.Durable(h.last, read)
+	// A process that lags, or is parted from etcd, has less to tell. What was read once has to
+	// be there in the end.
+	less, more := h.last, read
+	if len(read) < len(h.last) {
+		less, more = read, h.last
 	}
-	h.last = read
+	if h.err == nil {
+		h.err = promises.Durable(less, more)
+	}
+	h.last = more
 }
 
 func (h *historian) end() {
