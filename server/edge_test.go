@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/metadata"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -200,29 +199,32 @@ func TestShutdownEndsEverythingThatLasts(t *testing.T) {
 	watching := watch(t, srv, &instancedv1.WatchInstancesRequest{})
 	snapshot := until(t, watching, promises.SnapshotSeen)
 
-	waitEnd := make(chan error, 1)
-	var trailer metadata.MD
-	go func() {
-		_, err := srv.Instances().WaitInstances(ctx, &instancedv1.WaitInstancesRequest{
-			InstanceIds: []string{example},
-			States:      []instancedv1.InstanceStateName{running},
-			AfterCursor: snapshot.Cursor(),
-		}, grpc.Trailer(&trailer))
-		waitEnd <- err
-	}()
+	// The request of the wait is on its way before the call below begins, whose handler tells
+	// that the server has read what came before it.
+	waiting, err := srv.Conn().NewStream(ctx, &grpc.StreamDesc{}, instancedv1.InstanceService_WaitInstances_FullMethodName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(waiting.SendMsg(&instancedv1.WaitInstancesRequest{
+		InstanceIds: []string{example},
+		States:      []instancedv1.InstanceStateName{running},
+		AfterCursor: snapshot.Cursor(),
+	}), waiting.CloseSend()); err != nil {
+		t.Fatal(err)
+	}
 	callEnd := make(chan error, 1)
 	go func() { callEnd <- callTrouble(ctx, srv.Conn(), troubleUnary) }()
 	<-inHandler
 
 	down := make(chan error, 1)
 	go func() { down <- srv.Shutdown(ctx) }()
-	if err := <-waitEnd; err == nil {
+	if err := waiting.RecvMsg(&instancedv1.WaitInstancesResponse{}); err == nil {
 		t.Error("the wait ended well")
 	} else {
 		wantRefusal(t, err, codes.Unavailable, "DRAINING")
 	}
-	if len(trailer.Get("grpc-retry-pushback-ms")) != 1 {
-		t.Errorf("the trailer of the wait is %v", trailer)
+	if len(waiting.Trailer().Get("grpc-retry-pushback-ms")) != 1 {
+		t.Errorf("the trailer of the wait is %v", waiting.Trailer())
 	}
 	c, err := watching.End(ctx)
 	if err != nil {
