@@ -58,8 +58,6 @@ type traffic struct {
 	commands []*flight
 	// held are notices of the instance, oldest first.
 	held []instance.Notice
-	// changed is closed, and replaced, whenever a command moves on.
-	changed chan struct{}
 	// awaited is whether somebody wants to hear when the instance is free.
 	awaited bool
 }
@@ -72,6 +70,9 @@ type flight struct {
 	// answered is true once the backend has answered; changes are its answer.
 	answered bool
 	changes  []instance.StateChange
+	// moved is closed, and forgotten, when the command is answered and when it ends; nil
+	// while nobody waits for that.
+	moved chan struct{}
 }
 
 func newFlights() *flights {
@@ -192,12 +193,12 @@ func (fl *flight) end() {
 	f := fl.all
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	fl.moveLocked()
 	signal := false
 	for _, id := range fl.ids {
 		t := f.instances[id]
 		i := slices.Index(t.commands, fl)
 		t.commands = slices.Delete(t.commands, i, i+1)
-		t.wake()
 		if len(t.commands) == 0 {
 			signal = signal || t.awaited || len(t.held) > 0
 			f.releaseLocked(t)
@@ -212,11 +213,19 @@ func (fl *flight) end() {
 	}
 }
 
-func (t *traffic) wake() {
-	if t.changed != nil {
-		close(t.changed)
-		t.changed = nil
+func (fl *flight) moveLocked() {
+	if fl.moved != nil {
+		close(fl.moved)
+		fl.moved = nil
 	}
+}
+
+// movesLocked returns a channel that is closed when the command moves on.
+func (fl *flight) movesLocked() <-chan struct{} {
+	if fl.moved == nil {
+		fl.moved = make(chan struct{})
+	}
+	return fl.moved
 }
 
 // settle takes the backend's answer and returns when it is its turn to be recorded, with
@@ -226,24 +235,20 @@ func (fl *flight) settle(ctx context.Context, changes []instance.StateChange) (h
 	f := fl.all
 	f.mu.Lock()
 	fl.answered, fl.changes = true, changes
-	for _, id := range fl.ids {
-		f.instances[id].wake()
-	}
+	fl.moveLocked()
 	f.mu.Unlock()
 	var enough <-chan time.Time
 	for _, c := range changes {
 		for {
 			f.mu.Lock()
 			t := f.instances[c.ID]
-			if fl.inTurn(t, c) {
+			ahead := fl.behind(t, c)
+			if ahead == nil {
 				heard = append(heard, f.takeHeldLocked(t, c.At)...)
 				f.mu.Unlock()
 				break
 			}
-			if t.changed == nil {
-				t.changed = make(chan struct{})
-			}
-			changed := t.changed
+			moves := ahead.movesLocked()
 			f.mu.Unlock()
 			if enough == nil {
 				timer := time.NewTimer(patience)
@@ -251,7 +256,7 @@ func (fl *flight) settle(ctx context.Context, changes []instance.StateChange) (h
 				enough = timer.C
 			}
 			select {
-			case <-changed:
+			case <-moves:
 				continue
 			case <-enough:
 			case <-ctx.Done():
@@ -262,18 +267,34 @@ func (fl *flight) settle(ctx context.Context, changes []instance.StateChange) (h
 	return heard
 }
 
-// inTurn reports whether no other command in flight can have changed the instance
-// before this change.
-func (fl *flight) inTurn(t *traffic, c instance.StateChange) bool {
-	return !slices.ContainsFunc(t.commands, func(other *flight) bool {
-		switch {
-		case other == fl || other.command.target == instance.StateUnspecified:
-			return false
-		case !other.answered:
-			return !other.command.since.After(c.At)
+// behind returns a command in flight that can have changed the instance before this
+// change: nil if there is none, so that it is this one's turn. Of those that have said
+// when, it is the last, behind which the others are; so nobody wakes for each of many.
+func (fl *flight) behind(t *traffic, c instance.StateChange) (ahead *flight) {
+	var last time.Time
+	for _, other := range t.commands {
+		if other == fl || other.command.target == instance.StateUnspecified {
+			continue
 		}
-		return slices.ContainsFunc(other.changes, func(o instance.StateChange) bool { return o.ID == c.ID && o.At.Before(c.At) })
-	})
+		if !other.answered {
+			if ahead == nil && !other.command.since.After(c.At) {
+				ahead = other
+			}
+			continue
+		}
+		for _, o := range other.changes {
+			if o.ID == c.ID && o.At.Before(c.At) && o.At.After(last) && !sameFinding(o, c) {
+				ahead, last = other, o.At
+			}
+		}
+	}
+	return ahead
+}
+
+// sameFinding reports whether two commands found an instance in one state and left it
+// there: then it makes no difference which is recorded first.
+func sameFinding(a, b instance.StateChange) bool {
+	return a.Previous == a.Current && b.Previous == b.Current && a.Current == b.Current
 }
 
 // takeHeldLocked takes the notices of what happened before a time.

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,9 +22,14 @@ func starting() attribution {
 
 func lines(at time.Time, ids ...instance.ID) (changes []instance.StateChange) {
 	for _, id := range ids {
-		changes = append(changes, instance.StateChange{ID: id, At: at})
+		changes = append(changes, instance.StateChange{ID: id, Previous: instance.StateStopped, Current: instance.StatePending, At: at})
 	}
 	return changes
+}
+
+// found is the answer to a command that found an instance in a state, and left it there.
+func found(state instance.State, at time.Time) []instance.StateChange {
+	return []instance.StateChange{{ID: flightX, Previous: state, Current: state, At: at}}
 }
 
 func notice(id instance.ID, at time.Time) instance.Notice {
@@ -123,6 +129,53 @@ func TestAnswersAreRecordedInTheOrderOfTheirChanges(t *testing.T) {
 			t.Errorf("recorded in the order %s, want 0 1 2", got)
 		}
 	})
+}
+
+func TestWhoFoundTheSameIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFlights()
+		ids := []instance.ID{flightX}
+		begun := time.Now()
+		f.begin(ids, starting()).settle(t.Context(), found(instance.StatePending, begun.Add(1)))
+		f.begin(ids, starting()).settle(t.Context(), found(instance.StatePending, begun.Add(2)))
+		if took := time.Since(begun); took != 0 {
+			t.Errorf("one that found an instance pending waited %v for another that did", took)
+		}
+		f.begin(ids, starting()).settle(t.Context(), found(instance.StateRunning, begun.Add(3)))
+		if took := time.Since(begun); took != patience {
+			t.Errorf("one that found it running waited %v for those that found it pending, want %v", took, patience)
+		}
+	})
+}
+
+// BenchmarkFlightsOfOneInstance is what a command for an instance costs beside others for
+// the same one, all under way at once: the first starts it, the others find it pending.
+func BenchmarkFlightsOfOneInstance(b *testing.B) {
+	for _, count := range []int{1, 32, 1024} {
+		b.Run(fmt.Sprintf("commands=%d", count), func(b *testing.B) {
+			for b.Loop() {
+				f := newFlights()
+				flights := make([]*flight, count)
+				for i := range flights {
+					flights[i] = f.begin([]instance.ID{flightX}, starting())
+				}
+				now := time.Now()
+				var working sync.WaitGroup
+				for i, fl := range flights {
+					changes := found(instance.StatePending, now.Add(time.Duration(i)))
+					if i == 0 {
+						changes = lines(now, flightX)
+					}
+					working.Go(func() {
+						fl.settle(b.Context(), changes)
+						fl.end()
+					})
+				}
+				working.Wait()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*count), "ns/command")
+		})
+	}
 }
 
 func TestAnAnswerWaitsNoLongerThanASecond(t *testing.T) {
