@@ -34,8 +34,8 @@ const (
 )
 
 // Read reads. From a connection that floods the service it does so slowly: of what is
-// read, each call gets a goroutine if only to be refused, and thousands of them at once
-// may be what the calls of others wait behind.
+// read, each call gets a goroutine if only to be refused, and the calls of others would
+// wait behind thousands of them: BenchmarkShedding.
 func (c *connection) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if refused := c.refused.Swap(0); refused > 0 {
