@@ -133,7 +133,14 @@ func New(t testing.TB, opts Options) *Server {
 		},
 	})
 	s := &Server{t: t, listener: bufconn.Listen(1 << 20), server: srv, backend: backend}
-	s.ec2 = ec2query.New(ec2query.Config{Lifecycle: layer, Simulator: simulation, Credentials: opts.EC2Credentials, Logger: opts.Logger})
+	s.ec2 = ec2query.New(ec2query.Config{
+		Lifecycle:      layer,
+		Simulator:      simulation,
+		Credentials:    opts.EC2Credentials,
+		Logger:         opts.Logger,
+		MaxRequests:    opts.MaxRequests,
+		MaxConnections: opts.MaxConnections,
+	})
 	s.ec2URL = sync.OnceValue(s.serveEC2)
 
 	runCtx, stopRunning := context.WithCancel(context.Background())

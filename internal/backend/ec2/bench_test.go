@@ -32,10 +32,11 @@ const (
 	mostPatient = time.Minute
 )
 
-// counted counts the requests for StartInstances that leave.
+// counted counts the requests for an action that leave.
 type counted struct {
 	http.Client
-	starts atomic.Int64
+	action string
+	calls  atomic.Int64
 }
 
 func (c *counted) Do(req *http.Request) (*http.Response, error) {
@@ -43,41 +44,51 @@ func (c *counted) Do(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if bytes.Contains(body, []byte("Action=StartInstances")) {
-		c.starts.Add(1)
+	if bytes.HasPrefix(body, []byte("Action="+c.action+"&")) {
+		c.calls.Add(1)
 	}
 	req.Body = io.NopCloser(bytes.NewReader(body))
 	return c.Client.Do(req)
 }
 
-// throttling returns an EC2 with the documented buckets and a crowd of stopped instances,
-// behind HTTP.
-func throttling(b *testing.B) (aws.Config, *counted, []instance.ID) {
-	srv := servertest.New(b, servertest.Options{
-		Speed: 1, Throttle: true,
-		Fleet: &instancedv1.CreateInstancesRequest{Instances: []*instancedv1.InstanceSpec{{Count: crowd}}},
-	})
-	transport := &http.Transport{MaxIdleConnsPerHost: crowd}
+// remote is an EC2 behind HTTP, and where its instances are.
+type remote struct {
+	cfg   aws.Config
+	calls *counted
+	ids   []instance.ID
+}
+
+// served returns an EC2 with stopped instances, and counts the calls of an action that it
+// gets.
+func served(b *testing.B, opts servertest.Options, instances int32, action string) remote {
+	b.Helper()
+	opts.Fleet = &instancedv1.CreateInstancesRequest{Instances: []*instancedv1.InstanceSpec{{Count: instances}}}
+	srv := servertest.New(b, opts)
+	transport := &http.Transport{MaxIdleConnsPerHost: crowd, MaxConnsPerHost: crowd}
 	b.Cleanup(transport.CloseIdleConnections)
-	c := &counted{Client: http.Client{Transport: transport}}
-	cfg := aws.Config{
-		Region:       "us-east-1",
-		Credentials:  credentials.NewStaticCredentialsProvider("AKID", "secret", ""),
-		BaseEndpoint: new(srv.EC2()),
-		HTTPClient:   c,
-	}
+	c := &counted{Client: http.Client{Transport: transport}, action: action}
 	states, err := srv.BackendStates(b.Context())
 	if err != nil {
 		b.Fatal(err)
 	}
-	var ids []instance.ID
+	r := remote{calls: c, cfg: aws.Config{
+		Region:       "us-east-1",
+		Credentials:  credentials.NewStaticCredentialsProvider("AKID", "secret", ""),
+		BaseEndpoint: new(srv.EC2()),
+		HTTPClient:   c,
+	}}
 	for id := range states {
-		ids = append(ids, instance.ID(id))
+		r.ids = append(r.ids, instance.ID(id))
 	}
-	if len(ids) != crowd {
-		b.Fatalf("%d instances", len(ids))
+	if len(r.ids) != int(instances) {
+		b.Fatalf("%d instances", len(r.ids))
 	}
-	return cfg, c, ids
+	return r
+}
+
+// throttling returns an EC2 with the documented buckets and a crowd of stopped instances.
+func throttling(b *testing.B) remote {
+	return served(b, servertest.Options{Speed: 1, Throttle: true}, crowd, "StartInstances")
 }
 
 // storm has everybody start an instance at once. It returns how many were accepted, when
@@ -112,30 +123,30 @@ func storm(ids []instance.ID, start func(instance.ID) error) (accepted int, last
 // its own with full buckets.
 func BenchmarkThousandStarts(b *testing.B) {
 	for b.Loop() {
-		cfg, calls, ids := throttling(b)
-		backend := New(Config{AWS: cfg})
-		accepted, last, _ := storm(ids, func(id instance.ID) error {
+		ec2 := throttling(b)
+		backend := New(Config{AWS: ec2.cfg})
+		accepted, last, _ := storm(ec2.ids, func(id instance.ID) error {
 			cmd := start(id)
 			cmd.Principal = "caller of " + string(id)
 			_, err := backend.Execute(b.Context(), cmd)
 			return err
 		})
 		backend.Close()
-		if n := calls.starts.Load(); accepted != crowd || n > mostCalls || last > mostSlow {
+		if n := ec2.calls.calls.Load(); accepted != crowd || n > mostCalls || last > mostSlow {
 			b.Errorf("%d of %d starts were accepted in %v, by %d calls", accepted, crowd, last, n)
 		}
-		b.ReportMetric(float64(calls.starts.Load()), "calls")
+		b.ReportMetric(float64(ec2.calls.calls.Load()), "calls")
 		b.ReportMetric(last.Seconds(), "s-to-last")
 
-		cfg, calls, ids = throttling(b)
+		ec2 = throttling(b)
 		ctx, cancel := context.WithTimeout(b.Context(), mostPatient)
-		accepted, last, all := storm(ids, func(id instance.ID) error {
-			api := awsec2.NewFromConfig(cfg, func(o *awsec2.Options) { o.Retryer = retry.NewStandard() })
+		accepted, last, all := storm(ec2.ids, func(id instance.ID) error {
+			api := awsec2.NewFromConfig(ec2.cfg, func(o *awsec2.Options) { o.Retryer = retry.NewStandard() })
 			_, err := api.StartInstances(ctx, &awsec2.StartInstancesInput{InstanceIds: []string{string(id)}})
 			return err
 		})
 		cancel()
-		b.ReportMetric(float64(calls.starts.Load()), "sdk-calls")
+		b.ReportMetric(float64(ec2.calls.calls.Load()), "sdk-calls")
 		b.ReportMetric(float64(accepted), "sdk-accepted")
 		b.ReportMetric(last.Seconds(), "sdk-s-to-last")
 		b.ReportMetric(all.Seconds(), "sdk-s-to-end")
