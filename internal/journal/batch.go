@@ -9,10 +9,10 @@ import (
 // batch is what the writer gathers for one transaction: at most one record of the
 // log, and client tokens.
 type batch struct {
-	// record is what readers will see, nil without changes; encoded is how it is
-	// written, but for its header.
-	record  *Batch
-	encoded []byte
+	// record is what readers will see, nil without changes; encoded are its changes, and
+	// value is how it is written.
+	record         *Batch
+	encoded, value []byte
 	// known has the records that follow from the changes.
 	known map[instance.ID]*Record
 	// tokens has the values of the token keys to put, nil for those to delete.

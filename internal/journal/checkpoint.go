@@ -19,7 +19,7 @@ const (
 	// instance keys may be behind: what a start after a crash has to replay. An instance
 	// that changes several times meanwhile is written once.
 	checkpointEvery = time.Minute
-	checkpointBytes = 32 << 20
+	checkpointBytes = 8 << 20
 	// tidyEvery is how often client tokens are expired and etcd is compacted.
 	tidyEvery = time.Minute
 )

@@ -52,14 +52,14 @@ func (w *writer) commit(b *batch) error {
 	}
 	if r := b.record; r != nil {
 		r.RecordedAt = fromNanoseconds(max(time.Now().UnixNano(), nanoseconds(tip.recordedAt)))
-		b.encoded = appendHeader(b.encoded, r.Position.Generation, r.RecordedAt, tip.bytes)
+		b.value = appendHeader(appendPacked(b.value[:0], b.encoded), r.Position.Generation, r.RecordedAt, tip.bytes)
 		r.Bytes = len(b.encoded)
 	}
 	revision, err := w.transact(w.request(b, tip))
 	if err != nil || b.record == nil {
 		return err
 	}
-	if !j.view.publish(published{b.record, revision, tip.bytes + uint64(b.record.Bytes)}) {
+	if !j.view.publish(published{b.record, revision, tip.bytes + uint64(len(b.value))}) {
 		_ = w.term.end(errNotOwner(errLost))
 		return unknown(w.term.ended())
 	}
@@ -75,9 +75,10 @@ type request struct {
 	value  []byte
 }
 
-// request makes the transaction that writes the batch, whose encoding it shares. It is carried out only by the owner, only once, and only behind the very
-// record that this process believes to be the last, which an etcd that was
-// restored from an older copy does not have.
+// request makes the transaction that writes the batch, whose value it shares. It is
+// carried out only by the owner, only once, and only behind the very record that this
+// process believes to be the last, which an etcd that was restored from an older copy
+// does not have.
 func (w *writer) request(b *batch, tip tip) request {
 	s := w.term.journal.store
 	r := request{
@@ -90,7 +91,7 @@ func (w *writer) request(b *batch, tip tip) request {
 	if b.record == nil {
 		return r
 	}
-	r.logKey, r.value = s.keys.logKey(b.record.Position.Seq), b.encoded
+	r.logKey, r.value = s.keys.logKey(b.record.Position.Seq), b.value
 	r.puts = append(r.puts, putBytes(r.logKey, r.value), s.putHead(b.record.Position.Seq))
 	return r
 }

@@ -16,20 +16,14 @@ type header struct {
 	recordedAt time.Time
 	// preceding is the bytes of all batches before this one.
 	preceding uint64
-	// changes is how many there are.
-	changes int
 }
 
-// changesField is LogRecord.changes.
-const changesField = 4
-
-// decodeHeader reads the header of a LogRecord, and counts the changes that it steps
-// over.
-func decodeHeader(value []byte) (h header, err error) {
+// decodeHeader reads the header of a LogRecord, and finds its changes if they are packed.
+func decodeHeader(value []byte) (h header, packed []byte, err error) {
 	for len(value) > 0 {
 		field, kind, n := protowire.ConsumeTag(value)
 		if n < 0 {
-			return header{}, protowire.ParseError(n)
+			return header{}, nil, protowire.ParseError(n)
 		}
 		value = value[n:]
 		var number uint64
@@ -41,18 +35,17 @@ func decodeHeader(value []byte) (h header, err error) {
 			h.recordedAt = fromNanoseconds(int64(number))
 		case field == 3 && kind == protowire.VarintType:
 			h.preceding, n = protowire.ConsumeVarint(value)
+		case field == packedChangesField && kind == protowire.BytesType:
+			packed, n = protowire.ConsumeBytes(value)
 		default:
-			if field == changesField && kind == protowire.BytesType {
-				h.changes++
-			}
 			n = protowire.ConsumeFieldValue(field, kind, value)
 		}
 		if n < 0 {
-			return header{}, protowire.ParseError(n)
+			return header{}, nil, protowire.ParseError(n)
 		}
 		value = value[n:]
 	}
-	return h, nil
+	return h, packed, nil
 }
 
 // The messages that are written by hand are read by hand too: a reader that has fallen
@@ -60,37 +53,54 @@ func decodeHeader(value []byte) (h header, err error) {
 
 // decodeBatch reads a LogRecord, the value of the log's key with that number.
 func decodeBatch(seq uint64, value []byte) (*Batch, header, error) {
-	damaged := func(err error) (*Batch, header, error) {
-		return nil, header{}, fmt.Errorf("batch %d of the log is damaged: %w", seq, err)
-	}
-	h, err := decodeHeader(value)
+	h, changes, err := unpack(value)
 	if err != nil {
-		return damaged(err)
+		return nil, header{}, damagedBatch(seq, err)
 	}
-	b := newBatch(Position{Generation: h.generation, Seq: seq}, h.changes)
-	b.RecordedAt = h.recordedAt
-	for rest := value; len(rest) > 0; {
+	b, err := decodeChanges(seq, h, changes)
+	return b, h, err
+}
+
+func damagedBatch(seq uint64, err error) error {
+	return fmt.Errorf("batch %d of the log is damaged: %w", seq, err)
+}
+
+// decodeChanges reads the changes of a LogRecord whose header was read and that was
+// unpacked.
+func decodeChanges(seq uint64, h header, message []byte) (*Batch, error) {
+	var changes [][]byte
+	for rest := message; len(rest) > 0; {
 		field, kind, n := protowire.ConsumeTag(rest)
+		if n < 0 {
+			return nil, damagedBatch(seq, protowire.ParseError(n))
+		}
 		rest = rest[n:]
 		size := protowire.ConsumeFieldValue(field, kind, rest)
+		if size < 0 {
+			return nil, damagedBatch(seq, protowire.ParseError(size))
+		}
 		if field == changesField && kind == protowire.BytesType {
-			wire, _ := protowire.ConsumeBytes(rest)
-			// Each change has a string of its own: what is known of an instance holds the
-			// last change of it in memory, and is not to hold a whole batch.
-			f := newMessage(wire)
-			c := readChange(&f)
-			if f.err != nil {
-				return damaged(f.err)
-			}
-			if c.Before == nil && c.After == nil {
-				return damaged(errors.New("a change without an instance"))
-			}
-			b.add(newEntry(c))
+			change, _ := protowire.ConsumeBytes(rest)
+			changes = append(changes, change)
 		}
 		rest = rest[size:]
 	}
-	b.Bytes = len(value)
-	return b, h, nil
+	b := newBatch(Position{Generation: h.generation, Seq: seq}, len(changes))
+	b.RecordedAt, b.Bytes = h.recordedAt, len(message)
+	for _, wire := range changes {
+		// Each change has a string of its own: what is known of an instance holds the
+		// last change of it in memory, and is not to hold a whole batch.
+		f := newMessage(wire)
+		c := readChange(&f)
+		if f.err != nil {
+			return nil, damagedBatch(seq, f.err)
+		}
+		if c.Before == nil && c.After == nil {
+			return nil, damagedBatch(seq, errors.New("a change without an instance"))
+		}
+		b.add(newEntry(c))
+	}
+	return b, nil
 }
 
 func readChange(f *message) (c instance.Change) {

@@ -18,7 +18,8 @@ import (
 //
 //	1  a change has the instance before and after it in full
 //	2  a step: of the instance before the change, only what is not as after it
-const formatVersion = 2
+//	3  the changes of a batch may be packed
+const formatVersion = 3
 
 // dataDir is a data directory that is locked by this process:
 //

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"errors"
 	"math/rand/v2"
 	"reflect"
@@ -77,10 +78,10 @@ func TestEveryFieldOfAChangeIsStored(t *testing.T) {
 	if diff := cmp.Diff(want, *b.Events[0].Change); diff != "" {
 		t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
 	}
-	if want := (header{generation: 7, recordedAt: launch, preceding: 99, changes: 1}); h != want {
+	if want := (header{generation: 7, recordedAt: launch, preceding: 99}); h != want {
 		t.Errorf("header %+v, want %+v", h, want)
 	}
-	if h2, err := decodeHeader(value); err != nil || h2 != h {
+	if h2, _, err := decodeHeader(value); err != nil || h2 != h {
 		t.Errorf("decodeHeader: %+v, %v, want %+v", h2, err, h)
 	}
 	if want := (Position{7, 3}); b.Position != want || b.Bytes != len(value) {
@@ -153,12 +154,13 @@ func TestWhatIsEncodedByHandIsWhatGeneratedCodeWrites(t *testing.T) {
 	first.Previous, record.Previous = nil, record.Instance.Clone()
 	otherRecord.Previous = anotherInEveryField(t, otherRecord.Instance)
 	change := func(c instance.Change) []byte { return appendHeader(appendChange(nil, &c), 7, launch, 99) }
+	packed := appendHeader(appendPacked(nil, bytes.Repeat(appendChange(nil, &added), packFrom)), 7, launch, 99)
 	for name, c := range map[string]struct {
 		forms [][]byte
 		// all has what the forms have together.
 		all proto.Message
 	}{
-		"a batch":     {[][]byte{change(same), change(other), change(added), change(removed)}, &storagev1.LogRecord{}},
+		"a batch":     {[][]byte{change(same), change(other), change(added), change(removed), packed}, &storagev1.LogRecord{}},
 		"an instance": {[][]byte{appendInstanceRecord(nil, &record), appendInstanceRecord(nil, &otherRecord), appendInstanceRecord(nil, &first)}, &storagev1.InstanceRecord{}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -321,7 +323,7 @@ func FuzzDecodeBatch(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if h2, err := decodeHeader(value); err != nil || h2 != h {
+		if h2, _, err := decodeHeader(value); err != nil || h2 != h {
 			t.Fatalf("two headers: %+v, and %+v, %v", h, h2, err)
 		}
 		var again []byte

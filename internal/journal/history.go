@@ -53,25 +53,30 @@ func (j *Journal) History(ctx context.Context, ids []instance.ID, after Position
 			if batches[i].seq > head.Seq || len(page.Entries) >= limit {
 				break
 			}
-			looked += len(batches[i].value)
-			if err := page.take(&batches[i], ids); err != nil {
+			size, err := page.take(&batches[i], ids)
+			if err != nil {
 				return HistoryPage{}, err
 			}
+			looked += size
 		}
 	}
 	return page, nil
 }
 
-// take adds the events of one batch that are of the instances.
-func (p *HistoryPage) take(s *stored, ids []instance.ID) error {
-	if !mentions(s.value, ids) {
-		h, err := decodeHeader(s.value)
-		p.Next = Position{Generation: h.generation, Seq: s.seq}
-		return err
-	}
-	b, _, err := decodeBatch(s.seq, s.value)
+// take adds the events of one batch that are of the instances, and returns how much it
+// has looked at.
+func (p *HistoryPage) take(s *stored, ids []instance.ID) (size int, err error) {
+	h, changes, err := unpack(s.value)
 	if err != nil {
-		return err
+		return 0, damagedBatch(s.seq, err)
+	}
+	if !mentions(changes, ids) {
+		p.Next = Position{Generation: h.generation, Seq: s.seq}
+		return len(changes), nil
+	}
+	b, err := decodeChanges(s.seq, h, changes)
+	if err != nil {
+		return 0, err
 	}
 	for i := range b.Events {
 		e := &b.Events[i]
@@ -80,13 +85,13 @@ func (p *HistoryPage) take(s *stored, ids []instance.ID) error {
 		}
 	}
 	p.Next = b.Position
-	return nil
+	return len(changes), nil
 }
 
-// mentions reports whether one of the ids may occur in an encoded batch: ids are
-// written as they are, and most batches have none of them.
-func mentions(value []byte, ids []instance.ID) bool {
+// mentions reports whether one of the ids may occur in encoded changes: ids are written as
+// they are, and most batches have none of them.
+func mentions(changes []byte, ids []instance.ID) bool {
 	return len(ids) == 0 || slices.ContainsFunc(ids, func(id instance.ID) bool {
-		return bytes.Contains(value, []byte(id))
+		return bytes.Contains(changes, []byte(id))
 	})
 }

@@ -201,5 +201,6 @@ func (s *store) header(ctx context.Context, seq uint64) (header, error) {
 	if len(resp.Kvs) == 0 {
 		return header{}, errGap
 	}
-	return decodeHeader(resp.Kvs[0].Value)
+	h, _, err := decodeHeader(resp.Kvs[0].Value)
+	return h, err
 }

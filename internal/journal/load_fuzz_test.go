@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ func FuzzLoad(f *testing.F) {
 	f.Add(meta, generations, owner, encode(&storagev1.Head{Seq: 1}), []byte{}, batch, record)
 	f.Add(meta, generations, []byte{}, encode(&storagev1.Head{Seq: 1}), encode(&storagev1.Checkpoint{Seq: 1}), batch, record)
 	f.Add(meta, generations, owner, encode(&storagev1.Head{Seq: 1 << 60}), encode(&storagev1.Checkpoint{Seq: 1 << 63}), batch, record)
+	packed := appendHeader(appendPacked(nil, bytes.Repeat(appendChange(nil, &c), packFrom)), 7, launch, 99)
+	f.Add(meta, generations, owner, encode(&storagev1.Head{Seq: 1}), []byte{}, packed, record)
 	f.Add(meta, []byte{}, []byte{}, []byte{}, []byte{}, []byte{}, []byte{})
 	f.Add([]byte{}, []byte{}, []byte{}, []byte{}, []byte{}, []byte{}, []byte{})
 

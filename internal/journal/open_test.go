@@ -77,7 +77,7 @@ func TestADirectoryOfAnotherFormatIsRefused(t *testing.T) {
 		name, format string
 		want         []string
 	}{
-		{"a newer version", "instanced journal 3\n", []string{"format 3", "newer version", "up to 2"}},
+		{"a newer version", "instanced journal 4\n", []string{"format 4", "newer version", "up to 3"}},
 		{"something else", "hello\n", []string{"not one of this program", "hello"}},
 		{"nothing", "", []string{"not one of this program"}},
 	} {
@@ -107,12 +107,12 @@ func TestALogOfANewerFormatIsRefused(t *testing.T) {
 	config := testConfig(t)
 	j := openJournal(t, config)
 	id := newLogID()
-	if _, err := j.store.client.Put(t.Context(), "/newer/meta", "\x08\x03\x12\x10"+string(id[:])); err != nil {
+	if _, err := j.store.client.Put(t.Context(), "/newer/meta", "\x08\x04\x12\x10"+string(id[:])); err != nil {
 		t.Fatal(err)
 	}
 	j.config.Prefix = "/newer"
 	j.store.keys = newKeys("/newer")
-	wantSentence(t, nil, j.load(t.Context()), "/newer", "format 3", "newer version")
+	wantSentence(t, nil, j.load(t.Context()), "/newer", "format 4", "newer version")
 }
 
 func TestAnOpenWithoutAPlaceIsRefused(t *testing.T) {

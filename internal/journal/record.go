@@ -44,7 +44,7 @@ type Batch struct {
 	RecordedAt time.Time
 	// Events are the changes in order, at least one.
 	Events []Event
-	// Bytes is the size of the batch in the log: at most 1 MiB, and a few bytes.
+	// Bytes is the size of the batch before it was packed: at most 1 MiB, and a few bytes.
 	Bytes int
 
 	memo memo[[][]byte]

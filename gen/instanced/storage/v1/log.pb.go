@@ -158,8 +158,11 @@ type LogRecord struct {
 	RecordedAtNs int64 `protobuf:"varint,2,opt,name=recorded_at_ns,json=recordedAtNs,proto3" json:"recorded_at_ns,omitempty"`
 	// The bytes of all records before this one, deleted ones included.
 	PrecedingBytes uint64 `protobuf:"varint,3,opt,name=preceding_bytes,json=precedingBytes,proto3" json:"preceding_bytes,omitempty"`
-	// The changes, in order.
-	Changes       []*Change `protobuf:"bytes,4,rep,name=changes,proto3" json:"changes,omitempty"`
+	// The changes, in order. Where they are packed it is a single empty one, in which
+	// a program that does not know of packed changes finds no instance.
+	Changes []*Change `protobuf:"bytes,4,rep,name=changes,proto3" json:"changes,omitempty"`
+	// The field of the changes as it would be here, compressed as a block of S2.
+	PackedChanges []byte `protobuf:"bytes,5,opt,name=packed_changes,json=packedChanges,proto3" json:"packed_changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -218,6 +221,13 @@ func (x *LogRecord) GetPrecedingBytes() uint64 {
 func (x *LogRecord) GetChanges() []*Change {
 	if x != nil {
 		return x.Changes
+	}
+	return nil
+}
+
+func (x *LogRecord) GetPackedChanges() []byte {
+	if x != nil {
+		return x.PackedChanges
 	}
 	return nil
 }
@@ -420,14 +430,15 @@ var File_instanced_storage_v1_log_proto protoreflect.FileDescriptor
 
 const file_instanced_storage_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x1einstanced/storage/v1/log.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\"\xb2\x01\n" +
+	"\x1einstanced/storage/v1/log.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\"\xd9\x01\n" +
 	"\tLogRecord\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x06R\n" +
 	"generation\x12$\n" +
 	"\x0erecorded_at_ns\x18\x02 \x01(\x03R\frecordedAtNs\x12'\n" +
 	"\x0fpreceding_bytes\x18\x03 \x01(\x04R\x0eprecedingBytes\x126\n" +
-	"\achanges\x18\x04 \x03(\v2\x1c.instanced.storage.v1.ChangeR\achanges\"\xad\x03\n" +
+	"\achanges\x18\x04 \x03(\v2\x1c.instanced.storage.v1.ChangeR\achanges\x12%\n" +
+	"\x0epacked_changes\x18\x05 \x01(\fR\rpackedChanges\"\xad\x03\n" +
 	"\x06Change\x124\n" +
 	"\x04type\x18\x01 \x01(\x0e2 .instanced.storage.v1.ChangeTypeR\x04type\x126\n" +
 	"\x06before\x18\x02 \x01(\v2\x1e.instanced.storage.v1.InstanceR\x06before\x124\n" +
