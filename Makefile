@@ -44,9 +44,10 @@ fuzz: ## Run every fuzz target for FUZZTIME each (default 10s)
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$dir" </dev/null || exit 1; \
 	done
 
-soak: ## Kill, end, cut off and starve real processes under load; FOR=duration (default 10m)
+soak: ## Kill, end, cut off and starve real processes under load, and more; FOR=duration each (default 10m)
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestSoak$$' ./internal/soak
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run 'CutAnywhere|HandedBetween|ReconnectStorm|^TestParked$$' ./server
+	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestEveryOutcomeIsOneOfSomeOneByOneOrder$$' ./internal/backend/ec2
 
 cover: ## Measure test coverage, generated code left out, into coverage.out
 	go test -coverprofile=coverage.out -coverpkg="$$(go list ./... | grep -v /gen/ | paste -sd, -)" ./...

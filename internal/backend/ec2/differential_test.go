@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -299,20 +300,27 @@ func differences(t *testing.T, seed uint64, broken rules) []string {
 }
 
 // TestEveryOutcomeIsOneOfSomeOneByOneOrder compares random stories, told with batches and
-// one by one. INSTANCED_SOAK makes it go on for as long as that.
+// one by one. INSTANCED_SOAK makes it go on for as long as that, with other stories each
+// time; INSTANCED_SOAK_SEED is the first of them.
 func TestEveryOutcomeIsOneOfSomeOneByOneOrder(t *testing.T) {
-	seeds := uint64(150)
+	first, stories := uint64(1), uint64(150)
 	soak, _ := time.ParseDuration(os.Getenv("INSTANCED_SOAK"))
+	if soak > 0 {
+		first = uint64(rand.Uint32())
+	}
+	if given, err := strconv.ParseUint(os.Getenv("INSTANCED_SOAK_SEED"), 10, 64); err == nil {
+		first = given
+	}
 	began := time.Now()
-	for seed := uint64(1); seed <= seeds || time.Since(began) < soak; seed++ {
-		for _, difference := range differences(t, seed, rules{}) {
+	for n := uint64(0); n < stories || time.Since(began) < soak; n++ {
+		for _, difference := range differences(t, first+n, rules{}) {
 			t.Error(difference)
 		}
 		if t.Failed() {
-			t.Fatalf("after %d stories", seed)
+			t.Fatalf("after %d stories", n)
 		}
-		if seed%1000 == 0 {
-			t.Logf("%d stories in %v", seed, time.Since(began))
+		if n%1000 == 999 {
+			t.Logf("%d stories in %v, the first is %d", n+1, time.Since(began), first)
 		}
 	}
 }
