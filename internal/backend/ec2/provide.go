@@ -84,18 +84,26 @@ func (r *round) provide(ctx context.Context, group []unit, f *failure) {
 // learn looks at what a call that failed has started. It returns the units that are not
 // answered by that. If nothing was started, nothing like it is tried again.
 func (s *supply) learn(ctx context.Context, group []unit, f *failure) (rest []unit, ok bool) {
-	wanted, did := s.need(group), len(s.r.did)
+	ids, did := distinct(group), len(s.r.did)
+	was := make(map[instance.ID]instance.State, len(ids))
+	for _, id := range ids {
+		was[id] = s.r.b.book.state(id)
+	}
 	seen, ok := s.r.see(ctx, group, f)
 	if !ok {
 		return nil, false
 	}
-	for id, inst := range seen {
-		s.pools[id] = inst.pool
-		s.idle[id] = inst.State == instance.StateStopped
+	changed := len(s.r.did) > did
+	for _, id := range ids {
+		inst, found := seen[id]
+		idle := found && inst.State == instance.StateStopped
+		// What somebody else has changed is no longer what there was no room for.
+		changed = changed || was[id] != instance.StateUnspecified && (was[id] == instance.StateStopped) != idle
+		if s.idle[id] = idle; found {
+			s.pools[id] = inst.pool
+		}
 	}
-	first := len(wanted) == 0
-	left := s.need(group)
-	if len(left) > 0 && len(s.r.did) == did && (first || maps.Equal(wanted, left)) {
+	if left := s.need(group); len(left) > 0 && !changed {
 		s.tight = append(s.tight, tight{left, f})
 	}
 	return s.r.deliver(group), true
@@ -144,11 +152,13 @@ func (s *supply) start(ctx context.Context, queue []unit) {
 		}
 		n := s.prefix(queue)
 		part, others := queue[:n], queue[n:]
-		wanted := s.need(part)
+		wanted, answered := s.need(part), s.r.answered
 		rest, f := s.r.attempt(ctx, part)
 		switch {
 		case f == nil:
-			s.used(wanted)
+			if s.r.answered-answered == len(part) { // else some of it may not have been started
+				s.used(wanted)
+			}
 			for _, id := range distinct(part) {
 				s.idle[id] = false
 			}

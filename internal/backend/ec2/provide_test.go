@@ -83,6 +83,63 @@ func TestAWholeCallThatCapacityCutsShortSaysWhatStarts(t *testing.T) {
 	})
 }
 
+// The first of three callers wants an instance for which there is no room, and which
+// somebody terminates before it is tried again, by itself: that tells nothing of the room
+// for the others.
+func TestWhatIsRefusedForItsStateUsesNoRoom(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		f := &fleet{types: map[instance.ID]string{id(0): "p4d.24xlarge"}}
+		f.refuse = func(c call) (reply, bool) {
+			switch {
+			case c.action != "StartInstances" || !slices.Contains(c.ids, id(0)):
+				return reply{}, false
+			case len(c.ids) > 1:
+				return refusal(500, "InsufficientInstanceCapacity", "No room for p4d.24xlarge."), true
+			}
+			return refusal(400, "IncorrectInstanceState", "The instance '"+string(id(0))+"' is not in a state from which it can be started."), true
+		}
+		outcomes := execute(t.Context(), connect(t, &endpoint{answer: f.answer, latency: always(time.Millisecond)}), start(id(3)), start(id(0)), start(id(1)), start(id(2)))
+		if e := outcomes[1].refusedAs(t); e.Code != instance.CodeIncorrectInstanceState {
+			t.Errorf("the first is refused with %v", e)
+		}
+		for _, o := range outcomes[2:] {
+			if o.err != nil {
+				t.Errorf("one for whom there is room is refused with %v", o.err)
+			}
+		}
+	})
+}
+
+// An instance that is no longer stopped when it is looked at, and was not started by the
+// call, leaves open for what there was no room.
+func TestWhatSomebodyElseChangedIsNotWhatThereWasNoRoomFor(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		gone := false
+		f := &fleet{types: map[instance.ID]string{id(0): "p4d.24xlarge"}}
+		e := &endpoint{latency: always(time.Millisecond), answer: func(ctx context.Context, c call) (reply, error) {
+			switch {
+			case c.action == "StartInstances" && slices.Contains(c.ids, id(0)):
+				gone = true
+				return refusal(500, "InsufficientInstanceCapacity", "No room for p4d.24xlarge."), nil
+			case c.action == "DescribeInstances" && gone && slices.Contains(c.ids, id(0)):
+				return described([]*instance.Instance{
+					{ID: id(0), State: instance.StateTerminated, Type: "p4d.24xlarge", AvailabilityZone: "us-east-1a"},
+					{ID: id(1), State: instance.StateStopped, Type: "t3.micro", AvailabilityZone: "us-east-1a"},
+				}, ""), nil
+			}
+			return f.answer(ctx, c)
+		}}
+		b := connect(t, e)
+		if err := b.Restore([]*instance.Instance{{ID: id(0), State: instance.StateStopped}, {ID: id(1), State: instance.StateStopped}}); err != nil {
+			t.Fatal(err)
+		}
+		outcomes := execute(t.Context(), b, start(id(3)), start(id(0)), start(id(1)))
+		if o := outcomes[2]; o.err != nil {
+			t.Errorf("one for whom there is room is refused with %v", o.err)
+		}
+	})
+}
+
 func TestCapacityIsTriedByTypeAndZone(t *testing.T) {
 	bubble(t, "", func(t *testing.T) {
 		f := &fleet{types: map[instance.ID]string{}}
