@@ -4,14 +4,18 @@ import (
 	"context"
 	"errors"
 	"weak"
+
+	"github.com/instanced/instanced/internal/instance"
 )
 
 // Reader reads the log onwards from a position. It is a position and, while it is
 // behind the ring, a page of the log: it has no goroutine, and holds nobody up. It
-// is for one goroutine at a time, and need not be closed.
+// is for one goroutine at a time, and need not be closed, except for one of [Journal.ReadOf].
 type Reader struct {
 	journal  *Journal
 	position Position
+	// interest is that of one which waits for changes of some instances only.
+	interest *interest
 	// before is the position of the batch before last, the one that Next returned last.
 	// It is held by others only, so that a reader which pauses over it holds no memory.
 	before Position
@@ -27,7 +31,21 @@ func (j *Journal) Read(after Position) *Reader {
 	return &Reader{journal: j, position: after, pager: pager{store: j.store}}
 }
 
-// Position returns the position of the batch that Next returned last.
+// ReadOf returns a reader for whom only batches with changes of some instances matter: it
+// may get others too, but while it waits at the end of the log it passes over them without
+// being woken. Close it in the end.
+func (j *Journal) ReadOf(ids []instance.ID, after Position) *Reader {
+	r := j.Read(after)
+	r.interest = &interest{ids: ids}
+	j.view.interests.add(r.interest)
+	return r
+}
+
+// Close ends the interest of a reader of [Journal.ReadOf].
+func (r *Reader) Close() { r.journal.view.interests.remove(r.interest) }
+
+// Position returns the position of the batch that Next returned last, or up to which a
+// reader of [Journal.ReadOf] has passed over what followed it.
 func (r *Reader) Position() Position { return r.position }
 
 // Next returns the batch that follows, and waits until there is one. Errors are
@@ -36,7 +54,7 @@ func (r *Reader) Position() Position { return r.position }
 // gone back behind it, [ReasonUnavailable] when the journal is closed or the log
 // cannot be read.
 func (r *Reader) Next(ctx context.Context) (*Batch, error) {
-	b, err := r.after(ctx, r.position)
+	b, err := r.next(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -44,10 +62,34 @@ func (r *Reader) Next(ctx context.Context) (*Batch, error) {
 	return b, nil
 }
 
+// next returns the batch that follows, or that matters.
+func (r *Reader) next(ctx context.Context) (*Batch, error) {
+	for r.interest != nil {
+		woken := r.journal.view.park(r.interest, r.position)
+		if woken == nil {
+			break
+		}
+		var ended error
+		select {
+		case <-woken:
+		case <-ctx.Done():
+			ended = ctx.Err()
+		}
+		touched, position := r.journal.view.leave(r.interest, r.position)
+		if touched != nil {
+			return touched, nil
+		}
+		if r.position = position; ended != nil {
+			return nil, ended
+		}
+	}
+	return r.after(ctx, r.position)
+}
+
 // Again returns the batch that Next returned last to a caller that has let go of it,
 // such as one that was held up for long in the midst of it: if nobody has it any more
 // it is read once more. Errors are those of Next; there is no batch before Next has
-// returned one.
+// returned one. It is not for readers of [Journal.ReadOf].
 func (r *Reader) Again(ctx context.Context) (*Batch, error) {
 	if b := r.last.Value(); b != nil {
 		return b, nil

@@ -41,6 +41,9 @@ type view struct {
 	// changed is closed, and replaced, when anything above changed.
 	changed chan struct{}
 	closed  bool
+	// interests are those of readers who wait for some instances only. What changes
+	// them holds mu, or its read lock.
+	interests interests
 
 	// snapshotMu serializes Snapshot; it is taken before mu.
 	snapshotMu sync.Mutex
@@ -76,6 +79,7 @@ func (v *view) adopt(fresh *view) {
 	v.ring, v.ringBytes = fresh.ring, fresh.ringBytes
 	v.snapshot = nil
 	v.wakeLocked()
+	v.interests.wakeAll()
 }
 
 // published is a batch that is on disk.
@@ -100,6 +104,7 @@ func (v *view) publish(batches ...published) bool {
 			return false
 		}
 		v.foldLocked(p)
+		v.interests.touch(p.batch)
 	}
 	v.wakeLocked()
 	return true
@@ -165,6 +170,31 @@ func (v *view) close() {
 	defer v.mu.Unlock()
 	v.closed = true
 	v.wakeLocked()
+	v.interests.wakeAll()
+}
+
+// park waits for changes of some instances, for a reader that has come to the end of the
+// log. Nil is returned when a batch was published meanwhile.
+func (v *view) park(i *interest, after Position) <-chan struct{} {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.closed || after != v.head {
+		return nil
+	}
+	return v.interests.park(i)
+}
+
+// leave ends that waiting. It returns the batch that has a change of the instances; or how
+// far there is none, which is the place where the waiting began if everything has to be
+// looked at anew.
+func (v *view) leave(i *interest, began Position) (*Batch, Position) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	touched, waited := v.interests.leave(i)
+	if waited {
+		return nil, v.head
+	}
+	return touched, began
 }
 
 func (v *view) get(id instance.ID) (*Record, bool) {

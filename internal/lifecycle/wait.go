@@ -50,7 +50,8 @@ func (s *Service) Wait(ctx context.Context, _ Caller, req WaitRequest) (WaitResp
 	}
 	w.open = len(ids)
 	w.lookAtPresent()
-	reader := s.journal.Read(after)
+	reader := s.journal.ReadOf(ids, after)
+	defer reader.Close()
 	if err := w.readOn(waitCtx, reader, head); err != nil {
 		if !over() {
 			return WaitResponse{}, err
