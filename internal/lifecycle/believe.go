@@ -72,7 +72,7 @@ func (s *Service) recordDescriptions(ctx context.Context, asked fence, descripti
 					image:      d.image,
 					occurredAt: asked.at,
 					source:     instance.SourceReconcile,
-					commands:   s.suspects(d.id, asked.at),
+					commands:   s.suspects(d.id, known.ChangedAt, asked.at),
 				}, now)
 			}
 		}

@@ -72,12 +72,7 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 	fl := s.flights.begin(cmd.IDs, command)
 	defer fl.end()
 	result, err := s.backend.Execute(ctx, cmd)
-	if err != nil && (ctx.Err() != nil || asError(err).OutcomeUnknown) {
-		s.suspect(cmd, command)
-	}
-	if unsure := unsure(result.Failures); len(unsure) > 0 {
-		s.suspect(instance.Command{Verb: cmd.Verb, IDs: unsure}, command)
-	}
+	s.suspect(unsure(ctx, cmd, result, err), command)
 	defer func() {
 		refused = s.unexplained(cmd.Verb, refusedIn(result.Failures, err), before)
 		s.settleRefusals(ctx, term, fl, refused)
@@ -94,7 +89,7 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 	end, recordErr := s.record(ctx, term, fl, a)
 	switch {
 	case recordErr != nil:
-		s.suspect(cmd, command)
+		s.suspect(cmd.IDs, command)
 		return CommandResponse{}, nil, notRecorded(cmd, recordErr)
 	case err != nil:
 		return CommandResponse{}, nil, startedAllTheSame(err, result)
@@ -103,10 +98,16 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 	return response, nil, nil
 }
 
-// unsure returns the instances of a per-instance call of which the backend does not know
-// what became.
-func unsure(failures []instance.Failure) (ids []instance.ID) {
-	for _, f := range failures {
+// unsure returns the instances of a call of which nobody knows what became.
+func unsure(ctx context.Context, cmd instance.Command, result instance.Result, err error) (ids []instance.ID) {
+	if err != nil && (ctx.Err() != nil || asError(err).OutcomeUnknown) {
+		for _, id := range cmd.IDs {
+			if !slices.ContainsFunc(result.Changes, func(c instance.StateChange) bool { return c.ID == id }) {
+				ids = append(ids, id)
+			}
+		}
+	}
+	for _, f := range result.Failures {
 		if f.Err.OutcomeUnknown {
 			ids = append(ids, f.ID)
 		}
@@ -191,7 +192,7 @@ func (s *Service) recordAnswer(tx *journal.Tx, change instance.StateChange, a an
 		return // the answer took so long that what it says was recorded before it
 	case known.Instance.State != change.Previous:
 		seen.image = foundAs(known.Instance, change)
-		seen.commands = s.suspects(change.ID, change.At)
+		seen.commands = s.suspects(change.ID, known.ChangedAt, change.At)
 		reduce(tx, seen, now)
 	}
 	if change.Current != change.Previous {

@@ -21,6 +21,20 @@ type attribution struct {
 	target instance.State
 	// since is when the command began: it has not done what happened before.
 	since time.Time
+	// until is when it ended, if it has and nobody knows what it did; else zero.
+	until time.Time
+}
+
+// endedBefore reports whether the command had ended before a time.
+func (a attribution) endedBefore(at time.Time) bool { return !a.until.IsZero() && a.until.Before(at) }
+
+// beliedBy reports whether an image shows that the start by which it differs from what was
+// known was not this command.
+func (a attribution) beliedBy(known, image *instance.Instance) bool {
+	if a.target != instance.StatePending || a.until.IsZero() || !image.LaunchTime.After(known.LaunchTime) {
+		return false
+	}
+	return image.LaunchTime.Before(a.since.Add(-lateness)) || image.LaunchTime.After(a.until.Add(lateness))
 }
 
 // targets are the states that the verbs lead to.

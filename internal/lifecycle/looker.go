@@ -43,9 +43,7 @@ type looker struct {
 	// open is whether anybody looks.
 	open   bool
 	wanted map[instance.ID]*look
-	// suspected holds commands whose outcome is not known.
-	suspected map[instance.ID]attribution
-	wake      chan struct{}
+	wake   chan struct{}
 }
 
 // look is the wish to see one instance.
@@ -64,10 +62,9 @@ type look struct {
 
 func newLooker(s *Service) *looker {
 	return &looker{
-		s:         s,
-		wanted:    make(map[instance.ID]*look),
-		suspected: make(map[instance.ID]attribution),
-		wake:      make(chan struct{}, 1),
+		s:      s,
+		wanted: make(map[instance.ID]*look),
+		wake:   make(chan struct{}, 1),
 	}
 }
 
@@ -173,33 +170,6 @@ func (l *looker) signal() {
 	case l.wake <- struct{}{}:
 	default:
 	}
-}
-
-// suspect says that a command may have changed instances although its outcome is not
-// known, and asks for a look at them.
-func (s *Service) suspect(cmd instance.Command, command attribution) {
-	if command.target == instance.StateUnspecified {
-		return
-	}
-	s.looker.mu.Lock()
-	for _, id := range cmd.IDs {
-		s.looker.suspected[id] = command
-	}
-	s.looker.mu.Unlock()
-	s.looker.request(cmd.IDs...)
-}
-
-// suspects returns the commands that may have changed an instance at a time: one whose
-// outcome is not known, until the backend was asked what became of it, and those in
-// flight.
-func (s *Service) suspects(id instance.ID, at time.Time) []attribution {
-	list := s.flights.suspects(id, at)
-	s.looker.mu.Lock()
-	defer s.looker.mu.Unlock()
-	if c, ok := s.looker.suspected[id]; ok && !at.Before(c.since) {
-		list = append(list, c)
-	}
-	return list
 }
 
 // run looks until ctx is done. Wishes that are left then are kept for the next term.
@@ -326,7 +296,7 @@ func (l *looker) describe(ctx context.Context, looks map[instance.ID]*look) erro
 			l.add(id, again)
 			continue
 		}
-		delete(l.suspected, id)
+		l.s.doubts.resolve(id, fence.at)
 		if found[id] == nil {
 			l.s.absent.add(id)
 		}

@@ -119,7 +119,16 @@ func (s *Service) recordNotice(tx *journal.Tx, n instance.Notice, now time.Time)
 		if image == nil {
 			image = entered(known.Instance, n.State, n.OccurredAt)
 		}
-		reduce(tx, sighting{image: image, occurredAt: n.OccurredAt, source: n.Source, commands: s.suspects(n.ID, n.OccurredAt.Add(resolution(n)))}, now)
+		after := n.OccurredAt.Add(-lateness)
+		if known.ChangedAt.After(after) {
+			after = known.ChangedAt
+		}
+		reduce(tx, sighting{
+			image:      image,
+			occurredAt: n.OccurredAt,
+			source:     n.Source,
+			commands:   s.suspects(n.ID, after, n.OccurredAt.Add(resolution(n))),
+		}, now)
 	}
 	return w
 }

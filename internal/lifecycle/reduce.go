@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -20,10 +21,12 @@ type sighting struct {
 	commands []attribution
 }
 
-// causeOf returns the cause of one step, given that of the step before it.
-func (s sighting) causeOf(from, to instance.State, before instance.Cause) instance.Cause {
-	for _, c := range s.commands {
+// causeOf returns the cause of one step, given that of the step before it. A command is
+// the cause of one step only, and none that had ended before it began that of a later one.
+func (s *sighting) causeOf(from, to instance.State, before instance.Cause) instance.Cause {
+	for i, c := range s.commands {
 		if c.target == to {
+			s.commands = slices.DeleteFunc(slices.Delete(s.commands, i, i+1), func(o attribution) bool { return o.endedBefore(c.since) })
 			return c.cause
 		}
 	}
@@ -76,6 +79,7 @@ func reduce(tx *journal.Tx, s sighting, now time.Time) {
 		tx.Append(seen)
 		return
 	}
+	s.commands = slices.DeleteFunc(s.commands, func(c attribution) bool { return c.beliedBy(known.Instance, s.image) })
 	for i, state := range path {
 		cause = s.causeOf(from, state, cause)
 		step := seen

@@ -42,6 +42,7 @@ type Service struct {
 	cfg     Config
 
 	flights *flights
+	doubts  *doubts
 	looker  *looker
 	past    *past
 	absent  absentees
@@ -82,6 +83,7 @@ func New(cfg Config) *Service {
 		log:     cfg.Logger,
 		cfg:     cfg,
 		flights: newFlights(),
+		doubts:  newDoubts(),
 		past:    newPast(cfg.Consistency),
 		ready:   make(chan struct{}),
 	}
@@ -178,6 +180,7 @@ func (s *Service) restore(term *journal.Term) error {
 	for i, r := range snapshot.Records {
 		known[i] = r.Instance
 	}
+	s.doubts.forget()
 	return s.backend.Restore(known)
 }
 
