@@ -54,13 +54,16 @@ func (s *Service) recordDescriptions(ctx context.Context, asked fence, descripti
 	for i, d := range descriptions {
 		known, found := s.journal.Get(d.id)
 		verdicts[i] = s.judge(known, found, d, asked, now)
-		anything = anything || verdicts[i] != believed || !agrees(known, found, d)
+		anything = anything || verdicts[i] != believed || !agrees(known, found, d) || len(s.owed(d.id, now, nil)) > 0
 	}
 	if !anything {
 		return verdicts, nil
 	}
 	_, err = term.Update(ctx, func(tx *journal.Tx) error {
 		for i, d := range descriptions {
+			if !s.flights.busy(d.id) {
+				s.recordOwed(tx, d.id, now, now, nil) // which overtakes the description
+			}
 			known, found := tx.Get(d.id)
 			verdicts[i] = s.judge(known, found, d, asked, now)
 			switch {

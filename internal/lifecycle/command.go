@@ -68,7 +68,7 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 // carryOut calls the backend and records its answer. Refused are the instances that
 // refused for a state that the journal did not know of before.
 func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, before journal.Position, token *journal.Token) (_ CommandResponse, refused []instance.ID, err error) {
-	command := attribution{cause: cause, target: targets[cmd.Verb], since: time.Now()}
+	command := attribution{cause: cause, target: targets[cmd.Verb], since: time.Now(), before: before}
 	fl := s.flights.begin(cmd.IDs, command)
 	defer fl.end()
 	result, err := s.backend.Execute(ctx, cmd)
@@ -85,11 +85,11 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 		Failures: result.Failures,
 		Cursor:   s.journal.Cursor(before),
 	}
-	a := answer{response: &response, refusal: err, command: command, before: before, token: token}
+	a := answer{response: &response, refusal: err, command: command, token: token}
 	end, recordErr := s.record(ctx, term, fl, a)
 	switch {
 	case recordErr != nil:
-		s.suspect(cmd.IDs, command)
+		s.owe(a)
 		return CommandResponse{}, nil, notRecorded(cmd, recordErr)
 	case err != nil:
 		return CommandResponse{}, nil, startedAllTheSame(err, result)
@@ -121,9 +121,7 @@ type answer struct {
 	// refusal is the error that came beside changes.
 	refusal error
 	command attribution
-	// before is the end of the log when the backend was called.
-	before journal.Position
-	token  *journal.Token
+	token   *journal.Token
 }
 
 // record writes what an answer changed, what was heard of the instances before, and the
@@ -147,6 +145,7 @@ func (s *Service) record(ctx context.Context, term *journal.Term, fl *flight, a 
 			weights = append(weights, s.recordNotice(tx, n, now))
 		}
 		for _, change := range a.response.Changes {
+			s.recordOwed(tx, change.ID, change.At, now, fl)
 			s.recordAnswer(tx, change, a, now)
 		}
 		s.recordToken(tx, a)
@@ -188,7 +187,7 @@ func (s *Service) recordAnswer(tx *journal.Tx, change instance.StateChange, a an
 		seen.image = foundAs(change.After, change)
 		reduce(tx, seen, now)
 		known, _ = tx.Get(change.ID)
-	case known.Position.Seq > a.before.Seq && overtook(known, change):
+	case known.Position.Seq > a.command.before.Seq && overtook(known, change):
 		return // the answer took so long that what it says was recorded before it
 	case known.Instance.State != change.Previous:
 		seen.image = foundAs(known.Instance, change)

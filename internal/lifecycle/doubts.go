@@ -6,53 +6,79 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
 )
 
 // mostDoubts is how many commands are remembered for one instance: more than usually are in
-// flight for it when answers begin to be lost. Beyond it the oldest is forgotten, and what it
-// did has no cause.
+// flight for it when answers begin to be lost, or the journal goes away. What further ones did
+// has no cause; of several of one verb it is most often the first that did something.
 const mostDoubts = 16
 
 // lateness is how long after its end a command whose answer was lost may still have acted,
 // by the clock of the backend.
 const lateness = 3 * time.Second
 
-// doubts remembers the commands that have ended, and of which nobody knows what they did,
-// until the backend was asked what became of them.
+// doubts remembers the commands that have ended, and of which it is not recorded what they
+// did, until the backend was asked what became of them.
 type doubts struct {
 	mu sync.Mutex
-	// commands are in the order in which they began.
-	commands map[instance.ID][]attribution
+	// instances has those of each instance in the order in which they acted, or began.
+	instances map[instance.ID][]doubt
 	// from is when the backend was last set to what the journal knew. What was done to it
 	// before is undone.
 	from time.Time
 }
 
-func newDoubts() *doubts { return &doubts{commands: make(map[instance.ID][]attribution)} }
+// doubt is what one command did to one instance.
+type doubt struct {
+	command attribution
+	// change is what it did, as it was answered but could not be recorded; nil when the
+	// answer was lost, so that nobody knows.
+	change *instance.StateChange
+}
 
-// add remembers a command that has just ended.
-func (d *doubts) add(ids []instance.ID, command attribution) {
-	command.until = time.Now()
+// at is the earliest time at which the command can have acted.
+func (d doubt) at() time.Time {
+	if d.change != nil {
+		return d.change.At
+	}
+	return d.command.since
+}
+
+func newDoubts() *doubts { return &doubts{instances: make(map[instance.ID][]doubt)} }
+
+// add remembers what a command that has just ended did to an instance.
+func (d *doubts) add(id instance.ID, x doubt) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if command.since.Before(d.from) {
+	x.command.until = time.Now()
+	list := d.instances[id]
+	if x.command.since.Before(d.from) || len(list) == mostDoubts {
 		return
 	}
-	for _, id := range ids {
-		list := d.commands[id]
-		i, _ := slices.BinarySearchFunc(list, command, func(a, b attribution) int { return a.since.Compare(b.since) })
-		list = slices.Insert(list, i, command)
-		d.commands[id] = list[max(0, len(list)-mostDoubts):]
+	i, _ := slices.BinarySearchFunc(list, x, func(a, b doubt) int { return a.at().Compare(b.at()) })
+	d.instances[id] = slices.Insert(list, i, x)
+}
+
+// owed returns what was done to an instance before a time, and could not be recorded.
+func (d *doubts) owed(id instance.ID, at time.Time) (list []doubt) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, x := range d.instances[id] {
+		if x.change != nil && x.change.At.Before(at) {
+			list = append(list, x)
+		}
 	}
+	return list
 }
 
 // suspects returns the commands that may have changed an instance between two times.
 func (d *doubts) suspects(id instance.ID, after, at time.Time) (list []attribution) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, c := range d.commands[id] {
-		if !at.Before(c.since) && !c.endedBefore(after) {
-			list = append(list, c)
+	for _, x := range d.instances[id] {
+		if x.change == nil && !at.Before(x.command.since) && !x.command.endedBefore(after) {
+			list = append(list, x.command)
 		}
 	}
 	return list
@@ -63,19 +89,19 @@ func (d *doubts) suspects(id instance.ID, after, at time.Time) (list []attributi
 func (d *doubts) resolve(id instance.ID, asked time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	list := slices.DeleteFunc(d.commands[id], func(c attribution) bool { return !asked.Before(c.until) })
+	list := slices.DeleteFunc(d.instances[id], func(x doubt) bool { return !asked.Before(x.command.until) })
 	if len(list) == 0 {
-		delete(d.commands, id)
+		delete(d.instances, id)
 		return
 	}
-	d.commands[id] = list
+	d.instances[id] = list
 }
 
-// forget forgets all commands: the backend is about to be set to what the journal knows.
+// forget forgets everything: the backend is about to be set to what the journal knows.
 func (d *doubts) forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	clear(d.commands)
+	clear(d.instances)
 	d.from = time.Now()
 }
 
@@ -85,8 +111,40 @@ func (s *Service) suspect(ids []instance.ID, command attribution) {
 	if len(ids) == 0 || command.target == instance.StateUnspecified {
 		return
 	}
-	s.doubts.add(ids, command)
+	for _, id := range ids {
+		s.doubts.add(id, doubt{command: command})
+	}
 	s.looker.request(ids...)
+}
+
+// owe says that what an answer changed could not be recorded. It is recorded before
+// whatever is next recorded of the same instances and happened later; a look at them sees
+// to it that it is.
+func (s *Service) owe(a answer) {
+	for _, change := range a.response.Changes {
+		if change.Current != change.Previous {
+			s.doubts.add(change.ID, doubt{command: a.command, change: &change})
+			s.looker.request(change.ID)
+		}
+	}
+}
+
+// owed returns what was done to an instance before a time, and may not be recorded: by
+// commands in flight, but for one that records its answer itself, and by those that could not.
+func (s *Service) owed(id instance.ID, at time.Time, except *flight) []doubt {
+	list := append(s.flights.owed(id, at, except), s.doubts.owed(id, at)...)
+	slices.SortFunc(list, func(a, b doubt) int { return a.at().Compare(b.at()) })
+	return list
+}
+
+// recordOwed records what was done to an instance before a time. What turns out to be
+// recorded already is left out.
+func (s *Service) recordOwed(tx *journal.Tx, id instance.ID, at, now time.Time, except *flight) {
+	for _, x := range s.owed(id, at, except) {
+		if _, found := tx.Get(id); found {
+			s.recordAnswer(tx, *x.change, answer{command: x.command}, now)
+		}
+	}
 }
 
 // suspects returns the commands that may have changed an instance between two times:

@@ -86,6 +86,18 @@ func TestACommandWithoutAnAnswerIsTheCauseOfOneStep(t *testing.T) {
 		"running -> stopping", "stopping -> stopped", "stopped -> pending", "pending -> running")
 }
 
+func TestWhatIsRememberedOfCommandsWithoutAnAnswerIsBounded(t *testing.T) {
+	f, release := unanswered(t, options{sim: sim.Config{Fleet: running(), Faults: []sim.Fault{{Kind: sim.NoticeLost}}}})
+	before := f.Cursor()
+	for range 16 {
+		f.lose(t, "starter", instance.VerbStart) // it is running
+	}
+	f.lose(t, "stopper", instance.VerbStop)
+	release()
+	f.wait(t, before, instance.StateStopped, first)
+	expect(t, steps(f.changes(t, first)), "running -> stopping, inferred", "stopping -> stopped")
+}
+
 // later is a backend to which commands get lost, and where all that happens from outside
 // happens a minute later than it does.
 type later struct {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
 )
 
 // patience is how long a command may hold up what else is known of its instances. A
@@ -21,6 +22,8 @@ type attribution struct {
 	target instance.State
 	// since is when the command began: it has not done what happened before.
 	since time.Time
+	// before is the end of the log when it began.
+	before journal.Position
 	// until is when it ended, if it has and nobody knows what it did; else zero.
 	until time.Time
 }
@@ -54,7 +57,8 @@ var targets = map[instance.Verb]instance.State{
 // in which the backend made the changes; what was held back and happened before a change
 // is recorded before it.
 //
-// The backend is waited for, and so is another command, for [patience] at most.
+// The backend is waited for, and so is another command, for [patience] at most. What a
+// command has answered by then is recorded together with what came later.
 type flights struct {
 	mu        sync.Mutex
 	instances map[instance.ID]*traffic
@@ -132,20 +136,35 @@ func (f *flights) busy(id instance.ID) bool {
 }
 
 // suspects returns the commands in flight that may have changed the instance at a time:
-// those that have not said yet whether they did, and those that have said so.
+// those that have not said yet whether they did.
 func (f *flights) suspects(id instance.ID, at time.Time) (list []attribution) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if t := f.instances[id]; t != nil {
 		for _, fl := range t.commands {
 			c := fl.command
-			if c.target == instance.StateUnspecified || at.Before(c.since) {
+			if !fl.answered && c.target != instance.StateUnspecified && !at.Before(c.since) {
+				list = append(list, c)
+			}
+		}
+	}
+	return list
+}
+
+// owed returns what commands in flight, but for one, have said that they did to an instance
+// before a time.
+func (f *flights) owed(id instance.ID, at time.Time, except *flight) (list []doubt) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t := f.instances[id]; t != nil {
+		for _, fl := range t.commands {
+			if fl == except {
 				continue
 			}
-			if !fl.answered || slices.ContainsFunc(fl.changes, func(o instance.StateChange) bool {
-				return o.ID == id && o.Previous != o.Current && !at.Before(o.At)
-			}) {
-				list = append(list, c)
+			for _, c := range fl.changes {
+				if c.ID == id && c.Previous != c.Current && c.At.Before(at) {
+					list = append(list, doubt{command: fl.command, change: &c})
+				}
 			}
 		}
 	}

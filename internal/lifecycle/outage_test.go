@@ -3,6 +3,7 @@ package lifecycle_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/url"
@@ -162,6 +163,58 @@ func TestAChangeThatCannotBeRecordedIsToldAndRepaired(t *testing.T) {
 		t.Errorf("the repaired record does not say who caused it: %v", steps(changes))
 	}
 	checkChains(t, changes)
+}
+
+// recital carries commands out, and answers none of them before it is told to.
+type recital struct {
+	lifecycle.Backend
+	executed chan instance.Verb
+	release  chan struct{}
+}
+
+func (r *recital) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
+	result, err := r.Backend.Execute(ctx, cmd)
+	r.executed <- cmd.Verb
+	<-r.release
+	return result, err
+}
+
+func TestAllChangesThatCouldNotBeRecordedAreRecordedAfterwardsWithTheirCauses(t *testing.T) {
+	c := layCable(t, startEtcd(t))
+	b := &recital{executed: make(chan instance.Verb), release: make(chan struct{})}
+	f := start(t, options{
+		endpoints: []string{c.address},
+		sim:       sim.Config{Fleet: []sim.Spec{{ID: first, State: instance.StateRunning}}, Faults: []sim.Fault{{Kind: sim.NoticeLost}}},
+		wrap:      func(backend lifecycle.Backend) lifecycle.Backend { b.Backend = backend; return b },
+	})
+	before := f.Cursor()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	var work sync.WaitGroup
+	verbs := []instance.Verb{instance.VerbStop, instance.VerbStart, instance.VerbStop, instance.VerbStart}
+	for i, verb := range verbs {
+		work.Go(func() {
+			me := lifecycle.Caller{Principal: fmt.Sprintf("caller-%d", i)}
+			_, err := f.Command(ctx, me, lifecycle.CommandRequest{Verb: verb, InstanceIDs: []string{first}})
+			if reasonOf(err) != "NOT_RECORDED" {
+				t.Errorf("%s by %s got %v, want NOT_RECORDED", verb, me.Principal, err)
+			}
+		})
+		<-b.executed
+	}
+	c.cut()
+	close(b.release)
+	work.Wait()
+	c.mend()
+	f.wait(t, before, instance.StateStopped, first)
+	if _, err := f.Refresh(t.Context(), []instance.ID{first}); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, steps(f.changes(t, first)),
+		"running -> stopping by caller-0", "stopping -> stopped by caller-0",
+		"stopped -> pending by caller-1", "pending -> running by caller-1",
+		"running -> stopping by caller-2", "stopping -> stopped by caller-2",
+		"stopped -> pending by caller-3", "pending -> running by caller-3")
 }
 
 func TestAProcessThatIsNotTheOwnerServesReads(t *testing.T) {
