@@ -75,7 +75,7 @@ func (s *Service) recordDescriptions(ctx context.Context, asked fence, descripti
 					image:      d.image,
 					occurredAt: asked.at,
 					source:     instance.SourceReconcile,
-					commands:   s.suspects(d.id, known.ChangedAt, asked.at),
+					commands:   s.suspects(known, d.id, known.ChangedAt, asked.at),
 				}, now)
 			}
 		}

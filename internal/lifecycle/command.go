@@ -191,7 +191,7 @@ func (s *Service) recordAnswer(tx *journal.Tx, change instance.StateChange, a an
 		return // the answer took so long that what it says was recorded before it
 	case known.Instance.State != change.Previous:
 		seen.image = foundAs(known.Instance, change)
-		seen.commands = s.suspects(change.ID, known.ChangedAt, change.At)
+		seen.commands = s.suspects(known, change.ID, known.ChangedAt, change.At)
 		reduce(tx, seen, now)
 	}
 	if change.Current != change.Previous {

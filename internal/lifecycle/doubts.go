@@ -51,7 +51,7 @@ func newDoubts() *doubts { return &doubts{instances: make(map[instance.ID][]doub
 func (d *doubts) add(id instance.ID, x doubt) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	x.command.until = time.Now()
+	x.command.until, x.command.explains = time.Now(), new(place)
 	list := d.instances[id]
 	if x.command.since.Before(d.from) || len(list) == mostDoubts {
 		return
@@ -147,8 +147,9 @@ func (s *Service) recordOwed(tx *journal.Tx, id instance.ID, at, now time.Time, 
 	}
 }
 
-// suspects returns the commands that may have changed an instance between two times:
-// those in flight, and those whose outcome is not known.
-func (s *Service) suspects(id instance.ID, after, at time.Time) []attribution {
-	return append(s.flights.suspects(id, at), s.doubts.suspects(id, after, at)...)
+// suspects returns the commands that may have changed an instance between two times, in a
+// way that is not known yet: those in flight, and those whose outcome is not known.
+func (s *Service) suspects(known journal.Record, id instance.ID, after, at time.Time) []attribution {
+	list := append(s.flights.suspects(id, at), s.doubts.suspects(id, after, at)...)
+	return slices.DeleteFunc(list, func(c attribution) bool { return c.explained(known) })
 }

@@ -26,6 +26,26 @@ type attribution struct {
 	before journal.Position
 	// until is when it ended, if it has and nobody knows what it did; else zero.
 	until time.Time
+	// explains is the change of which it turned out to be the cause, zero for none, if it has
+	// ended; else nil. Updates of the journal alone, of which one runs at a time, use it.
+	explains *place
+}
+
+// place is that of a change of an instance in the log, or zero.
+type place struct {
+	seq   uint64
+	index uint32
+}
+
+func placeOf(r journal.Record) place { return place{r.Position.Seq, r.Index} }
+
+// explained reports whether what is known of an instance includes what the command did.
+func (a attribution) explained(known journal.Record) bool {
+	if a.explains == nil || a.explains.seq == 0 {
+		return false
+	}
+	is := placeOf(known)
+	return is.seq > a.explains.seq || is.seq == a.explains.seq && is.index >= a.explains.index
 }
 
 // endedBefore reports whether the command had ended before a time.

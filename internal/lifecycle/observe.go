@@ -128,7 +128,7 @@ func (s *Service) recordNotice(tx *journal.Tx, n instance.Notice, now time.Time)
 			image:      image,
 			occurredAt: n.OccurredAt,
 			source:     n.Source,
-			commands:   s.suspects(n.ID, after, n.OccurredAt.Add(resolution(n))),
+			commands:   s.suspects(known, n.ID, after, n.OccurredAt.Add(resolution(n))),
 		}, now)
 	}
 	return w

@@ -21,19 +21,20 @@ type sighting struct {
 	commands []attribution
 }
 
-// causeOf returns the cause of one step, given that of the step before it. A command is
-// the cause of one step only, and none that had ended before it began that of a later one.
-func (s *sighting) causeOf(from, to instance.State, before instance.Cause) instance.Cause {
+// causeOf returns the cause of one step, given that of the step before it, and the command
+// if it is one's doing. A command is the cause of one step only, and none that had ended
+// before it began that of a later one.
+func (s *sighting) causeOf(from, to instance.State, before instance.Cause) (instance.Cause, attribution) {
 	for i, c := range s.commands {
 		if c.target == to {
 			s.commands = slices.DeleteFunc(slices.Delete(s.commands, i, i+1), func(o attribution) bool { return o.endedBefore(c.since) })
-			return c.cause
+			return c.cause, c
 		}
 	}
 	if instance.Completes(from, to) {
-		return before
+		return before, attribution{}
 	}
-	return instance.Cause{}
+	return instance.Cause{}, attribution{}
 }
 
 // reduce records what leads from what is known of an instance to what was seen of
@@ -81,13 +82,18 @@ func reduce(tx *journal.Tx, s sighting, now time.Time) {
 	}
 	s.commands = slices.DeleteFunc(s.commands, func(c attribution) bool { return c.beliedBy(known.Instance, s.image) })
 	for i, state := range path {
-		cause = s.causeOf(from, state, cause)
+		var command attribution
+		cause, command = s.causeOf(from, state, cause)
 		step := seen
 		step.Type, step.Cause = instance.ChangeState, cause
 		if i < len(path)-1 {
 			step.Inferred, step.After = true, passing(known.Instance, state)
 		}
 		tx.Append(step)
+		if command.explains != nil {
+			is, _ := tx.Get(s.image.ID)
+			*command.explains = placeOf(is)
+		}
 		from = state
 	}
 }
