@@ -127,20 +127,11 @@ func (o *outcome) check() error {
 		}
 	}
 	var errs []error
-	// Nobody changes states from outside; what follows from a command has its cause. Of a step
-	// that nobody saw, as while nothing could be recorded, it may not be known, nor then of
-	// what follows from it.
-	unseen := map[string]bool{}
+	// Nobody changes states from outside; what follows from a command has its cause.
 	for _, e := range o.history {
-		id := e.GetInstance().GetInstanceId()
-		switch {
-		case e.GetCause().GetRequestId() != "":
-			unseen[id] = false
-		case e.GetInferred():
-			unseen[id] = true
-		case e.GetType() == instancedv1.EventType_EVENT_TYPE_STATE_CHANGED && !unseen[id]:
-			errs = append(errs, fmt.Errorf("nobody asked for event %d.%d: %s from %v to %v", e.GetRevision(), e.GetIndex(),
-				id, e.GetPreviousState().GetName(), e.GetInstance().GetState().GetName()))
+		if e.GetType() == instancedv1.EventType_EVENT_TYPE_STATE_CHANGED && e.GetCause().GetRequestId() == "" {
+			errs = append(errs, fmt.Errorf("nobody asked for event %d.%d: %s from %v to %v, inferred %v", e.GetRevision(), e.GetIndex(),
+				e.GetInstance().GetInstanceId(), e.GetPreviousState().GetName(), e.GetInstance().GetState().GetName(), e.GetInferred()))
 		}
 	}
 	for _, r := range o.requests {
