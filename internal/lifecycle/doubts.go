@@ -45,6 +45,14 @@ func (d doubt) at() time.Time {
 	return d.command.since
 }
 
+// endedBefore reports whether the command did before a time what it did.
+func (d doubt) endedBefore(at time.Time) bool {
+	if d.change != nil {
+		return !d.change.At.After(at)
+	}
+	return d.command.endedBefore(at)
+}
+
 func newDoubts() *doubts { return &doubts{instances: make(map[instance.ID][]doubt)} }
 
 // add remembers what a command that has just ended did to an instance.
@@ -77,7 +85,7 @@ func (d *doubts) suspects(id instance.ID, after, at time.Time) (list []attributi
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, x := range d.instances[id] {
-		if x.change == nil && !at.Before(x.command.since) && !x.command.endedBefore(after) {
+		if !at.Before(x.at()) && !x.endedBefore(after) {
 			list = append(list, x.command)
 		}
 	}
@@ -150,6 +158,6 @@ func (s *Service) recordOwed(tx *journal.Tx, id instance.ID, at, now time.Time, 
 // suspects returns the commands that may have changed an instance between two times, in a
 // way that is not known yet: those in flight, and those whose outcome is not known.
 func (s *Service) suspects(known journal.Record, id instance.ID, after, at time.Time) []attribution {
-	list := append(s.flights.suspects(id, at), s.doubts.suspects(id, after, at)...)
+	list := append(s.flights.suspects(id, after, at), s.doubts.suspects(id, after, at)...)
 	return slices.DeleteFunc(list, func(c attribution) bool { return c.explained(known) })
 }

@@ -155,15 +155,20 @@ func (f *flights) busy(id instance.ID) bool {
 	return true
 }
 
-// suspects returns the commands in flight that may have changed the instance at a time:
-// those that have not said yet whether they did.
-func (f *flights) suspects(id instance.ID, at time.Time) (list []attribution) {
+// suspects returns the commands in flight that may have changed the instance between two
+// times: those that have not said yet whether they did, and those that have said so.
+func (f *flights) suspects(id instance.ID, after, at time.Time) (list []attribution) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if t := f.instances[id]; t != nil {
 		for _, fl := range t.commands {
 			c := fl.command
-			if !fl.answered && c.target != instance.StateUnspecified && !at.Before(c.since) {
+			if c.target == instance.StateUnspecified || at.Before(c.since) {
+				continue
+			}
+			if !fl.answered || slices.ContainsFunc(fl.changes, func(o instance.StateChange) bool {
+				return o.ID == id && o.Previous != o.Current && o.At.After(after) && !at.Before(o.At)
+			}) {
 				list = append(list, c)
 			}
 		}

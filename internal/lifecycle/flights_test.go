@@ -99,7 +99,7 @@ func TestASlowCommandHoldsNothingBackForLong(t *testing.T) {
 		if got := f.admit(nil); len(got) != 1 || f.holding() || f.busy(flightX) {
 			t.Errorf("after a second %v is admitted, want the notice", got)
 		}
-		if s := f.suspects(flightX, time.Now()); len(s) != 1 {
+		if s := f.suspects(flightX, time.Time{}, time.Now()); len(s) != 1 {
 			t.Errorf("%d suspects, want the command that is still in flight", len(s))
 		}
 	})

@@ -106,7 +106,7 @@ func (s *Service) recordNotices(ctx context.Context, term *journal.Term, batch [
 
 // recordNotice records one notice, if it follows directly from what is known.
 func (s *Service) recordNotice(tx *journal.Tx, n instance.Notice, now time.Time) weight {
-	s.recordOwed(tx, n.ID, n.OccurredAt.Add(resolution(n)), now, nil)
+	s.recordOwed(tx, n.ID, n.OccurredAt, now, nil)
 	known, found := tx.Get(n.ID)
 	w := needsLook
 	switch {
