@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -200,7 +199,7 @@ func TestAConsumerThatIsTooSlowBeginsAgain(t *testing.T) {
 				// Several times as much as is kept. It is trimmed every few seconds.
 				for n := range 300 {
 					_, err := srv.Simulator().ChangeInstances(ctx, &instancedv1.ChangeInstancesRequest{Changes: []*instancedv1.OutsideChange{{
-						InstanceIds: ids, SetTags: map[string]string{"n": fmt.Sprint(n), "long": strings.Repeat("x", 256)},
+						InstanceIds: ids[n%len(ids):][:1], SetTags: noise(20),
 					}}})
 					if err != nil {
 						t.Fatal(err)
@@ -227,6 +226,19 @@ func TestAConsumerThatIsTooSlowBeginsAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// noise returns tags that cannot be compressed.
+func noise(count int) map[string]string {
+	tags := map[string]string{}
+	for n := range count {
+		letters := make([]byte, 256)
+		for i := range letters {
+			letters[i] = byte('0' + rand.IntN(75))
+		}
+		tags[fmt.Sprint("noise-", n)] = string(letters)
+	}
+	return tags
 }
 
 // expired reports whether the service no longer keeps what follows a cursor.

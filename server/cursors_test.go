@@ -131,7 +131,7 @@ func TestASubscriberThatMatchesNothingOutlivesWhatIsKept(t *testing.T) {
 	}{
 		"by size": {
 			servertest.Options{Fleet: fleet(50), JournalMaxBytes: 1 << 20},
-			func(t *testing.T, srv *servertest.Server) { busy(t, srv, ids(50), 50) },
+			func(t *testing.T, srv *servertest.Server) { outgrow(t, srv, ids(50)) },
 		},
 		"by age": {
 			servertest.Options{Fleet: fleet(2), Retention: 10 * time.Second},
@@ -223,7 +223,10 @@ func TestASubscriberThatRetentionPassesIsToldOrBeginsAgain(t *testing.T) {
 	}
 	told, tell := slow(instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_FAIL)
 	anew, goOn := slow(instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT)
-	write := func() { busy(t, srv, ids(50), 50) }
+	write := func() {
+		busy(t, srv, ids(50), 5)
+		outgrow(t, srv, ids(50))
+	}
 	// First what fills the windows of the transport, then what passes them.
 	expire(t, srv, begin, write)
 	expire(t, srv, head(t, srv), write)

@@ -202,6 +202,32 @@ func something(ctx context.Context, srv *servertest.Server, fleet []string, rand
 	return nil, err
 }
 
+// outgrow has about 1 MiB recorded of what cannot be packed, in changes of tags.
+func outgrow(t testing.TB, srv *servertest.Server, fleet []string) {
+	t.Helper()
+	const round, tags = 50, 20
+	for n := range round * 2 {
+		noise := map[string]string{}
+		for tag := range tags {
+			noise[fmt.Sprintf("noise-%d", tag)] = noiseOf(256)
+		}
+		if _, err := srv.Simulator().ChangeInstances(patient(t), &instancedv1.ChangeInstancesRequest{Changes: []*instancedv1.OutsideChange{{
+			InstanceIds: []string{fleet[n%len(fleet)]}, SetTags: noise,
+		}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// noiseOf returns a text that cannot be compressed.
+func noiseOf(size int) string {
+	letters := make([]byte, size)
+	for i := range letters {
+		letters[i] = byte('0' + rand.IntN(75))
+	}
+	return string(letters)
+}
+
 func acknowledged(resp interface {
 	GetCursor() string
 	GetEndCursor() string

@@ -95,7 +95,7 @@ func TestExpired(t *testing.T) {
 	begin := head(t, srv)
 	var oldest string
 	for oldest == "" {
-		busy(t, srv, ids(50), 50)
+		outgrow(t, srv, ids(50))
 		err := watchError(t, srv, begin)
 		if err == nil {
 			continue
