@@ -2,82 +2,160 @@ package server
 
 import (
 	"context"
-	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// chain returns the interceptors in their order, outermost first: the log sees the
-// status, the status sees what recovery made of a panic. Unary calls have come through
-// the gate already, streams do so here.
-func chain(log *slog.Logger, d *drain, g gate, defaultDeadline time.Duration) []grpc.ServerOption {
+// chain is what every call goes through on its way in and out, unary calls and streams
+// alike. Unary calls have come through the gate already, streams do so here.
+type chain struct {
+	log   callLog
+	drain *drain
+	gate  gate
+	// deadline is that of unary calls that bring none.
+	deadline time.Duration
+}
+
+// options returns the interceptors: the chain, and inside of it recovery from panics, so
+// that they are logged and mapped like any other error. The chain is one interceptor and
+// not several, each of which would take the stack of several calls for as long as a stream
+// lasts: see BenchmarkIdleSubscriber.
+func (c chain) options() []grpc.ServerOption {
 	toError := recovery.WithRecoveryHandler(panicked)
 	return []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(
-			joined(callLog{log}.line, mapStatus).unary,
-			recovery.UnaryServerInterceptor(toError),
-			joined(admit, deadline(defaultDeadline), d.end).unary,
-		),
-		grpc.ChainStreamInterceptor(
-			joined(identifyStream, callLog{log}.line, mapStatus).stream,
-			recovery.StreamServerInterceptor(toError),
-			around(admit).stream,
-			g.stream,
-			around(d.end).stream,
-			d.interruptReceive,
-		),
+		grpc.ChainUnaryInterceptor(c.unary, recovery.UnaryServerInterceptor(toError)),
+		grpc.ChainStreamInterceptor(c.stream, recovery.StreamServerInterceptor(toError)),
 	}
 }
 
-// joined returns interceptors as one, the first outermost. They could be given to gRPC
-// one by one, but each would take the stack and the allocations of several calls, for
-// as long as a stream lasts.
-func joined(list ...around) around {
-	return func(ctx context.Context, c call, next func(context.Context) error) error {
-		for _, a := range slices.Backward(list) {
-			inner := next
-			next = func(ctx context.Context) error { return a(ctx, c, inner) }
-		}
-		return next(ctx)
-	}
-}
-
-// call is what an interceptor knows of a call.
+// call is what the chain knows of a call.
 type call struct {
 	method string
-	// request is nil for a stream.
+	// request is nil for a stream, and for a call that was refused at the gate.
 	request any
+	// lasts is whether it goes on for as long as its caller likes.
+	lasts bool
+	begun time.Time
+	// release ends the context that the chain made; nil for none.
+	release func()
 }
 
-// around is an interceptor for unary calls and streams alike: it calls next once, or
-// not at all, with its context or one derived from it.
-type around func(ctx context.Context, c call, next func(context.Context) error) error
+// enter returns the context in which the handler is to work, or why it is not to.
+func (c chain) enter(ctx context.Context, of *call) (context.Context, error) {
+	of.begun = time.Now()
+	if err := refusalOf(ctx); err != nil {
+		return ctx, err
+	}
+	if of.request != nil {
+		ctx, of.release = withDeadline(ctx, c.deadline, of.request)
+	}
+	if of.lasts {
+		interrupted, release := c.drain.interrupt(ctx)
+		limit := of.release
+		ctx, of.release = interrupted, func() {
+			release()
+			if limit != nil {
+				limit()
+			}
+		}
+	}
+	return ctx, nil
+}
 
-func (a around) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+// leave returns the error of a call as its caller is to see it, and writes its line.
+func (c chain) leave(ctx context.Context, of *call, err error) error {
+	if of.lasts {
+		err = c.drain.explain(err)
+	}
+	if of.release != nil {
+		of.release()
+	}
+	err = mapStatus(ctx, err)
+	c.log.line(ctx, of, err)
+	return err
+}
+
+func (c chain) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	of := call{method: info.FullMethod, request: req, lasts: isWait(req)}
+	within, err := c.enter(ctx, &of)
 	var resp any
-	err := a(ctx, call{method: info.FullMethod, request: req}, func(ctx context.Context) (err error) {
-		resp, err = handler(ctx, req)
-		return err
-	})
-	if err != nil {
+	if err == nil {
+		resp, err = handler(within, req)
+	}
+	if err = c.leave(ctx, &of, err); err != nil {
 		return nil, err
 	}
 	return resp, nil
 }
 
-func (a around) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return a(ss.Context(), call{method: info.FullMethod}, func(ctx context.Context) error {
-		return handler(srv, streamIn{ServerStream: ss, ctx: ctx})
-	})
+func isWait(request any) bool {
+	_, ok := request.(*instancedv1.WaitInstancesRequest)
+	return ok
 }
 
-// streamIn is a stream in another context.
+func (c chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	in, err := c.enterStream(ss, info)
+	if err == nil {
+		err = handler(srv, in)
+	}
+	return c.leaveStream(in, err)
+}
+
+// streamIn is a stream on its way through the chain: in another context, and with a place
+// that it changes for one among those that last when its first request has come.
 type streamIn struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx      context.Context
+	call     call
+	gate     gate
+	ticket   ticket
+	admitted bool
+	// speaks is whether its caller may speak for as long as it lasts.
+	speaks bool
 }
 
-func (s streamIn) Context() context.Context { return s.ctx }
+func (c chain) enterStream(ss grpc.ServerStream, info *grpc.StreamServerInfo) (*streamIn, error) {
+	in := &streamIn{
+		ServerStream: ss,
+		call:         call{method: info.FullMethod, lasts: true},
+		gate:         c.gate,
+		speaks:       info.IsClientStream,
+	}
+	var err error
+	if in.ctx, err = c.enter(identify(ss.Context()), &in.call); err == nil {
+		in.ticket, err = c.gate.admission.admit(callerOf(in.ctx).Principal, connectionOf(in.ctx))
+		in.admitted = err == nil
+	}
+	return in, err
+}
+
+func (c chain) leaveStream(in *streamIn, err error) error {
+	if in.admitted {
+		in.ticket.leave()
+	}
+	return c.leave(in.ctx, &in.call, err)
+}
+
+// Context returns the context in which the stream is handled.
+func (s *streamIn) Context() context.Context { return s.ctx }
+
+// RecvMsg receives a request. It ends with the context, also for handlers that do not look
+// at that while they wait for their caller to speak, as those of reflection do. A receiver
+// may be left behind then; it ends with the stream, which the handler is about to leave.
+func (s *streamIn) RecvMsg(into any) error {
+	if !s.speaks {
+		return s.receive(into)
+	}
+	received := make(chan error, 1)
+	go func() { received <- s.receive(into) }()
+	select {
+	case err := <-received:
+		return err
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
+	}
+}

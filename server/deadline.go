@@ -12,21 +12,17 @@ import (
 // answered rather than cut off.
 const waitMargin = 5 * time.Second
 
-// deadline gives unary calls that bring no deadline one: most, or what a wait asks
-// for. Streams have none.
-func deadline(most time.Duration) around {
-	return func(ctx context.Context, c call, next func(context.Context) error) error {
-		if _, ok := ctx.Deadline(); ok {
-			return next(ctx)
-		}
-		limit := most
-		if wait, ok := c.request.(*instancedv1.WaitInstancesRequest); ok {
-			limit = waitLimit(wait) + waitMargin
-		}
-		ctx, cancel := context.WithTimeout(ctx, limit)
-		defer cancel()
-		return next(ctx)
+// withDeadline gives a unary call that brings no deadline one: most, or what a wait asks
+// for. It is to be released, if that is not nil.
+func withDeadline(ctx context.Context, most time.Duration, request any) (_ context.Context, release func()) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, nil
 	}
+	limit := most
+	if wait, ok := request.(*instancedv1.WaitInstancesRequest); ok {
+		limit = waitLimit(wait) + waitMargin
+	}
+	return context.WithTimeout(ctx, limit)
 }
 
 // waitLimit returns how long a wait may take, whatever nonsense was asked for.

@@ -5,9 +5,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"google.golang.org/grpc"
-
-	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -47,43 +44,19 @@ func (d *drain) refusal(retryAfter time.Duration) error {
 	}
 }
 
-// end ends what lasts when the draining begins: streams, whose request is nil, and
-// waits. It does so by their contexts.
-func (d *drain) end(ctx context.Context, c call, next func(context.Context) error) error {
-	if c.request != nil && c.method != instancedv1.InstanceService_WaitInstances_FullMethodName {
-		return next(ctx)
-	}
+// interrupt returns a context that ends when the draining begins, for what lasts: streams
+// and waits. It is to be released.
+func (d *drain) interrupt(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(d.begun, cancel)()
-	err := next(ctx)
+	stop := context.AfterFunc(d.begun, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// explain returns the error of what lasted, which is that of the draining if it was
+// interrupted.
+func (d *drain) explain(err error) error {
 	if err != nil && d.draining() && isCanceled(err) {
 		return d.refusal(d.retryDelay())
 	}
 	return err
-}
-
-// interruptReceive ends streams that wait for their caller to speak, as those of
-// reflection do: their handlers do not look at the context meanwhile.
-func (d *drain) interruptReceive(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if info.IsClientStream {
-		ss = interruptible{ss}
-	}
-	return handler(srv, ss)
-}
-
-// interruptible is a stream on which receiving ends with the context.
-type interruptible struct{ grpc.ServerStream }
-
-// RecvMsg leaves a receiver behind when the context ends first; it ends with the
-// stream, which the handler is about to leave.
-func (s interruptible) RecvMsg(m any) error {
-	received := make(chan error, 1)
-	go func() { received <- s.ServerStream.RecvMsg(m) }()
-	select {
-	case err := <-received:
-		return err
-	case <-s.Context().Done():
-		return context.Cause(s.Context())
-	}
 }

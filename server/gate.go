@@ -86,26 +86,8 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 	}
 }
 
-// stream guards a stream, as an interceptor.
-func (g gate) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx := ss.Context()
-	t, err := g.admission.admit(callerOf(ctx).Principal, connectionOf(ctx))
-	if err != nil {
-		return err
-	}
-	defer t.leave()
-	return handler(srv, &guardedStream{ServerStream: ss, gate: g, ticket: &t})
-}
-
-// guardedStream is a stream that lasts from its first request on.
-type guardedStream struct {
-	grpc.ServerStream
-	gate   gate
-	ticket *ticket
-}
-
-// RecvMsg receives a request.
-func (s *guardedStream) RecvMsg(into any) error {
+// receive receives a request of a stream, which lasts from the first one on.
+func (s *streamIn) receive(into any) error {
 	in := request{large: s.gate.large, into: into.(proto.Message)}
 	defer in.forget()
 	receive := func() error { return s.ServerStream.RecvMsg(&in) }
@@ -115,7 +97,7 @@ func (s *guardedStream) RecvMsg(into any) error {
 		}
 		return in.problem
 	}
-	if err := s.gate.arrival.receive(s.Context(), receive); err != nil {
+	if err := s.gate.arrival.receive(s.ctx, receive); err != nil {
 		return err
 	}
 	if in.problem == nil {

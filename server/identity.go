@@ -36,7 +36,7 @@ func callerOf(ctx context.Context) lifecycle.Caller {
 }
 
 // identify reads who calls, and returns the id of the request in the header. It
-// refuses nobody, so that a refusal is logged and mapped like any other: see [admit].
+// refuses nobody, so that a refusal is logged and mapped like any other: see [refusalOf].
 func identify(ctx context.Context) context.Context {
 	var violations []instance.Violation
 	read := func(key string, most int) string {
@@ -70,17 +70,10 @@ func identify(ctx context.Context) context.Context {
 	return context.WithValue(ctx, identityKey{}, id)
 }
 
-// identifyStream is identify as an interceptor.
-func identifyStream(ctx context.Context, _ call, next func(context.Context) error) error {
-	return next(identify(ctx))
-}
-
-// admit refuses callers whose metadata is not what it should be.
-func admit(ctx context.Context, _ call, next func(context.Context) error) error {
-	if id, _ := ctx.Value(identityKey{}).(identity); id.refusal != nil {
-		return id.refusal
-	}
-	return next(ctx)
+// refusalOf returns why a caller is refused whose metadata is not what it should be.
+func refusalOf(ctx context.Context) error {
+	id, _ := ctx.Value(identityKey{}).(identity)
+	return id.refusal
 }
 
 // single returns the one value that a key may have, or what is wrong with it.

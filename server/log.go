@@ -18,14 +18,11 @@ type callLog struct{ log *slog.Logger }
 // namesInstances is implemented by the requests that name instances.
 type namesInstances interface{ GetInstanceIds() []string }
 
-// line writes the line of a call when it has ended.
-func (l callLog) line(ctx context.Context, c call, next func(context.Context) error) error {
-	begun := time.Now()
-	err := next(ctx)
+// line writes the line of a call that has ended.
+func (l callLog) line(ctx context.Context, c *call, err error) {
 	if service, method := path.Split(c.method); worthLogging(strings.Trim(service, "/")) {
-		l.write(ctx, c, strings.Trim(service, "/"), method, err, time.Since(begun))
+		l.write(ctx, c, strings.Trim(service, "/"), method, err, time.Since(c.begun))
 	}
-	return err
 }
 
 // worthLogging leaves out what probes and tools ask for.
@@ -33,7 +30,7 @@ func worthLogging(service string) bool {
 	return service != grpc_health_v1.Health_ServiceDesc.ServiceName && !isReflection(service)
 }
 
-func (l callLog) write(ctx context.Context, c call, service, method string, err error, took time.Duration) {
+func (l callLog) write(ctx context.Context, c *call, service, method string, err error, took time.Duration) {
 	level, code, reason, failed := verdict(err)
 	if !l.log.Enabled(ctx, level) {
 		return

@@ -102,7 +102,7 @@ func New(cfg Config) *Server {
 	a := newAdmission(cfg.Logger, cfg.MaxRequests, cfg.MaxStreams, cfg.MaxConnections)
 	s := &Server{health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle}
 	g := newGate(a, arrival(cfg.Deadline))
-	s.grpc = grpc.NewServer(slices.Concat(transport(a), chain(cfg.Logger, s.drain, g, cfg.Deadline))...)
+	s.grpc = grpc.NewServer(slices.Concat(transport(a), chain{callLog{cfg.Logger}, s.drain, g, cfg.Deadline}.options())...)
 	guarded := g.guard(s.grpc)
 	instancedv1.RegisterInstanceServiceServer(guarded, &service{
 		lifecycle: cfg.Lifecycle,

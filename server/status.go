@@ -61,9 +61,8 @@ func (e *statusError) Error() string              { return e.cause.Error() }
 func (e *statusError) Unwrap() error              { return e.cause }
 func (e *statusError) GRPCStatus() *status.Status { return e.public }
 
-// mapStatus gives every error that leaves a handler its status.
-func mapStatus(ctx context.Context, _ call, next func(context.Context) error) error {
-	err := next(ctx)
+// mapStatus gives an error that leaves a handler its status.
+func mapStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
