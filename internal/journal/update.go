@@ -3,7 +3,6 @@ package journal
 import (
 	"context"
 	"errors"
-	"sync"
 	"sync/atomic"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -27,7 +26,7 @@ const (
 	abandoned
 )
 
-var updates = sync.Pool{New: func() any { return &update{done: make(chan struct{}, 1)} }}
+func newUpdate() any { return &update{done: make(chan struct{}, 1)} }
 
 // Update runs fn, which reads from the Tx and writes to it, and returns when what
 // it wrote is on disk and readers can see it. Updates run one after the other,
@@ -57,7 +56,7 @@ func (t *Term) Update(ctx context.Context, fn func(*Tx) error) (Position, error)
 	if full := t.journal.disk.room(); full != nil {
 		return Position{}, full
 	}
-	u := updates.Get().(*update)
+	u := w.updates.Get().(*update)
 	u.fn = fn
 	u.state.Store(queued)
 	if err := w.submit(u); err != nil {
@@ -77,7 +76,7 @@ func (t *Term) Update(ctx context.Context, fn func(*Tx) error) (Position, error)
 	}
 	position, err := u.position, u.err
 	u.fn, u.err = nil, nil
-	updates.Put(u)
+	w.updates.Put(u)
 	return position, err
 }
 

@@ -21,6 +21,9 @@ type writer struct {
 	wake   chan struct{}
 	// ready hands a batch to whoever commits it, once the one before is written.
 	ready chan *batch
+	// updates are those that nobody needs any more. They belong to one writer, not to the
+	// process: a channel that was made in the bubble of one test is of no use in another.
+	updates sync.Pool
 	// finished is closed when the last update has been answered.
 	finished chan struct{}
 	// stalled is why the batch on its way is not written so far; nil when it is.
@@ -45,6 +48,7 @@ func newWriter(t *Term) *writer {
 		finished: make(chan struct{}),
 		batch:    newPendingBatch(),
 		before:   newPendingBatch(),
+		updates:  sync.Pool{New: newUpdate},
 	}
 	w.tx = Tx{writer: w, known: map[instance.ID]*Record{}, tokens: map[string]tokenChange{}}
 	return w
