@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 
 	"github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/backend/sqstest"
 	"github.com/instanced/instanced/server/ec2query"
 	"github.com/instanced/instanced/server/servertest"
 )
@@ -24,7 +25,7 @@ import (
 // exchange is an AWS with all that is looked at: SQS and STS in the test's process, and
 // EC2 at an endpoint of its own.
 type exchange struct {
-	queue *queue
+	queue *sqstest.Queue
 	sts   bool // STS answers
 	ec2   http.Client
 }
@@ -56,12 +57,12 @@ const (
 
 // rightQueue is one on which nothing is to be said. It has a message, for which nobody
 // has to wait.
-func rightQueue() *queue {
-	q := &queue{attributes: map[string]string{
+func rightQueue() *sqstest.Queue {
+	q := &sqstest.Queue{Attributes: map[string]string{
 		"QueueArn": queueARN, "ApproximateNumberOfMessages": "0",
 		"Policy": mayBeSent, "RedrivePolicy": givenUpAfter + `5}`,
 	}}
-	q.send(event(1, id(1), "stopped"))
+	q.Send(event(1, id(1), "stopped"))
 	return q
 }
 
@@ -78,7 +79,7 @@ func examined(t *testing.T, opts servertest.Options, adjust func(*Config, *excha
 			BaseEndpoint: new(srv.EC2()),
 			HTTPClient:   e,
 		},
-		QueueURL: queueURL,
+		QueueURL: sqstest.URL,
 	}
 	if adjust != nil {
 		adjust(&cfg, e)
@@ -126,7 +127,7 @@ func wantFindings(t *testing.T, got []Finding, others ...string) {
 }
 
 func TestExamineFindsNothingWrong(t *testing.T) {
-	got := examined(t, servertest.Options{Throttle: true}, func(_ *Config, e *exchange) { e.queue.messages = nil })
+	got := examined(t, servertest.Options{Throttle: true}, func(_ *Config, e *exchange) { e.queue.Purge() })
 	wantFindings(t, got)
 	var checks []string
 	for _, f := range got {
@@ -234,10 +235,10 @@ func TestExamineFindsWhatIsWrongWithEC2(t *testing.T) {
 
 func TestExamineFindsWhatIsWrongWithTheQueue(t *testing.T) {
 	attribute := func(name, value string) func(*Config, *exchange) {
-		return func(_ *Config, e *exchange) { e.queue.attributes[name] = value }
+		return func(_ *Config, e *exchange) { e.queue.Attributes[name] = value }
 	}
 	denied := func(action string) func(*Config, *exchange) {
-		return func(_ *Config, e *exchange) { e.queue.denied = action }
+		return func(_ *Config, e *exchange) { e.queue.Denied = action }
 	}
 	tests := []struct {
 		name   string
@@ -261,7 +262,10 @@ func TestExamineFindsWhatIsWrongWithTheQueue(t *testing.T) {
 		{"receiving denied", denied("ReceiveMessage"), "ReceiveMessage: problem: grant sqs:ReceiveMessage on the queue"},
 		{"deleting denied", denied("DeleteMessageBatch"), "DeleteMessage: problem: grant sqs:DeleteMessage on the queue"},
 		{"hiding denied", denied("ChangeMessageVisibilityBatch"), "ChangeMessageVisibility: problem: grant sqs:ChangeMessageVisibility on the queue"},
-		{"no long polling", func(_ *Config, e *exchange) { e.queue.hasty, e.queue.messages = true, nil }, "ReceiveMessage: warning: asked to wait 2s"},
+		{"no long polling", func(_ *Config, e *exchange) {
+			e.queue.Hasty = true
+			e.queue.Purge()
+		}, "ReceiveMessage: warning: asked to wait 2s"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -306,7 +310,7 @@ func TestExamineLeavesMessagesForTheService(t *testing.T) {
 	q := rightQueue()
 	got := examined(t, servertest.Options{}, func(_ *Config, e *exchange) { e.queue = q })
 	wantFindings(t, got)
-	for deadline := time.Now().Add(30 * time.Second); len(q.take(1, 0)) == 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); q.Visible() == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the message does not come again")
 		}
