@@ -22,8 +22,9 @@ import (
 )
 
 const (
-	stateRunning = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_RUNNING
-	stateStopped = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPED
+	stateRunning  = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_RUNNING
+	stateStopping = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPING
+	stateStopped  = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPED
 )
 
 // trouble is a fleet, and what an account has to reckon with.

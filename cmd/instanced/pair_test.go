@@ -29,6 +29,7 @@ type service struct {
 	t    *testing.T
 	dir  string
 	args []string
+	env  []string // beside that of all
 
 	cmd     *exec.Cmd
 	ended   chan struct{}
@@ -38,7 +39,13 @@ type service struct {
 // runService starts the service, waits until it serves, and ends it with the test.
 func runService(t *testing.T, args ...string) *service {
 	t.Helper()
-	s := &service{t: t, dir: t.TempDir()}
+	return runServiceIn(t, nil, args...)
+}
+
+// runServiceIn is runService with more variables in the environment.
+func runServiceIn(t *testing.T, env []string, args ...string) *service {
+	t.Helper()
+	s := &service{t: t, dir: t.TempDir(), env: env}
 	s.args = append([]string{"serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(s.dir, "data")}, args...)
 	t.Cleanup(func() {
 		s.kill()
@@ -65,7 +72,7 @@ func (s *service) start() {
 	}
 	defer func() { _ = stderr.Close() }()
 	s.cmd = exec.Command("instanced", s.args...)
-	s.cmd.Env = awsEnvironment()
+	s.cmd.Env = append(awsEnvironment(), s.env...)
 	s.cmd.Stdout, s.cmd.Stderr = stdout, stderr
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
@@ -158,7 +165,13 @@ func patient(t *testing.T) context.Context {
 // eventually waits until a condition holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(2 * patience); !holds(); time.Sleep(10 * time.Millisecond) {
+	within(t, 2*patience, what, holds)
+}
+
+// within is eventually for what may take longer, or must not take so long.
+func within(t *testing.T, d time.Duration, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(d); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it never came about that %s", what)
 		}
