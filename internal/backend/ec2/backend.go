@@ -26,7 +26,8 @@ type Config struct {
 	// QueueURL is the SQS queue that EventBridge sends state changes to. Without it no
 	// notices come.
 	QueueURL string
-	// CallTimeout is how long one call to EC2 may take; default 30 seconds.
+	// CallTimeout is how long one call to EC2 may take; default 20 seconds: with a
+	// look at what became of it, less than the deadline of callers that bring none.
 	CallTimeout time.Duration
 	// Logger is told what only the operator can mend; nil for nobody.
 	Logger *slog.Logger
@@ -69,7 +70,7 @@ type rules struct {
 // New returns a backend that calls nobody yet. Close it in the end.
 func New(cfg Config) *Backend {
 	if cfg.CallTimeout <= 0 {
-		cfg.CallTimeout = 30 * time.Second
+		cfg.CallTimeout = 20 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -85,6 +86,7 @@ func New(cfg Config) *Backend {
 	if cfg.QueueURL != "" {
 		b.queue = newQueue(cfg)
 	}
+	b.client.reach.lost = b.turnAway
 	b.freed = sync.NewCond(&b.mu)
 	b.furnish(cfg.Limits.withDefaults())
 	return b

@@ -33,6 +33,7 @@ type client struct {
 	region  string
 	timeout time.Duration
 	log     *slog.Logger
+	reach   *reach
 }
 
 // sourced marks the errors of a source of credentials as such.
@@ -53,7 +54,7 @@ func newClient(cfg Config) *client {
 			o.Credentials = sourced{o.Credentials}
 		}
 	})
-	return &client{api: api, region: cfg.AWS.Region, timeout: cfg.CallTimeout, log: cfg.Logger}
+	return &client{api: api, region: cfg.AWS.Region, timeout: cfg.CallTimeout, log: cfg.Logger, reach: &reach{}}
 }
 
 // fail interprets an error, and says aloud what only the operator can mend.
@@ -67,16 +68,19 @@ func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *fai
 
 // mutate carries a verb out on instances. The states of a reboot are not told.
 func (c *client) mutate(ctx context.Context, k kind, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	sent := time.Now().Round(0).UTC()
-	lines, err := c.send(ctx, k, ids)
+	sent := time.Now()
+	calling, cancel := context.WithTimeout(ctx, c.timeout)
+	lines, err := c.send(calling, k, ids)
+	cancel()
 	if err != nil {
-		return nil, c.fail(k.verb, err, ids)
+		f := c.fail(k.verb, err, ids)
+		c.reach.note(ctx, sent, f)
+		return nil, f
 	}
+	c.reach.note(ctx, sent, nil)
 	changes := make(map[instance.ID]instance.StateChange, len(lines))
 	for _, line := range lines {
-		change := instance.StateChange{ID: instance.ID(aws.ToString(line.InstanceId)), At: sent}
+		change := instance.StateChange{ID: instance.ID(aws.ToString(line.InstanceId)), At: wall(sent)}
 		change.Previous, err = stateOf(line.PreviousState)
 		if err == nil {
 			change.Current, err = stateOf(line.CurrentState)
@@ -159,16 +163,20 @@ type sight struct {
 
 // describe returns a page of the instances that pass the filters.
 func (c *client) describe(ctx context.Context, filters []types.Filter, size int, token string) (page, *failure) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
 	in := &awsec2.DescribeInstancesInput{Filters: filters, MaxResults: new(int32(size))}
 	if token != "" {
 		in.NextToken = &token
 	}
-	out, err := c.api.DescribeInstances(ctx, in)
+	sent := time.Now()
+	calling, cancel := context.WithTimeout(ctx, c.timeout)
+	out, err := c.api.DescribeInstances(calling, in)
+	cancel()
 	if err != nil {
-		return page{}, c.fail(actionDescribe, err, nil)
+		f := c.fail(actionDescribe, err, nil)
+		c.reach.note(ctx, sent, f)
+		return page{}, f
 	}
+	c.reach.note(ctx, sent, nil)
 	p := page{next: aws.ToString(out.NextToken)}
 	for i := range out.Reservations {
 		for j := range out.Reservations[i].Instances {

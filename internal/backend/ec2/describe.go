@@ -36,6 +36,9 @@ func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (i
 		p, err := b.read(ctx, nil, query.PageSize, token)
 		return instance.DescribePage{Instances: p.plain(), NextPageToken: p.next}, err
 	}
+	if away := b.client.reach.admit(); away != nil {
+		return instance.DescribePage{}, away
+	}
 	ids := query.IDs[from:min(len(query.IDs), from+b.span(query.PageSize))]
 	p, err := b.read(ctx, ids, query.PageSize, token)
 	if err != nil {

@@ -21,6 +21,9 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 			Kind: instance.KindInvalid, Code: "InvalidParameterCombination", Message: "No instances specified",
 		}
 	}
+	if away := b.client.reach.admit(); away != nil {
+		return instance.Result{}, away
+	}
 	strangers, err := b.strangers(ctx, cmd.IDs)
 	if err != nil {
 		return instance.Result{}, err

@@ -40,6 +40,10 @@ type failure struct {
 	asked int
 	// credentials is true when the service itself was refused.
 	credentials bool
+	// answered is true when it is EC2 that says so.
+	answered bool
+	// unreached is true when EC2 did not get the call, or did not answer in time.
+	unreached bool
 }
 
 // credentialsError is an error of the credentials' source: nothing was sent.
@@ -53,6 +57,7 @@ func failureOf(err error, asked []instance.ID) *failure {
 	f := &failure{asked: len(asked)}
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		f.ofEC2(err, api, asked)
+		f.answered = f.err.Code != ""
 		return f
 	}
 	f.err = &instance.Error{Kind: instance.KindUnavailable, Cause: err, RetryAfter: retryUnavailable}
@@ -64,19 +69,19 @@ func failureOf(err error, asked []instance.ID) *failure {
 	case answered && response.HTTPStatusCode() >= 400 && response.HTTPStatusCode() < 500:
 		f.ofStatus(response.HTTPStatusCode())
 	case none && (unresolved || dialed):
-		f.reaction = everyone
+		f.reaction, f.unreached = everyone, true
 		f.err.Reason, f.err.Message = reasonUnreachable, "the source of this service's own credentials cannot be reached; nothing was changed by this call"
 	case none:
 		f.reaction, f.credentials = everyone, true
 		f.err = &instance.Error{Kind: instance.KindInternal, Code: reasonCredentials, Message: source.Error(), Cause: err}
 	case unresolved, dialed && dial.Op == "dial":
-		f.reaction = everyone
+		f.reaction, f.unreached = everyone, true
 		f.err.Reason, f.err.Message = reasonUnreachable, "EC2 cannot be reached; nothing was changed by this call"
 	default:
 		f.reaction = open
 		f.err.Reason, f.err.Message = reasonLost, "the connection to EC2 was lost before it answered"
 		if errors.Is(err, context.DeadlineExceeded) {
-			f.err.Message = "EC2 did not answer in time"
+			f.err.Message, f.unreached = "EC2 did not answer in time", true
 		}
 	}
 	return f

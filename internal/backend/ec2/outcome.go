@@ -272,7 +272,13 @@ func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance
 	for _, id := range ids {
 		was[id] = r.b.book.state(id)
 	}
-	seen, failed := r.b.look(ctx, ids)
+	var seen map[instance.ID]sight
+	var failed error
+	if away := r.b.client.reach.known(); away != nil {
+		failed = away
+	} else {
+		seen, failed = r.b.look(ctx, ids)
+	}
 	if failed != nil {
 		err := f.unknownOutcome()
 		err.Cause = failed
