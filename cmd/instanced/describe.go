@@ -15,7 +15,7 @@ import (
 
 // filterFlags select instances.
 type filterFlags struct {
-	states   []string
+	states   []instancedv1.InstanceStateName
 	tags     []string
 	types    []string
 	zones    []string
@@ -25,23 +25,19 @@ type filterFlags struct {
 
 func (f *filterFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringSliceVar(&f.states, "state", nil, "`states`, such as stopped; may be repeated")
+	bindList(flags, &f.states, "state", "states", "states, such as stopped; may be repeated", parseState)
 	flags.StringArrayVar(&f.tags, "tag", nil, "a tag as `KEY=VALUE`, or KEY for any value; may be repeated")
-	flags.StringSliceVar(&f.types, "type", nil, "instance types, such as t3.micro; may be repeated")
-	flags.StringSliceVar(&f.zones, "zone", nil, "Availability Zones, such as us-east-1a; may be repeated")
-	flags.StringSliceVar(&f.regions, "region", nil, "Regions, such as us-east-1; may be repeated")
-	flags.StringSliceVar(&f.accounts, "account", nil, "AWS accounts of 12 digits; may be repeated")
+	bindList(flags, &f.types, "type", "types", "instance types, such as t3.micro; may be repeated", someWord("an instance type, such as t3.micro"))
+	bindList(flags, &f.zones, "zone", "zones", "Availability Zones, such as us-east-1a; may be repeated", someWord("an Availability Zone, such as us-east-1a"))
+	bindList(flags, &f.regions, "region", "regions", "Regions, such as us-east-1; may be repeated", someWord("a Region, such as us-east-1"))
+	bindList(flags, &f.accounts, "account", "accounts", "AWS accounts of 12 digits; may be repeated", someWord("an AWS account of 12 digits"))
 	completeWords(cmd, "state", stateWords()...)
 }
 
 // filter returns the filter that the flags and the ids make together.
 func (f *filterFlags) filter(ids []string) (*instancedv1.InstanceFilter, error) {
-	states, err := parseStates("state", f.states)
-	if err != nil {
-		return nil, err
-	}
 	filter := &instancedv1.InstanceFilter{
-		InstanceIds: ids, States: states, InstanceTypes: f.types,
+		InstanceIds: ids, States: f.states, InstanceTypes: f.types,
 		AvailabilityZones: f.zones, Regions: f.regions, AccountIds: f.accounts,
 	}
 	for _, tag := range f.tags {

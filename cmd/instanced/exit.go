@@ -86,6 +86,22 @@ func (e *serviceError) Error() string { return e.cause.Error() }
 
 func (e *serviceError) Unwrap() error { return e.cause }
 
+// sentence says what went wrong. said is whether those are the words of the service, which
+// has none for what happens on the way there.
+func (e *serviceError) sentence() (text string, said bool) {
+	switch c := e.cause; {
+	case c.Reason == "" && c.Code == codes.Unavailable:
+		return fmt.Sprintf("cannot reach the service at %s (%s); is \"instanced serve\" running there? --server names another",
+			e.server, dialReason(c.Message)), false
+	case c.Code == codes.DeadlineExceeded: // seen here or there, whichever was first
+		return fmt.Sprintf("the service at %s did not answer in time; --timeout allows more", e.server), false
+	case c.Reason == "" && c.Code == codes.Canceled:
+		return "interrupted", false
+	default:
+		return c.Message, true
+	}
+}
+
 // unknownOutcome is the end of a command that may have been carried out all the same.
 type unknownOutcome struct {
 	cause *client.Error
@@ -171,19 +187,13 @@ func errorLines(err error) []string {
 		return prefixed(strings.Split(err.Error(), "\n"))
 	}
 	e := failed.cause
-	sentence := e.Message
+	sentence, said := failed.sentence()
 	switch {
-	case e.Reason == "" && e.Code == codes.Unavailable:
-		sentence = fmt.Sprintf("cannot reach the service at %s (%s); is \"instanced serve\" running there? --server names another",
-			failed.server, dialReason(e.Message))
-	case e.Code == codes.DeadlineExceeded: // seen here or there, whichever was first
-		sentence = fmt.Sprintf("the service at %s did not answer in time; --timeout allows more", failed.server)
-	case e.Reason == "" && e.Code == codes.Canceled:
-		sentence = "interrupted"
+	case !said:
 	case e.EC2Code != "":
-		sentence = fmt.Sprintf("%s (%s)", e.Message, e.EC2Code)
+		sentence += " (" + e.EC2Code + ")"
 	case e.Reason != "":
-		sentence = fmt.Sprintf("%s (%s)", e.Message, e.Reason)
+		sentence += " (" + e.Reason + ")"
 	}
 	var lines []string
 	switch n := len(e.Violations); n {
@@ -262,8 +272,11 @@ func (t *terminal) reportJSON(err error, status int) {
 			doc.Violations = append(doc.Violations, violationDocument(v))
 		}
 	}
-	if e, ok := errors.AsType[*serviceError](err); ok && e.unknown != nil {
-		doc.Outcome, doc.ClientToken = "unknown", e.unknown.token
+	if e, ok := errors.AsType[*serviceError](err); ok {
+		doc.Message, _ = e.sentence()
+		if e.unknown != nil {
+			doc.Outcome, doc.ClientToken = "unknown", e.unknown.token
+		}
 	}
 	enc := json.NewEncoder(t.stderr)
 	enc.SetEscapeHTML(false)

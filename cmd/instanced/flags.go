@@ -59,6 +59,62 @@ func (s *setting[T]) Set(text string) error {
 	return nil
 }
 
+// list is the value of a flag that takes one word or several, separated by commas, and
+// may be repeated. An empty word has to be one that parse refuses: where pflag's own lists
+// are empty too, nothing would be asked for, and that is everything.
+type list[T any] struct {
+	target *[]T
+	kind   string
+	words  []string
+	given  bool
+	parse  func(word string) (T, error)
+}
+
+// bindList declares a flag of words. It begins with the given ones, which are replaced.
+func bindList[T any](flags *pflag.FlagSet, target *[]T, name, kind, usage string, parse func(string) (T, error), words ...string) {
+	l := &list[T]{target: target, kind: kind, parse: parse}
+	if len(words) > 0 {
+		if err := l.Set(strings.Join(words, ",")); err != nil {
+			panic(fmt.Sprintf("the default of a flag: %v", err))
+		}
+		l.given = false
+	}
+	flags.Var(l, name, usage)
+}
+
+// String returns the words, for the help.
+func (l *list[T]) String() string { return strings.Join(l.words, ",") }
+
+// Type returns the word that stands for the value in the help.
+func (l *list[T]) Type() string { return l.kind }
+
+// Set adds words to those that were given before.
+func (l *list[T]) Set(text string) error {
+	words := strings.Split(text, ",")
+	values := make([]T, len(words))
+	for i, word := range words {
+		var err error
+		if values[i], err = l.parse(word); err != nil {
+			return err
+		}
+	}
+	if !l.given {
+		*l.target, l.words, l.given = nil, nil, true
+	}
+	*l.target, l.words = append(*l.target, values...), append(l.words, words...)
+	return nil
+}
+
+// someWord accepts any word that there is; what says what it is to be.
+func someWord(what string) func(string) (string, error) {
+	return func(word string) (string, error) {
+		if word == "" {
+			return "", fmt.Errorf("\"\" is not %s", what)
+		}
+		return word, nil
+	}
+}
+
 // oneOf accepts one of the given words.
 func oneOf(words ...string) func(string) (string, error) {
 	return func(text string) (string, error) {
@@ -126,8 +182,12 @@ func flagError(err error) error {
 	return usagef("%v; --help lists the flags", err)
 }
 
-// reasonOf returns what the value's own parser said.
+// reasonOf returns what the value's own parser said, and for that of Go, which is that of
+// switches, what is right.
 func reasonOf(err error) error {
+	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok && e.GetFlag().Value.Type() == "bool" {
+		return fmt.Errorf("%q is neither true nor false", e.GetValue())
+	}
 	if cause := errors.Unwrap(err); cause != nil {
 		return cause
 	}

@@ -19,12 +19,12 @@ const progressGrace = time.Second
 // await waits for the instances of a command's answer to reach a state, shows how they
 // get there, and fails for each that does not.
 func (t *terminal) await(ctx context.Context, c *client.Client, got *answer, wanted string, began time.Time) error {
-	states, err := parseStates("for", []string{wanted})
+	state, err := parseState(wanted)
 	if err != nil {
 		return err
 	}
 	req := &instancedv1.WaitInstancesRequest{
-		States: states, AfterCursor: got.cursor,
+		States: []instancedv1.InstanceStateName{state}, AfterCursor: got.cursor,
 		Timeout: durationpb.New(max(time.Until(began.Add(cmp.Or(t.timeout, defaultWait))), time.Millisecond)),
 	}
 	for _, change := range got.changes {

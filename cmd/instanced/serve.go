@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -170,6 +171,9 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 		defer func() { _ = ec2Listener.Close() }() // closed already once it was served
 	}
 	lis, err := net.Listen("tcp", cfg.listen)
+	if errors.Is(err, syscall.EADDRINUSE) && ec2Listener != nil && portOf(cfg.listen) == portOf(ec2Listener.Addr().String()) {
+		return usagef("--listen and --ec2-listen both have the port %s: each needs one of its own", portOf(cfg.listen))
+	}
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w; --listen names another address", cfg.listen, innermost(err))
 	}
@@ -387,6 +391,12 @@ func parseAddress(text, example string) (string, error) {
 		return "", fmt.Errorf("%q has no port between 0 and 65535", text)
 	}
 	return text, nil
+}
+
+// portOf returns the port of an address that has one.
+func portOf(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
 }
 
 // onLoopback reports whether a host is this machine, and can be reached from it alone.

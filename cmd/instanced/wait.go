@@ -14,7 +14,7 @@ import (
 )
 
 func newWaitCommand(t *terminal) *cobra.Command {
-	var states []string
+	var states []instancedv1.InstanceStateName
 	var after string
 	var firstFailure bool
 	cmd := &cobra.Command{
@@ -36,7 +36,7 @@ begin with, it gives up after a few tries, and with --after when the time is ove
 		Args:              needIDs,
 		ValidArgsFunction: t.completeIDs,
 	}
-	cmd.Flags().StringSliceVar(&states, "for", []string{"running"}, "the wanted `state`; may be repeated, and any of them will do")
+	bindList(cmd.Flags(), &states, "for", "state", "the wanted state; may be repeated, and any of them will do", parseState, "running")
 	cmd.Flags().StringVar(&after, "after", "", "the `cursor` after which changes count too")
 	cmd.Flags().BoolVar(&firstFailure, "first-failure", false, "end at the first instance that can no longer get there")
 	completeWords(cmd, "for", stateWords()...)
@@ -46,16 +46,12 @@ begin with, it gives up after a few tries, and with --after when the time is ove
 		if err != nil {
 			return err
 		}
-		wanted, err := parseStates("for", states)
-		if err != nil {
-			return err
-		}
 		until := instancedv1.WaitUntil_WAIT_UNTIL_ALL_SETTLED
 		if firstFailure {
 			until = instancedv1.WaitUntil_WAIT_UNTIL_FIRST_FAILURE
 		}
 		waited, err := c.Wait(ctx, &instancedv1.WaitInstancesRequest{
-			InstanceIds: ids, States: wanted, AfterCursor: after, Until: until,
+			InstanceIds: ids, States: states, AfterCursor: after, Until: until,
 			Timeout: durationpb.New(cmp.Or(t.timeout, defaultWait)),
 		})
 		if err != nil {

@@ -25,17 +25,13 @@ func word(value, prefix string) string {
 	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(value, prefix)), "_", "-")
 }
 
-// parseStates returns the states that EC2 calls so.
-func parseStates(flag string, names []string) ([]instancedv1.InstanceStateName, error) {
-	var states []instancedv1.InstanceStateName
-	for _, name := range names {
-		if _, err := oneOf(stateWords()...)(name); err != nil {
-			return nil, usagef("--%s: %v", flag, err)
-		}
-		value := "INSTANCE_STATE_NAME_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
-		states = append(states, instancedv1.InstanceStateName(instancedv1.InstanceStateName_value[value]))
+// parseState returns the state that EC2 calls so.
+func parseState(name string) (instancedv1.InstanceStateName, error) {
+	if _, err := oneOf(stateWords()...)(name); err != nil {
+		return 0, err
 	}
-	return states, nil
+	value := "INSTANCE_STATE_NAME_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+	return instancedv1.InstanceStateName(instancedv1.InstanceStateName_value[value]), nil
 }
 
 // reasonText says why an instance is in its state, as far as EC2 tells.
