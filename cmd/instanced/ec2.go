@@ -64,6 +64,18 @@ func fromHere(address net.Addr) string {
 	return address.String()
 }
 
+// ec2Reach says from where the EC2 endpoint can be called, without TLS wherever it is.
+func (g *greeting) ec2Reach() string {
+	host, _, _ := net.SplitHostPort(g.ec2Listen.String())
+	switch ip := net.ParseIP(host); {
+	case ip.IsUnspecified():
+		return fmt.Sprintf("in plaintext on all interfaces (%s)", g.ec2Listen)
+	case ip.IsLoopback():
+		return "in plaintext on loopback"
+	}
+	return "in plaintext on the network"
+}
+
 // ec2Security says what the EC2 endpoint knows of its callers.
 func (g *greeting) ec2Security() string {
 	if g.cfg.ec2Credentials != "" {
@@ -82,7 +94,7 @@ func (g *greeting) ec2Example() string {
 	if g.cfg.ec2Credentials != "" {
 		signing = ""
 	}
-	return fmt.Sprintf("aws ec2 %s --endpoint-url http://%s --region %s%s", command, g.ec2Address, g.region(), signing)
+	return fmt.Sprintf("aws ec2 %s --endpoint-url http://%s --region %s%s", command, fromHere(g.ec2Listen), g.region(), signing)
 }
 
 // region is that of the instances.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -17,8 +18,8 @@ import (
 type greeting struct {
 	cfg     serveConfig
 	address string
-	// ec2Address is that of the EC2 endpoint; empty if there is none.
-	ec2Address string
+	// ec2Listen is where the EC2 endpoint listens; nil if there is none.
+	ec2Listen net.Addr
 	// awsRegion is empty unless the backend is EC2.
 	awsRegion string
 	info      lifecycle.Info
@@ -45,8 +46,8 @@ func (g *greeting) particulars() []any {
 	} else {
 		list = append(list, "data_dir", g.cfg.dataDir)
 	}
-	if g.ec2Address != "" {
-		list = append(list, "ec2_endpoint", "http://"+g.ec2Address, "ec2_callers", g.ec2Security())
+	if g.ec2Listen != nil {
+		list = append(list, "ec2_endpoint", "http://"+fromHere(g.ec2Listen), "ec2_listen", g.ec2Listen.String(), "ec2_callers", g.ec2Security())
 	}
 	if g.awsRegion != "" {
 		list = append(list, "region", g.awsRegion, "account", g.account(), "managed", g.managed(), "queue", g.queue())
@@ -101,9 +102,9 @@ func (g *greeting) print(w io.Writer) {
 		}
 		fmt.Fprintf(&out, "  follower  commands go to %s\n", owner)
 	}
-	out.WriteString("  security  plaintext on loopback; callers are taken for who they say they are\n")
-	if g.ec2Address != "" {
-		fmt.Fprintf(&out, "  ec2       http://%s; %s\n", g.ec2Address, g.ec2Security())
+	out.WriteString("  security  gRPC in plaintext on loopback; callers are taken for who they say they are\n")
+	if g.ec2Listen != nil {
+		fmt.Fprintf(&out, "  ec2       http://%s; %s; %s\n", fromHere(g.ec2Listen), g.ec2Reach(), g.ec2Security())
 	}
 	out.WriteString("\nType next:\n")
 	program, server := invocation(), ""
@@ -122,7 +123,7 @@ func (g *greeting) print(w io.Writer) {
   grpcurl -plaintext -d '{"instance_ids":["%[2]s"]}' %[4]s instanced.v1.InstanceService/StartInstances
 `, program, example, server, g.address)
 	}
-	if g.ec2Address != "" {
+	if g.ec2Listen != nil {
 		fmt.Fprintf(&out, "  %s\n", g.ec2Example())
 	}
 	_, _ = io.WriteString(w, out.String()) // nobody may be reading; the log says it too

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -31,5 +33,24 @@ func TestAFollowerSaysWhereCommandsGo(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(text)
+	}
+}
+
+func TestTheGreetingSaysFromWhereTheEC2EndpointCanBeReached(t *testing.T) {
+	for address, want := range map[string]string{
+		"127.0.0.1:8580": "  ec2       http://127.0.0.1:8580; in plaintext on loopback; signatures are verified with keys.json\n",
+		"[::1]:8580":     "  ec2       http://[::1]:8580; in plaintext on loopback; ",
+		"192.0.2.1:8580": "  ec2       http://192.0.2.1:8580; in plaintext on the network; ",
+		"0.0.0.0:8580":   "  ec2       http://127.0.0.1:8580; in plaintext on all interfaces (0.0.0.0:8580); ",
+		"[::]:8580":      "  ec2       http://127.0.0.1:8580; in plaintext on all interfaces ([::]:8580); ",
+	} {
+		g := &greeting{
+			cfg:       serveConfig{backend: "simulator", ec2Credentials: "keys.json"},
+			ec2Listen: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(address)),
+		}
+		var out strings.Builder
+		if g.print(&out); !strings.Contains(out.String(), want) {
+			t.Errorf("on %s it says\n%s\nwant\n%s", address, out.String(), want)
+		}
 	}
 }

@@ -280,7 +280,7 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 				faults: backing.faults, awsRegion: backing.aws.Region, records: j.Snapshot().Records,
 			}
 			if ec2Listener != nil {
-				g.ec2Address = fromHere(ec2Listener.Addr())
+				g.ec2Listen = ec2Listener.Addr()
 			}
 			log.Info("serving", g.particulars()...)
 			g.print(stdout)
