@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"syscall"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -49,8 +50,11 @@ func (t *terminal) readRecording(name string) (*recordings, error) {
 	for number := 1; ; number++ {
 		line, err := in.ReadBytes('\n')
 		last := errors.Is(err, io.EOF)
+		if errors.Is(err, syscall.EISDIR) {
+			return nil, usagef("%s is a directory; verify reads what \"instanced watch -o json\" prints, one message a line", name)
+		}
 		if err != nil && !last {
-			return nil, fmt.Errorf("read %s: %w", name, err)
+			return nil, fmt.Errorf("%s cannot be read: %w", name, innermost(err))
 		}
 		if text := bytes.TrimSpace(line); len(text) > 0 {
 			wrong := all.add(text)
@@ -123,6 +127,9 @@ func (all *recordings) alone() *verification {
 		}
 	}
 	r := &verification{Checked: fmt.Sprintf("Read %s of %s.", counted(all.lines, "message"), counted(streams, "stream"))}
+	if all.watches[0].parts[0].Messages[0].GetSubscribed() == nil {
+		r.Checked += " The beginning is missing: each stream begins with a message \"subscribed\"."
+	}
 	if n := len(all.watches); n > 1 {
 		r.Checked += fmt.Sprintf(" They are of %d watches: not each stream goes on where the one before ended.", n)
 	}
@@ -143,30 +150,72 @@ func (all *recordings) compare(ctx context.Context, c *client.Client, r *verific
 		return &verdict{status: exitRefused, lines: []string{fmt.Sprintf(
 			"the recording is of the log %s and the service has the log %s: they cannot be compared", cmp.Or(all.logID, "(unknown)"), info.GetLogId())}}
 	}
-	complete := promises.Finding{Promise: "Complete", Unit: "event"}
+	var findings [][]promises.Finding
+	compared := 0
 	for _, w := range all.watches {
 		for _, part := range w.parts {
-			n, broken, err := r.compare(ctx, c, part)
-			if err != nil {
+			complete := promises.Finding{Promise: "Complete", Unit: "event"}
+			if complete.Checked, complete.Err, err = r.compare(ctx, c, part); err != nil {
 				return err
 			}
-			complete.Checked += n
-			if complete.Err == nil {
-				complete.Err = broken
+			snapshot := promises.Finding{Promise: "Snapshot"} // is counted already
+			var n int
+			if n, snapshot.Err, err = r.compareSnapshot(ctx, c, part); err != nil {
+				return err
 			}
+			compared += n
+			findings = append(findings, []promises.Finding{snapshot, complete})
 		}
 	}
-	r.add([]promises.Finding{complete})
+	r.add(promises.Together(findings...))
+	if compared == 0 && r.InstancesNotCompared > 0 {
+		r.formOnly("Snapshot")
+	}
 	return nil
+}
+
+// compareSnapshot compares the snapshot of one part of a recording with the history of
+// what is in it, and returns how many of its instances it has compared and what is wrong
+// with them.
+func (r *verification) compareSnapshot(ctx context.Context, c *client.Client, part *promises.Connection) (n int, broken, err error) {
+	begin := beginning(part)
+	if begin == "" {
+		return 0, nil, nil // it is not whole
+	}
+	// In this order, so that what is recorded meanwhile is among what came after it.
+	kept, err := historyOf(ctx, c, promises.Mentioned(part), "")
+	if err != nil {
+		return 0, nil, err
+	}
+	after, err := historyOf(ctx, c, promises.Mentioned(part), begin)
+	switch {
+	case expired(err):
+		kept = nil // all of it came after the snapshot
+	case err != nil:
+		return 0, nil, err
+	case len(after) > 0:
+		kept = slices.DeleteFunc(kept, func(e *instancedv1.Event) bool { return !before(e, after[0]) })
+	}
+	n, unknown, broken := promises.RecordedSnapshot(part, kept)
+	r.InstancesNotCompared += unknown
+	return n, broken, nil
+}
+
+// beginning returns the first cursor of a part of a recording: that of its snapshot, where
+// it has one.
+func beginning(part *promises.Connection) string {
+	for _, m := range part.Messages {
+		if m.GetCursor() != "" {
+			return m.GetCursor()
+		}
+	}
+	return ""
 }
 
 // compare compares one part of a recording with the history of what it mentions, and
 // returns how many events it has compared and what is wrong with them.
 func (r *verification) compare(ctx context.Context, c *client.Client, part *promises.Connection) (n int, broken, err error) {
-	begin := ""
-	for _, m := range part.Messages {
-		begin = cmp.Or(begin, m.GetCursor())
-	}
+	begin := beginning(part)
 	if begin == "" {
 		return 0, nil, nil // there is nothing to go by
 	}

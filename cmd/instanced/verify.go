@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,6 +53,9 @@ checked. Ends with 1 if a promise is broken.`,
 	bind(cmd.Flags(), &watchFor, "for", "duration", "30s", "watch the service for so long", parsePositiveDuration)
 	within := func() time.Duration { return cmp.Or(t.timeout, watchFor+defaultTimeout) }
 	t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
+		if len(args) > 0 && cmd.Flags().Changed("for") {
+			return usagef("--for says how long to watch a service, and %s is a recording: want one of them", args[0])
+		}
 		if len(args) == 0 {
 			v := &vigil{client: c, period: watchFor}
 			r, err := v.keep(ctx)
@@ -85,30 +89,48 @@ type verification struct {
 	// anything.
 	Checked string `json:"checked"`
 	With    string `json:"compared_with,omitempty"`
-	// NotCompared are the events that are older than what the service keeps.
-	NotCompared int       `json:"events_not_compared,omitempty"`
-	Findings    []finding `json:"promises"`
+	// NotCompared are the events that are older than what the service keeps, and
+	// InstancesNotCompared the instances of snapshots of which it keeps nothing as old.
+	NotCompared          int       `json:"events_not_compared,omitempty"`
+	InstancesNotCompared int       `json:"snapshot_instances_not_compared,omitempty"`
+	Findings             []finding `json:"promises"`
 }
 
 type finding struct {
 	Promise string `json:"promise"`
 	Checked int    `json:"checked"`
 	Unit    string `json:"unit"`
-	// Result is "holds", "broken", or "not seen" when there was nothing to check.
+	// Result is "holds", "broken", "not seen" when there was nothing to check, or "form
+	// only" when there was nothing to compare what was seen with.
 	Result   string `json:"result"`
 	Evidence string `json:"evidence,omitempty"`
 }
 
+// add takes findings. What was found of a promise before stays as it was, unless it is
+// broken now.
 func (r *verification) add(findings []promises.Finding) {
 	for _, f := range findings {
-		out := finding{Promise: f.Promise, Checked: f.Checked, Unit: f.Unit, Result: "holds"}
-		switch {
-		case f.Err != nil:
-			out.Result, out.Evidence = "broken", f.Err.Error()
-		case f.Checked == 0:
-			out.Result = "not seen"
+		n := slices.IndexFunc(r.Findings, func(found finding) bool { return found.Promise == f.Promise })
+		if n < 0 {
+			n = len(r.Findings)
+			out := finding{Promise: f.Promise, Checked: f.Checked, Unit: f.Unit, Result: "holds"}
+			if f.Checked == 0 {
+				out.Result = "not seen"
+			}
+			r.Findings = append(r.Findings, out)
 		}
-		r.Findings = append(r.Findings, out)
+		if out := &r.Findings[n]; f.Err != nil && out.Evidence == "" {
+			out.Result, out.Evidence = "broken", f.Err.Error()
+		}
+	}
+}
+
+// formOnly says of a promise that holds that no more than the form was looked at.
+func (r *verification) formOnly(promise string) {
+	for i := range r.Findings {
+		if f := &r.Findings[i]; f.Promise == promise && f.Result == "holds" {
+			f.Result = "form only"
+		}
 	}
 }
 
@@ -137,6 +159,9 @@ func (t *terminal) printFindings(r *verification) error {
 	}
 	if r.NotCompared > 0 {
 		fmt.Fprintf(t.stdout, "%s not compared: older than what is kept there.\n", counted(r.NotCompared, "event"))
+	}
+	if r.InstancesNotCompared > 0 {
+		fmt.Fprintf(t.stdout, "%s of snapshots not compared: nothing as old is kept of them there.\n", counted(r.InstancesNotCompared, "instance"))
 	}
 	fmt.Fprintln(t.stdout)
 	tb := t.newTable("PROMISE", "CHECKED", "RESULT")

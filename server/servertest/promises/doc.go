@@ -10,6 +10,7 @@
 // A [Log] is the truth to compare with. [NewLog] makes it of an unfiltered subscriber
 // that was there from the beginning, followed or not, across restarts of the server;
 // [Log.Agrees] compares it with what [History] reads of the journal by ListEvents, which
-// is another way. [Alone] checks what can be seen without a log, and [Recorded] compares
-// with a history what was recorded with a filter that nobody knows.
+// is another way. [Alone] checks what can be seen without a log; [Recorded] and
+// [RecordedSnapshot] compare with a history what was recorded with a filter that nobody
+// knows.
 package promises

@@ -38,6 +38,18 @@ func event(revision uint64, index uint32, id string, from, to instancedv1.Instan
 	}
 }
 
+// added is an instance that is there from then on, and stopped.
+func added(revision uint64, index uint32, id string) *instancedv1.Event {
+	e := event(revision, index, id, stopped, stopped)
+	e.Type, e.PreviousState = instancedv1.EventType_EVENT_TYPE_ADDED, nil
+	return e
+}
+
+func recordedSnapshot(c *promises.Connection, before ...*instancedv1.Event) error {
+	_, _, err := promises.RecordedSnapshot(c, before)
+	return err
+}
+
 func cursor(revision uint64) string { return fmt.Sprintf("cursor-%d", revision) }
 
 func message(at int, m *instancedv1.WatchInstancesResponse) promises.Message {
@@ -126,6 +138,13 @@ func TestAStoryThatKeepsAllPromises(t *testing.T) {
 	}
 	if err := errors.Join(promises.Recorded(story(), log.Matching(nil, 0, 3), true), promises.Recorded(story(), log.Matching(nil, 1, 3), false)); err != nil {
 		t.Error(err)
+	}
+	whole := []*instancedv1.Event{added(0, 0, "a"), added(0, 1, "b"), added(0, 2, "c")}
+	if compared, unknown, err := promises.RecordedSnapshot(story(), whole); compared != 2 || unknown != 0 || err != nil {
+		t.Errorf("a snapshot that lacks an instance: %d, %d, %v", compared, unknown, err)
+	}
+	if compared, unknown, err := promises.RecordedSnapshot(story(), whole[:1]); compared != 1 || unknown != 1 || err != nil {
+		t.Errorf("a snapshot with an instance that the history has nothing of: %d, %d, %v", compared, unknown, err)
 	}
 	if err := promises.Progress(story(), time.Unix(15, 0), time.Second); err != nil {
 		t.Error(err)
@@ -261,6 +280,8 @@ func TestBrokenPromisesAreSeen(t *testing.T) {
 		return e
 	}
 	rest := event(2, 1, "b", stopped, pending)
+	removed := event(0, 1, "b", stopped, stopped)
+	removed.Type = instancedv1.EventType_EVENT_TYPE_REMOVED
 	for _, test := range []struct {
 		name string
 		err  error
@@ -312,6 +333,8 @@ func TestBrokenPromisesAreSeen(t *testing.T) {
 		{"a recording that lacks an event", promises.Recorded(with(2), log.Matching(nil, 0, 3), true), "recorded and not delivered"},
 		{"a recording that lacks its end", promises.Recorded(with(5, progress(12, 3)), log.Matching(nil, 0, 3), true), "recorded and not delivered"},
 		{"a recording with an altered event", promises.Recorded(with(3, events(2, cursor(2), changed(func(e *instancedv1.Event) { e.Inferred = true }), rest)), log.Matching(nil, 0, 3), true), "and recorded as"},
+		{"a recorded snapshot with another state", recordedSnapshot(with(1, snapshot(0, 0, inst("a", stopped), inst("b", running))), added(0, 0, "a"), added(0, 1, "b")), "instance b is"},
+		{"a recorded snapshot with an instance that was removed", recordedSnapshot(story(), added(0, 0, "a"), removed), "was removed by event 0.1"},
 		{"a history that disagrees", log.Agrees([]*instancedv1.Event{event(1, 0, "a", stopped, pending)}), "want 4"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -65,6 +65,47 @@ func Recorded(c *Connection, history []*instancedv1.Event, whole bool) error {
 	return missing(nil)
 }
 
+// RecordedSnapshot checks the snapshot of a connection, whose filter nobody knows, against
+// all that a history has from before the cursor of it: each instance in it is as it was
+// recorded last. It returns how many instances it has compared, and how many others there
+// are, of which the history has nothing from before.
+func RecordedSnapshot(c *Connection, before []*instancedv1.Event) (compared, unknown int, err error) {
+	last := map[string]*instancedv1.Event{}
+	for _, e := range before {
+		last[e.GetInstance().GetInstanceId()] = e
+	}
+	for _, i := range c.snapshot() {
+		switch e := last[i.GetInstanceId()]; {
+		case e == nil:
+			unknown++
+			continue
+		case err != nil: // the first is told
+		case e.GetType() == instancedv1.EventType_EVENT_TYPE_REMOVED:
+			err = fmt.Errorf("snapshot: instance %s is there, and was removed by %s", i.GetInstanceId(), name(e))
+		case !proto.Equal(i, e.GetInstance()):
+			err = fmt.Errorf("snapshot: instance %s is\n%v\nand recorded, by %s, as\n%v", i.GetInstanceId(), i, name(e), e.GetInstance())
+		}
+		compared++
+	}
+	return compared, unknown, err
+}
+
+// snapshot returns the instances of the last snapshot that is whole.
+func (c *Connection) snapshot() []*instancedv1.Instance {
+	var whole, parts []*instancedv1.Instance
+	for _, m := range c.Messages {
+		s := m.GetSnapshot()
+		if s.GetFirst() {
+			parts = nil
+		}
+		parts = append(parts, s.GetInstances()...)
+		if s.GetLast() {
+			whole = parts
+		}
+	}
+	return whole
+}
+
 // Mentioned returns the ids of all instances of which connections tell.
 func Mentioned(connections ...*Connection) []string {
 	ids := map[string]bool{}
