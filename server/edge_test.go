@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -315,4 +316,12 @@ func reflected(t *testing.T, stream grpc.BidiStreamingClient[reflectionv1.Server
 	if err := proto.Unmarshal(files[0], &descriptorpb.FileDescriptorProto{}); err != nil {
 		t.Errorf("%s: %v", symbol, err)
 	}
+}
+
+func TestAServerThatIsShutDownBeforeItServesEndsWell(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{})
+	if err := srv.Shutdown(patient(t)); err != nil {
+		t.Fatal(err)
+	}
+	srv.Serve(bufconn.Listen(1)) // which fails the test if it ends with an error
 }

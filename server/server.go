@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"math"
 	"net"
@@ -165,7 +166,10 @@ func (s *Server) Serve(lis net.Listener) error {
 	stop := make(chan struct{})
 	defer close(stop)
 	announcing.Go(func() { s.announce(stop) })
-	return s.grpc.Serve(lis)
+	if err := s.grpc.Serve(lis); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil // it was shut down before it got here
 }
 
 // announce keeps the health up to date.
