@@ -17,6 +17,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
+	"net/url"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -67,12 +70,16 @@ type Client struct {
 
 // Dial returns a client of the service at target: a host and a port such as
 // "127.0.0.1:50051" or "instanced.example:50051", which DNS resolves, or any other
-// target of gRPC such as "unix:/run/instanced.sock". Connections are made with the
+// target of gRPC such as "unix:/run/instanced.sock"; what can be neither is an error.
+// Connections are made with the
 // first call, one to each address that the name has, and made again whenever they
 // break; calls take the addresses in turn. Several processes of the service behind
 // one name are used as one: reads are served by each of them, and a command that
 // comes to one that does not own the backend goes on to the next.
 func Dial(target string, opts Options) (*Client, error) {
+	if !canBeTarget(target) {
+		return nil, fmt.Errorf("client of %q: want a host and a port such as 127.0.0.1:50051, or another target of gRPC such as dns:///instanced.example:50051", target)
+	}
 	creds := opts.TransportCredentials
 	if creds == nil {
 		creds = insecure.NewCredentials()
@@ -98,6 +105,17 @@ func Dial(target string, opts Options) (*Client, error) {
 	c := New(conn, opts)
 	c.close = conn.Close
 	return c, nil
+}
+
+// canBeTarget reports whether a text is a host and a port, or has a scheme with something
+// behind it. Which schemes there are, options may say. gRPC itself takes any text, and
+// fails when it is used.
+func canBeTarget(text string) bool {
+	if _, port, err := net.SplitHostPort(text); err == nil && port != "" && !strings.Contains(port, "/") {
+		return true
+	}
+	u, err := url.Parse(text)
+	return err == nil && u.Scheme != "" && strings.Trim(u.Opaque+u.Host+u.Path, "/") != ""
 }
 
 // New returns a client that uses a connection of the caller's. The options that

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -79,7 +80,8 @@ type Error struct {
 	final bool
 }
 
-// Error returns the code and the message, and the violations.
+// Error returns the code and the message, and the violations, which the message may be
+// made of.
 func (e *Error) Error() string {
 	var b strings.Builder
 	switch {
@@ -90,15 +92,33 @@ func (e *Error) Error() string {
 	default:
 		b.WriteString(e.Code.String())
 	}
-	b.WriteString(": ")
-	b.WriteString(e.Message)
+	separator := ": "
+	if !e.messageRepeats() {
+		b.WriteString(separator)
+		b.WriteString(e.Message)
+		separator = "; "
+	}
 	for _, v := range e.Violations {
-		b.WriteString("; ")
+		b.WriteString(separator)
 		b.WriteString(v.Field)
 		b.WriteString(": ")
 		b.WriteString(v.Description)
+		separator = "; "
+	}
+	if all, err := strconv.Atoi(e.Metadata["violation_count"]); err == nil && all > len(e.Violations) {
+		fmt.Fprintf(&b, " (and %d more)", all-len(e.Violations))
 	}
 	return b.String()
+}
+
+// messageRepeats reports whether the message says what the first violation says: it is made
+// of that, or in EC2's words that is made of it.
+func (e *Error) messageRepeats() bool {
+	if len(e.Violations) == 0 {
+		return false
+	}
+	first := e.Violations[0]
+	return strings.HasPrefix(e.Message, first.Field+": "+first.Description) || strings.HasPrefix(first.Description, e.Message)
 }
 
 // GRPCStatus returns the status as it came, details included.

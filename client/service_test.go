@@ -2,6 +2,9 @@ package client_test
 
 import (
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -10,6 +13,60 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/server/servertest"
 )
+
+func TestAnErrorSaysNothingTwice(t *testing.T) {
+	c := client.New(servertest.New(t, servertest.Options{}).Conn(), client.Options{})
+	start := func(req *instancedv1.StartInstancesRequest) error {
+		_, err := c.Start(t.Context(), req)
+		return err
+	}
+	watch := func(req *instancedv1.WatchInstancesRequest) error {
+		for _, err := range c.Watch(t.Context(), req) {
+			return err
+		}
+		return nil
+	}
+	const malformed = `: Invalid id: "x": want "i-" followed by 8 or 17 hex digits in lower case`
+	var many string
+	for n := range 20 {
+		many += fmt.Sprintf("; instance_ids[%d]%s", n, malformed)
+	}
+	for name, test := range map[string]struct {
+		err  error
+		want string
+	}{
+		"of one field": {
+			watch(&instancedv1.WatchInstancesRequest{FromNow: true, AfterCursor: "x"}), "INVALID_REQUEST: from_now: excludes after_cursor: want one of them",
+		},
+		"of EC2":         {start(&instancedv1.StartInstancesRequest{InstanceIds: []string{"x"}}), "InvalidInstanceID.Malformed: instance_ids[0]" + malformed},
+		"of more fields": {start(&instancedv1.StartInstancesRequest{InstanceIds: slices.Repeat([]string{"x"}, 22)}), "InvalidInstanceID.Malformed: " + many[2:] + " (and 2 more)"},
+	} {
+		if test.err == nil || test.err.Error() != test.want {
+			t.Errorf("%s:\n%v\nwant\n%s", name, test.err, test.want)
+		}
+	}
+}
+
+func TestDialRefusesWhatCanBeNoTarget(t *testing.T) {
+	for _, target := range []string{
+		"127.0.0.1:50051", "instanced.example:50051", "[::1]:50051", ":50051", "instanced.example:grpc", "dns:///instanced.example", "dns:instanced.example:50051",
+		"dns://8.8.8.8/instanced.example:50051", "unix:/run/instanced.sock", "unix:///run/instanced.sock", "unix-abstract:instanced", "passthrough:///x", "xds:///x", "custom:x",
+	} {
+		c, err := client.Dial(target, client.Options{})
+		if err != nil {
+			t.Errorf("%q: %v", target, err)
+			continue
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, target := range []string{"", "foo", "instanced.example", "instanced.example:", "10.0.0.1", "::1", "dns:///", "unix:", "/run/instanced.sock"} {
+		if _, err := client.Dial(target, client.Options{}); err == nil || !strings.Contains(err.Error(), "want a host and a port such as 127.0.0.1:50051") {
+			t.Errorf("%q: %v", target, err)
+		}
+	}
+}
 
 // The tests beside this one have a service that says what they need; this one has the
 // real one.
