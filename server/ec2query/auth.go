@@ -82,8 +82,11 @@ func ParseCredentials(file io.Reader) (Credentials, error) {
 }
 
 // isName reports whether a text can be the name of a principal.
-func isName(s string) bool {
-	return s != "" && len(s) <= lifecycle.MaxPrincipalLength && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+func isName(s string) bool { return s != "" && printable(s, lifecycle.MaxPrincipalLength) }
+
+// printable reports whether a text is at most so many characters of printable ASCII.
+func printable(s string, most int) bool {
+	return len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // signature is what a request says of how it was signed.
@@ -106,7 +109,8 @@ var (
 	errUnclear = errInvalid("IncompleteSignature", "The request signature does not conform to AWS standards.")
 )
 
-// readSignature returns nothing for a request that is not signed.
+// readSignature returns nothing for a request that is not signed. What can be read of a
+// signature that is wrong comes with the error.
 func readSignature(r *http.Request) (*signature, error) {
 	if query := r.URL.Query(); query.Has("X-Amz-Signature") || query.Has("X-Amz-Credential") {
 		return presignature(query)
@@ -115,50 +119,47 @@ func readSignature(r *http.Request) (*signature, error) {
 	if header == "" {
 		return nil, nil
 	}
-	rest, ok := strings.CutPrefix(header, algorithm+" ")
-	if !ok {
-		return nil, errUnclear
-	}
-	s := &signature{}
+	method, rest, _ := strings.Cut(header, " ")
+	s, scoped := &signature{}, false
 	for part := range strings.SplitSeq(rest, ",") {
 		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")
 		switch name {
 		case "Credential":
-			ok = s.scope(value)
+			scoped = s.scope(value)
 		case "SignedHeaders":
 			s.headers = strings.Split(value, ";")
 		case "Signature":
 			s.hex = value
 		}
-		if !ok {
-			return nil, errUnclear
-		}
 	}
 	var err error
-	if s.at, err = time.Parse(amzTime, r.Header.Get("X-Amz-Date")); err != nil {
-		return nil, errUnclear
+	if s.at, err = time.Parse(amzTime, r.Header.Get("X-Amz-Date")); err != nil || !scoped || method != algorithm {
+		return s, errUnclear
 	}
 	return s, s.whole()
 }
 
 func presignature(query url.Values) (*signature, error) {
 	s := &signature{presigned: true, headers: strings.Split(query.Get("X-Amz-SignedHeaders"), ";"), hex: query.Get("X-Amz-Signature")}
+	scoped := s.scope(query.Get("X-Amz-Credential"))
 	seconds, err := strconv.Atoi(query.Get("X-Amz-Expires"))
 	s.expires = time.Duration(seconds) * time.Second
-	if err != nil || seconds < 0 || s.expires > maxExpiry || query.Get("X-Amz-Algorithm") != algorithm || !s.scope(query.Get("X-Amz-Credential")) {
-		return nil, errUnclear
+	if err != nil || seconds < 0 || s.expires > maxExpiry || query.Get("X-Amz-Algorithm") != algorithm || !scoped {
+		return s, errUnclear
 	}
 	if s.at, err = time.Parse(amzTime, query.Get("X-Amz-Date")); err != nil {
-		return nil, errUnclear
+		return s, errUnclear
 	}
 	return s, s.whole()
 }
 
-// scope reads a credential scope. An access key id may have slashes in it.
+// scope reads a credential scope. An access key id may have slashes in it, unless the scope
+// is not whole: then it ends at the first one.
 func (s *signature) scope(text string) bool {
 	parts := strings.Split(text, "/")
 	n := len(parts)
 	if n < 5 || parts[n-1] != "aws4_request" {
+		s.accessKeyID = parts[0]
 		return false
 	}
 	s.accessKeyID = strings.Join(parts[:n-4], "/")
@@ -184,7 +185,7 @@ func (d *Door) identify(r *http.Request, body []byte, c *call) error {
 	}
 	s, err := readSignature(r)
 	if d.credentials == nil {
-		if err == nil && s != nil {
+		if s != nil && s.accessKeyID != "" {
 			if !isName(s.accessKeyID) {
 				return errInvalid(codeAuthFailure, "The access key id is not the name of a principal: want at most %d characters, all of printable ASCII.", lifecycle.MaxPrincipalLength)
 			}
@@ -195,6 +196,8 @@ func (d *Door) identify(r *http.Request, body []byte, c *call) error {
 	switch {
 	case err != nil:
 		return err
+	case s == nil && c.args.has("SignatureVersion"): // Signature Version 2
+		return errUnclear
 	case s == nil:
 		return errNoToken
 	}

@@ -187,6 +187,7 @@ func TestWhatIsSignedCannotBeChanged(t *testing.T) {
 		{"another algorithm", signing{after: replaced("Authorization", "AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256")}, 400, unclear},
 		{"another day than in the scope", signing{after: replaced("Authorization", now.UTC().Format("20060102"), "20200101")}, 400, unclear},
 		{"a date that is none", signing{after: func(r *http.Request) { r.Header.Set("X-Amz-Date", "today") }}, 400, unclear},
+		{"Signature Version 2", signing{sent: form + "&AWSAccessKeyId=AKIAALICE&SignatureVersion=2&SignatureMethod=HmacSHA256&Signature=s", after: func(r *http.Request) { r.Header.Del("Authorization") }}, 400, unclear},
 		{"nothing at all", signing{after: func(r *http.Request) { r.Header.Del("Authorization") }}, 403, "MissingAuthenticationToken"},
 		{"14 minutes ago", signing{at: now.Add(-14 * time.Minute)}, 200, ""},
 		{"16 minutes ago", signing{at: now.Add(-16 * time.Minute)}, 400, "RequestExpired"},
@@ -232,6 +233,35 @@ func TestWithoutCredentialsAnAccessKeyIsAName(t *testing.T) {
 	}
 	if got := post(t, httpClient(t), srv.EC2(), "Action=DescribeInstances"+versioned); got.status != 200 {
 		t.Errorf("nobody: %v", got)
+	}
+}
+
+func TestWithoutCredentialsANameIsTakenFromASignatureThatIsWrong(t *testing.T) {
+	log := &logged{}
+	srv := servertest.New(t, servertest.Options{Logger: log.logger()})
+	client := httpClient(t)
+	replace := func(from, to string) func(*http.Request) {
+		return func(r *http.Request) {
+			r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), from, to, 1))
+		}
+	}
+	now := time.Now()
+	for name, test := range map[string]struct {
+		presign bool
+		after   func(*http.Request)
+	}{
+		"no date":               {false, func(r *http.Request) { r.Header.Del("X-Amz-Date") }},
+		"another day":           {false, replace(now.UTC().Format("20060102"), "20200101")},
+		"another algorithm":     {false, replace("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256")},
+		"no signature":          {false, replace("Signature=", "Sig=")},
+		"a scope that is cut":   {false, replace("/aws4_request", "")},
+		"presigned, no end":     {true, func(r *http.Request) { r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "X-Amz-Expires=60", "", 1) }},
+		"signed as it is meant": {false, func(*http.Request) {}},
+	} {
+		got := signing{service: "ec2", at: now, presign: test.presign, after: test.after, form: "Action=DescribeInstances" + versioned}.do(t, client, srv.EC2())
+		if lines := callLines(t, log, got.requestID); got.status != 200 || lines[0]["principal_unverified"] != "AKIAALICE" {
+			t.Errorf("%s: %d, %v", name, got.status, lines)
+		}
 	}
 }
 
