@@ -121,6 +121,9 @@ type Launch struct {
 	Count                 int
 	// ClientToken makes the launch happen once; empty for none.
 	ClientToken string
+	// Forgotten is what was asked for beside all this. It has no effect but to count in
+	// whether a launch with a client token is the same as an earlier one.
+	Forgotten string
 }
 
 // Modification asks the simulator for other attributes of instances. Nil and empty

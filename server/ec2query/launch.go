@@ -55,21 +55,21 @@ func (a args) launch() instance.Launch {
 		Tenancy:               placement.text("Tenancy"),
 		CPUCredits:            a.group("CreditSpecification").text("CpuCredits"),
 		Lifecycle:             market.text("MarketType"),
-		Tags:                  a.instanceTags(),
 		HibernationConfigured: a.group("HibernationOptions").on("Configured"),
 		DisableAPIStop:        a.on("DisableApiStop"),
 		DisableAPITermination: a.on("DisableApiTermination"),
 		Count:                 a.count(),
 		ClientToken:           a.text("ClientToken"),
 	}
+	launch.Tags, launch.Forgotten = a.instanceTags()
 	if launch.Type == "" {
 		launch.Type = defaultType
 	}
-	placement.ignore("Affinity", "AvailabilityZoneId", "GroupId", "GroupName", "HostId", "HostResourceGroupArn", "PartitionNumber", "SpreadDomain")
-	market.ignore("SpotOptions")
-	a.ignore(withoutEffect...)
-	if len(launch.ClientToken) > lifecycle.MaxClientTokenLength {
-		a.refuse(errInvalid(codeInvalidValue, "Invalid value '%s' for clientToken; at most %d characters are allowed.", clip(launch.ClientToken), lifecycle.MaxClientTokenLength))
+	launch.Forgotten += placement.forget("Affinity", "AvailabilityZoneId", "GroupId", "GroupName", "HostId", "HostResourceGroupArn", "PartitionNumber", "SpreadDomain")
+	launch.Forgotten += market.forget("SpotOptions")
+	launch.Forgotten += a.forget(withoutEffect...)
+	if token := launch.ClientToken; token != "" && !printable(token, lifecycle.MaxClientTokenLength) {
+		a.refuse(errInvalid(codeInvalidValue, "Invalid value '%s' for clientToken; at most %d characters of printable ASCII are allowed.", clip(token), lifecycle.MaxClientTokenLength))
 	}
 	return launch
 }
@@ -93,10 +93,9 @@ func (a args) count() int {
 	return *most
 }
 
-// instanceTags returns the tags that a launch gives to instances. Those of what is
-// launched beside them are accepted and forgotten.
-func (a args) instanceTags() map[string]string {
-	var tags map[string]string
+// instanceTags returns the tags that a launch gives to instances, and in one text those of
+// what is launched beside them, which are accepted and forgotten.
+func (a args) instanceTags() (tags map[string]string, forgotten string) {
 	for _, g := range a.groups("TagSpecification") {
 		kind := g.required("ResourceType")
 		given := g.tags("Tag")
@@ -104,13 +103,14 @@ func (a args) instanceTags() map[string]string {
 		case kind != "instance" && !slices.Contains([]string{"volume", "network-interface", "spot-instances-request", ""}, kind):
 			a.refuse(errInvalid(codeInvalidValue, "'%s' is not a valid taggable resource type for this operation.", clip(kind)))
 		case kind != "instance":
+			forgotten += fmt.Sprintf("%q: %q\n", kind, tagMap(given))
 		case tags != nil:
 			a.refuse(errInvalid(codeInvalidValue, "Tag specification resource type 'instance' has already been specified."))
 		default:
 			tags = tagMap(given)
 		}
 	}
-	return tags
+	return tags, forgotten
 }
 
 type attribute[T any] struct {
@@ -212,6 +212,7 @@ func (a args) modification() instance.Modification {
 		given++
 		name := a.text("Attribute")
 		a.attribute(name)
+		a.take("Value") // is known, whatever the attribute is
 		switch name {
 		case attributeStop:
 			change.DisableAPIStop = a.flag("Value")
@@ -239,6 +240,7 @@ func (a args) modification() instance.Modification {
 	for _, name := range []string{"SourceDestCheck", "BlockDeviceMapping", "Kernel", "Ramdisk", "UserData", "InstanceInitiatedShutdownBehavior", "GroupId", "EbsOptimized", "SriovNetSupport", "EnaSupport"} {
 		if a.has(name) {
 			given++
+			a.ignore(name)
 			a.refuse(errUnkept(name))
 		}
 	}

@@ -167,6 +167,29 @@ func (a args) ignore(names ...string) {
 	}
 }
 
+// forget is [args.ignore] of parameters that count in whether two requests are the same.
+// It returns them in one text.
+func (a args) forget(names ...string) string {
+	a.ignore(names...)
+	var text strings.Builder
+	for _, name := range names {
+		if child := a.node.children[name]; child != nil {
+			child.print(&text, a.path+name)
+		}
+	}
+	return text.String()
+}
+
+// print writes a node and all below it, in the order of the alphabet.
+func (n *node) print(text *strings.Builder, name string) {
+	if n.set {
+		fmt.Fprintf(text, "%q=%q\n", name, n.value)
+	}
+	for _, part := range slices.Sorted(maps.Keys(n.children)) {
+		n.children[part].print(text, name+"."+part)
+	}
+}
+
 // text returns a parameter, empty when it is not there.
 func (a args) text(name string) string {
 	value, _ := a.take(name)

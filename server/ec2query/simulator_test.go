@@ -40,7 +40,6 @@ func idsOf(instances []types.Instance) (ids []string) {
 	for _, i := range instances {
 		ids = append(ids, *i.InstanceId)
 	}
-	slices.Sort(ids)
 	return ids
 }
 
@@ -75,10 +74,24 @@ func TestALaunchIsRecordedStreamedAndMadeOnce(t *testing.T) {
 	if err != nil || !slices.Equal(idsOf(again.Instances), ids) || *again.ReservationId != *launched.ReservationId {
 		t.Errorf("with the same token: %+v, %v", again, err)
 	}
-	other := launchInput("token-1")
-	other.MaxCount = aws.Int32(2)
-	_, err = client.RunInstances(ctx, other)
-	wantAPIError(t, err, 400, "IdempotentParameterMismatch", "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).")
+	for name, change := range map[string]func(*ec2.RunInstancesInput){
+		"the number":               func(in *ec2.RunInstancesInput) { in.MaxCount = aws.Int32(2) },
+		"the key":                  func(in *ec2.RunInstancesInput) { in.KeyName = new("other") },
+		"the subnet":               func(in *ec2.RunInstancesInput) { in.SubnetId = new("subnet-2") },
+		"what is executed":         func(in *ec2.RunInstancesInput) { in.UserData = new("b3RoZXI=") },
+		"a volume":                 func(in *ec2.RunInstancesInput) { in.BlockDeviceMappings[0].Ebs.VolumeSize = aws.Int32(9) },
+		"the placement group":      func(in *ec2.RunInstancesInput) { in.Placement.GroupName = new("other") },
+		"the price":                func(in *ec2.RunInstancesInput) { in.InstanceMarketOptions.SpotOptions.MaxPrice = new("2") },
+		"the tags of volumes":      func(in *ec2.RunInstancesInput) { in.TagSpecifications[1].Tags[0].Value = new("other") },
+		"that there are any of it": func(in *ec2.RunInstancesInput) { in.TagSpecifications = in.TagSpecifications[:1] },
+	} {
+		other := launchInput("token-1")
+		change(other)
+		t.Run("another launch that differs in "+name, func(t *testing.T) {
+			_, err := client.RunInstances(ctx, other)
+			wantAPIError(t, err, 400, "IdempotentParameterMismatch", "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).")
+		})
+	}
 	if more, err := client.RunInstances(ctx, launchInput("token-2")); err != nil || slices.Contains(ids, *more.Instances[0].InstanceId) {
 		t.Errorf("with another token: %+v, %v", more, err)
 	}

@@ -174,10 +174,10 @@ const (
 	vcpuQuota     = 32
 )
 
-func errInstanceLimit(requested int) *instance.Error {
+func errInstanceLimit(requested, limit int) *instance.Error {
 	return errExhausted(instance.CodeInstanceLimitExceeded, fmt.Sprintf(
 		"You have requested more instances (%d) than your current instance limit of %d allows for the specified instance type. "+
-			"Please visit http://aws.amazon.com/contact-us/ec2-request to request an adjustment to this limit.", requested, instanceQuota))
+			"Please visit http://aws.amazon.com/contact-us/ec2-request to request an adjustment to this limit.", requested, limit))
 }
 
 func errVcpuLimit() *instance.Error {

@@ -332,7 +332,7 @@ func (b *Backend) shortage(c *call, m *machine) (*planned, *instance.Error) {
 		return f, errCapacity(m.inst)
 	}
 	if f := b.strike(c.op, InstanceLimitExceeded, m); f != nil {
-		return f, errInstanceLimit(len(c.ids))
+		return f, errInstanceLimit(len(c.ids), instanceQuota)
 	}
 	if f := b.strike(c.op, VcpuLimitExceeded, m); f != nil {
 		return f, errVcpuLimit()

@@ -1,11 +1,12 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -19,7 +20,7 @@ const (
 )
 
 // Launch launches instances, as EC2's RunInstances does, and returns them as launched:
-// pending, and running after a while. The client token of an earlier launch of the same
+// pending, and running after a while, in the order of their ids. The client token of an earlier launch of the same
 // returns the instances of that, as they are now, for as long as EC2 shows any of them.
 func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instance.Instance, error) {
 	if err := ctx.Err(); err != nil {
@@ -34,13 +35,13 @@ func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instan
 	if before, err := b.launchedBefore(launch.ClientToken, digest); err != nil || before != nil {
 		return before, err
 	}
+	if launch.Count > maxLaunch {
+		return nil, errInstanceLimit(launch.Count, maxLaunch)
+	}
 	var problems violations
 	fleet := b.expand([]Spec{specOf(launch)}, &problems)
 	if err := problems.err(); err != nil {
-		return nil, asEC2(err)
-	}
-	if launch.Count > maxLaunch {
-		return nil, errInstanceLimit(launch.Count)
+		return nil, err
 	}
 	if b.config.Throttle {
 		wait := b.buckets.request(verbRun, false).take(now, 1)
@@ -51,12 +52,14 @@ func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instan
 			return nil, b.errThrottled(verbRun, wait)
 		}
 	}
-	return b.add(fleet, now, &instance.Launched{
+	launched := b.add(fleet, now, &instance.Launched{
 		ReservationID: "r-" + string(b.newID()[2:]),
 		ImageID:       launch.ImageID,
 		ClientToken:   launch.ClientToken,
 		Digest:        digest,
-	}), nil
+	})
+	slices.SortFunc(launched, func(a, b *instance.Instance) int { return cmp.Compare(a.ID, b.ID) })
+	return launched, nil
 }
 
 // StatusDelay is how long after its launch an instance passes its status checks.
@@ -116,15 +119,4 @@ func (b *Backend) launchedBefore(token, digest string) ([]*instance.Instance, er
 		}
 	}
 	return before, nil
-}
-
-// asEC2 gives what is wrong with a launch the code that EC2 has for it.
-func asEC2(err error) error {
-	e, ok := errors.AsType[*instance.Error](err)
-	if !ok || e.Code != "" {
-		return err
-	}
-	named := *e
-	named.Code = "InvalidParameterValue"
-	return &named
 }

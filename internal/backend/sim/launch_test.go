@@ -2,6 +2,8 @@ package sim_test
 
 import (
 	"maps"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,6 +33,20 @@ func TestALaunchRunsAfterAWhile(t *testing.T) {
 	})
 }
 
+func TestALaunchIsAnsweredInOneOrder(t *testing.T) {
+	b := open(t, sim.Config{})
+	launch := instance.Launch{ImageID: "ami-1", Type: "m5.large", Count: 20, ClientToken: "once"}
+	first, err := b.Launch(t.Context(), launch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	byID := func(a, b *instance.Instance) int { return strings.Compare(string(a.ID), string(b.ID)) }
+	again, err := b.Launch(t.Context(), launch)
+	if err != nil || !slices.IsSortedFunc(first, byID) || !slices.EqualFunc(first, again, func(a, b *instance.Instance) bool { return a.ID == b.ID }) {
+		t.Errorf("first %v, then %v, %v", first, again, err)
+	}
+}
+
 func TestALaunchIsRestoredWithItsToken(t *testing.T) {
 	launch := instance.Launch{ImageID: "ami-1", Type: "m5.large", Tags: map[string]string{"b": "2", "a": "1"}, Count: 2, ClientToken: "once"}
 	before, err := open(t, sim.Config{}).Launch(t.Context(), launch)
@@ -49,6 +65,10 @@ func TestALaunchIsRestoredWithItsToken(t *testing.T) {
 	launch.Tags = map[string]string{"a": "1"}
 	if _, err := b.Launch(t.Context(), launch); err == nil {
 		t.Error("the token of another launch is accepted")
+	}
+	launch.Tags, launch.Forgotten = before[0].Tags, "a key"
+	if _, err := b.Launch(t.Context(), launch); err == nil {
+		t.Error("the token of a launch that asked for something else beside it is accepted")
 	}
 }
 
