@@ -8,7 +8,7 @@ const (
 	noCapacity instance.ID = "i-0a0000000000000ca"
 )
 
-// deniedTag marks instances that nobody may touch.
+// deniedTag marks instances that nobody may start, stop, reboot or terminate.
 const deniedTag = "access"
 
 // BuiltinFleet is a dozen instances, one for each warning in EC2's documentation
@@ -27,7 +27,7 @@ func BuiltinFleet() []Spec {
 		{ID: "i-0a000000000000007", Type: "c5.large", State: instance.StateRunning, Lifecycle: lifecycleSpot, AvailabilityZone: "b", Tags: name("Spot Instance: can be interrupted")},
 		{ID: fallsBack, Type: "m5.large", Tags: name("start is accepted, then falls back to stopped")},
 		{ID: noCapacity, Type: "p4d.24xlarge", AvailabilityZone: "b", Tags: name("no capacity to start it")},
-		{ID: "i-0a0000000000000de", Type: "t3.micro", Tags: map[string]string{"Name": "nobody may touch it", deniedTag: "denied"}},
+		{ID: "i-0a0000000000000de", Type: "t3.micro", Tags: map[string]string{"Name": "nobody may start, stop, reboot or terminate it", deniedTag: "denied"}},
 		{ID: "i-0a000000000000011", Type: "t3.micro", Tags: name("stopped, in zone a")},
 		{ID: "i-0a000000000000012", Type: "t3.micro", AvailabilityZone: "b", Tags: name("stopped, in zone b")},
 		{ID: "i-0a000000000000013", Type: "t3.small", AvailabilityZone: "b", State: instance.StateRunning, Tags: name("running, in zone b")},
