@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -125,10 +126,13 @@ func (d *Door) instances(ctx context.Context, c *call, s selection) ([]*instance
 func badToken(err error) error {
 	e, ok := errors.AsType[*instance.Error](err)
 	if ok && len(e.Violations) > 0 && e.Violations[0].Field == "page_token" {
-		return errInvalid(codeInvalidPage, "The NextToken %s", e.Violations[0].Description)
+		return errToken(strings.ReplaceAll(e.Violations[0].Description, "next_page_token", "NextToken"))
 	}
 	return err
 }
+
+// errToken says what is wrong with a page token.
+func errToken(wrong string) error { return errInvalid(codeInvalidPage, "The NextToken %s", wrong) }
 
 type reservationItem struct {
 	ID        string             `xml:"reservationId"`

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -64,7 +66,7 @@ func refusalOf(err error, requestID string) refusal {
 	switch {
 	case ok && (e.Kind != instance.KindInternal || e.Reason != "" && e.Code == ""):
 		code := codeOf(e)
-		return refusal{status: statusOf(code), code: code, message: e.Message, reason: e.Reason, retryAfter: e.RetryAfter}
+		return refusal{status: statusOf(code), code: code, message: messageOf(e), reason: e.Reason, retryAfter: e.RetryAfter}
 	case ok:
 	case errors.Is(err, context.Canceled):
 		return unavailable("The caller cancelled the call; whether anything was changed is unknown.", "CANCELED")
@@ -97,6 +99,9 @@ func codeOf(e *instance.Error) string {
 	}
 	switch e.Kind {
 	case instance.KindInvalid:
+		if len(e.Violations) > 0 && e.Violations[0].Reason != "" {
+			return e.Violations[0].Reason
+		}
 		return codeInvalidValue
 	case instance.KindNotFound:
 		return instance.CodeNotFound
@@ -120,6 +125,51 @@ func codeOf(e *instance.Error) string {
 	case instance.KindInternal:
 	}
 	return instance.CodeInternalError
+}
+
+// parameters are the names that EC2 has for fields of requests.
+var parameters = map[string]string{
+	"additional_info":    "AdditionalInfo",
+	"availability_zone":  "Placement.AvailabilityZone",
+	"count":              "MaxCount",
+	"cpu_credits":        "CreditSpecification.CpuCredits",
+	"instance_lifecycle": "InstanceMarketOptions.MarketType",
+	"instance_type":      "InstanceType",
+	"set_tags":           "Tag",
+	"tags":               "TagSpecification.Tag",
+	"tenancy":            "Placement.Tenancy",
+}
+
+// element is what stands before a field of an element of a list, which is all of the
+// request here.
+var element = regexp.MustCompile(`^(instances|changes)\[\d+\]\.`)
+
+// parameterOf returns EC2's name of a field, such as Tag["key"] for changes[0].set_tags["key"].
+func parameterOf(field string) string {
+	name := element.ReplaceAllString(field, "")
+	end := strings.IndexByte(name+"[", '[')
+	if parameter, ok := parameters[name[:end]]; ok {
+		return parameter + name[end:]
+	}
+	return field
+}
+
+// messageOf returns the text of an error. What is wrong with a request and has no text of
+// EC2 is said in EC2's names.
+func messageOf(e *instance.Error) string {
+	const most = 5
+	if e.Code != "" || len(e.Violations) == 0 {
+		return e.Message
+	}
+	var said []string
+	for _, v := range e.Violations[:min(len(e.Violations), most)] {
+		said = append(said, parameterOf(v.Field)+": "+v.Description)
+	}
+	message := strings.Join(said, "; ")
+	if more := len(e.Violations) - most; more > 0 {
+		message += fmt.Sprintf(" (and %d more)", more)
+	}
+	return message
 }
 
 // loudness returns the level of a refusal in the log, as the gRPC door has it: what a

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +47,11 @@ func TestErrorsBecomeWhatAnSDKActsOnRightly(t *testing.T) {
 		if got.status != test.status || got.code != test.code || !strings.Contains(got.message, test.says) || got.loudness() != test.level || strings.Contains(got.message, "secret") {
 			t.Errorf("%s: %+v, %v", name, got, got.loudness())
 		}
+	}
+	many := slices.Repeat([]instance.Violation{{Field: "additional_info", Description: "is wrong"}, {Field: "instances[0].tags", Description: "are wrong"}}, 4)
+	got := refusalOf(&instance.Error{Kind: instance.KindInvalid, Message: "m", Violations: many}, "")
+	if want := "AdditionalInfo: is wrong; TagSpecification.Tag: are wrong; "; !strings.HasPrefix(got.message, want+want) || !strings.HasSuffix(got.message, " (and 3 more)") {
+		t.Errorf("several things are wrong: %s", got.message)
 	}
 	if got := refusalOf(&instance.Error{Kind: instance.KindExhausted, RetryAfter: time.Second}, ""); got.retryAfter != time.Second {
 		t.Errorf("%+v", got)

@@ -112,31 +112,33 @@ type term struct {
 // filter reads the filters of a request.
 func (a args) filter(known fields) *filter {
 	f := &filter{}
+	// What is not read after a refusal is not unknown.
+	refuse := func(err error) *filter {
+		a.refuse(err)
+		a.ignore("Filter")
+		return f
+	}
 	groups := a.groups("Filter")
 	if len(groups) > maxFilters {
-		a.refuse(errInvalid("FilterLimitExceeded", "The maximum number of filters specified on a single call is %d", maxFilters))
-		return f
+		return refuse(errInvalid("FilterLimitExceeded", "The maximum number of filters specified on a single call is %d", maxFilters))
 	}
 	count := 0
 	for _, g := range groups {
 		name, values := g.required("Name"), g.list("Value")
 		if count += len(values); count > maxFilterValues {
-			a.refuse(errInvalid("FilterLimitExceeded", "The maximum number of filter values specified on a single call is %d", maxFilterValues))
-			return f
+			return refuse(errInvalid("FilterLimitExceeded", "The maximum number of filter values specified on a single call is %d", maxFilterValues))
 		}
 		if len(values) == 0 {
 			a.refuse(errMissing(g.path + "Value.1"))
 		}
 		compare := known.named(name)
 		if compare == nil {
-			a.refuse(errInvalid(codeInvalidValue, "The filter '%s' is invalid", clip(name)))
-			return f
+			return refuse(errInvalid(codeInvalidValue, "The filter '%s' is invalid", clip(name)))
 		}
 		t := term{field: compare, exactly: make(map[string]struct{})}
 		for _, v := range values {
 			if utf8.RuneCountInString(v) > maxFilterLength {
-				a.refuse(errInvalid(codeInvalidValue, "A value of the filter '%s' has more than %d characters.", clip(name), maxFilterLength))
-				return f
+				return refuse(errInvalid(codeInvalidValue, "A value of the filter '%s' has more than %d characters.", clip(name), maxFilterLength))
 			}
 			t.add(v)
 		}

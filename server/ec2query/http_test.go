@@ -81,12 +81,23 @@ func numbered(name string, count int, value string) string {
 	return b.String()
 }
 
+// keyed is so many different tags.
+func keyed(name string, count int) string {
+	var b strings.Builder
+	for n := range count {
+		fmt.Fprintf(&b, "&%s.%d.Key=k%d", name, n+1, n)
+	}
+	return b.String()
+}
+
 func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 	t.Parallel()
 	srv := servertest.New(t, servertest.Options{})
 	client := httpClient(t)
 	hostile := url.QueryEscape("<a x='\"&]]>\x00\x01\ufffe")
 	describe := "Action=DescribeInstances" + versioned
+	launch := "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1"
+	attribute := "Action=ModifyInstanceAttribute" + versioned
 	for _, test := range []struct {
 		name, form    string
 		status        int
@@ -113,10 +124,13 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 		{"a page that is too small", describe + "&MaxResults=1", 400, "InvalidParameterValue", "Value ( 1 ) for parameter maxResults is invalid. Expecting a value greater than 5."},
 		{"a page that is too large", describe + "&MaxResults=1001", 400, "InvalidParameterValue", "Value ( 1001 )"},
 		{"a page of no number", describe + "&MaxResults=ten", 400, "InvalidParameterValue", "ten"},
-		{"a token that is none", describe + "&NextToken=garbage", 400, "InvalidPaginationToken", "NextToken"},
+		{"a token that is none", describe + "&NextToken=garbage", 400, "InvalidPaginationToken", "The NextToken is not a page token: want the NextToken of the page before, as it was"},
+		{"a token that is none, of tags", "Action=DescribeTags" + versioned + "&NextToken=garbage", 400, "InvalidPaginationToken", "The NextToken is not a page token: want the NextToken of the page before, as it was"},
 		{"an unknown filter", describe + "&Filter.1.Name=colour&Filter.1.Value.1=red", 400, "InvalidParameterValue", "The filter 'colour' is invalid"},
 		{"a filter without a name", describe + "&Filter.1.Value.1=red", 400, "MissingParameter", "Filter.1.Name"},
 		{"a filter without values", describe + "&Filter.1.Name=instance-id", 400, "MissingParameter", "Filter.1.Value.1"},
+		{"a filter with values of another form", describe + "&Filter.1.Name=instance-id&Filter.1.Value.member.1=i-1", 400, "UnknownParameter", "The parameter Filter.1.Value.member.1 is not recognized"},
+		{"a filter without values before one that is unknown", describe + "&Filter.1.Name=instance-id&Filter.2.Name=x&Filter.2.Value.1=y&Filter.3.Name=z", 400, "MissingParameter", "Filter.1.Value.1"},
 		{"a filter of an empty tag", describe + "&Filter.1.Name=tag:&Filter.1.Value.1=x", 400, "InvalidParameterValue", "tag:"},
 		{"201 values", describe + "&Filter.1.Name=instance-id" + numbered("Filter.1.Value", 201, "a"), 400, "FilterLimitExceeded", "The maximum number of filter values specified on a single call is 200"},
 		{"51 filters", describe + numbered("Filter", 51, "") + "&Filter.1.Name=x", 400, "FilterLimitExceeded", "50"},
@@ -135,27 +149,39 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 		{"a launch of no number", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1", 400, "MissingParameter", "MaxCount"},
 		{"a launch of less than nothing", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=0&MaxCount=-1", 400, "InvalidParameterValue", "-1"},
 		{"a launch of more at least than at most", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=3&MaxCount=2", 400, "InvalidParameterValue", "minCount"},
-		{"a launch of too many", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1001", 400, "InstanceLimitExceeded", "1001"},
-		{"a launch of no type", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&InstanceType=huge", 400, "InvalidParameterValue", "huge"},
-		{"a launch in no zone", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.AvailabilityZone=mars-1a", 400, "InvalidParameterValue", "mars-1a"},
+		{"a launch of too many", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1001", 400, "InstanceLimitExceeded", "You have requested more instances (1001) than your current instance limit of 1000 allows"},
+		{"a launch of far too many", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=20000", 400, "InstanceLimitExceeded", "(20000)"},
+		{"a launch of no type", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&InstanceType=huge", 400, "InvalidParameterValue", "InstanceType: is \"huge\": want one such as t3.micro"},
+		{"a launch of no tenancy", launch + "&Placement.Tenancy=foo", 400, "InvalidParameterValue", "Placement.Tenancy: is \"foo\": want one of default, dedicated, host"},
+		{"a launch in no market", launch + "&InstanceMarketOptions.MarketType=foo", 400, "InvalidParameterValue", "InstanceMarketOptions.MarketType: is \"foo\": want one of spot"},
+		{"a launch with no credits", launch + "&CreditSpecification.CpuCredits=foo", 400, "InvalidParameterValue", "CreditSpecification.CpuCredits: is \"foo\": want one of standard, unlimited"},
+		{"a launch with credits of other types", launch + "&CreditSpecification.CpuCredits=standard", 400, "InvalidParameterValue", "CreditSpecification.CpuCredits: does not apply to m1.small: want a burstable type of t2, t3, t3a, t4g"},
+		{"a launch that is wrong in more than one way", launch + "&InstanceType=huge&Placement.Tenancy=foo", 400, "InvalidParameterValue", "InstanceType: is \"huge\": want one such as t3.micro; Placement.Tenancy: is \"foo\": want one of default, dedicated, host"},
+		{"a launch with a tag of AWS", launch + "&TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=aws:a", 400, "InvalidParameterValue", "TagSpecification.Tag: have the key \"aws:a\": the prefix aws: is reserved"},
+		{"a launch with a token that is not ASCII", launch + "&ClientToken=%C3%A9", 400, "InvalidParameterValue", "Invalid value 'é' for clientToken; at most 64 characters of printable ASCII are allowed."},
+		{"a launch with a token of several lines", launch + "&ClientToken=a%0A", 400, "InvalidParameterValue", "clientToken"},
+		{"a launch with a token that is too long", launch + "&ClientToken=" + strings.Repeat("x", 65), 400, "InvalidParameterValue", "clientToken"},
+		{"additional information that is too long", "Action=StartInstances" + versioned + "&InstanceId.1=" + documented + "&AdditionalInfo=" + strings.Repeat("x", 1025), 400, "InvalidParameterValue", "AdditionalInfo: has 1025 bytes: want at most 1024"},
+		{"a launch in no zone", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.AvailabilityZone=mars-1a", 400, "InvalidParameterValue", "Placement.AvailabilityZone: is \"mars-1a\": want one of Region us-east-1, such as us-east-1a"},
 		{"a launch with what nobody knows", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.Planet=mars", 400, "UnknownParameter", "Placement.Planet"},
 		{"tags of another resource", "Action=CreateTags" + versioned + "&ResourceId.1=vol-1&Tag.1.Key=a", 400, "InvalidID", "vol-1"},
 		{"no tags", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented, 400, "MissingParameter", "Tag"},
 		{"tags of nothing", "Action=CreateTags" + versioned + "&Tag.1.Key=a", 400, "MissingParameter", "ResourceId"},
-		{"tags of AWS", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + "&Tag.1.Key=aws:a", 400, "InvalidParameterValue", "aws:"},
+		{"tags of AWS", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + "&Tag.1.Key=aws:a", 400, "InvalidParameterValue", "Tag: have the key \"aws:a\": the prefix aws: is reserved"},
+		{"a tag that is too long", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + "&Tag.1.Key=a&Tag.1.Value=" + strings.Repeat("x", 257), 400, "InvalidParameterValue", "Tag[\"a\"]: is too long: want at most 256 characters"},
 		{"tags of an unknown instance", "Action=CreateTags" + versioned + "&ResourceId.1=i-0ffffffffffffffff&Tag.1.Key=a", 400, "InvalidInstanceID.NotFound", ""},
 		{"tags of a malformed instance", "Action=CreateTags" + versioned + "&ResourceId.1=i-x&Tag.1.Key=a", 400, "InvalidInstanceID.Malformed", ""},
-		{"51 tags", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + func() string {
-			var b strings.Builder
-			for n := range 51 {
-				fmt.Fprintf(&b, "&Tag.%d.Key=k%d", n+1, n)
-			}
-			return b.String()
-		}(), 400, "InvalidParameterValue", "50"},
+		{"51 tags", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + keyed("Tag", 51), 400, "TagLimitExceeded", "Tag: are 51: want at most 50"},
+		{"50 tags beside one", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + keyed("Tag", 50), 400, "TagLimitExceeded", "would have more than 50 tags"},
+		{"a launch with 51 tags", launch + "&TagSpecification.1.ResourceType=instance" + keyed("TagSpecification.1.Tag", 51), 400, "TagLimitExceeded", "TagSpecification.Tag: are 51: want at most 50"},
 		{"two attributes", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=" + documented + "&DisableApiStop.Value=true&DisableApiTermination.Value=true", 400, "InvalidParameterCombination", "multiple"},
 		{"no attribute", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=" + documented, 400, "InvalidParameterCombination", "No attributes"},
 		{"an attribute that is not simulated", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=" + documented + "&UserData.Value=x", 400, "UnsupportedOperation", "UserData"},
 		{"an attribute that nobody knows", "Action=DescribeInstanceAttribute" + versioned + "&InstanceId=" + documented + "&Attribute=colour", 400, "InvalidParameterValue", "colour"},
+		{"an attribute of a list of instances", attribute + "&InstanceId.1=" + documented + "&DisableApiStop.Value=true", 400, "UnknownParameter", "The parameter InstanceId.1 is not recognized"},
+		{"an attribute that is not simulated, of no instance", attribute + "&UserData.Value=x", 400, "MissingParameter", "InstanceId"},
+		{"an attribute of a name that is not simulated, of no instance", attribute + "&Attribute=userData&Value=x", 400, "MissingParameter", "InstanceId"},
+		{"a type of no form", attribute + "&InstanceId=" + documented + "&InstanceType.Value=huge", 400, "InvalidParameterValue", "InstanceType: is \"huge\": want one such as t3.micro"},
 		{"a type of a running instance", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=i-0a000000000000001&InstanceType.Value=t3.nano", 400, "IncorrectInstanceState", "The instance 'i-0a000000000000001' is not in the 'stopped' state."},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -192,6 +218,26 @@ func TestAPageTokenBelongsToItsSelection(t *testing.T) {
 	} {
 		if got := post(t, client, srv.EC2(), test.form); got.code != test.code {
 			t.Errorf("%s: %d %s: %s", test.form, got.status, got.code, got.message)
+		}
+	}
+}
+
+func TestAPageTokenOfTagsBelongsToItsFilters(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{})
+	client := httpClient(t)
+	describe := "Action=DescribeTags" + versioned + "&MaxResults=5"
+	named := describe + "&Filter.1.Name=key&Filter.1.Value.1=Name"
+	var first struct {
+		Token string `xml:"nextToken"`
+	}
+	if err := xml.Unmarshal([]byte(post(t, client, srv.EC2(), named).body), &first); err != nil || first.Token == "" {
+		t.Fatal(first, err)
+	}
+	next := "&NextToken=" + url.QueryEscape(first.Token)
+	const other = "The NextToken belongs to another selection: want the one with which the first page was asked for"
+	for form, message := range map[string]string{named + next: "", describe + next: other, describe + "&Filter.1.Name=key&Filter.1.Value.1=access" + next: other} {
+		if got := post(t, client, srv.EC2(), form); got.message != message {
+			t.Errorf("%s: %d %s: %s", form, got.status, got.code, got.message)
 		}
 	}
 }

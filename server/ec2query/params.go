@@ -1,6 +1,7 @@
 package ec2query
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/url"
@@ -126,17 +127,18 @@ type args struct {
 func newArgs(root *node, read func()) args { return args{node: root, bad: new(error), read: read} }
 
 // err returns what is wrong with the parameters: with one that was read, or that there
-// is one that was not. It ends the reading, and forgets them.
+// is one that was not. One that is missing may be there in another form: that is said
+// first. It ends the reading, and forgets them.
 func (a args) err() error {
 	defer a.read()
 	defer func() { a.node.children = nil }()
-	if *a.bad != nil {
-		return *a.bad
+	if bad, ok := errors.AsType[*instance.Error](*a.bad); ok && bad.Code != instance.CodeMissingParameter {
+		return bad
 	}
 	if name, found := a.node.unused(); found {
 		return errUnknown(name[1:])
 	}
-	return nil
+	return *a.bad
 }
 
 func (a args) refuse(err error) {

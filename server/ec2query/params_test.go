@@ -99,6 +99,7 @@ func TestParametersThatAreNotWhatTheyShouldBe(t *testing.T) {
 		{"an empty one that is required", "A=", func(a args) { a.required("A") }, "MissingParameter", "The request must contain the parameter A"},
 		{"a missing one in a group", "F.3.Value=x", func(a args) { a.tags("F") }, "MissingParameter", "the parameter F.3.Key"},
 		{"a tag that comes twice", "T.1.Key=a&T.2.Key=a", func(a args) { a.tags("T") }, "InvalidParameterValue", "Duplicate tag key 'a' specified."},
+		{"a missing one that is there in another form", "A.1=x", func(a args) { a.required("A") }, "UnknownParameter", "The parameter A.1 is not recognized"},
 		{"the first of several", "A=x&B=y", func(a args) { a.number("B"); a.number("A") }, "InvalidParameterValue", "'y'"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

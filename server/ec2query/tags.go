@@ -2,7 +2,9 @@ package ec2query
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"maps"
 	"slices"
 	"strings"
@@ -109,9 +111,9 @@ var tagFilters = fields{
 func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
 	f := c.args.filter(tagFilters)
 	p := c.args.page(nil)
-	after, ok := parseTagToken(p.token)
-	if !ok {
-		c.args.refuse(errInvalid(codeInvalidPage, "The NextToken is not one: want that of the page before, as it was"))
+	after, err := parseTagToken(f, p.token)
+	if err != nil {
+		c.args.refuse(err)
 	}
 	dryRun := c.args.on("DryRun")
 	if err := c.args.err(); err != nil {
@@ -136,7 +138,7 @@ func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
 					continue
 				}
 				if len(answer.Tags.Items) == p.size {
-					answer.NextToken = newTagToken(answer.Tags.Items[p.size-1])
+					answer.NextToken = newTagToken(f, answer.Tags.Items[p.size-1])
 					return answer, nil
 				}
 				answer.Tags.Items = append(answer.Tags.Items, t)
@@ -162,17 +164,30 @@ func tagsMatching(f *filter, i *instance.Instance) []tagDescription {
 	return found
 }
 
-// A token of DescribeTags holds the tag that came last.
-func newTagToken(last tagDescription) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(string(last.ResourceID) + " " + last.Key))
+// A token of DescribeTags names the filter that it is bound to, and holds the tag that
+// came last.
+func newTagToken(f *filter, last tagDescription) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(tagScope(f) + " " + string(last.ResourceID) + " " + last.Key))
 }
 
-// parseTagToken returns the tag after which to go on; ok is false for what is no token.
-func parseTagToken(token string) (after tagDescription, ok bool) {
+// tagScope names a filter.
+func tagScope(f *filter) string {
+	sum := sha256.Sum256([]byte(f.key()))
+	return hex.EncodeToString(sum[:16])
+}
+
+// parseTagToken returns the tag after which to go on.
+func parseTagToken(f *filter, token string) (after tagDescription, err error) {
 	if token == "" {
-		return tagDescription{}, true
+		return tagDescription{}, nil
 	}
 	text, err := base64.RawURLEncoding.DecodeString(token)
-	id, key, found := strings.Cut(string(text), " ")
-	return tagDescription{ResourceID: instance.ID(id), Key: key}, err == nil && found
+	parts := strings.SplitN(string(text), " ", 3)
+	switch {
+	case err != nil || len(parts) < 3:
+		return tagDescription{}, errToken("is not a page token: want the NextToken of the page before, as it was")
+	case parts[0] != tagScope(f):
+		return tagDescription{}, errToken("belongs to another selection: want the one with which the first page was asked for")
+	}
+	return tagDescription{ResourceID: instance.ID(parts[1]), Key: parts[2]}, nil
 }

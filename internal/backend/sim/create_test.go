@@ -98,6 +98,9 @@ func TestCreate(t *testing.T) {
 		}
 		_, err := b.Create(t.Context(), specs, sim.Fault{})
 		e := asError(t, err)
+		if v := e.Violations[4]; v.Field != "instances[4].tags" || v.Reason != "TagLimitExceeded" {
+			t.Errorf("of too many tags it says %+v", v)
+		}
 		if e.Kind != instance.KindInvalid || e.Violations[0].Reason != instance.CodeMalformedID {
 			t.Fatalf("error is %+v", e)
 		}

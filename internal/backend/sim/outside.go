@@ -196,7 +196,7 @@ func (b *Backend) tryOut(c *Change, image *instance.Instance) (*instance.Instanc
 	}
 	next := c.attributes(image)
 	if len(next.Tags) > maxTags {
-		return nil, refused("TagLimitExceeded", image.ID, "The instance '%s' would have more than %d tags.", image.ID, maxTags)
+		return nil, refused(codeTagLimit, image.ID, "The instance '%s' would have more than %d tags.", image.ID, maxTags)
 	}
 	if err := b.checkAction(c.Action, next); err != nil {
 		return nil, err

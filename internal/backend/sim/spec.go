@@ -126,9 +126,9 @@ func (s *Spec) check(path, region string, problems *violations) {
 	if s.Lifecycle != "" {
 		oneOf(".instance_lifecycle", s.Lifecycle, lifecycleSpot)
 	}
-	if slices.Contains(burstable, family(s.Type)) {
-		oneOf(".cpu_credits", s.CPUCredits, creditsStandard, creditsUnlimited)
-	} else if s.CPUCredits != "" {
+	if credits := []string{creditsStandard, creditsUnlimited}; s.CPUCredits != "" && !slices.Contains(credits, s.CPUCredits) {
+		oneOf(".cpu_credits", s.CPUCredits, credits...)
+	} else if s.CPUCredits != "" && !slices.Contains(burstable, family(s.Type)) {
 		problems.add(path+".cpu_credits", "does not apply to %s: want a burstable type of %s", s.Type, strings.Join(burstable, ", "))
 	}
 	if s.RootDeviceType == rootInstanceStore {
@@ -156,15 +156,19 @@ func inRegion(zone, region string) bool {
 	return last >= 'a' && last <= 'z' && utf8.ValidString(rest)
 }
 
-// maxTags is how many tags an instance can have.
-const maxTags = 50
+// maxTags is how many tags an instance can have, and codeTagLimit what more are refused
+// with.
+const (
+	maxTags      = 50
+	codeTagLimit = "TagLimitExceeded"
+)
 
 // checkTags holds tags to EC2's limits. Source: EC2 User Guide, "Tag
 // restrictions".
 func checkTags(path string, tags map[string]string, problems *violations) {
 	const longestKey, longestValue = 128, 256
 	if len(tags) > maxTags {
-		problems.add(path, "are %d: want at most %d", len(tags), maxTags)
+		problems.refuse(path, errInvalid(codeTagLimit, fmt.Sprintf("are %d: want at most %d", len(tags), maxTags)))
 	}
 	for _, key := range slices.Sorted(maps.Keys(tags)) {
 		switch value := tags[key]; {
