@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
@@ -76,11 +77,14 @@ func httpClient(t testing.TB) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// once is for calls whose refusal is to be seen, and not what a retry makes of it. Their
-// answers are short: of long ones the SDK (smithy-go 1.28.8) now and then loses the
-// connection by itself, when the server is faster than its own writing of the request is
-// at an end; it tries again then.
-func once(o *ec2.Options) { o.Retryer = aws.NopRetryer{} }
+// once is for calls whose refusal is to be seen, and not what a retry makes of it. Of long
+// answers the SDK (smithy-go 1.28.8) now and then loses the connection by itself, when the
+// server is faster than its own writing of the request is at an end: that it tries again.
+func once(o *ec2.Options) {
+	o.Retryer = retry.NewStandard(func(o *retry.StandardOptions) {
+		o.Retryables = []retry.IsErrorRetryable{retry.RetryableConnectionError{}}
+	})
+}
 
 // sdk returns the SDK's client, as alice unless the options say otherwise.
 func sdk(t testing.TB, srv *servertest.Server, opts ...func(*ec2.Options)) *ec2.Client {
