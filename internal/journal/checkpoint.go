@@ -52,6 +52,10 @@ func (t *Term) maintain() {
 			if err = t.expireTokens(t.ctx, now); err == nil {
 				what, err = "compact etcd", t.compact(t.ctx)
 			}
+		case <-t.grown:
+			if t.journal.disk.room() == nil {
+				what, err = "write a checkpoint", t.checkpointIfDue(t.ctx, time.Now())
+			}
 		case <-t.room:
 			what, err = "make room in etcd", t.makeRoom(t.ctx)
 		}
@@ -68,7 +72,7 @@ func (t *Term) checkpointIfDue(ctx context.Context, now time.Time) error {
 		return err
 	}
 	defer t.maintenance.unlock()
-	c, behind := t.journal.config, t.journal.view.tip().bytes-t.savedBytes
+	c, behind := t.journal.config, t.journal.view.tip().bytes-t.savedBytes.Load()
 	if now.Sub(t.savedAt) < min(checkpointEvery, c.Retention/10) && behind < min(checkpointBytes, uint64(c.MaxBytes)/10) {
 		return nil
 	}
@@ -125,8 +129,21 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 	if err := t.change(ctx, head, ops...); err != nil {
 		return err
 	}
-	t.saved, t.savedAt, t.savedBytes = head, at, end
+	t.saved, t.savedAt = head, at
+	t.savedBytes.Store(end)
+	signal(t.checkpointed)
 	return nil
+}
+
+// mostBehind is how much of the log there may be after the checkpoint. History is never
+// trimmed beyond that, so that etcd's quota must be large enough for the one and the other.
+func (c *Config) mostBehind() uint64 { return uint64(c.quota() / 4) }
+
+// grow has a checkpoint written if the log has become much longer since the last one.
+func (t *Term) grow(bytes uint64) {
+	if bytes-t.savedBytes.Load() >= checkpointBytes {
+		signal(t.grown)
+	}
 }
 
 // encodeKnown appends what is known of an instance, nothing when it was removed.

@@ -50,6 +50,9 @@ func (w *writer) commit(b *batch) error {
 	if err := w.term.Err(); err != nil {
 		return err // the view may be that of a log which this term never owned
 	}
+	if err := w.awaitCheckpoint(tip.bytes); err != nil {
+		return err
+	}
 	if r := b.record; r != nil {
 		r.RecordedAt = fromNanoseconds(max(time.Now().UnixNano(), nanoseconds(tip.recordedAt)))
 		b.value = appendHeader(appendPacked(b.value[:0], b.encoded), r.Position.Generation, r.RecordedAt, tip.bytes)
@@ -63,7 +66,33 @@ func (w *writer) commit(b *batch) error {
 		_ = w.term.end(errNotOwner(errLost))
 		return unknown(w.term.ended())
 	}
+	w.term.grow(j.view.tip().bytes)
 	return nil
+}
+
+// awaitCheckpoint holds the log up where it is so far ahead of the checkpoint that etcd
+// might have no room for the next one, nor for anything else for ever.
+func (w *writer) awaitCheckpoint(bytes uint64) error {
+	t := w.term
+	for bytes-t.savedBytes.Load() > t.journal.config.mostBehind() {
+		signal(t.grown)
+		select {
+		case <-t.checkpointed:
+		case <-time.After(attemptTimeout):
+			w.stalled.Store(errUnavailable("no checkpoint of the journal can be written, so that nothing can be recorded", nil))
+		case <-t.ctx.Done():
+			return t.Err()
+		}
+	}
+	return nil
+}
+
+// signal asks for what a channel with room for one stands for.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // request is a transaction of the writer.
@@ -152,7 +181,7 @@ func (w *writer) stall(err error, first bool) {
 	reason := errUnavailable("etcd does not answer, so that nothing can be recorded", err)
 	if noSpace(err) {
 		reason = errFull("etcd has used up its quota; history is being trimmed to make room")
-		w.term.needRoom()
+		signal(w.term.room)
 	}
 	w.stalled.Store(reason)
 	if first {

@@ -66,6 +66,9 @@ const openTimeout = 10 * time.Second
 // leastMaxBytes is the least history that can be asked for: a batch is that large.
 const leastMaxBytes = 1 << 20
 
+// quota is how large the database of an embedded etcd may become.
+func (c *Config) quota() int64 { return max(2*c.MaxBytes, leastQuota) }
+
 func (c Config) withDefaults() Config {
 	c.Prefix = or(strings.TrimRight(c.Prefix, "/"), "/instanced")
 	c.Retention = or(c.Retention, 24*time.Hour)
@@ -196,7 +199,7 @@ func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error
 	if err := j.dir.checkEtcd(); err != nil {
 		return err
 	}
-	j.server, err = startEtcd(ctx, j.dir.etcd(), max(2*j.config.MaxBytes, leastQuota), j.log)
+	j.server, err = startEtcd(ctx, j.dir.etcd(), j.config.quota(), j.log)
 	if err != nil {
 		return err
 	}

@@ -33,17 +33,18 @@ type Term struct {
 	work sync.WaitGroup
 	// answered is when etcd last extended the lease, in nanoseconds since 1970.
 	answered atomic.Int64
-	// room asks for room to be made in etcd.
-	room chan struct{}
+	// room asks for room to be made in etcd, and grown for it to be looked whether a
+	// checkpoint is due; checkpointed is signalled when one was written.
+	room, grown, checkpointed chan struct{}
 	// maintenance is held by the task that is under way. It guards saved, the last
 	// batch that the checkpoint in etcd reflects, when that was written in this term,
-	// and how long the log was then, and compactable, a revision before which nothing
-	// is needed.
+	// and compactable, a revision before which nothing is needed.
 	maintenance mutex
 	saved       anchor
 	savedAt     time.Time
-	savedBytes  uint64
 	compactable int64
+	// savedBytes is how long the log was at the checkpoint.
+	savedBytes atomic.Uint64
 
 	mu  sync.Mutex
 	err *instance.Error // guarded by mu
@@ -111,7 +112,13 @@ func (j *Journal) awaitTermEnd(ctx context.Context) error {
 // tryCampaign takes the log over, once nobody owns it. The error is errTaken when
 // somebody else did first.
 func (j *Journal) tryCampaign(ctx context.Context) (*Term, error) {
-	t := &Term{journal: j, room: make(chan struct{}, 1), maintenance: newMutex()}
+	t := &Term{
+		journal:      j,
+		room:         make(chan struct{}, 1),
+		grown:        make(chan struct{}, 1),
+		checkpointed: make(chan struct{}, 1),
+		maintenance:  newMutex(),
+	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.writer = newWriter(t)
 	err := t.acquire(ctx)
@@ -266,6 +273,13 @@ func (t *Term) begin(ctx context.Context) (err error) {
 	}
 	if t.saved, err = j.store.checkpointed(ctx); err != nil {
 		return err
+	}
+	if t.saved.seq > 0 {
+		h, err := j.store.header(ctx, t.saved.seq)
+		if err != nil {
+			return err
+		}
+		t.savedBytes.Store(h.preceding)
 	}
 	tip := j.view.tip()
 	list := j.view.listGenerations().since(j.view.oldestPosition().Seq).begin(tip.head.Seq+1, time.Now())

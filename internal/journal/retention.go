@@ -130,14 +130,6 @@ func (s *store) compact(ctx context.Context, revision int64, options ...clientv3
 	return err
 }
 
-// needRoom asks for room to be made.
-func (t *Term) needRoom() {
-	select {
-	case t.room <- struct{}{}:
-	default:
-	}
-}
-
 // makeRoom is what is done when etcd's quota is used up: half of the history goes.
 // The embedded etcd is then made smaller and told to take writes again; of an
 // external one that is for its operator to do.
