@@ -49,7 +49,8 @@ type Config struct {
 	// TokenLifetime is how long each is kept, 24 hours by default.
 	TokenLifetime time.Duration
 	// RingBytes is how much of the end of the log is held in memory for readers, in
-	// bytes of the log; 32 MiB by default. In memory it takes a few times that.
+	// bytes of the log before it is packed; 32 MiB by default. In memory it takes a few
+	// times that.
 	RingBytes int64
 	// Address is where this process can be reached; others are told while it is the
 	// owner.

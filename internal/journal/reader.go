@@ -69,6 +69,7 @@ func (r *Reader) next(ctx context.Context) (*Batch, error) {
 		if woken == nil {
 			break
 		}
+		r.page = nil
 		var ended error
 		select {
 		case <-woken:

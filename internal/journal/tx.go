@@ -147,6 +147,9 @@ func (tx *Tx) Position() Position {
 // earlier updates of the same batch too.
 func (tx *Tx) Head() Position { return tx.writer.head() }
 
+// Err returns why what was written so far cannot be recorded; nil if it can.
+func (tx *Tx) Err() error { return tx.err }
+
 func (tx *Tx) fail(what string) {
 	tx.err = &instance.Error{Kind: instance.KindInternal, Message: "the journal was asked to record " + what}
 }

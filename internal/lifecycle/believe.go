@@ -53,30 +53,36 @@ func (s *Service) recordDescriptions(ctx context.Context, asked fence, descripti
 	anything := false
 	for i, d := range descriptions {
 		known, found := s.journal.Get(d.id)
-		verdicts[i] = s.judge(known, found, d, asked, now)
+		if s.flights.busy(d.id) {
+			verdicts[i] = overtaken
+		} else {
+			verdicts[i] = s.judge(known, found, d, asked, now)
+		}
 		anything = anything || verdicts[i] != believed || !agrees(known, found, d) || len(s.owed(d.id, now, nil)) > 0
 	}
 	if !anything {
 		return verdicts, nil
 	}
-	_, err = term.Update(ctx, func(tx *journal.Tx) error {
+	_, err = s.update(ctx, term, func(r *recording) error {
 		for i, d := range descriptions {
-			if !s.flights.busy(d.id) {
-				s.recordOwed(tx, d.id, now, now, nil) // which overtakes the description
+			if s.flights.busy(d.id) {
+				verdicts[i] = overtaken
+				continue
 			}
-			known, found := tx.Get(d.id)
+			s.recordOwed(r, d.id, now, nil) // which overtakes the description
+			known, found := r.Get(d.id)
 			verdicts[i] = s.judge(known, found, d, asked, now)
 			switch {
 			case verdicts[i] != believed || agrees(known, found, d):
 			case d.image == nil:
-				remove(tx, known, now)
+				remove(r, known)
 			default:
-				reduce(tx, sighting{
+				reduce(r, sighting{
 					image:      d.image,
 					occurredAt: asked.at,
 					source:     instance.SourceReconcile,
-					commands:   s.suspects(known, d.id, known.ChangedAt, asked.at),
-				}, now)
+					commands:   s.suspects(d.id, known.ChangedAt, asked.at),
+				})
 			}
 		}
 		return nil
@@ -92,11 +98,10 @@ func agrees(known journal.Record, found bool, d description) bool {
 	return known.Instance.Equal(d.image)
 }
 
-// judge says whether a description can be believed.
+// judge says whether a description can be believed of an instance that no command is
+// about.
 func (s *Service) judge(known journal.Record, found bool, d description, asked fence, now time.Time) verdict {
 	switch {
-	case s.flights.busy(d.id):
-		return overtaken
 	case agrees(known, found, d), !found:
 		return believed
 	case known.Position.Seq > asked.position.Seq:

@@ -72,7 +72,7 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 	fl := s.flights.begin(cmd.IDs, command)
 	defer fl.end()
 	result, err := s.backend.Execute(ctx, cmd)
-	s.suspect(unsure(ctx, cmd, result, err), command)
+	s.suspect(unsure(ctx, cmd, result, err), fl)
 	defer func() {
 		refused = s.unexplained(cmd.Verb, refusedIn(result.Failures, err), before)
 		s.settleRefusals(ctx, term, fl, refused)
@@ -85,11 +85,11 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 		Failures: result.Failures,
 		Cursor:   s.journal.Cursor(before),
 	}
-	a := answer{response: &response, refusal: err, command: command, token: token}
+	a := answer{response: &response, refusal: err, token: token}
 	end, recordErr := s.record(ctx, term, fl, a)
 	switch {
 	case recordErr != nil:
-		s.owe(a)
+		s.owe(fl, a)
 		return CommandResponse{}, nil, notRecorded(cmd, recordErr)
 	case err != nil:
 		return CommandResponse{}, nil, startedAllTheSame(err, result)
@@ -120,7 +120,6 @@ type answer struct {
 	response *CommandResponse
 	// refusal is the error that came beside changes.
 	refusal error
-	command attribution
 	token   *journal.Token
 }
 
@@ -137,18 +136,17 @@ func (s *Service) record(ctx context.Context, term *journal.Term, fl *flight, a 
 	if len(heard) == 0 && a.token == nil && !slices.ContainsFunc(a.response.Changes, s.outstanding) {
 		return s.journal.Head(), nil
 	}
-	now := time.Now().UTC()
 	var weights []weight
-	position, err := term.Update(ctx, func(tx *journal.Tx) error {
+	position, err := s.update(ctx, term, func(r *recording) error {
 		weights = weights[:0]
 		for _, n := range heard {
-			weights = append(weights, s.recordNotice(tx, n, now))
+			weights = append(weights, s.recordNotice(r, n))
 		}
 		for _, change := range a.response.Changes {
-			s.recordOwed(tx, change.ID, change.At, now, fl)
-			s.recordAnswer(tx, change, a, now)
+			s.recordOwed(r, change.ID, change.At, fl)
+			s.recordAnswer(r, change, fl.at(change.ID))
 		}
-		s.recordToken(tx, a)
+		s.recordToken(r.Tx, a)
 		return nil
 	})
 	for i, n := range heard {
@@ -176,8 +174,8 @@ func (s *Service) outstanding(change instance.StateChange) bool {
 
 // recordAnswer records one line of an answer: first what leads to the state in which
 // the call found the instance, if that was not known, then what the call changed.
-func (s *Service) recordAnswer(tx *journal.Tx, change instance.StateChange, a answer, now time.Time) {
-	known, found := tx.Get(change.ID)
+func (s *Service) recordAnswer(r *recording, change instance.StateChange, command attribution) {
+	known, found := r.Get(change.ID)
 	seen := sighting{occurredAt: change.At, source: instance.SourceAnswer}
 	switch {
 	case !found && change.After == nil:
@@ -185,19 +183,19 @@ func (s *Service) recordAnswer(tx *journal.Tx, change instance.StateChange, a an
 		return
 	case !found:
 		seen.image = foundAs(change.After, change)
-		reduce(tx, seen, now)
-		known, _ = tx.Get(change.ID)
-	case known.Position.Seq > a.command.before.Seq && overtook(known, change):
+		reduce(r, seen)
+		known, _ = r.Get(change.ID)
+	case known.Position.Seq > command.before.Seq && overtook(known, change):
 		return // the answer took so long that what it says was recorded before it
 	case known.Instance.State != change.Previous:
 		seen.image = foundAs(known.Instance, change)
-		seen.commands = s.suspects(known, change.ID, known.ChangedAt, change.At)
-		reduce(tx, seen, now)
+		seen.commands = s.suspects(change.ID, known.ChangedAt, change.At)
+		reduce(r, seen)
 	}
 	if change.Current != change.Previous {
-		seen.image, seen.commands = answered(known.Instance, change), []attribution{a.command}
+		seen.image, seen.commands = answered(known.Instance, change), []attribution{command}
 		seen.commands[0].target = change.Current
-		reduce(tx, seen, now)
+		reduce(r, seen)
 	}
 }
 

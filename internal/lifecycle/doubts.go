@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
-	"github.com/instanced/instanced/internal/journal"
 )
 
 // mostDoubts is how many commands are remembered for one instance: more than usually are in
@@ -59,7 +58,7 @@ func newDoubts() *doubts { return &doubts{instances: make(map[instance.ID][]doub
 func (d *doubts) add(id instance.ID, x doubt) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	x.command.until, x.command.explains = time.Now(), new(place)
+	x.command.until = time.Now()
 	list := d.instances[id]
 	if x.command.since.Before(d.from) || len(list) == mostDoubts {
 		return
@@ -115,12 +114,12 @@ func (d *doubts) forget() {
 
 // suspect says that a command may have changed instances although its outcome is not
 // known, and asks for a look at them.
-func (s *Service) suspect(ids []instance.ID, command attribution) {
-	if len(ids) == 0 || command.target == instance.StateUnspecified {
+func (s *Service) suspect(ids []instance.ID, fl *flight) {
+	if len(ids) == 0 || fl.command.target == instance.StateUnspecified {
 		return
 	}
 	for _, id := range ids {
-		s.doubts.add(id, doubt{command: command})
+		s.doubts.add(id, doubt{command: fl.at(id)})
 	}
 	s.looker.request(ids...)
 }
@@ -128,10 +127,10 @@ func (s *Service) suspect(ids []instance.ID, command attribution) {
 // owe says that what an answer changed could not be recorded. It is recorded before
 // whatever is next recorded of the same instances and happened later; a look at them sees
 // to it that it is.
-func (s *Service) owe(a answer) {
+func (s *Service) owe(fl *flight, a answer) {
 	for _, change := range a.response.Changes {
 		if change.Current != change.Previous {
-			s.doubts.add(change.ID, doubt{command: a.command, change: &change})
+			s.doubts.add(change.ID, doubt{command: fl.at(change.ID), change: &change})
 			s.looker.request(change.ID)
 		}
 	}
@@ -147,17 +146,17 @@ func (s *Service) owed(id instance.ID, at time.Time, except *flight) []doubt {
 
 // recordOwed records what was done to an instance before a time. What turns out to be
 // recorded already is left out.
-func (s *Service) recordOwed(tx *journal.Tx, id instance.ID, at, now time.Time, except *flight) {
+func (s *Service) recordOwed(r *recording, id instance.ID, at time.Time, except *flight) {
 	for _, x := range s.owed(id, at, except) {
-		if _, found := tx.Get(id); found {
-			s.recordAnswer(tx, *x.change, answer{command: x.command}, now)
+		if _, found := r.Get(id); found {
+			s.recordAnswer(r, *x.change, x.command)
 		}
 	}
 }
 
 // suspects returns the commands that may have changed an instance between two times, in a
 // way that is not known yet: those in flight, and those whose outcome is not known.
-func (s *Service) suspects(known journal.Record, id instance.ID, after, at time.Time) []attribution {
+func (s *Service) suspects(id instance.ID, after, at time.Time) []attribution {
 	list := append(s.flights.suspects(id, after, at), s.doubts.suspects(id, after, at)...)
-	return slices.DeleteFunc(list, func(c attribution) bool { return c.explained(known) })
+	return slices.DeleteFunc(list, func(c attribution) bool { return c.used.Load() })
 }

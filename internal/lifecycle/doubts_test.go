@@ -86,6 +86,31 @@ func TestACommandWithoutAnAnswerIsTheCauseOfOneStep(t *testing.T) {
 		"running -> stopping", "stopping -> stopped", "stopped -> pending", "pending -> running")
 }
 
+// The same of one that takes longer to be answered than is waited for.
+func TestACommandThatHangsIsTheCauseOfOneStep(t *testing.T) {
+	b := &recital{executed: make(chan instance.Verb), release: make(chan struct{})}
+	f := start(t, options{wrap: func(backend lifecycle.Backend) lifecycle.Backend { b.Backend = backend; return b }})
+	before := f.Cursor()
+	hanging := make(chan error, 1)
+	go func() {
+		_, err := f.Command(t.Context(), lifecycle.Caller{Principal: "starter"}, lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: []string{first}})
+		hanging <- err
+	}()
+	<-b.executed
+	f.wait(t, before, instance.StateRunning, first)
+	f.outside(t, sim.ActionStop)
+	f.wait(t, before, instance.StateStopped, first)
+	before = f.Cursor()
+	f.outside(t, sim.ActionStart)
+	f.wait(t, before, instance.StateRunning, first)
+	close(b.release)
+	if err := <-hanging; err != nil {
+		t.Error(err)
+	}
+	expect(t, steps(f.changes(t, first)), "stopped -> pending by starter", "pending -> running by starter",
+		"running -> stopping", "stopping -> stopped", "stopped -> pending", "pending -> running")
+}
+
 func TestWhatIsRememberedOfCommandsWithoutAnAnswerIsBounded(t *testing.T) {
 	f, release := unanswered(t, options{sim: sim.Config{Fleet: running(), Faults: []sim.Fault{{Kind: sim.NoticeLost}}}})
 	before := f.Cursor()

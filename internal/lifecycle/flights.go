@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -26,26 +27,9 @@ type attribution struct {
 	before journal.Position
 	// until is when it ended, if it has and nobody knows what it did; else zero.
 	until time.Time
-	// explains is the change of which it turned out to be the cause, zero for none, if it has
-	// ended; else nil. Updates of the journal alone, of which one runs at a time, use it.
-	explains *place
-}
-
-// place is that of a change of an instance in the log, or zero.
-type place struct {
-	seq   uint64
-	index uint32
-}
-
-func placeOf(r journal.Record) place { return place{r.Position.Seq, r.Index} }
-
-// explained reports whether what is known of an instance includes what the command did.
-func (a attribution) explained(known journal.Record) bool {
-	if a.explains == nil || a.explains.seq == 0 {
-		return false
-	}
-	is := placeOf(known)
-	return is.seq > a.explains.seq || is.seq == a.explains.seq && is.index >= a.explains.index
+	// used is whether it turned out to be the cause of a step of the instance; nil for one
+	// that may be of several.
+	used *atomic.Bool
 }
 
 // endedBefore reports whether the command had ended before a time.
@@ -93,11 +77,25 @@ type flights struct {
 
 // traffic is what is in flight for one instance.
 type traffic struct {
-	commands []*flight
+	commands []passage
 	// held are notices of the instance, oldest first.
 	held []instance.Notice
 	// awaited is whether somebody wants to hear when the instance is free.
 	awaited bool
+}
+
+// passage is a command at one instance.
+type passage struct {
+	*flight
+	// used is whether it turned out to be the cause of a step of the instance.
+	used *atomic.Bool
+}
+
+// does returns the command as what may have changed the instance.
+func (p passage) does() attribution {
+	c := p.command
+	c.used = p.used
+	return c
 }
 
 // flight is one command.
@@ -119,23 +117,38 @@ func newFlights() *flights {
 
 func (f *flights) begin(ids []instance.ID, command attribution) *flight {
 	fl := &flight{all: f, ids: ids, command: command}
+	used := make([]atomic.Bool, len(ids))
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, id := range ids {
+	for i, id := range ids {
 		t := f.instances[id]
 		if t == nil {
 			t = &traffic{}
 			f.instances[id] = t
 		}
-		t.commands = append(t.commands, fl)
+		t.commands = append(t.commands, passage{fl, &used[i]})
 	}
 	return fl
+}
+
+// at returns the command as what may have changed one of its instances.
+func (fl *flight) at(id instance.ID) attribution {
+	f := fl.all
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.instances[id]
+	return t.commands[t.index(fl)].does()
+}
+
+// index returns which of the commands at an instance one is, -1 for none.
+func (t *traffic) index(fl *flight) int {
+	return slices.IndexFunc(t.commands, func(p passage) bool { return p.flight == fl })
 }
 
 // blocks reports whether what happened at a time may be a command's doing, and is held
 // back for its sake.
 func (t *traffic) blocks(at, now time.Time) bool {
-	return slices.ContainsFunc(t.commands, func(fl *flight) bool {
+	return slices.ContainsFunc(t.commands, func(fl passage) bool {
 		c := fl.command
 		return c.target != instance.StateUnspecified && !at.Before(c.since) && (fl.answered || now.Sub(c.since) < patience)
 	})
@@ -162,7 +175,7 @@ func (f *flights) suspects(id instance.ID, after, at time.Time) (list []attribut
 	defer f.mu.Unlock()
 	if t := f.instances[id]; t != nil {
 		for _, fl := range t.commands {
-			c := fl.command
+			c := fl.does()
 			if c.target == instance.StateUnspecified || at.Before(c.since) {
 				continue
 			}
@@ -183,12 +196,12 @@ func (f *flights) owed(id instance.ID, at time.Time, except *flight) (list []dou
 	defer f.mu.Unlock()
 	if t := f.instances[id]; t != nil {
 		for _, fl := range t.commands {
-			if fl == except {
+			if fl.flight == except {
 				continue
 			}
 			for _, c := range fl.changes {
 				if c.ID == id && c.Previous != c.Current && c.At.Before(at) {
-					list = append(list, doubt{command: fl.command, change: &c})
+					list = append(list, doubt{command: fl.does(), change: &c})
 				}
 			}
 		}
@@ -255,7 +268,7 @@ func (fl *flight) end() {
 	signal := false
 	for _, id := range fl.ids {
 		t := f.instances[id]
-		i := slices.Index(t.commands, fl)
+		i := t.index(fl)
 		t.commands = slices.Delete(t.commands, i, i+1)
 		if len(t.commands) == 0 {
 			signal = signal || t.awaited || len(t.held) > 0
@@ -331,18 +344,18 @@ func (fl *flight) settle(ctx context.Context, changes []instance.StateChange) (h
 func (fl *flight) behind(t *traffic, c instance.StateChange) (ahead *flight) {
 	var last time.Time
 	for _, other := range t.commands {
-		if other == fl || other.command.target == instance.StateUnspecified {
+		if other.flight == fl || other.command.target == instance.StateUnspecified {
 			continue
 		}
 		if !other.answered {
 			if ahead == nil && !other.command.since.After(c.At) {
-				ahead = other
+				ahead = other.flight
 			}
 			continue
 		}
 		for _, o := range other.changes {
 			if o.ID == c.ID && o.At.Before(c.At) && o.At.After(last) && !sameFinding(o, c) {
-				ahead, last = other, o.At
+				ahead, last = other.flight, o.At
 			}
 		}
 	}

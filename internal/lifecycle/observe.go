@@ -83,12 +83,11 @@ func (s *Service) recordNotices(ctx context.Context, term *journal.Term, batch [
 	if len(ready) == 0 {
 		return
 	}
-	now := time.Now().UTC()
 	var weights []weight
-	_, err := term.Update(ctx, func(tx *journal.Tx) error {
+	_, err := s.update(ctx, term, func(r *recording) error {
 		weights = weights[:0]
 		for _, n := range ready {
-			weights = append(weights, s.recordNotice(tx, n, now))
+			weights = append(weights, s.recordNotice(r, n))
 		}
 		return nil
 	})
@@ -105,9 +104,9 @@ func (s *Service) recordNotices(ctx context.Context, term *journal.Term, batch [
 }
 
 // recordNotice records one notice, if it follows directly from what is known.
-func (s *Service) recordNotice(tx *journal.Tx, n instance.Notice, now time.Time) weight {
-	s.recordOwed(tx, n.ID, n.OccurredAt, now, nil)
-	known, found := tx.Get(n.ID)
+func (s *Service) recordNotice(r *recording, n instance.Notice) weight {
+	s.recordOwed(r, n.ID, n.OccurredAt, nil)
+	known, found := r.Get(n.ID)
 	w := needsLook
 	switch {
 	case found:
@@ -124,12 +123,12 @@ func (s *Service) recordNotice(tx *journal.Tx, n instance.Notice, now time.Time)
 		if known.ChangedAt.After(after) {
 			after = known.ChangedAt
 		}
-		reduce(tx, sighting{
+		reduce(r, sighting{
 			image:      image,
 			occurredAt: n.OccurredAt,
 			source:     n.Source,
-			commands:   s.suspects(known, n.ID, after, n.OccurredAt.Add(resolution(n))),
-		}, now)
+			commands:   s.suspects(n.ID, after, n.OccurredAt.Add(resolution(n))),
+		})
 	}
 	return w
 }

@@ -41,19 +41,19 @@ func (s *sighting) causeOf(from, to instance.State, before instance.Cause) (inst
 // it: nothing when they are the same, and every state that it must have passed
 // through otherwise, marked as inferred. With remove it is the one path by which
 // changes enter the journal.
-func reduce(tx *journal.Tx, s sighting, now time.Time) {
-	known, found := tx.Get(s.image.ID)
+func reduce(r *recording, s sighting) {
+	known, found := r.Get(s.image.ID)
 	at := s.occurredAt
 	if at.IsZero() {
-		at = now
+		at = r.now
 	}
 	if at.Before(known.ChangedAt) {
 		at = known.ChangedAt
 	}
-	seen := instance.Change{After: s.image, Source: s.source, OccurredAt: at, ObservedAt: now}
+	seen := instance.Change{After: s.image, Source: s.source, OccurredAt: at, ObservedAt: r.now}
 	if !found {
 		seen.Type = instance.ChangeAdded
-		tx.Append(seen)
+		r.Append(seen)
 		return
 	}
 	from, to, cause := known.Instance.State, s.image.State, known.Cause
@@ -67,7 +67,7 @@ func reduce(tx *journal.Tx, s sighting, now time.Time) {
 	case from == to:
 		if !known.Instance.Equal(s.image) {
 			seen.Type, seen.Cause = instance.ChangeAttributes, attributesCause(known, s.image)
-			tx.Append(seen)
+			r.Append(seen)
 		}
 		return
 	}
@@ -75,9 +75,9 @@ func reduce(tx *journal.Tx, s sighting, now time.Time) {
 		// Nothing leads out of terminated, so what was known was another instance.
 		gone := seen
 		gone.Type, gone.Before, gone.After, gone.Inferred = instance.ChangeRemoved, known.Instance, nil, true
-		tx.Append(gone)
+		r.Append(gone)
 		seen.Type = instance.ChangeAdded
-		tx.Append(seen)
+		r.Append(seen)
 		return
 	}
 	s.commands = slices.DeleteFunc(s.commands, func(c attribution) bool { return c.beliedBy(known.Instance, s.image) })
@@ -89,11 +89,8 @@ func reduce(tx *journal.Tx, s sighting, now time.Time) {
 		if i < len(path)-1 {
 			step.Inferred, step.After = true, passing(known.Instance, state)
 		}
-		tx.Append(step)
-		if command.explains != nil {
-			is, _ := tx.Get(s.image.ID)
-			*command.explains = placeOf(is)
-		}
+		r.Append(step)
+		r.use(command)
 		from = state
 	}
 }
@@ -112,18 +109,18 @@ func restarted(known journal.Record, image *instance.Instance) bool {
 }
 
 // remove records that the backend no longer knows an instance.
-func remove(tx *journal.Tx, known journal.Record, now time.Time) {
+func remove(r *recording, known journal.Record) {
 	change := instance.Change{
 		Type:       instance.ChangeRemoved,
 		Before:     known.Instance,
 		Source:     instance.SourceReconcile,
-		OccurredAt: now,
-		ObservedAt: now,
+		OccurredAt: r.now,
+		ObservedAt: r.now,
 	}
 	if known.Instance.State == instance.StateTerminated {
 		change.Cause = known.Cause
 	}
-	tx.Append(change)
+	r.Append(change)
 }
 
 // passing returns the instance as it must have been in a state that nobody saw it in.
