@@ -125,14 +125,21 @@ func BenchmarkOpen(b *testing.B) {
 	}
 }
 
-// fillLog records changes in batches of so many until the log has grown by size.
+// fillLog records changes in batches of so many until the log has grown by size. Part of
+// each cannot be packed.
 func fillLog(b *testing.B, term *Term, size, changes int) {
 	b.Helper()
+	various := make([]string, 4096)
+	for i := range various {
+		various[i] = noise(128)
+	}
 	j := term.journal
 	for target, turn := j.Stats().Bytes+uint64(size), 0; j.Stats().Bytes < target; turn++ {
 		_, err := term.Update(b.Context(), func(tx *Tx) error {
 			for n := range changes {
-				tx.Append(change(id(n), instance.States()[turn%6]))
+				c := change(id(n), instance.States()[turn%6])
+				c.After.Tags["noise"] = various[(turn*changes+n)%len(various)]
+				tx.Append(c)
 			}
 			return nil
 		})
