@@ -54,7 +54,7 @@ func newClient(cfg Config) *client {
 			o.Credentials = sourced{o.Credentials}
 		}
 	})
-	return &client{api: api, region: cfg.AWS.Region, timeout: cfg.CallTimeout, log: cfg.Logger, reach: &reach{}}
+	return &client{api: api, region: cfg.AWS.Region, timeout: cfg.CallTimeout, log: cfg.Logger, reach: &reach{fresh: cfg.CallTimeout + lossFresh}}
 }
 
 // fail interprets an error, and says aloud what only the operator can mend.

@@ -75,6 +75,12 @@ func swallowed(connections int) func(context.Context) error {
 	}
 }
 
+// silent is how calls end when connections come about and nothing is ever answered.
+func silent(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 func TestEC2OutOfReachForTenMinutes(t *testing.T) {
 	for _, way := range []struct {
 		name string
@@ -82,16 +88,20 @@ func TestEC2OutOfReachForTenMinutes(t *testing.T) {
 		// first bounds how long a refusal takes to those who came before it was known, later
 		// to all others: what tries whether EC2 is back takes so long.
 		first, later time.Duration
+		// back is after how long everything is compared once EC2 is back: another try of the
+		// comparison that is under way takes as long as a call may.
+		back time.Duration
 	}{
-		{"connections are refused", refused, time.Second, time.Second},
-		{"packets are swallowed", swallowed(4), 27 * time.Second, 6 * time.Second},
+		{"connections are refused", refused, time.Second, time.Second, 15 * time.Second},
+		{"packets are swallowed", swallowed(4), 27 * time.Second, 6 * time.Second, 15 * time.Second},
+		{"connections are silent", silent, 29 * time.Second, 21 * time.Second, 25 * time.Second},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			dir := t.TempDir()
 			synctest.Test(t, func(t *testing.T) {
 				o := newOutage(t, dir)
 				defer o.end()
-				o.lasts(10*time.Minute, way.away, way.first, way.later)
+				o.lasts(10*time.Minute, way.away, way.first, way.later, way.back)
 			})
 		})
 	}
@@ -246,7 +256,7 @@ func (o *outage) start(ctx context.Context, n int, gone time.Time) (p persistent
 // lasts takes EC2 away for a time, with a thousand callers and waiters around, and looks
 // at what they see then and afterwards. The lower half of the instances is stopped, the
 // upper one running.
-func (o *outage) lasts(d time.Duration, away func(context.Context) error, first, later time.Duration) {
+func (o *outage) lasts(d time.Duration, away func(context.Context) error, first, later, within time.Duration) {
 	const half, wanted, arriving, changed = outageFleet / 2, 100, 20, 50
 	ctx, cancel := context.WithCancel(o.Context())
 	var running, callers sync.WaitGroup
@@ -313,13 +323,13 @@ func (o *outage) lasts(d time.Duration, away func(context.Context) error, first,
 
 	back := time.Now()
 	o.far.set(nil)
-	// A try that is under way takes as long as a connection may, the next one comes after
-	// another five seconds. Then the buckets bound the commands, and one call after the
+	// A try that is under way takes as long as a connection or a call may, the next one comes
+	// after another five seconds. Then the buckets bound the commands, and one call after the
 	// other is for what is looked at, at most two in a second.
-	time.Sleep(15 * time.Second)
-	soon := o.calls(back)
-	if !o.layer.LastReconciled().After(compared) || soon["StartInstances"] > 5+2*15 || soon["DescribeInstances"] > 2*15 {
-		o.Errorf("15 s after the return EC2 was called %v, everything compared at %v", soon, o.layer.LastReconciled())
+	time.Sleep(within)
+	soon, seconds := o.calls(back), int(within/time.Second)
+	if !o.layer.LastReconciled().After(compared) || soon["StartInstances"] > 5+2*seconds || soon["DescribeInstances"] > 2*seconds {
+		o.Errorf("%v after the return EC2 was called %v, everything compared at %v", within, soon, o.layer.LastReconciled())
 	}
 	callers.Wait()
 	time.Sleep(time.Minute) // the last of them arrive
@@ -330,8 +340,8 @@ func (o *outage) lasts(d time.Duration, away func(context.Context) error, first,
 			all.accepted = p.accepted
 		}
 	}
-	o.Logf("in %v EC2 was called %v, in the 15 s after it %v; %d commands were refused, within %v at the beginning and %v later; the last was accepted %v after the return",
-		d, during, soon, all.refusals, all.first, all.later, all.accepted.Sub(back))
+	o.Logf("in %v EC2 was called %v, in the %v after it %v; %d commands were refused, within %v at the beginning and %v later; the last was accepted %v after the return",
+		d, during, within, soon, all.refusals, all.first, all.later, all.accepted.Sub(back))
 	if all.first > first || all.later > later {
 		o.Errorf("a refusal took %v at the beginning, %v later", all.first, all.later)
 	}
@@ -383,6 +393,17 @@ func (o *outage) check(events []*instancedv1.Event, from, to int) {
 	}
 }
 
+// outOfReach takes EC2 away until that is known. The last to notice was the start of an
+// instance, one to two seconds ago.
+func outOfReach(t *testing.T, d *distance, b *Backend) {
+	t.Helper()
+	d.set(refused)
+	for range 4 {
+		_ = execute(t.Context(), b, start(id(1)))[0].refusedAs(t)
+		time.Sleep(time.Second)
+	}
+}
+
 func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
 	bubble(t, "a connection that does not come about", func(t *testing.T) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
@@ -398,14 +419,10 @@ func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
 	})
 	bubble(t, "long ago", func(t *testing.T) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
-		b := connect(t, &endpoint{answer: d.answer})
-		d.set(refused)
-		for range 4 {
-			_ = execute(t.Context(), b, start(id(1)))[0].refusedAs(t)
-			time.Sleep(time.Second)
-		}
+		b := connect(t, &endpoint{answer: d.answer, latency: always(50 * time.Millisecond)})
+		outOfReach(t, d, b)
 		d.set(nil)
-		time.Sleep(lossFresh)
+		time.Sleep(b.cfg.CallTimeout + lossFresh)
 		for i, o := range execute(t.Context(), b, start(id(1)), start(id(2))) {
 			if o.err != nil {
 				t.Errorf("caller %d: %v", i, o.err)
@@ -416,11 +433,7 @@ func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}}})}}
 		e := &endpoint{answer: d.answer}
 		b := connect(t, e)
-		d.set(refused)
-		for range 4 {
-			_ = execute(t.Context(), b, start(id(1)))[0].refusedAs(t)
-			time.Sleep(time.Second)
-		}
+		outOfReach(t, d, b)
 		if n := len(e.of(instance.VerbStart)); n > 3 {
 			t.Errorf("%d calls, although EC2 was known to be out of reach", n)
 		}
@@ -433,6 +446,140 @@ func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
 		}
 		if o := execute(t.Context(), b, start(id(1)))[0]; o.err != nil {
 			t.Error(o.err)
+		}
+	})
+}
+
+func TestOldAndHurriedFailuresRefuseNobody(t *testing.T) {
+	setUp := func(t *testing.T) (*distance, *Backend) {
+		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
+		return d, connect(t, &endpoint{answer: d.answer})
+	}
+	accepted := func(t *testing.T, b *Backend, n int) {
+		t.Helper()
+		if o := execute(t.Context(), b, start(id(n)))[0]; o.err != nil {
+			t.Error(o.err)
+		}
+	}
+	bubble(t, "a call from before an answer", func(t *testing.T) {
+		d, b := setUp(t)
+		d.set(silent)
+		ctx, cancel := context.WithCancel(t.Context())
+		var comparing sync.WaitGroup
+		defer comparing.Wait()
+		defer cancel()
+		comparing.Go(func() { _, _ = b.Describe(ctx, instance.DescribeQuery{All: true}) })
+		time.Sleep(time.Second)
+		d.set(nil)
+		accepted(t, b, 1)
+		// What the comparison asks again when its first call has failed is not answered
+		// either.
+		d.set(silent)
+		time.Sleep(b.cfg.CallTimeout + lossSure)
+		d.set(nil)
+		accepted(t, b, 2)
+	})
+	bubble(t, "calls whose caller leaves", func(t *testing.T) {
+		d, b := setUp(t)
+		d.set(silent)
+		for range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if _, err := b.Describe(ctx, instance.DescribeQuery{IDs: []instance.ID{id(1)}}); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			cancel()
+		}
+		d.set(nil)
+		accepted(t, b, 1)
+	})
+}
+
+func TestEverybodyElseIsRefusedAtOnceWhileATryHangs(t *testing.T) {
+	bubble(t, "for four minutes", func(t *testing.T) {
+		const seconds = 240
+		e := &endpoint{answer: func(ctx context.Context, _ call) (reply, error) { return reply{}, silent(ctx) }}
+		b := connect(t, e)
+		ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second)
+		defer cancel()
+		var all sync.WaitGroup
+		all.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = b.Describe(ctx, instance.DescribeQuery{All: true})
+			}
+		})
+		var waited [seconds]bool
+		for n := range seconds {
+			all.Go(func() {
+				asked := time.Now()
+				_, _ = b.Execute(ctx, start(id(n)))
+				waited[n] = time.Since(asked) > 0
+			})
+			pause(ctx, time.Second)
+		}
+		all.Wait()
+		known := int((b.cfg.CallTimeout + lossSure) / time.Second)
+		last := known
+		for n := known + 1; n < seconds; n++ {
+			if waited[n] && n-last < int(probing/time.Second) {
+				t.Errorf("who came after %d s waited, and so did one %d s before", n, n-last)
+			}
+			if waited[n] {
+				last = n
+			}
+		}
+		if last == known {
+			t.Error("nobody tried")
+		}
+	})
+	bubble(t, "also when the try comes late", func(t *testing.T) {
+		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
+		b := connect(t, &endpoint{answer: d.answer})
+		outOfReach(t, d, b)
+		d.set(silent)
+		time.Sleep(b.cfg.CallTimeout + lossFresh - 4*time.Second)
+		hanging := background(t.Context(), b, start(id(1)))
+		time.Sleep(probing - time.Second)
+		began := time.Now()
+		if o, took := execute(t.Context(), b, start(id(2)))[0], time.Since(began); o.refusedAs(t).OutcomeUnknown || took > 0 {
+			t.Errorf("refused after %v: %v", took, o.err)
+		}
+		_ = hanging().refusedAs(t)
+	})
+}
+
+func TestWhatATryCameTo(t *testing.T) {
+	setUp := func(t *testing.T) (*distance, *endpoint, *Backend) {
+		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}}})}}
+		e := &endpoint{answer: d.answer}
+		b := connect(t, e)
+		outOfReach(t, d, b)
+		time.Sleep(probing)
+		return d, e, b
+	}
+	bubble(t, "is not looked into if EC2 does not answer", func(t *testing.T) {
+		d, e, b := setUp(t)
+		d.set(silent)
+		began := time.Now()
+		o := execute(t.Context(), b, start(id(1)))[0]
+		if took := time.Since(began); !o.refusedAs(t).OutcomeUnknown || took != b.cfg.CallTimeout {
+			t.Errorf("refused after %v: %v", took, o.err)
+		}
+		if n := len(e.of(actionDescribe)); n > 0 {
+			t.Errorf("EC2 was asked %d times", n)
+		}
+	})
+	bubble(t, "is looked into if its connection breaks", func(t *testing.T) {
+		d, e, b := setUp(t)
+		d.set(nil)
+		e.answer = func(ctx context.Context, c call) (reply, error) {
+			r, err := d.answer(ctx, c)
+			if c.action != string(actionDescribe) {
+				return reply{}, errLost
+			}
+			return r, err
+		}
+		if o := execute(t.Context(), b, start(id(1)))[0]; o.err != nil || o.result.Changes[0].Current != instance.StatePending {
+			t.Errorf("it came to %+v", o)
 		}
 	})
 }

@@ -272,13 +272,7 @@ func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance
 	for _, id := range ids {
 		was[id] = r.b.book.state(id)
 	}
-	var seen map[instance.ID]sight
-	var failed error
-	if away := r.b.client.reach.known(); away != nil {
-		failed = away
-	} else {
-		seen, failed = r.b.look(ctx, ids)
-	}
+	seen, failed := r.lookAfter(ctx, ids, f)
 	if failed != nil {
 		err := f.unknownOutcome()
 		err.Cause = failed
@@ -305,6 +299,21 @@ func (r *round) see(ctx context.Context, group []unit, f *failure) (map[instance
 		}
 	}
 	return seen, true
+}
+
+// lookAfter describes instances after a call that failed. If EC2 did not answer that, most
+// likely it does not answer this either, and callers are to be told before their own time
+// is over.
+func (r *round) lookAfter(ctx context.Context, ids []instance.ID, f *failure) (map[instance.ID]sight, error) {
+	if f.unreached {
+		if away := r.b.client.reach.known(); away != nil {
+			return nil, away
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, lookTimeout)
+		defer cancel()
+	}
+	return r.b.look(ctx, ids)
 }
 
 // rebooted returns the states of instances whose reboot EC2 accepted: running, or

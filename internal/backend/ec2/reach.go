@@ -14,8 +14,10 @@ const (
 	// lossSure is for how long calls must not have arrived before EC2 counts as out of reach:
 	// one that does not says little.
 	lossSure = 2 * time.Second
-	// lossFresh is how long a call that did not arrive says anything.
-	lossFresh = 15 * time.Second
+	// lossFresh is how long EC2 stays known to be out of reach after what was let through last
+	// has taken all the time that a call may. Where calls hang, what is known must not be
+	// forgotten between the failures of two comparisons, which are 35 seconds apart then.
+	lossFresh = 20 * time.Second
 	// probing is how often a command or a question about instances tries while EC2 is out of
 	// reach, unless something else has. The comparison of everything always does.
 	probing = 5 * time.Second
@@ -27,13 +29,14 @@ const (
 type reach struct {
 	// lost is called while EC2 is out of reach, whenever a call did not arrive.
 	lost func(*instance.Error)
+	// fresh is how long EC2 stays known to be out of reach after it was tried last.
+	fresh time.Duration
 
 	mu    sync.Mutex
 	heard time.Time // when EC2 last answered
 	since time.Time // when it was first noticed that a call did not arrive; zero after an answer
 	what  string    // what did not answer
-	last  time.Time // when it was noticed last
-	tried time.Time // that, or when something was last let through
+	tried time.Time // when it was noticed last, or something was let through
 }
 
 // note takes note of how a call ended that began at a time; f is nil if it went well.
@@ -45,10 +48,10 @@ func (r *reach) note(ctx context.Context, began time.Time, f *failure) {
 	case f == nil || f.answered:
 		r.heard, r.since = now, time.Time{}
 	case f.unreached && ctx.Err() == nil && !began.Before(r.heard):
-		if r.since.IsZero() || now.Sub(r.last) >= lossFresh {
+		if r.since.IsZero() || now.Sub(r.tried) >= r.fresh {
 			r.since = now
 		}
-		r.last, r.tried, r.what = now, now, "EC2"
+		r.tried, r.what = now, "EC2"
 		if _, none := errors.AsType[*credentialsError](f.err.Cause); none {
 			r.what = "the source of this service's own credentials"
 		}
@@ -82,7 +85,7 @@ func (r *reach) known() *instance.Error {
 
 // away is known for those who hold the lock.
 func (r *reach) away(now time.Time) *instance.Error {
-	if r.since.IsZero() || now.Sub(r.since) < lossSure || now.Sub(r.last) >= lossFresh {
+	if r.since.IsZero() || now.Sub(r.since) < lossSure || now.Sub(r.tried) >= r.fresh {
 		return nil
 	}
 	return &instance.Error{

@@ -16,6 +16,9 @@ const (
 	// firstPause is how long a round waits before it repeats a call that came to nothing;
 	// it doubles.
 	firstPause = 100 * time.Millisecond
+	// lookTimeout is how long it may take to see what became of a call that EC2 did not
+	// answer in time. Together they take less than the deadline of callers that bring none.
+	lookTimeout = 7 * time.Second
 )
 
 // round is a batch on its way: the calls that it takes until every caller has an outcome.
