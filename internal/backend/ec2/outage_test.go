@@ -584,6 +584,41 @@ func TestWhatATryCameTo(t *testing.T) {
 	})
 }
 
+func TestWhoIsTurnedAwayComesBackInItsOwnTime(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		const callers = 20
+		e := &endpoint{answer: func(ctx context.Context, _ call) (reply, error) { return reply{}, silent(ctx) }}
+		b := connect(t, e)
+		var hanging, waiting []func() outcome
+		for n := range mostRounds {
+			hanging = append(hanging, background(t.Context(), b, start(id(n))))
+			time.Sleep(overtake)
+		}
+		for n := range callers {
+			waiting = append(waiting, background(t.Context(), b, start(id(mostRounds+n))))
+		}
+		delays := make(map[time.Duration]bool)
+		told := func(err *instance.Error) {
+			if err.RetryAfter < retryUnavailable || err.RetryAfter > 2*probing {
+				t.Errorf("%v, to be tried again after %v", err, err.RetryAfter)
+			}
+			delays[err.RetryAfter] = true
+		}
+		for _, w := range waiting {
+			told(w().refusedAs(t))
+		}
+		for range callers {
+			told(execute(t.Context(), b, start(id(0)))[0].refusedAs(t))
+		}
+		if len(delays) < 2*callers-1 {
+			t.Errorf("%d callers have %d delays", 2*callers, len(delays))
+		}
+		for _, h := range hanging {
+			_ = h().refusedAs(t)
+		}
+	})
+}
+
 func TestWhoWaitsIsTurnedAwayOnceEC2IsOutOfReach(t *testing.T) {
 	bubble(t, "behind calls that hang", func(t *testing.T) {
 		var fleet []sim.Spec

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -28,7 +29,7 @@ const (
 // for concurrent use.
 type reach struct {
 	// lost is called while EC2 is out of reach, whenever a call did not arrive.
-	lost func(*instance.Error)
+	lost func()
 	// fresh is how long EC2 stays known to be out of reach after it was tried last.
 	fresh time.Duration
 
@@ -56,10 +57,10 @@ func (r *reach) note(ctx context.Context, began time.Time, f *failure) {
 			r.what = "the source of this service's own credentials"
 		}
 	}
-	err := r.away(now)
+	away := r.away(now) != nil
 	r.mu.Unlock()
-	if err != nil && f.unreached {
-		r.lost(err)
+	if away && f.unreached {
+		r.lost()
 	}
 }
 
@@ -83,31 +84,38 @@ func (r *reach) known() *instance.Error {
 	return r.away(time.Now())
 }
 
-// away is known for those who hold the lock.
+// away is known for those who hold the lock. To return at different times spreads those
+// who are refused together.
 func (r *reach) away(now time.Time) *instance.Error {
 	if r.since.IsZero() || now.Sub(r.since) < lossSure || now.Sub(r.tried) >= r.fresh {
 		return nil
 	}
+	wait := max(retryUnavailable, probing-now.Sub(r.tried))
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
 		Reason:     reasonUnreachable,
 		Message:    fmt.Sprintf("%s cannot be reached since %s; nothing was changed by this call", r.what, r.since.UTC().Format(time.DateTime+" GMT")),
-		RetryAfter: max(retryUnavailable, probing-now.Sub(r.tried)),
+		RetryAfter: wait + rand.N(wait), //nolint:gosec // to spread load takes no secret
 	}
 }
 
 // turnAway refuses all who wait for a call.
-func (b *Backend) turnAway(err *instance.Error) {
+func (b *Backend) turnAway() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, d := range b.desks {
 		for _, l := range d.lanes {
 			for len(l.waiting) > 0 {
+				away := b.client.reach.known()
+				if away == nil {
+					// An answer has come meanwhile.
+					return
+				}
 				c := l.waiting[0]
 				units := c.units(c.waiting)
 				d.leave(c)
 				for _, u := range units {
-					u.settle(nil, u.ids, err)
+					u.settle(nil, u.ids, away)
 				}
 			}
 		}
