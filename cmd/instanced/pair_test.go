@@ -136,7 +136,8 @@ func (s *service) ask(args ...string) (stdout, stderr string, status int) {
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
 	if cmd.ProcessState == nil {
-		s.t.Fatal(err)
+		s.t.Error(err)
+		return "", "", -1
 	}
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
@@ -171,11 +172,19 @@ func eventually(t *testing.T, what string, holds func() bool) {
 // within is eventually for what may take longer, or must not take so long.
 func within(t *testing.T, d time.Duration, what string, holds func() bool) {
 	t.Helper()
+	if !comesAbout(d, holds) {
+		t.Fatalf("it never came about that %s", what)
+	}
+}
+
+// comesAbout is within for goroutines that are not the test's own, which must not end it.
+func comesAbout(d time.Duration, holds func() bool) bool {
 	for deadline := time.Now().Add(d); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("it never came about that %s", what)
+			return false
 		}
 	}
+	return true
 }
 
 // road leads to an EC2 endpoint, counts the calls that take it, and can be closed.
