@@ -165,6 +165,9 @@ func BenchmarkBesideParked(b *testing.B) {
 	var received atomic.Int64
 	for i := range others - sampled {
 		next := receiveBytes(b, conns[i%len(conns)], &instancedv1.WatchInstancesRequest{FromNow: true})
+		if _, err := next(); err != nil { // it stands from its first message on
+			b.Fatal(err)
+		}
 		go func() {
 			for {
 				n, err := next()
