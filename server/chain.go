@@ -109,11 +109,11 @@ func (c chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 // that it changes for one among those that last when its first request has come.
 type streamIn struct {
 	grpc.ServerStream
-	ctx      context.Context
-	call     call
-	gate     gate
-	ticket   ticket
-	admitted bool
+	ctx  context.Context
+	call call
+	gate gate
+	// ticket is zero for one that was not admitted.
+	ticket ticket
 	// speaks is whether its caller may speak for as long as it lasts.
 	speaks bool
 }
@@ -128,13 +128,12 @@ func (c chain) enterStream(ss grpc.ServerStream, info *grpc.StreamServerInfo) (*
 	var err error
 	if in.ctx, err = c.enter(identify(ss.Context()), &in.call); err == nil {
 		in.ticket, err = c.gate.admission.admit(callerOf(in.ctx).Principal, connectionOf(in.ctx))
-		in.admitted = err == nil
 	}
 	return in, err
 }
 
 func (c chain) leaveStream(in *streamIn, err error) error {
-	if in.admitted {
+	if in.ticket.admission != nil {
 		in.ticket.leave()
 	}
 	return c.leave(in.ctx, &in.call, err)
