@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// recordTimeout bounds how long a command waits for its answer to be recorded. The
-	// answer is recorded all the same when the caller leaves.
+	// recordTimeout bounds how long a caller waits until what it did is recorded. The
+	// answer of a command is recorded all the same when the caller leaves.
 	recordTimeout = 30 * time.Second
 	// recordMargin is what is left of the caller's deadline to say that the answer could
 	// not be recorded in time.
@@ -126,11 +126,7 @@ type answer struct {
 // record writes what an answer changed, what was heard of the instances before, and the
 // answer itself when there is a token.
 func (s *Service) record(ctx context.Context, term *journal.Term, fl *flight, a answer) (journal.Position, error) {
-	timeout := recordTimeout
-	if deadline, ok := ctx.Deadline(); ok {
-		timeout = min(timeout, max(recordMargin, time.Until(deadline)-recordMargin))
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime(ctx))
 	defer cancel()
 	heard := fl.settle(ctx, a.response.Changes)
 	if len(heard) == 0 && a.token == nil && !slices.ContainsFunc(a.response.Changes, s.outstanding) {
@@ -157,6 +153,15 @@ func (s *Service) record(ctx context.Context, term *journal.Term, fl *flight, a 
 		}
 	}
 	return position, err
+}
+
+// recordTime is how long recording may take on behalf of a caller: so long that it can still
+// be told that it took too long.
+func recordTime(ctx context.Context) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(recordTimeout, max(recordMargin, time.Until(deadline)-recordMargin))
+	}
+	return recordTimeout
 }
 
 // outstanding reports whether the journal does not say yet what a line of an answer says.

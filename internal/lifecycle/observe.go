@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -384,25 +385,53 @@ func (s *Service) reconcile(ctx context.Context, how trust) error {
 }
 
 // Refresh looks at instances at the backend now and records what is seen, for callers
-// who have just changed them there. The cursor is behind what was recorded.
+// who have just changed them there. The cursor is behind what was recorded. While the
+// backend or the journal does not respond it tries again, until ctx or 30 seconds are
+// over; the error is then that of the last attempt.
 func (s *Service) Refresh(ctx context.Context, ids []instance.ID) (cursor string, err error) {
-	if _, err := s.owner(); err != nil {
-		return "", err
-	}
-	if err := s.looker.look(ctx, ids, cautious); err != nil {
-		return "", err
-	}
-	return s.Cursor(), nil
+	return s.retryRecord(ctx, func(ctx context.Context) error {
+		return s.looker.look(ctx, ids, cautious)
+	})
 }
 
 // Reconcile compares everything with the backend now, for callers who have just set it
-// to something else: however surprising, what it describes is believed.
+// to something else: however surprising, what it describes is believed. It retries as
+// Refresh does.
 func (s *Service) Reconcile(ctx context.Context) (cursor string, err error) {
-	if _, err := s.owner(); err != nil {
-		return "", err
+	return s.retryRecord(ctx, func(ctx context.Context) error {
+		return s.reconcile(ctx, certain)
+	})
+}
+
+// retryRecord calls record, which records what the backend describes, until it succeeds,
+// fails for good, or the time that recording may take is over.
+func (s *Service) retryRecord(ctx context.Context, record func(context.Context) error) (cursor string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTime(ctx))
+	defer cancel()
+	for {
+		if _, notOwner := s.owner(); notOwner != nil {
+			return "", notOwner
+		}
+		failed := record(ctx)
+		if failed == nil {
+			return s.Cursor(), nil
+		}
+		if err == nil || ctx.Err() == nil { // else the attempt before says why time ran out
+			err = failed
+		}
+		if !transient(err) {
+			return "", err
+		}
+		select {
+		case <-time.After(retryLook):
+		case <-ctx.Done():
+			return "", err
+		}
 	}
-	if err := s.reconcile(ctx, certain); err != nil {
-		return "", err
-	}
-	return s.Cursor(), nil
+}
+
+// transient reports whether what failed may succeed by itself when it is tried again.
+func transient(err error) bool {
+	e, ok := errors.AsType[*instance.Error](err)
+	return ok && e.Kind == instance.KindUnavailable
 }

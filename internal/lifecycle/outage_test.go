@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -247,6 +249,53 @@ func recite(t *testing.T, verbs []instance.Verb, config sim.Config) *fixture {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// silentBackend does not describe anything for a while.
+type silentBackend struct {
+	lifecycle.Backend
+	// failures is how many descriptions still fail.
+	failures atomic.Int64
+}
+
+func (s *silentBackend) Describe(ctx context.Context, q instance.DescribeQuery) (instance.DescribePage, error) {
+	if s.failures.Add(-1) >= 0 {
+		return instance.DescribePage{}, &instance.Error{Kind: instance.KindUnavailable, Reason: "BACKEND_UNAVAILABLE", Message: "it is silent"}
+	}
+	return s.Backend.Describe(ctx, q)
+}
+
+func TestRefreshAndReconcileOutlastWhatHealsWithinTheirDeadline(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		record func(context.Context, *fixture) error
+	}{
+		{"refresh", func(ctx context.Context, f *fixture) error {
+			_, err := f.Refresh(ctx, []instance.ID{first})
+			return err
+		}},
+		{"reconcile", func(ctx context.Context, f *fixture) error {
+			_, err := f.Reconcile(ctx)
+			return err
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			b := &silentBackend{}
+			f := start(t, options{wrap: func(inner lifecycle.Backend) lifecycle.Backend { b.Backend = inner; return b }})
+			b.failures.Store(2)
+			if err := tc.record(t.Context(), f); err != nil {
+				t.Errorf("got %v, want that it is tried until the backend responds", err)
+			}
+			b.failures.Store(math.MaxInt64)
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+			if err := tc.record(ctx, f); reasonOf(err) != "BACKEND_UNAVAILABLE" || ctx.Err() != nil {
+				t.Errorf("got %v, want before the deadline why it is not recorded", err)
+			}
+			b.failures.Store(0)
+		})
+	}
 }
 
 func TestAProcessThatIsNotTheOwnerServesReads(t *testing.T) {
