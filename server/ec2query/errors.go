@@ -23,7 +23,7 @@ const (
 	codeMismatch           = "IdempotentParameterMismatch"
 )
 
-// statuses holds the status of each code that has not 400.
+// statuses holds the status of each code that has one of its own.
 var statuses = map[string]int{
 	codeAuthFailure:                        http.StatusUnauthorized,
 	"OptInRequired":                        http.StatusUnauthorized,
@@ -37,6 +37,8 @@ var statuses = map[string]int{
 	"MethodNotAllowed":                     http.StatusMethodNotAllowed,
 	instance.CodeInsufficientCapacity:      http.StatusInternalServerError,
 	"InsufficientCapacity":                 http.StatusInternalServerError,
+	"InsufficientAddressCapacity":          http.StatusInternalServerError,
+	"InsufficientVolumeCapacity":           http.StatusInternalServerError,
 	"InsufficientHostCapacity":             http.StatusInternalServerError,
 	"InsufficientReservedInstanceCapacity": http.StatusInternalServerError,
 	instance.CodeInternalError:             http.StatusInternalServerError,
@@ -66,7 +68,7 @@ func refusalOf(err error, requestID string) refusal {
 	switch {
 	case ok && (e.Kind != instance.KindInternal || e.Reason != "" && e.Code == ""):
 		code := codeOf(e)
-		return refusal{status: statusOf(code), code: code, message: messageOf(e), reason: e.Reason, retryAfter: e.RetryAfter}
+		return refusal{status: statusOf(e, code), code: code, message: messageOf(e), reason: e.Reason, retryAfter: e.RetryAfter}
 	case ok:
 	case errors.Is(err, context.Canceled):
 		return unavailable("The caller cancelled the call; whether anything was changed is unknown.", "CANCELED")
@@ -84,9 +86,16 @@ func unavailable(message, reason string) refusal {
 	return refusal{status: http.StatusServiceUnavailable, code: instance.CodeServiceUnavailable, message: message, reason: reason}
 }
 
-func statusOf(code string) int {
-	if status, ok := statuses[code]; ok {
+// statusOf returns the status of an error. A code that is in no table, because it is one that
+// EC2 has had for shorter than this program, has the status that makes an SDK do what it does
+// when EC2 says so: try again what EC2 failed to do, and what it throttles.
+func statusOf(e *instance.Error, code string) int {
+	status, ok := statuses[code]
+	switch {
+	case ok:
 		return status
+	case e.Kind == instance.KindUnavailable, e.Kind == instance.KindExhausted && e.RetryAfter > 0:
+		return http.StatusServiceUnavailable
 	}
 	return http.StatusBadRequest
 }
@@ -178,7 +187,7 @@ func (r refusal) loudness() slog.Level {
 	switch {
 	case r.reason == reasonDraining || r.reason == "CANCELED":
 		return slog.LevelInfo
-	case r.status == http.StatusServiceUnavailable, r.code == instance.CodeInsufficientCapacity:
+	case r.status == http.StatusServiceUnavailable, strings.HasPrefix(r.code, "Insufficient"):
 		return slog.LevelWarn
 	case r.status >= http.StatusInternalServerError:
 		return slog.LevelError

@@ -41,6 +41,10 @@ func TestErrorsBecomeWhatAnSDKActsOnRightly(t *testing.T) {
 		"EC2 is broken":                  {&instance.Error{Kind: instance.KindUnavailable, Code: "InternalError", Message: "m"}, 500, "InternalError", "m", slog.LevelError},
 		"EC2 lacks capacity":             {&instance.Error{Kind: instance.KindExhausted, Code: "InsufficientInstanceCapacity", Message: "m"}, 500, "InsufficientInstanceCapacity", "m", slog.LevelWarn},
 		"EC2 lacks something else":       {&instance.Error{Kind: instance.KindExhausted, Code: "VcpuLimitExceeded", Message: "m"}, 400, "VcpuLimitExceeded", "m", slog.LevelInfo},
+		"EC2 fails in a new way":         {&instance.Error{Kind: instance.KindUnavailable, Code: "FutureFailure", OutcomeUnknown: true, Message: "m"}, 503, "FutureFailure", "m", slog.LevelWarn},
+		"EC2 throttles in a new way":     {&instance.Error{Kind: instance.KindExhausted, Code: "TooFast", RetryAfter: time.Second, Message: "m"}, 503, "TooFast", "m", slog.LevelWarn},
+		"EC2 lacks addresses":            {&instance.Error{Kind: instance.KindExhausted, Code: "InsufficientAddressCapacity", Message: "m"}, 500, "InsufficientAddressCapacity", "m", slog.LevelWarn},
+		"EC2 refuses for a new reason":   {&instance.Error{Kind: instance.KindPrecondition, Code: "IncorrectMood", Message: "m"}, 400, "IncorrectMood", "m", slog.LevelInfo},
 		"something that nobody knows of": {&instance.Error{Kind: instance.KindNotFound, Message: "m"}, 400, "InvalidInstanceID.NotFound", "m", slog.LevelInfo},
 	} {
 		got := refusalOf(test.err, "r-1")

@@ -67,6 +67,8 @@ var codes = map[string]code{
 
 	instance.CodeInsufficientCapacity:       exhausted,
 	"InsufficientCapacity":                  exhausted,
+	"InsufficientAddressCapacity":           exhausted,
+	"InsufficientVolumeCapacity":            exhausted,
 	"InsufficientHostCapacity":              exhausted,
 	"InsufficientCapacityOnHost":            exhausted,
 	"InsufficientReservedInstanceCapacity":  exhausted,

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -20,7 +22,8 @@ const (
 	// reasonLimit: this service's mirror of EC2's buckets says that a call would not be
 	// served in time.
 	reasonLimit = "REQUEST_LIMIT_EXCEEDED"
-	// reasonLost: EC2 did not answer, and what became of the call is not known.
+	// reasonLost: EC2 did not answer, or its answer cannot be read, and what became of the
+	// call is not known.
 	reasonLost = "ANSWER_LOST"
 	// reasonUnreachable: EC2 did not get the call.
 	reasonUnreachable = "BACKEND_UNAVAILABLE"
@@ -55,51 +58,53 @@ func (e *credentialsError) Unwrap() error { return e.err }
 // failureOf says what an error of the SDK means for a call that asked for instances.
 func failureOf(err error, asked []instance.ID) *failure {
 	f := &failure{asked: len(asked)}
-	if api, ok := errors.AsType[smithy.APIError](err); ok {
-		f.ofEC2(err, api, asked)
-		f.answered = f.err.Code != ""
-		return f
-	}
 	f.err = &instance.Error{Kind: instance.KindUnavailable, Cause: err, RetryAfter: retryUnavailable}
+	status := 0
+	if response, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
+		status = response.HTTPStatusCode()
+	}
 	dial, dialed := errors.AsType[*net.OpError](err)
 	_, unresolved := errors.AsType[*net.DNSError](err)
 	source, none := errors.AsType[*credentialsError](err)
-	response, answered := errors.AsType[*awshttp.ResponseError](err)
+	api, named := errors.AsType[smithy.APIError](err)
+	_, unreadable := errors.AsType[*smithy.DeserializationError](err)
 	switch {
-	case answered && response.HTTPStatusCode() >= 400 && response.HTTPStatusCode() < 500:
-		f.ofStatus(response.HTTPStatusCode())
-	case none && (unresolved || dialed):
+	case none && (unresolved || dialed || status >= http.StatusInternalServerError || status == http.StatusTooManyRequests):
 		f.reaction, f.unreached = everyone, true
 		f.err.Reason, f.err.Message = reasonUnreachable, "the source of this service's own credentials cannot be reached; nothing was changed by this call"
 	case none:
 		f.reaction, f.credentials = everyone, true
 		f.err = &instance.Error{Kind: instance.KindInternal, Code: reasonCredentials, Message: source.Error(), Cause: err}
+	case named && codeForm.MatchString(api.ErrorCode()) && api.ErrorCode() != unknownCode:
+		f.ofEC2(api, status, asked)
+	case status != 0 && (status < 200 || status > 299):
+		f.ofStatus(status)
 	case unresolved, dialed && dial.Op == "dial":
 		f.reaction, f.unreached = everyone, true
 		f.err.Reason, f.err.Message = reasonUnreachable, "EC2 cannot be reached; nothing was changed by this call"
 	default:
 		f.reaction = open
 		f.err.Reason, f.err.Message = reasonLost, "the connection to EC2 was lost before it answered"
-		if errors.Is(err, context.DeadlineExceeded) {
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
 			f.err.Message, f.unreached = "EC2 did not answer in time", true
+		case unreadable && status != 0:
+			f.err.Message = fmt.Sprintf("the EC2 endpoint answered with status %d and something that is not an answer of EC2, or only a part of one", status)
 		}
 	}
 	return f
 }
 
-// ofEC2 fills a failure in from EC2's code and text.
-func (f *failure) ofEC2(err error, api smithy.APIError, asked []instance.ID) {
-	status := 0
-	f.err = &instance.Error{Code: api.ErrorCode(), Message: api.ErrorMessage(), Cause: err}
-	if response, ok := errors.AsType[*awshttp.ResponseError](err); ok {
-		status = response.HTTPStatusCode()
-		if id := response.ServiceRequestID(); id != "" {
-			f.err.Metadata = map[string]string{"ec2_request_id": id}
-		}
+// ofEC2 fills a failure in from EC2's code and text, and the status that came with them.
+func (f *failure) ofEC2(api smithy.APIError, status int, asked []instance.ID) {
+	f.answered = true
+	f.err.Code, f.err.Message, f.err.RetryAfter = api.ErrorCode(), api.ErrorMessage(), 0
+	if response, ok := errors.AsType[*awshttp.ResponseError](f.err.Cause); ok && response.ServiceRequestID() != "" {
+		f.err.Metadata = map[string]string{"ec2_request_id": response.ServiceRequestID()}
 	}
 	meaning := f.meaning(status)
 	f.err.Kind, f.reaction, f.credentials = meaning.kind, meaning.reaction, meaning.credentials
-	if meaning.kind == instance.KindUnavailable {
+	if meaning.kind == instance.KindUnavailable || meaning.reaction == later {
 		f.err.RetryAfter = retryUnavailable
 	}
 	if f.reaction == refuse || f.reaction == noRoom {
@@ -120,22 +125,33 @@ func (f *failure) meaning(status int) code {
 		return known
 	case status >= http.StatusInternalServerError:
 		return unknown
-	case f.err.Code == "" || f.err.Code == unknownCode:
-		f.ofStatus(status)
-		return code{kind: f.err.Kind, reaction: f.reaction}
+	case status == http.StatusTooManyRequests:
+		return throttled
 	}
 	return precondition
 }
 
-// ofStatus is for a refusal that is not in EC2's words: something before EC2 made it.
+// ofStatus is for a status without an error of EC2: something in front of EC2 answered. With
+// a 5xx it may have passed the call on before.
 func (f *failure) ofStatus(status int) {
-	f.reaction = everyone
-	f.err.Kind, f.err.Code, f.err.Reason = instance.KindUnavailable, "", reasonUnreachable
-	f.err.Message = fmt.Sprintf("the endpoint of EC2 answered with status %d and no error of EC2; nothing was changed by this call", status)
+	f.err.Message = strings.TrimSpace(fmt.Sprintf("the EC2 endpoint answered with status %d %s", status, http.StatusText(status))) + " and without an error of EC2"
+	switch {
+	case status == http.StatusTooManyRequests:
+		f.reaction, f.err.Kind, f.err.Reason = later, instance.KindExhausted, reasonLimit
+		f.err.Message += "; nothing was changed by this call"
+	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout:
+		f.reaction, f.err.Reason = open, reasonLost
+	default:
+		f.reaction, f.err.Reason = everyone, reasonUnreachable
+		f.err.Message += "; nothing was changed by this call"
+	}
 }
 
-// unknownCode is what the SDK calls an answer without a code.
+// unknownCode is what the SDK calls an error without a code.
 const unknownCode = "UnknownError"
+
+// codeForm is what an error code of AWS looks like. What does not is text from elsewhere.
+var codeForm = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]{0,99}$`)
 
 // errorFor returns the error as a caller would have got it that asked for these
 // instances alone.

@@ -142,7 +142,7 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 		case f == nil && r.kind.dryRun != 0:
 			f = &failure{reaction: everyone, err: &instance.Error{Kind: instance.KindInternal, Message: "EC2 did not answer a dry run with an error"}}
 		case f == nil && !answersAll(got, ids):
-			f = &failure{reaction: open, err: &instance.Error{Kind: instance.KindUnavailable, Reason: reasonLost, Message: "EC2's answer is not complete"}}
+			f = &failure{reaction: open, err: &instance.Error{Kind: instance.KindUnavailable, Reason: reasonLost, Message: "EC2's answer is not complete", RetryAfter: retryUnavailable}}
 		}
 		if f == nil {
 			return group, got, nil
