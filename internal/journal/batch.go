@@ -10,9 +10,10 @@ import (
 // log, and client tokens.
 type batch struct {
 	// record is what readers will see, nil without changes; encoded are its changes, and
-	// value is how it is written.
+	// value is how it is written, under key.
 	record         *Batch
 	encoded, value []byte
+	key            string
 	// known has the records that follow from the changes.
 	known map[instance.ID]*Record
 	// tokens has the values of the token keys to put, nil for those to delete.
@@ -70,14 +71,15 @@ func (b *batch) add(e *entry, encoded []byte, p Position, size int) {
 
 // addTokens adds what becomes of client tokens, and notes it in the index. A token
 // that is created anew has another key than before.
-func (b *batch) addTokens(tx *Tx, k *keys, index *tokenIndex) {
+func (b *batch) addTokens(tx *Tx, s *store, index *tokenIndex) {
 	for token, c := range tx.tokens {
 		created, exists := index.get(token)
 		if exists && (c.deleted || !c.created.Equal(created)) {
-			b.tokens[k.tokenKey(created, token)] = nil
+			b.tokens[s.keys.tokenKey(created, token)] = nil
 		}
 		if !c.deleted {
-			b.tokens[k.tokenKey(c.created, token)] = c.value
+			key := s.keys.tokenKey(c.created, token)
+			b.tokens[key] = s.seal(c.value, 0, key)
 		}
 	}
 	b.tokenBytes += tx.tokenBytes

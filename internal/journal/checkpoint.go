@@ -110,7 +110,8 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 	encoded := make([]byte, 0, min(requestBytes, 1024*len(ids))) // of all that ops put
 	for id := range ids {
 		begun := len(encoded)
-		encoded = t.encodeKnown(encoded, id)
+		key := j.store.keys.instances + string(id)
+		encoded = t.encodeKnown(encoded, key, id)
 		if len(encoded) > requestBytes && begun > 0 || len(ops) == j.store.maxOps-1 {
 			if err := t.change(ctx, head, ops...); err != nil {
 				return err
@@ -118,14 +119,13 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 			ops, encoded = ops[:0], append(encoded[:0], encoded[begun:]...)
 			begun = 0
 		}
-		key := j.store.keys.instances + string(id)
 		if value := encoded[begun:]; len(value) == 0 {
 			ops = append(ops, clientv3.OpDelete(key))
 		} else {
 			ops = append(ops, putBytes(key, value))
 		}
 	}
-	ops = append(ops, clientv3.OpPut(j.store.keys.checkpoint, marshal(&storagev1.Checkpoint{Seq: head.seq})))
+	ops = append(ops, j.store.put(j.store.keys.checkpoint, &storagev1.Checkpoint{Seq: head.seq}))
 	if err := t.change(ctx, head, ops...); err != nil {
 		return err
 	}
@@ -146,10 +146,11 @@ func (t *Term) grow(bytes uint64) {
 	}
 }
 
-// encodeKnown appends what is known of an instance, nothing when it was removed.
-func (t *Term) encodeKnown(b []byte, id instance.ID) []byte {
+// encodeKnown appends the value of the key of an instance, nothing when it was removed.
+func (t *Term) encodeKnown(b []byte, key string, id instance.ID) []byte {
 	if record, ok := t.journal.view.get(id); ok {
-		return appendInstanceRecord(b, record)
+		start, s := len(b), t.journal.store
+		return s.seal(appendInstanceRecord(s.beginValue(b), record), start, key)
 	}
 	return b
 }

@@ -55,7 +55,10 @@ func (w *writer) commit(b *batch) error {
 	}
 	if r := b.record; r != nil {
 		r.RecordedAt = fromNanoseconds(max(time.Now().UnixNano(), nanoseconds(tip.recordedAt)))
-		b.value = appendHeader(appendPacked(b.value[:0], b.encoded), r.Position.Generation, r.RecordedAt, tip.bytes)
+		s := j.store
+		b.value = appendHeader(appendPacked(s.beginValue(b.value[:0]), b.encoded), r.Position.Generation, r.RecordedAt, tip.bytes)
+		b.key = s.keys.logKey(r.Position.Seq)
+		b.value = s.seal(b.value, 0, b.key)
 		r.Bytes = len(b.encoded)
 	}
 	revision, err := w.transact(w.request(b, tip))
@@ -120,7 +123,7 @@ func (w *writer) request(b *batch, tip tip) request {
 	if b.record == nil {
 		return r
 	}
-	r.logKey, r.value = s.keys.logKey(b.record.Position.Seq), b.value
+	r.logKey, r.value = b.key, b.value
 	r.puts = append(r.puts, putBytes(r.logKey, r.value), s.putHead(b.record.Position.Seq))
 	return r
 }

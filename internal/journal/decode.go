@@ -2,7 +2,6 @@ package journal
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -55,14 +54,10 @@ func decodeHeader(value []byte) (h header, packed []byte, err error) {
 func decodeBatch(seq uint64, value []byte) (*Batch, header, error) {
 	h, changes, err := unpack(value)
 	if err != nil {
-		return nil, header{}, damagedBatch(seq, err)
+		return nil, header{}, err
 	}
 	b, err := decodeChanges(seq, h, changes)
 	return b, h, err
-}
-
-func damagedBatch(seq uint64, err error) error {
-	return fmt.Errorf("batch %d of the log is damaged: %w", seq, err)
 }
 
 // decodeChanges reads the changes of a LogRecord whose header was read and that was
@@ -72,12 +67,12 @@ func decodeChanges(seq uint64, h header, message []byte) (*Batch, error) {
 	for rest := message; len(rest) > 0; {
 		field, kind, n := protowire.ConsumeTag(rest)
 		if n < 0 {
-			return nil, damagedBatch(seq, protowire.ParseError(n))
+			return nil, protowire.ParseError(n)
 		}
 		rest = rest[n:]
 		size := protowire.ConsumeFieldValue(field, kind, rest)
 		if size < 0 {
-			return nil, damagedBatch(seq, protowire.ParseError(size))
+			return nil, protowire.ParseError(size)
 		}
 		if field == changesField && kind == protowire.BytesType {
 			change, _ := protowire.ConsumeBytes(rest)
@@ -93,10 +88,10 @@ func decodeChanges(seq uint64, h header, message []byte) (*Batch, error) {
 		f := newMessage(wire)
 		c := readChange(&f)
 		if f.err != nil {
-			return nil, damagedBatch(seq, f.err)
+			return nil, f.err
 		}
 		if c.Before == nil && c.After == nil {
-			return nil, damagedBatch(seq, errors.New("a change without an instance"))
+			return nil, errors.New("a change without an instance")
 		}
 		b.add(newEntry(c))
 	}

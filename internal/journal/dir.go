@@ -12,14 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// formatVersion is the version of the data directory and of all keys. It grows
-// when an older binary must not touch what a newer one wrote; what an older one wrote
-// is read, and becomes of this version before anything is added to it.
+// The version of the data directory and of all keys grows when an older binary must not
+// touch what a newer one wrote:
 //
 //	1  a change has the instance before and after it in full
 //	2  a step: of the instance before the change, only what is not as after it
 //	3  the changes of a batch may be packed
-const formatVersion = 3
+//	4  every value is sealed
+const (
+	// formatVersion is the newest that is known, and that of a new journal.
+	formatVersion = 4
+	// oldestWritten is the oldest that is written. A journal that is older is raised to it
+	// at the first start; one that is not stays what it is until [Finalize] raises it, so
+	// that the version before this one can go on with it.
+	oldestWritten = 3
+	// firstSealedFormat is the oldest whose values are sealed.
+	firstSealedFormat = 4
+)
 
 // dataDir is a data directory that is locked by this process:
 //
@@ -30,6 +39,8 @@ const formatVersion = 3
 type dataDir struct {
 	path string
 	lock *os.File
+	// format is that of the directory, which what is in etcd may not have yet.
+	format int
 }
 
 // openDir creates the directory where there is none, and takes its lock before
@@ -123,7 +134,7 @@ func (d *dataDir) check() error {
 	name := filepath.Join(d.path, "format")
 	text, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return d.create(name)
+		return d.create()
 	}
 	if err != nil {
 		return fmt.Errorf("the format of the data directory %s cannot be read: %w", d.path, reason(err))
@@ -133,13 +144,10 @@ func (d *dataDir) check() error {
 		return fmt.Errorf("the data directory %s is not one of this program: its file \"format\" says %.40q", d.path, text)
 	}
 	if version > formatVersion {
-		return fmt.Errorf("the data directory %s has format %d, of a newer version of this program; this version knows formats up to %d",
-			d.path, version, formatVersion)
+		return errNewer("the data directory "+d.path, version)
 	}
-	if version < formatVersion {
-		return d.writeFormat(name)
-	}
-	return nil
+	d.format = version
+	return d.raise(oldestWritten)
 }
 
 // hasStarted notes that etcd is complete, which it is not when its first start was
@@ -174,24 +182,39 @@ func errDamaged(path string, err error) error {
 	return fmt.Errorf("the journal in %s is damaged: %w; restore a copy of it, or use another directory (--data-dir)", path, err)
 }
 
+// errNewer is why something of a newer format is left alone.
+func errNewer(what string, format int) error {
+	return fmt.Errorf("%s has format %d, of a newer version of this program; this version knows formats up to %d",
+		what, format, formatVersion)
+}
+
 const formatLine = "instanced journal %d\n"
 
-func (d *dataDir) create(name string) error {
+func (d *dataDir) create() error {
 	if _, err := os.Stat(d.etcd()); err == nil {
 		return fmt.Errorf("the data directory %s is damaged: it has data, but its file \"format\" is missing", d.path)
 	}
-	return d.writeFormat(name)
+	return d.raise(formatVersion)
 }
 
-func (d *dataDir) writeFormat(name string) error {
+// raise makes the directory one of a format, unless it is of that or a newer one.
+func (d *dataDir) raise(format int) error {
+	if d.format >= format {
+		return nil
+	}
+	name := filepath.Join(d.path, "format")
 	next := name + ".new"
-	if err := writeSynced(next, fmt.Sprintf(formatLine, formatVersion)); err != nil {
+	if err := writeSynced(next, fmt.Sprintf(formatLine, format)); err != nil {
 		return d.errUnwritable(err)
 	}
 	if err := os.Rename(next, name); err != nil {
 		return d.errUnwritable(err)
 	}
-	return syncDir(d.path)
+	if err := syncDir(d.path); err != nil {
+		return d.errUnwritable(err)
+	}
+	d.format = format
+	return nil
 }
 
 func (d *dataDir) errUnwritable(err error) error {

@@ -102,7 +102,7 @@ func TestEveryFieldOfARecordIsStored(t *testing.T) {
 
 func TestEveryFieldOfATokenIsStored(t *testing.T) {
 	want := fullToken()
-	value := encodeToken(want)
+	value := appendToken(nil, want)
 	var m storagev1.Token
 	if err := proto.Unmarshal(value, &m); err != nil {
 		t.Fatal(err)
@@ -206,7 +206,7 @@ func TestWhatGeneratedCodeWritesIsReadByHand(t *testing.T) {
 	if err := proto.Unmarshal(value, &m); err != nil {
 		t.Fatal(err)
 	}
-	b, _, err := decodeBatch(3, []byte(marshal(&m)))
+	b, _, err := decodeBatch(3, appendMessage(nil, &m))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,13 +362,13 @@ func FuzzDecodeInstanceRecord(f *testing.F) {
 }
 
 func FuzzDecodeToken(f *testing.F) {
-	f.Add(encodeToken(fullToken()))
+	f.Add(appendToken(nil, fullToken()))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		token, err := decodeToken("key", value)
 		if err != nil {
 			return
 		}
-		again, err := decodeToken("key", encodeToken(&token))
+		again, err := decodeToken("key", appendToken(nil, &token))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,15 +1,18 @@
 package journal
 
 import (
+	"encoding/base64"
 	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -48,15 +51,27 @@ func writeFormat1(t *testing.T, j *Journal) {
 	k := j.store.keys
 	logID := j.view.logID()
 	_, err := j.store.client.Txn(t.Context()).Then(
-		clientv3.OpPut(k.meta, marshal(&storagev1.Meta{FormatVersion: 1, LogId: logID[:]})),
-		clientv3.OpPut(k.generations, marshal(&storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7}}})),
-		clientv3.OpPut(k.head, marshal(&storagev1.Head{Seq: 1})),
-		clientv3.OpPut(k.checkpoint, marshal(&storagev1.Checkpoint{Seq: 1})),
+		putBytes(k.meta, appendMessage(nil, &storagev1.Meta{FormatVersion: 1, LogId: logID[:]})),
+		putBytes(k.generations, appendMessage(nil, &storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7}}})),
+		putBytes(k.head, appendMessage(nil, &storagev1.Head{Seq: 1})),
+		putBytes(k.checkpoint, appendMessage(nil, &storagev1.Checkpoint{Seq: 1})),
 		putBytes(k.logKey(1), format1(t, "batch")),
 		putBytes(k.instances+string(id(1)), format1(t, "record")),
 	).Commit()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// wantFormat fails the test unless the log and the directory are of a format.
+func wantFormat(t *testing.T, j *Journal, want int) {
+	t.Helper()
+	c, err := j.store.control(t.Context(), 0)
+	if err != nil || int(c.meta.GetFormatVersion()) != want {
+		t.Errorf("etcd says format %d, %v; want %d", c.meta.GetFormatVersion(), err, want)
+	}
+	if text, err := os.ReadFile(filepath.Join(j.config.DataDir, "format")); string(text) != fmt.Sprintf(formatLine, want) {
+		t.Errorf("the directory says %q, %v; want format %d", text, err, want)
 	}
 }
 
@@ -95,13 +110,118 @@ func TestALogOfFormat1IsReadAndGoesOnInThePresentOne(t *testing.T) {
 		t.Errorf("the history is another (-want +got):\n%s", diff)
 	}
 
-	c, err := j.store.control(t.Context(), 0)
-	if err != nil || c.meta.GetFormatVersion() != formatVersion {
-		t.Errorf("etcd says format %d, %v; want %d", c.meta.GetFormatVersion(), err, formatVersion)
+	wantFormat(t, j, oldestWritten)
+}
+
+// format3 returns what a program of format 3 had written when it was killed: three batches
+// of one change, a packed one of ten with a client token, a checkpoint, and a batch after
+// it.
+func format3(t testing.TB) (ops []clientv3.Op) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", "format-3", "journal"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if text, err := os.ReadFile(format); string(text) != fmt.Sprintf(formatLine, formatVersion) {
-		t.Errorf("the directory says %q, %v; want format %d", text, err, formatVersion)
+	for line := range strings.Lines(string(text)) {
+		var key, encoded string
+		if _, err := fmt.Sscan(line, &key, &encoded); err != nil {
+			t.Fatal(err)
+		}
+		value, err := base64.StdEncoding.DecodeString(encoded)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ops = append(ops, putBytes(key, value))
 	}
+	return ops
+}
+
+// written3 is a data directory that a program of format 3 left behind.
+func written3(t testing.TB) Config {
+	t.Helper()
+	config := testConfig(t)
+	config.TokenLifetime = 1000 * 24 * time.Hour // those in testdata are never too old
+	j, err := Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.store.client.Txn(t.Context()).Then(format3(t)...).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	closeJournal(t, j)
+	if err := os.WriteFile(filepath.Join(config.DataDir, "format"), fmt.Appendf(nil, formatLine, 3), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+// wantOfFormat3 fails the test unless the journal has what format3 put there.
+func wantOfFormat3(t *testing.T, j *Journal, term *Term) {
+	t.Helper()
+	var want []instance.ID
+	for n := 1; n <= 12; n++ {
+		if n != 2 {
+			want = append(want, id(n))
+		}
+	}
+	snapshot := j.Snapshot()
+	var got []instance.ID
+	for _, r := range snapshot.Records {
+		got = append(got, r.Instance.ID)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the instances are others (-want +got):\n%s", diff)
+	}
+	page, err := j.History(t.Context(), nil, j.Oldest(), 100)
+	if err != nil || len(page.Entries) < 15 {
+		t.Fatalf("history has %d events, %v", len(page.Entries), err)
+	}
+	last := page.Entries[14].Change
+	if diff := cmp.Diff(machine(id(3), instance.StatePending), last.After); diff != "" || last.Before.State != instance.StateStopped {
+		t.Errorf("its last change is another (-want +got):\n%s", diff)
+	}
+	token, found, err := term.Token(t.Context(), fullToken().Key)
+	if diff := cmp.Diff(*fullToken(), token); !found || err != nil || diff != "" {
+		t.Errorf("the client token: %t, %v (-want +got):\n%s", found, err, diff)
+	}
+}
+
+func TestALogOfFormat3StaysOneThatTheVersionBeforeCanRead(t *testing.T) {
+	config := written3(t)
+	j, term := own(t, config)
+	wantOfFormat3(t, j, term)
+	_, err := term.Update(t.Context(), func(tx *Tx) error {
+		tx.Append(change(id(4), instance.StatePending))
+		tx.PutToken(Token{Key: "new"})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range stores(t, j) {
+		if sealed(kv) {
+			t.Errorf("%s is sealed", kv.Key)
+		}
+	}
+	wantFormat(t, j, 3)
+	closeJournal(t, j)
+
+	j, term = own(t, config)
+	wantFormat(t, j, 3)
+	wantOfFormat3(t, j, term)
+}
+
+// stores returns all that is in etcd.
+func stores(t testing.TB, j *Journal) []*mvccpb.KeyValue {
+	t.Helper()
+	resp, err := j.store.client.Get(t.Context(), j.store.keys.prefix, clientv3.WithPrefix())
+	if err != nil || len(resp.Kvs) == 0 {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	return resp.Kvs
 }
 
 // A process of format 1 that shares an etcd looks at the format only when it starts: what

@@ -53,7 +53,7 @@ func (j *Journal) History(ctx context.Context, ids []instance.ID, after Position
 			if batches[i].seq > head.Seq || len(page.Entries) >= limit {
 				break
 			}
-			size, err := page.take(&batches[i], ids)
+			size, err := j.take(&page, batches[i], ids)
 			if err != nil {
 				return HistoryPage{}, err
 			}
@@ -63,12 +63,16 @@ func (j *Journal) History(ctx context.Context, ids []instance.ID, after Position
 	return page, nil
 }
 
-// take adds the events of one batch that are of the instances, and returns how much it
-// has looked at.
-func (p *HistoryPage) take(s *stored, ids []instance.ID) (size int, err error) {
-	h, changes, err := unpack(s.value)
+// take adds to a page the events of one batch that are of the instances, and returns how
+// much it has looked at.
+func (j *Journal) take(p *HistoryPage, s stored, ids []instance.ID) (size int, err error) {
+	message, err := j.store.unseal(s.kv)
 	if err != nil {
-		return 0, damagedBatch(s.seq, err)
+		return 0, err
+	}
+	h, changes, err := unpack(message)
+	if err != nil {
+		return 0, &damage{string(s.kv.Key), err}
 	}
 	if !mentions(changes, ids) {
 		p.Next = Position{Generation: h.generation, Seq: s.seq}
@@ -76,7 +80,7 @@ func (p *HistoryPage) take(s *stored, ids []instance.ID) (size int, err error) {
 	}
 	b, err := decodeChanges(s.seq, h, changes)
 	if err != nil {
-		return 0, err
+		return 0, &damage{string(s.kv.Key), err}
 	}
 	for i := range b.Events {
 		e := &b.Events[i]

@@ -169,6 +169,11 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 	if err := j.load(ctx); err != nil {
 		return nil, errors.Join(j.explain(ctx, err), j.disconnect())
 	}
+	if j.dir != nil { // an older binary is to find it there already
+		if err := j.dir.raise(int(j.store.meta.Load().GetFormatVersion())); err != nil {
+			return nil, errors.Join(err, j.disconnect())
+		}
+	}
 	j.hear()
 	j.life, j.stop = context.WithCancel(context.Background())
 	if !j.store.embedded {

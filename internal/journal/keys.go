@@ -18,6 +18,7 @@ import (
 //	instances/<id>            the checkpoint
 //	tokens/<created>/<key>    client tokens, by age
 type keys struct {
+	prefix                                              string // with its last slash
 	meta, control, generations, owner, head, checkpoint string
 	log, instances, tokens                              string
 }
@@ -29,6 +30,7 @@ const seqDigits = 20
 func newKeys(prefix string) keys {
 	p := strings.TrimRight(prefix, "/") + "/"
 	return keys{
+		prefix:      p,
 		meta:        p + "meta",
 		control:     p + "control/",
 		generations: p + "control/generations",

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -40,12 +41,8 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 	if err != nil {
 		return nil, c, err
 	}
-	if v := c.meta.GetFormatVersion(); v > formatVersion {
-		return nil, c, fmt.Errorf("the log at %s in etcd has format %d, of a newer version of this program; this version knows formats up to %d",
-			j.config.Prefix, v, formatVersion)
-	}
-	if len(c.meta.GetLogId()) != logIDSize || len(c.generations) == 0 {
-		return nil, c, fmt.Errorf("the log at %s in etcd is damaged: it does not say which log it is", j.config.Prefix)
+	if len(c.generations) == 0 {
+		return nil, c, &damage{j.store.keys.generations, errors.New("it has no generation")}
 	}
 	records, err := j.readCheckpoint(ctx)
 	if err != nil {
@@ -81,9 +78,9 @@ func (j *Journal) readCheckpoint(ctx context.Context) (map[instance.ID]*Record, 
 			return nil, err
 		}
 		for _, kv := range resp.Kvs {
-			record, err := decodeInstanceRecord(kv.Value)
+			record, err := j.store.instanceRecord(kv)
 			if err != nil {
-				return nil, fmt.Errorf("the value of %s in etcd is damaged: %w", kv.Key, err)
+				return nil, err
 			}
 			records[record.Instance.ID] = record
 			from = string(kv.Key) + "\x00"
@@ -92,6 +89,19 @@ func (j *Journal) readCheckpoint(ctx context.Context) (map[instance.ID]*Record, 
 			return records, nil
 		}
 	}
+}
+
+// instanceRecord decodes a key of the checkpoint.
+func (s *store) instanceRecord(kv *mvccpb.KeyValue) (*Record, error) {
+	message, err := s.unseal(kv)
+	if err != nil {
+		return nil, err
+	}
+	record, err := decodeInstanceRecord(message)
+	if err != nil {
+		return nil, &damage{string(kv.Key), err}
+	}
+	return record, nil
 }
 
 // catchUp publishes to a view what the log has after its head.
@@ -107,7 +117,7 @@ func (j *Journal) catchUp(ctx context.Context, v *view) error {
 		}
 		batches := make([]published, len(page))
 		for i := range page {
-			if batches[i], err = page[i].batch(); err != nil {
+			if batches[i], err = j.store.publishable(page[i]); err != nil {
 				return err
 			}
 		}
@@ -201,6 +211,13 @@ func (s *store) header(ctx context.Context, seq uint64) (header, error) {
 	if len(resp.Kvs) == 0 {
 		return header{}, errGap
 	}
-	h, _, err := decodeHeader(resp.Kvs[0].Value)
-	return h, err
+	message, err := s.unseal(resp.Kvs[0])
+	if err != nil {
+		return header{}, err
+	}
+	h, _, err := decodeHeader(message)
+	if err != nil {
+		return header{}, &damage{string(resp.Kvs[0].Key), err}
+	}
+	return h, nil
 }

@@ -23,12 +23,12 @@ func FuzzLoad(f *testing.F) {
 	}
 	f.Cleanup(server.Close)
 
-	encode := func(m proto.Message) []byte { return []byte(marshal(m)) }
+	encode := func(m proto.Message) []byte { return appendMessage(nil, m) }
 	c := change(id(1), instance.StatePending)
 	c.Before = machine(id(1), instance.StateStopped)
 	batch := appendHeader(appendChange(nil, &c), 7, launch, 99)
 	record := appendInstanceRecord(nil, &Record{Instance: c.After, Position: Position{Generation: 7, Seq: 1}})
-	meta := encode(&storagev1.Meta{FormatVersion: formatVersion, LogId: make([]byte, logIDSize)})
+	meta := encode(&storagev1.Meta{FormatVersion: oldestWritten, LogId: make([]byte, logIDSize)})
 	generations := encode(&storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7, FirstSeq: 1}}})
 	owner := encode(&storagev1.Owner{Address: "somewhere"})
 	f.Add(meta, generations, owner, encode(&storagev1.Head{Seq: 1}), []byte{}, batch, record)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -77,7 +78,7 @@ func TestADirectoryOfAnotherFormatIsRefused(t *testing.T) {
 		name, format string
 		want         []string
 	}{
-		{"a newer version", "instanced journal 4\n", []string{"format 4", "newer version", "up to 3"}},
+		{"a newer version", "instanced journal 5\n", []string{"format 5", "newer version", "up to 4"}},
 		{"something else", "hello\n", []string{"not one of this program", "hello"}},
 		{"nothing", "", []string{"not one of this program"}},
 	} {
@@ -107,12 +108,13 @@ func TestALogOfANewerFormatIsRefused(t *testing.T) {
 	config := testConfig(t)
 	j := openJournal(t, config)
 	id := newLogID()
-	if _, err := j.store.client.Put(t.Context(), "/newer/meta", "\x08\x04\x12\x10"+string(id[:])); err != nil {
-		t.Fatal(err)
-	}
 	j.config.Prefix = "/newer"
 	j.store.keys = newKeys("/newer")
-	wantSentence(t, nil, j.load(t.Context()), "/newer", "format 4", "newer version")
+	meta := &storagev1.Meta{FormatVersion: formatVersion + 1, LogId: id[:], ChecksumsFromRevision: 1}
+	if _, err := j.store.client.Do(t.Context(), j.store.put(j.store.keys.meta, meta)); err != nil {
+		t.Fatal(err)
+	}
+	wantSentence(t, nil, j.load(t.Context()), "/newer", "format 5", "newer version")
 }
 
 func TestAnOpenWithoutAPlaceIsRefused(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
@@ -214,7 +215,7 @@ func (t *Term) claim(ctx context.Context) error {
 	owner := &storagev1.Owner{Address: j.config.Address, Process: j.process[:], SinceNs: nanoseconds(time.Now())}
 	resp, err := j.store.client.Txn(ctx).
 		If(clientv3.Compare(clientv3.CreateRevision(j.store.keys.owner), "=", 0)).
-		Then(clientv3.OpPut(j.store.keys.owner, marshal(owner), options...)).
+		Then(j.store.put(j.store.keys.owner, owner, options...)).
 		Commit()
 	switch {
 	case noSpace(err) && j.store.embedded:
@@ -288,9 +289,12 @@ func (t *Term) begin(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if c.meta != nil && c.meta.GetFormatVersion() < formatVersion { // from now on older processes must not read it
-		c.meta.FormatVersion = formatVersion
-		ops = append(ops, clientv3.OpPut(j.store.keys.meta, marshal(c.meta)))
+	if was := c.meta.GetFormatVersion(); c.meta != nil && was < oldestWritten { // from now on older processes must not read it
+		j.log.InfoContext(ctx, "the format of the journal is raised; earlier versions of this program can no longer read it",
+			slog.Int("was", int(was)), slog.Int("format", oldestWritten))
+		meta := proto.CloneOf(c.meta)
+		meta.FormatVersion = oldestWritten
+		ops = append(ops, j.store.put(j.store.keys.meta, meta))
 	}
 	if err := t.change(ctx, anchor{tip.head.Seq, tip.revision}, ops...); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -22,11 +23,11 @@ const (
 // has passed it.
 var errGap = errors.New("the log does not continue here")
 
-// stored is a batch as it is in etcd.
+// stored is a batch as it is in etcd. It is read only when its turn comes: what is damaged
+// takes nothing away from what comes before it.
 type stored struct {
-	seq      uint64
-	revision int64
-	value    []byte
+	seq uint64
+	kv  *mvccpb.KeyValue
 }
 
 // pager reads the log in pages that are limited in bytes. etcd limits a range by
@@ -67,7 +68,7 @@ func (p *pager) next(ctx context.Context, seq uint64) ([]stored, error) {
 		if size += len(kv.Value); size > pageBytes && i > 0 {
 			break // the rest is read again when it is wanted
 		}
-		page = append(page, stored{n, kv.ModRevision, kv.Value})
+		page = append(page, stored{n, kv})
 	}
 	if len(page) == 0 && len(resp.Kvs) > 0 {
 		return nil, errGap
@@ -79,11 +80,24 @@ func (p *pager) next(ctx context.Context, seq uint64) ([]stored, error) {
 	return page, nil
 }
 
-// batch decodes a stored batch, for publishing.
-func (s *stored) batch() (published, error) {
-	b, h, err := decodeBatch(s.seq, s.value)
+// batch decodes a stored batch. Errors are of type damage.
+func (s *store) batch(x stored) (*Batch, header, error) {
+	message, err := s.unseal(x.kv)
+	if err != nil {
+		return nil, header{}, err
+	}
+	b, h, err := decodeBatch(x.seq, message)
+	if err != nil {
+		return nil, header{}, &damage{string(x.kv.Key), err}
+	}
+	return b, h, nil
+}
+
+// publishable decodes a stored batch, for publishing.
+func (s *store) publishable(x stored) (published, error) {
+	b, h, err := s.batch(x)
 	if err != nil {
 		return published{}, err
 	}
-	return published{batch: b, revision: s.revision, bytes: h.preceding + uint64(len(s.value))}, nil
+	return published{batch: b, revision: x.kv.ModRevision, bytes: h.preceding + uint64(len(x.kv.Value))}, nil
 }

@@ -142,11 +142,11 @@ func (r *Reader) fromLog(ctx context.Context, position Position) (*Batch, error)
 		}
 		r.page = page
 	}
-	b, _, err := decodeBatch(r.page[0].seq, r.page[0].value)
+	b, _, err := r.journal.store.batch(r.page[0])
 	if err != nil {
 		return nil, err
 	}
-	r.page[0].value = nil
+	r.page[0].kv = nil
 	r.page = r.page[1:]
 	return b, nil
 }

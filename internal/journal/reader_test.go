@@ -366,7 +366,7 @@ func TestPagesAreLimitedInBytes(t *testing.T) {
 		}
 		size := 0
 		for _, s := range page {
-			size += len(s.value)
+			size += len(s.kv.Value)
 			if seq++; s.seq != seq {
 				t.Fatalf("batch %d, want %d", s.seq, seq)
 			}

@@ -153,11 +153,12 @@ func TestACheckpointAndTheRestOfTheLogAreTheFold(t *testing.T) {
 			ids, _ := j.view.takeUnsaved()
 			j.view.putUnsaved(ids)
 			for id := range ids {
-				if b := term.encodeKnown(nil, id); len(b) > 0 {
-					if _, err := j.store.client.Put(t.Context(), j.store.keys.instances+string(id), string(b)); err != nil {
+				key := j.store.keys.instances + string(id)
+				if b := term.encodeKnown(nil, key, id); len(b) > 0 {
+					if _, err := j.store.client.Put(t.Context(), key, string(b)); err != nil {
 						t.Fatal(err)
 					}
-				} else if _, err := j.store.client.Delete(t.Context(), j.store.keys.instances+string(id)); err != nil {
+				} else if _, err := j.store.client.Delete(t.Context(), key); err != nil {
 					t.Fatal(err)
 				}
 			}

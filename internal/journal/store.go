@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -32,6 +34,8 @@ type store struct {
 	embedded bool
 	// maxOps is the most operations of a transaction.
 	maxOps int
+	// meta is what was last read of the log's meta, nil before. It is not modified.
+	meta atomic.Pointer[storagev1.Meta]
 }
 
 // recent makes a read see all that was ever acknowledged, to whomever.
@@ -75,22 +79,24 @@ func (s *store) control(ctx context.Context, known uint64) (control, error) {
 		return control{}, err
 	}
 	var c control
-	var meta storagev1.Meta
+	if kv := only(resp, 0); kv != nil {
+		if c.meta, err = s.readMeta(kv); err != nil {
+			return control{}, err
+		}
+	}
 	var list storagev1.Generations
 	var owner storagev1.Owner
 	var checkpoint storagev1.Checkpoint
 	var head storagev1.Head
-	for i, m := range []proto.Message{&meta, &list, &owner, &checkpoint, &head} {
+	for i, m := range []proto.Message{1: &list, 2: &owner, 3: &checkpoint, 4: &head} {
 		kv := only(resp, i)
-		if kv == nil {
+		if m == nil || kv == nil {
 			continue
 		}
-		if err := proto.Unmarshal(kv.Value, m); err != nil {
-			return control{}, fmt.Errorf("the value of %s is damaged: %w", kv.Key, err)
+		if err := s.get(kv, m); err != nil {
+			return control{}, err
 		}
 		switch i {
-		case 0:
-			c.meta = &meta
 		case 2:
 			c.owner, c.ownerRevision = &owner, kv.CreateRevision
 		case 4:
@@ -120,13 +126,43 @@ func only(resp *clientv3.TxnResponse, i int) *mvccpb.KeyValue {
 	return nil
 }
 
+// readMeta decodes the value that says in which format all others are, and keeps it.
+func (s *store) readMeta(kv *mvccpb.KeyValue) (*storagev1.Meta, error) {
+	damaged := func(why string) error { return &damage{string(kv.Key), errors.New(why)} }
+	message, err := s.verify(kv)
+	if err != nil {
+		return nil, err
+	}
+	var meta storagev1.Meta
+	if err := decode(kv, message, &meta); err != nil {
+		return nil, err
+	}
+	sealed := sealed(kv)
+	switch v := meta.GetFormatVersion(); {
+	case v == 0, sealed != (v >= firstSealedFormat):
+		return nil, damaged(fmt.Sprintf("it says format %d", v))
+	case v > formatVersion:
+		return nil, errNewer("the log at "+strings.TrimSuffix(s.keys.prefix, "/")+" in etcd", int(v))
+	case sealed && meta.GetChecksumsFromRevision() <= 0, len(meta.GetLogId()) != logIDSize:
+		return nil, damaged("it does not say which log it is")
+	}
+	s.meta.Store(&meta)
+	return &meta, nil
+}
+
+// newMeta is that of a log of which all values are sealed.
+func newMeta(id logID, now time.Time) *storagev1.Meta {
+	return &storagev1.Meta{FormatVersion: formatVersion, LogId: id[:], CreatedAtNs: nanoseconds(now), ChecksumsFromRevision: 1}
+}
+
 // create writes the keys of a new log, unless another process does so first.
 func (s *store) create(ctx context.Context, id logID, now time.Time) error {
-	meta := &storagev1.Meta{FormatVersion: formatVersion, LogId: id[:], CreatedAtNs: nanoseconds(now)}
+	meta := newMeta(id, now)
+	s.meta.Store(meta)
 	list := generations{}.begin(0, now)
 	_, err := s.client.Txn(ctx).
 		If(clientv3.Compare(clientv3.CreateRevision(s.keys.meta), "=", 0)).
-		Then(clientv3.OpPut(s.keys.meta, marshal(meta)), s.putGenerations(list), s.putHead(0)).
+		Then(s.put(s.keys.meta, meta), s.putGenerations(list), s.putHead(0)).
 		Commit()
 	return err
 }
@@ -138,28 +174,19 @@ func (s *store) putGenerations(list generations) clientv3.Op {
 			Id: g.id, FirstSeq: g.first, StartedAtNs: nanoseconds(g.startedAt),
 		})
 	}
-	return clientv3.OpPut(s.keys.generations, marshal(m))
+	return s.put(s.keys.generations, m)
 }
 
 func (s *store) putHead(seq uint64) clientv3.Op {
-	return clientv3.OpPut(s.keys.head, marshal(&storagev1.Head{Seq: seq}))
+	return s.put(s.keys.head, &storagev1.Head{Seq: seq})
 }
 
 // putBytes is a put that shares the value, which may be modified once the transaction
 // has returned: by then it was copied, whatever came of it.
-func putBytes(key string, value []byte) clientv3.Op {
-	op := clientv3.OpPut(key, "")
+func putBytes(key string, value []byte, options ...clientv3.OpOption) clientv3.Op {
+	op := clientv3.OpPut(key, "", options...)
 	op.WithValueBytes(value)
 	return op
-}
-
-// marshal encodes one of our own messages, which cannot fail.
-func marshal(m proto.Message) string {
-	b, err := proto.Marshal(m)
-	if err != nil {
-		panic(fmt.Sprintf("journal: encode %T: %v", m, err))
-	}
-	return string(b)
 }
 
 // refused reports whether etcd has looked at a request and will never carry it

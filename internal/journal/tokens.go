@@ -2,10 +2,10 @@ package journal
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -136,7 +136,7 @@ func (t *Term) Token(ctx context.Context, key string) (Token, bool, error) {
 			return Token{}, false, unreachable(ctx, err)
 		}
 		if len(resp.Kvs) > 0 {
-			token, err := decodeToken(key, resp.Kvs[0].Value)
+			token, err := s.token(key, resp.Kvs[0])
 			return token, err == nil, err
 		}
 		// Deleted meanwhile, or created anew, under another key.
@@ -163,7 +163,7 @@ func (t *Term) expireTokens(ctx context.Context, now time.Time) error {
 	return t.change(ctx, anchor{}, clientv3.OpDelete(k.tokens, clientv3.WithRange(k.tokensBefore(horizon))))
 }
 
-func encodeToken(t *Token) []byte {
+func appendToken(b []byte, t *Token) []byte {
 	m := &storagev1.Token{
 		Fingerprint:      t.Fingerprint,
 		CreatedAtNs:      nanoseconds(t.CreatedAt),
@@ -187,13 +187,26 @@ func encodeToken(t *Token) []byte {
 			})
 		}
 	}
-	return []byte(marshal(m))
+	return appendMessage(b, m)
 }
 
-func decodeToken(key string, value []byte) (Token, error) {
+// token decodes a client token that was read.
+func (s *store) token(key string, kv *mvccpb.KeyValue) (Token, error) {
+	message, err := s.unseal(kv)
+	if err != nil {
+		return Token{}, err
+	}
+	t, err := decodeToken(key, message)
+	if err != nil {
+		return Token{}, &damage{string(kv.Key), err}
+	}
+	return t, nil
+}
+
+func decodeToken(key string, message []byte) (Token, error) {
 	var m storagev1.Token
-	if err := proto.Unmarshal(value, &m); err != nil {
-		return Token{}, fmt.Errorf("the client token %q in etcd is damaged: %w", key, err)
+	if err := proto.Unmarshal(message, &m); err != nil {
+		return Token{}, err
 	}
 	t := Token{
 		Key:         key,

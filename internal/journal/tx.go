@@ -110,7 +110,7 @@ func (tx *Tx) PutToken(t Token) {
 		}
 		tx.newTokens++
 	}
-	value := encodeToken(&t)
+	value := appendToken(tx.writer.term.journal.store.beginValue(nil), &t)
 	if len(value)+len(t.Key) > requestBytes {
 		tx.fail(fmt.Sprintf("a client token of %d bytes, which is more than %d", len(value), requestBytes))
 		return

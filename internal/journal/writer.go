@@ -248,6 +248,6 @@ func (w *writer) accept(u *update) {
 	if size := len(tx.encoded); size-start+tx.tokenBytes > requestBytes && size > start && !flush(size) {
 		return
 	}
-	w.batch.addTokens(tx, &w.term.journal.store.keys, w.term.tokens)
+	w.batch.addTokens(tx, w.term.journal.store, w.term.tokens)
 	w.wait(waiting{update: u, position: w.head(), begun: start > 0})
 }

@@ -24,7 +24,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Meta says which log this is. It is written once, with the first generation.
+// Meta says which log this is, and in which format it is written. It is written with
+// the first generation, and again when the format is raised.
 type Meta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The version of the layout; a process that knows only older ones must not
@@ -33,9 +34,12 @@ type Meta struct {
 	// 16 random bytes that tell this log from every other.
 	LogId []byte `protobuf:"bytes,2,opt,name=log_id,json=logId,proto3" json:"log_id,omitempty"`
 	// When the log was created.
-	CreatedAtNs   int64 `protobuf:"varint,3,opt,name=created_at_ns,json=createdAtNs,proto3" json:"created_at_ns,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CreatedAtNs int64 `protobuf:"varint,3,opt,name=created_at_ns,json=createdAtNs,proto3" json:"created_at_ns,omitempty"`
+	// From format 4 on: every value that was written at this revision of etcd or later
+	// has a checksum.
+	ChecksumsFromRevision int64 `protobuf:"varint,4,opt,name=checksums_from_revision,json=checksumsFromRevision,proto3" json:"checksums_from_revision,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *Meta) Reset() {
@@ -85,6 +89,13 @@ func (x *Meta) GetLogId() []byte {
 func (x *Meta) GetCreatedAtNs() int64 {
 	if x != nil {
 		return x.CreatedAtNs
+	}
+	return 0
+}
+
+func (x *Meta) GetChecksumsFromRevision() int64 {
+	if x != nil {
+		return x.ChecksumsFromRevision
 	}
 	return 0
 }
@@ -483,11 +494,12 @@ var File_instanced_storage_v1_control_proto protoreflect.FileDescriptor
 
 const file_instanced_storage_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\"instanced/storage/v1/control.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\x1a\x1einstanced/storage/v1/log.proto\"h\n" +
+	"\"instanced/storage/v1/control.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\x1a\x1einstanced/storage/v1/log.proto\"\xa0\x01\n" +
 	"\x04Meta\x12%\n" +
 	"\x0eformat_version\x18\x01 \x01(\rR\rformatVersion\x12\x15\n" +
 	"\x06log_id\x18\x02 \x01(\fR\x05logId\x12\"\n" +
-	"\rcreated_at_ns\x18\x03 \x01(\x03R\vcreatedAtNs\"Q\n" +
+	"\rcreated_at_ns\x18\x03 \x01(\x03R\vcreatedAtNs\x126\n" +
+	"\x17checksums_from_revision\x18\x04 \x01(\x03R\x15checksumsFromRevision\"Q\n" +
 	"\vGenerations\x12B\n" +
 	"\vgenerations\x18\x01 \x03(\v2 .instanced.storage.v1.GenerationR\vgenerations\"]\n" +
 	"\n" +
