@@ -173,6 +173,21 @@ func TestWhatIsSignedCannotBeChanged(t *testing.T) {
 			r.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
 		}}, 403, mismatch},
 		{"a query that was not signed", signing{after: func(r *http.Request) { r.URL.RawQuery = "DryRun=true" }}, 403, mismatch},
+		{"a query that was not signed, with a semicolon", signing{after: func(r *http.Request) { r.URL.RawQuery = "NextToken=x;" }}, 400, "InvalidRequest"},
+		{"a query beside the body", signing{before: func(r *http.Request) { r.URL.RawQuery = "Filter.1.Name=tenancy&Filter.1.Value.1=a%3Bb+c%2Bd" }}, 200, ""},
+		{"a second Authorization header", signing{after: func(r *http.Request) {
+			r.Header.Add("Authorization", "AWS4-HMAC-SHA256 Credential=AKIA/BOB/20260101/us-east-1/ec2/aws4_request, SignedHeaders=host, Signature=0")
+		}}, 400, unclear},
+		{"a second date", signing{after: func(r *http.Request) { r.Header.Add("X-Amz-Date", "20260101T000000Z") }}, 400, unclear},
+		{"a second signature in the header", signing{after: replaced("Authorization", "Signature=", "Signature=0, Signature=")}, 400, unclear},
+		{"a signature in the query too", signing{after: func(r *http.Request) {
+			r.URL.RawQuery = "X-Amz-Credential=" + url.QueryEscape("AKIA/BOB/20260101/us-east-1/ec2/aws4_request")
+		}}, 400, unclear},
+		{"an encoding of the body that is not signed", signing{after: func(r *http.Request) { r.Header.Set("Content-Encoding", "identity") }}, 400, unclear},
+		{"an encoding of the body that is signed", signing{before: func(r *http.Request) { r.Header.Set("Content-Encoding", "identity") }}, 200, ""},
+		{"a date with a fraction of a second", signing{after: replaced("X-Amz-Date", "Z", ".0Z")}, 400, unclear},
+		{"another path", signing{before: func(r *http.Request) { r.URL.Path = "/a b" }, after: func(r *http.Request) { r.URL.Path = "/ab" }}, 403, mismatch},
+		{"a path that is signed", signing{before: func(r *http.Request) { r.URL.Path = "/a b/c" }}, 200, ""},
 		{"another host", signing{after: func(r *http.Request) { r.Host = "other:80" }}, 403, mismatch},
 		{"another signature", signing{after: func(r *http.Request) {
 			text := r.Header.Get("Authorization")
@@ -196,6 +211,10 @@ func TestWhatIsSignedCannotBeChanged(t *testing.T) {
 
 		{"presigned", signing{presign: true}, 200, ""},
 		{"presigned and changed", signing{presign: true, after: query("InstanceId.1", func(string) string { return "i-0a000000000000001" })}, 403, mismatch},
+		{"presigned and changed, with a semicolon", signing{presign: true, after: func(r *http.Request) { r.URL.RawQuery += "&NextToken=x;" }}, 400, "InvalidRequest"},
+		{"presigned, and signed in a header too", signing{presign: true, after: func(r *http.Request) {
+			r.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential=AKIA/BOB/20260101/us-east-1/ec2/aws4_request, SignedHeaders=host, Signature=0")
+		}}, 400, unclear},
 		{"presigned for longer than it was", signing{presign: true, at: now.Add(-2 * time.Minute), after: query("X-Amz-Expires", func(string) string { return "600" })}, 403, mismatch},
 		{"presigned and over", signing{presign: true, at: now.Add(-2 * time.Minute)}, 400, "RequestExpired"},
 		{"presigned without an end", signing{presign: true, after: query("X-Amz-Expires", func(string) string { return "" })}, 400, unclear},

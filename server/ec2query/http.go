@@ -1,6 +1,7 @@
 package ec2query
 
 import (
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/rand"
@@ -99,13 +100,7 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return nil, err
 	}
-	root := &node{}
-	if err := errors.Join(root.parseForm(r.URL.RawQuery), root.parseForm(form)); err != nil {
-		return nil, err
-	}
-	c.args = newArgs(root, read)
-	c.action = c.args.text("Action")
-	if err := d.identify(r, sent, c); err != nil {
+	if err := d.receive(r, sent, form, c, read); err != nil {
 		return nil, err
 	}
 	c.invocation = invocationOf(r, c.caller.Principal, form)
@@ -119,6 +114,26 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	}
 	defer d.drain.end()
 	return d.act(ctx, c)
+}
+
+// receive reads the parameters of a request, and finds out who sent them. The signature is
+// verified over what it has read.
+func (d *Door) receive(r *http.Request, sent []byte, form string, c *call, read func()) error {
+	query, err := parseForm(r.URL.RawQuery)
+	if err != nil {
+		return err
+	}
+	body, err := parseForm(form)
+	if err != nil {
+		return err
+	}
+	root := &node{}
+	if err := cmp.Or(root.add(query), root.add(body)); err != nil {
+		return err
+	}
+	c.args = newArgs(root, read)
+	c.action = c.args.text("Action")
+	return d.identify(r, query, sent, c)
 }
 
 // readBody returns the body as it was sent, which is what is signed.
@@ -142,7 +157,7 @@ func readBody(w http.ResponseWriter, r *http.Request) (sent []byte, err error) {
 
 // plain returns what is in a body.
 func plain(r *http.Request, sent []byte) (form string, err error) {
-	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
+	switch encoding := strings.ToLower(strings.Join(r.Header["Content-Encoding"], ", ")); encoding {
 	case "", "identity":
 		return string(sent), nil
 	case "gzip":

@@ -33,36 +33,69 @@ type node struct {
 	children map[string]*node
 }
 
-// parseForm reads parameters in the form of a URL's query, and adds them to those that
-// there are. A name that comes twice is refused: there is no saying which is meant.
-func (n *node) parseForm(form string) error {
-	if count := strings.Count(form, "&") + 1; count > maxParameters {
-		return errInvalid("InvalidRequest", "The request has %d parameters; at most %d are allowed.", count, maxParameters)
+// parameter is a name and a value, without their escapes.
+type parameter struct{ name, value string }
+
+// form holds the parameters of a query or a body, as they were read: once, for whoever verifies
+// them and for whoever carries them out.
+type form []parameter
+
+// parseForm reads parameters in the form of a URL's query.
+func parseForm(text string) (form, error) {
+	if count := strings.Count(text, "&") + 1; count > maxParameters {
+		return nil, errInvalid("InvalidRequest", "The request has %d parameters; at most %d are allowed.", count, maxParameters)
 	}
-	for pair := range strings.SplitSeq(form, "&") {
+	if strings.Contains(text, ";") {
+		// It separates parameters for some who read forms, and is a letter for others.
+		return nil, errInvalid("InvalidRequest", "The request is not well formed: want a semicolon as %%3B.")
+	}
+	var all form
+	for pair := range strings.SplitSeq(text, "&") {
 		if pair == "" {
 			continue
 		}
 		rawName, rawValue, _ := strings.Cut(pair, "=")
 		name, err := unescape(rawName)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		value, err := unescape(rawValue)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if len(name) > maxNameBytes {
-			return errInvalid("InvalidRequest", "The name of a parameter has %d bytes; at most %d are allowed.", len(name), maxNameBytes)
+			return nil, errInvalid("InvalidRequest", "The name of a parameter has %d bytes; at most %d are allowed.", len(name), maxNameBytes)
 		}
-		if strings.Count(name, ".") >= maxParts {
-			return errUnknown(name)
+		all = append(all, parameter{name, value})
+	}
+	return all, nil
+}
+
+// has reports whether there is a parameter of the name.
+func (all form) has(name string) bool {
+	return slices.ContainsFunc(all, func(p parameter) bool { return p.name == name })
+}
+
+// get returns the value of a parameter, empty when it is not there.
+func (all form) get(name string) string {
+	if n := slices.IndexFunc(all, func(p parameter) bool { return p.name == name }); n >= 0 {
+		return all[n].value
+	}
+	return ""
+}
+
+// add adds parameters to those that there are. A name that comes twice is refused: there
+// is no saying which is meant.
+func (n *node) add(all form) error {
+	for _, p := range all {
+		if strings.Count(p.name, ".") >= maxParts {
+			return errUnknown(p.name)
 		}
-		leaf := n.at(name)
+		leaf := n.at(p.name)
 		if leaf.set {
-			return errInvalid("InvalidRequest", "The parameter %s is given more than once.", name)
+			return errInvalid("InvalidRequest", "The parameter %s is given more than once.", p.name)
 		}
-		leaf.value, leaf.set = value, true
+		leaf.value, leaf.set = p.value, true
 	}
 	return nil
 }

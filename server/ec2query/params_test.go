@@ -13,13 +13,23 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-func parsed(t testing.TB, form string) args {
+func parsed(t testing.TB, text string) args {
 	t.Helper()
-	root := &node{}
-	if err := root.parseForm(form); err != nil {
+	root, err := tree(text)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return newArgs(root, func() {})
+}
+
+// tree reads a form.
+func tree(text string) (*node, error) {
+	root := &node{}
+	f, err := parseForm(text)
+	if err == nil {
+		err = root.add(f)
+	}
+	return root, err
 }
 
 // wantCode checks that an error is EC2's, and what it says.
@@ -111,7 +121,8 @@ func TestParametersThatAreNotWhatTheyShouldBe(t *testing.T) {
 }
 
 func TestANameOfTooManyPartsIsUnknown(t *testing.T) {
-	wantCode(t, (&node{}).parseForm("A.B.C.D.E.F.G.H.I.J.K=1"), "UnknownParameter", "A.B.C.D.E.F.G.H.I.J.K")
+	_, err := tree("A.B.C.D.E.F.G.H.I.J.K=1")
+	wantCode(t, err, "UnknownParameter", "A.B.C.D.E.F.G.H.I.J.K")
 	parsed(t, "A.B.C.D.E.F.G.H.I.J=1")
 }
 
@@ -119,13 +130,15 @@ func TestFormsThatAreNotWellFormed(t *testing.T) {
 	for _, test := range []struct{ name, form, message string }{
 		{"a name that comes twice", "A=1&A=2", "The parameter A is given more than once"},
 		{"a percent sign without digits", "A=%", "not well formed"},
+		{"a semicolon that some take for an ampersand", "A=1;B=2", "want a semicolon as %3B"},
 		{"a name that is not UTF-8", "%ff=1", "not well formed"},
 		{"a value that is not UTF-8", "A=%c3", "not well formed"},
 		{"a name that is too long", strings.Repeat("A", 257) + "=1", "at most 256"},
 		{"too many", strings.Repeat("A&", maxParameters), "at most 5000"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			wantCode(t, (&node{}).parseForm(test.form), "InvalidRequest", test.message)
+			_, err := tree(test.form)
+			wantCode(t, err, "InvalidRequest", test.message)
 		})
 	}
 }
@@ -177,8 +190,8 @@ func FuzzParameters(f *testing.F) {
 	f.Add("TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=a&TagSpecification.1.Tag.1.Value=b&MinCount=1&MaxCount=2&ImageId=x")
 	f.Add("A.1=x&A.member.1=y&A..=&=&.&%00=%ff&A.B.C.D.E")
 	f.Fuzz(func(t *testing.T, form string) {
-		root := &node{}
-		if err := root.parseForm(form); err != nil {
+		root, err := tree(form)
+		if err != nil {
 			if refused := refusalOf(err, "id"); refused.status != 400 {
 				t.Errorf("status %d for %v", refused.status, err)
 			}
