@@ -48,9 +48,8 @@ type Config struct {
 	MaxClientTokens int
 	// TokenLifetime is how long each is kept, 24 hours by default.
 	TokenLifetime time.Duration
-	// RingBytes is how much of the end of the log is held in memory for readers, in
-	// bytes of the log before it is packed; 32 MiB by default. In memory it takes a few
-	// times that.
+	// RingBytes is how much memory the end of the log may take that is held for readers,
+	// with what it is encoded to for them, in bytes; 32 MiB by default.
 	RingBytes int64
 	// Address is where this process can be reached; others are told while it is the
 	// owner.

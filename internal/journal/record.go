@@ -2,6 +2,7 @@ package journal
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -48,12 +49,26 @@ type Batch struct {
 	Bytes int
 
 	memo memo[[][]byte]
+	// ring is where the batch is or was, nil for one that never was in a ring. size is
+	// what it takes there, in bytes of memory.
+	ring *ring
+	size atomic.Int64
 }
 
 // Memo returns what the first caller's function made, for all callers of this
 // batch: a place for the one encoding that all subscribers share. It is not to be
 // modified. Batches that are read from pages of the log are not shared.
-func (b *Batch) Memo(encode func() [][]byte) [][]byte { return b.memo.get(encode) }
+func (b *Batch) Memo(encode func() [][]byte) [][]byte {
+	b.memo.once.Do(func() {
+		b.memo.made = encode()
+		size := int64(0)
+		for _, piece := range b.memo.made {
+			size += int64(cap(piece)) + 24
+		}
+		b.grow(size)
+	})
+	return b.memo.made
+}
 
 // Event is one change in a batch. Refer to it by pointer; it must not be copied.
 type Event struct {
@@ -61,21 +76,23 @@ type Event struct {
 	Index  uint32
 	Change *instance.Change
 
+	batch  *Batch
 	record *Record
 	memo   memo[[]byte]
 }
 
 // Memo is to an event what [Batch.Memo] is to a batch.
-func (e *Event) Memo(encode func() []byte) []byte { return e.memo.get(encode) }
+func (e *Event) Memo(encode func() []byte) []byte {
+	e.memo.once.Do(func() {
+		e.memo.made = encode()
+		e.batch.grow(int64(cap(e.memo.made)))
+	})
+	return e.memo.made
+}
 
 type memo[T any] struct {
 	once sync.Once
 	made T
-}
-
-func (m *memo[T]) get(encode func() T) T {
-	m.once.Do(func() { m.made = encode() })
-	return m.made
 }
 
 // entry is a change with the record that follows from it, in one allocation.
@@ -86,7 +103,9 @@ type entry struct {
 }
 
 func newBatch(p Position, size int) *Batch {
-	return &Batch{Position: p, Events: make([]Event, 0, size)}
+	b := &Batch{Position: p, Events: make([]Event, 0, size)}
+	b.size.Store(batchBytes)
+	return b
 }
 
 // newEntry makes the record that follows from a change, but for its place and for what
@@ -119,7 +138,8 @@ func (r *Record) follow(c *instance.Change, before *Record) {
 // add appends a change to a batch that nobody else knows yet.
 func (b *Batch) add(e *entry) {
 	e.place(b.Position, len(b.Events))
-	b.Events = append(b.Events, Event{Index: e.record.Index, Change: &e.change, record: &e.record})
+	b.Events = append(b.Events, Event{Index: e.record.Index, Change: &e.change, batch: b, record: &e.record})
+	b.size.Add(e.size())
 }
 
 // after reports whether the record is of a later change than another one.

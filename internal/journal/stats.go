@@ -28,8 +28,8 @@ func (v *view) stats() Stats {
 	return Stats{
 		Batches:     v.head.Seq - v.oldest,
 		Bytes:       v.bytes - v.oldestBytes,
-		RingBatches: len(v.ring),
-		RingBytes:   v.ringBytes,
+		RingBatches: len(v.ring.batches),
+		RingBytes:   v.ring.used.Load(),
 		Instances:   len(v.records),
 	}
 }

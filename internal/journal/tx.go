@@ -66,6 +66,7 @@ func (tx *Tx) Append(c instance.Change) {
 	known := tx.lookup(id)
 	if known != nil {
 		c.Before = known.Instance
+		c.After = share(c.After, c.Before)
 	}
 	switch {
 	case c.Before == nil && c.After == nil:

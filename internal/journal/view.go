@@ -29,10 +29,7 @@ type view struct {
 	oldest      uint64
 	oldestBytes uint64
 	records     map[instance.ID]*Record
-	// ring has the last batches, without gaps, and ringBytes is their size.
-	ring      []*Batch
-	ringBytes int64
-	ringLimit int64
+	ring        *ring
 	// unsaved are the instances that changed since the checkpoint.
 	unsaved map[instance.ID]struct{}
 	// recent has the records that changed since the last snapshot, nil for an
@@ -51,7 +48,9 @@ type view struct {
 }
 
 func newView(ringLimit int64) *view {
-	return &view{ringLimit: ringLimit, changed: make(chan struct{})}
+	v := &view{changed: make(chan struct{})}
+	v.ring = &ring{limit: ringLimit, guard: &v.mu}
+	return v
 }
 
 // begin makes an unused view that of a log which is known up to start. The revision
@@ -76,7 +75,8 @@ func (v *view) adopt(fresh *view) {
 	v.head, v.recordedAt, v.revision, v.bytes = fresh.head, fresh.recordedAt, fresh.revision, fresh.bytes
 	v.oldest, v.oldestBytes = fresh.oldest, fresh.oldestBytes
 	v.records, v.unsaved, v.recent = fresh.records, fresh.unsaved, fresh.recent
-	v.ring, v.ringBytes = fresh.ring, fresh.ringBytes
+	v.ring = fresh.ring
+	v.ring.guard = &v.mu
 	v.snapshot = nil
 	v.wakeLocked()
 	v.interests.wakeAll()
@@ -112,13 +112,14 @@ func (v *view) publish(batches ...published) bool {
 
 func (v *view) foldLocked(p published) {
 	for i := range p.batch.Events {
-		record := p.batch.Events[i].record
-		change := p.batch.Events[i].Change
+		e := &p.batch.Events[i]
+		record, change := e.record, e.Change
 		id := change.ID()
 		known := v.records[id]
 		if known != nil && !record.after(known) {
 			continue // the checkpoint has a later one
 		}
+		e.shareWith(known)
 		record.follow(change, known)
 		if record.Instance == nil {
 			delete(v.records, id)
@@ -130,13 +131,7 @@ func (v *view) foldLocked(p published) {
 		v.unsaved[id] = struct{}{}
 	}
 	v.head, v.recordedAt, v.revision, v.bytes = p.batch.Position, p.batch.RecordedAt, p.revision, p.bytes
-	v.ring = append(v.ring, p.batch)
-	v.ringBytes += int64(p.batch.Bytes)
-	for v.ringBytes > v.ringLimit && len(v.ring) > 1 {
-		v.ringBytes -= int64(v.ring[0].Bytes)
-		v.ring[0] = nil
-		v.ring = v.ring[1:]
-	}
+	v.ring.addLocked(p.batch)
 }
 
 func (v *view) wakeLocked() {
@@ -159,8 +154,9 @@ func (v *view) next(after Position) (*Batch, <-chan struct{}, error) {
 	if after.Seq == v.head.Seq {
 		return nil, v.changed, nil
 	}
-	if behind := v.head.Seq - after.Seq; behind <= uint64(len(v.ring)) {
-		return v.ring[uint64(len(v.ring))-behind], nil, nil
+	held := v.ring.batches
+	if behind := v.head.Seq - after.Seq; behind <= uint64(len(held)) {
+		return held[uint64(len(held))-behind], nil, nil
 	}
 	return nil, nil, nil
 }

@@ -152,16 +152,29 @@ func (s *Service) wasSo(known journal.Record, image *instance.Instance) bool {
 	return (known.Previous != nil && sameLife(known.Previous, image)) || s.past.has(image)
 }
 
-// sameLife reports whether two images show the instance at the same point of its life:
-// a start changes the launch time, a stop and a failed start the reason, which is not known
-// of a state that was inferred. These are in whole seconds; the simulator counts its
-// changes.
-func sameLife(a, b *instance.Instance) bool {
-	if a.State != b.State || !a.LaunchTime.Equal(b.LaunchTime) {
-		return false
-	}
-	if a.Simulator != nil && b.Simulator != nil && a.Simulator.Transitions != b.Simulator.Transitions {
-		return false
-	}
-	return a.StateReason == nil || b.StateReason == nil || *a.StateReason == *b.StateReason
+// life is the point of its life at which an image shows an instance: a start changes the
+// launch time, a stop and a failed start the reason, which is not known of a state that was
+// inferred. These are in whole seconds; the simulator counts its changes.
+type life struct {
+	state     instance.State
+	simulated bool
+	launched  time.Time
+	reason    *instance.StateReason
+	changes   uint64
 }
+
+func lifeOf(i *instance.Instance) life {
+	l := life{state: i.State, launched: i.LaunchTime, reason: i.StateReason}
+	if i.Simulator != nil {
+		l.simulated, l.changes = true, i.Simulator.Transitions
+	}
+	return l
+}
+
+func (l life) same(o life) bool {
+	return l.state == o.state && l.launched.Equal(o.launched) &&
+		(!l.simulated || !o.simulated || l.changes == o.changes) &&
+		(l.reason == nil || o.reason == nil || *l.reason == *o.reason)
+}
+
+func sameLife(a, b *instance.Instance) bool { return lifeOf(a).same(lifeOf(b)) }

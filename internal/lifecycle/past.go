@@ -7,24 +7,30 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
+// maxPast is how many changes are remembered, whatever happens within the time that they are
+// to be: about 10 MiB of memory.
+const maxPast = 1 << 16
+
 // past remembers for a while what instances were before they changed, to tell an
 // outdated description from a change back.
 type past struct {
 	keep time.Duration
 
-	mu    sync.Mutex
-	lives map[instance.ID][]*instance.Instance
+	mu sync.Mutex
+	// lives has the oldest of each instance first.
+	lives map[instance.ID][]life
 	// queue has what is in lives, oldest first.
 	queue []passed
 }
 
+// passed is the oldest of the lives of an instance that are remembered.
 type passed struct {
-	image *instance.Instance
+	id    instance.ID
 	until time.Time
 }
 
 func newPast(keep time.Duration) *past {
-	return &past{keep: keep, lives: make(map[instance.ID][]*instance.Instance)}
+	return &past{keep: keep, lives: make(map[instance.ID][]life)}
 }
 
 // note remembers what an instance was, nil for nothing.
@@ -32,8 +38,8 @@ func (p *past) note(image *instance.Instance) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for len(p.queue) > 0 && now.After(p.queue[0].until) {
-		id := p.queue[0].image.ID
+	for len(p.queue) > 0 && (now.After(p.queue[0].until) || len(p.queue) >= maxPast) {
+		id := p.queue[0].id
 		p.queue[0] = passed{}
 		p.queue = p.queue[1:]
 		if p.lives[id] = p.lives[id][1:]; len(p.lives[id]) == 0 {
@@ -43,16 +49,17 @@ func (p *past) note(image *instance.Instance) {
 	if image == nil {
 		return
 	}
-	p.queue = append(p.queue, passed{image: image, until: now.Add(p.keep)})
-	p.lives[image.ID] = append(p.lives[image.ID], image)
+	p.queue = append(p.queue, passed{id: image.ID, until: now.Add(p.keep)})
+	p.lives[image.ID] = append(p.lives[image.ID], lifeOf(image))
 }
 
 // has reports whether the instance was lately as the image shows it.
 func (p *past) has(image *instance.Instance) bool {
+	is := lifeOf(image)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, was := range p.lives[image.ID] {
-		if sameLife(was, image) {
+		if was.same(is) {
 			return true
 		}
 	}
