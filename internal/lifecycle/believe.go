@@ -53,23 +53,23 @@ func (s *Service) recordDescriptions(ctx context.Context, asked fence, descripti
 	anything := false
 	for i, d := range descriptions {
 		known, found := s.journal.Get(d.id)
-		if s.flights.busy(d.id) {
+		if s.tracker.deferDescribe(d.id) {
 			verdicts[i] = overtaken
 		} else {
 			verdicts[i] = s.judge(known, found, d, asked, now)
 		}
-		anything = anything || verdicts[i] != believed || !agrees(known, found, d) || len(s.owed(d.id, now, nil)) > 0
+		anything = anything || verdicts[i] != believed || !agrees(known, found, d) || len(s.tracker.unrecordedBefore(d.id, now, nil)) > 0
 	}
 	if !anything {
 		return verdicts, nil
 	}
 	_, err = s.update(ctx, term, func(r *recording) error {
 		for i, d := range descriptions {
-			if s.flights.busy(d.id) {
+			if s.tracker.deferDescribe(d.id) {
 				verdicts[i] = overtaken
 				continue
 			}
-			s.recordOwed(r, d.id, now, nil) // which overtakes the description
+			s.recordUnrecorded(r, d.id, now, nil) // which overtakes the description
 			known, found := r.Get(d.id)
 			verdicts[i] = s.judge(known, found, d, asked, now)
 			switch {
@@ -81,7 +81,7 @@ func (s *Service) recordDescriptions(ctx context.Context, asked fence, descripti
 					image:      d.image,
 					occurredAt: asked.at,
 					source:     instance.SourceReconcile,
-					commands:   s.suspects(d.id, known.ChangedAt, asked.at),
+					candidates: s.tracker.possibleCauses(d.id, known.ChangedAt, asked.at),
 				})
 			}
 		}

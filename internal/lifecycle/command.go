@@ -68,14 +68,14 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 // carryOut calls the backend and records its answer. Refused are the instances that
 // refused for a state that the journal did not know of before.
 func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, before journal.Position, token *journal.Token) (_ CommandResponse, refused []instance.ID, err error) {
-	command := attribution{cause: cause, target: targets[cmd.Verb], since: time.Now(), before: before}
-	fl := s.flights.begin(cmd.IDs, command)
-	defer fl.end()
+	command := s.tracker.begin(cmd.IDs, cause, before)
+	defer command.end()
 	result, err := s.backend.Execute(ctx, cmd)
-	s.suspect(unsure(ctx, cmd, result, err), fl)
+	s.looker.request(command.markUnknown(unknownOutcomes(ctx, cmd, result, err))...)
+	on := command.answer(result.Changes)
 	defer func() {
 		refused = s.unexplained(cmd.Verb, refusedIn(result.Failures, err), before)
-		s.settleRefusals(ctx, term, fl, refused)
+		s.awaitRefusal(ctx, term, command, refused)
 	}()
 	if err != nil && len(result.Changes) == 0 {
 		return CommandResponse{}, nil, err
@@ -85,11 +85,10 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 		Failures: result.Failures,
 		Cursor:   s.journal.Cursor(before),
 	}
-	a := answer{response: &response, refusal: err, token: token}
-	end, recordErr := s.record(ctx, term, fl, a)
+	end, recordErr := s.record(ctx, term, command, answer{response: &response, on: on, refusal: err, token: token})
 	switch {
 	case recordErr != nil:
-		s.owe(fl, a)
+		s.looker.request(command.markUnrecorded()...)
 		return CommandResponse{}, nil, notRecorded(cmd, recordErr)
 	case err != nil:
 		return CommandResponse{}, nil, startedAllTheSame(err, result)
@@ -98,18 +97,20 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 	return response, nil, nil
 }
 
-// unsure returns the instances of a call of which nobody knows what became.
-func unsure(ctx context.Context, cmd instance.Command, result instance.Result, err error) (ids []instance.ID) {
+// unknownOutcomes returns the instances of a call of which nobody knows what became.
+func unknownOutcomes(ctx context.Context, cmd instance.Command, result instance.Result, err error) map[instance.ID]bool {
+	ids := make(map[instance.ID]bool)
 	if err != nil && (ctx.Err() != nil || asError(err).OutcomeUnknown) {
 		for _, id := range cmd.IDs {
-			if !slices.ContainsFunc(result.Changes, func(c instance.StateChange) bool { return c.ID == id }) {
-				ids = append(ids, id)
-			}
+			ids[id] = true
+		}
+		for _, change := range result.Changes {
+			delete(ids, change.ID)
 		}
 	}
 	for _, f := range result.Failures {
 		if f.Err.OutcomeUnknown {
-			ids = append(ids, f.ID)
+			ids[f.ID] = true
 		}
 	}
 	return ids
@@ -118,6 +119,8 @@ func unsure(ctx context.Context, cmd instance.Command, result instance.Result, e
 // answer is what the backend answered to a command, ready to be recorded.
 type answer struct {
 	response *CommandResponse
+	// on are the changes of the response as they are tracked.
+	on []*commandOnInstance
 	// refusal is the error that came beside changes.
 	refusal error
 	token   *journal.Token
@@ -125,10 +128,10 @@ type answer struct {
 
 // record writes what an answer changed, what was heard of the instances before, and the
 // answer itself when there is a token.
-func (s *Service) record(ctx context.Context, term *journal.Term, fl *flight, a answer) (journal.Position, error) {
+func (s *Service) record(ctx context.Context, term *journal.Term, command *inflightCommand, a answer) (journal.Position, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime(ctx))
 	defer cancel()
-	heard := fl.settle(ctx, a.response.Changes)
+	heard := command.awaitTurn(ctx, a.response.Changes)
 	if len(heard) == 0 && a.token == nil && !slices.ContainsFunc(a.response.Changes, s.outstanding) {
 		return s.journal.Head(), nil
 	}
@@ -138,9 +141,9 @@ func (s *Service) record(ctx context.Context, term *journal.Term, fl *flight, a 
 		for _, n := range heard {
 			weights = append(weights, s.recordNotice(r, n))
 		}
-		for _, change := range a.response.Changes {
-			s.recordOwed(r, change.ID, change.At, fl)
-			s.recordAnswer(r, change, fl.at(change.ID))
+		for _, on := range a.on {
+			s.recordUnrecorded(r, on.id, on.change.At, command)
+			s.recordAnswer(r, *on.change, on.candidate())
 		}
 		s.recordToken(r.Tx, a)
 		return nil
@@ -179,7 +182,7 @@ func (s *Service) outstanding(change instance.StateChange) bool {
 
 // recordAnswer records one line of an answer: first what leads to the state in which
 // the call found the instance, if that was not known, then what the call changed.
-func (s *Service) recordAnswer(r *recording, change instance.StateChange, command attribution) {
+func (s *Service) recordAnswer(r *recording, change instance.StateChange, by causeCandidate) {
 	known, found := r.Get(change.ID)
 	seen := sighting{occurredAt: change.At, source: instance.SourceAnswer}
 	switch {
@@ -190,16 +193,16 @@ func (s *Service) recordAnswer(r *recording, change instance.StateChange, comman
 		seen.image = foundAs(change.After, change)
 		reduce(r, seen)
 		known, _ = r.Get(change.ID)
-	case known.Position.Seq > command.before.Seq && overtook(known, change):
+	case known.Position.Seq > by.command.before.Seq && overtook(known, change):
 		return // the answer took so long that what it says was recorded before it
 	case known.Instance.State != change.Previous:
 		seen.image = foundAs(known.Instance, change)
-		seen.commands = s.suspects(change.ID, known.ChangedAt, change.At)
+		seen.candidates = s.tracker.possibleCauses(change.ID, known.ChangedAt, change.At)
 		reduce(r, seen)
 	}
 	if change.Current != change.Previous {
-		seen.image, seen.commands = answered(known.Instance, change), []attribution{command}
-		seen.commands[0].target = change.Current
+		by.target = change.Current
+		seen.image, seen.candidates = leftAs(known.Instance, change), []causeCandidate{by}
 		reduce(r, seen)
 	}
 }

@@ -243,9 +243,9 @@ func (l *looker) due() (due map[instance.ID]*look, next time.Time) {
 			return due, now
 		case w.notBefore.After(now):
 			next = earlier(next, w.notBefore)
-		case l.s.flights.busy(id):
+		case l.s.tracker.deferDescribe(id):
 			// The command's end wakes the looker, unless it takes too long.
-			next = earlier(next, now.Add(patience))
+			next = earlier(next, now.Add(maxHold))
 		default:
 			due[id] = w
 			delete(l.wanted, id)
@@ -286,17 +286,13 @@ func (l *looker) describe(ctx context.Context, looks map[instance.ID]*look) erro
 	if err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	for i, id := range ids {
 		w := looks[id]
 		if delay := map[verdict]time.Duration{overtaken: retryOvertaken, stale: retryLook}[verdicts[i]]; delay > 0 {
-			again := *w
-			again.notBefore = time.Now().Add(delay)
-			l.add(id, again)
+			l.again(id, w, delay)
 			continue
 		}
-		l.s.doubts.resolve(id, fence.at)
+		l.s.tracker.resolve(id, fence.at)
 		if found[id] == nil {
 			l.s.absent.add(id)
 		}
@@ -308,6 +304,15 @@ func (l *looker) describe(ctx context.Context, looks map[instance.ID]*look) erro
 		}
 	}
 	return nil
+}
+
+// again renews a wish that was not fulfilled.
+func (l *looker) again(id instance.ID, w *look, delay time.Duration) {
+	again := *w
+	again.notBefore = time.Now().Add(delay)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.add(id, again)
 }
 
 // errEnding is for those who wait for a look when this process stops looking.

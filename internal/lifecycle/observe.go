@@ -36,8 +36,8 @@ func (s *Service) hear(ctx context.Context, term *journal.Term) {
 	}()
 	for {
 		var again <-chan time.Time
-		if s.flights.holding() {
-			again = time.After(patience / 4)
+		if s.tracker.holdsNotices() {
+			again = time.After(maxHold / 4)
 		}
 		var batch []instance.Notice
 		select {
@@ -46,12 +46,12 @@ func (s *Service) hear(ctx context.Context, term *journal.Term) {
 				return
 			}
 			batch = drain(notices, append(batch, n))
-		case <-s.flights.free:
+		case <-s.tracker.wake:
 			s.looker.signal()
 		case <-again:
-			s.flights.expire()
+			s.tracker.expire()
 		}
-		s.recordNotices(ctx, term, s.flights.admit(batch))
+		s.recordNotices(ctx, term, s.tracker.admit(batch))
 	}
 }
 
@@ -106,7 +106,7 @@ func (s *Service) recordNotices(ctx context.Context, term *journal.Term, batch [
 
 // recordNotice records one notice, if it follows directly from what is known.
 func (s *Service) recordNotice(r *recording, n instance.Notice) weight {
-	s.recordOwed(r, n.ID, n.OccurredAt, nil)
+	s.recordUnrecorded(r, n.ID, n.OccurredAt, nil)
 	known, found := r.Get(n.ID)
 	w := needsLook
 	switch {
@@ -128,7 +128,7 @@ func (s *Service) recordNotice(r *recording, n instance.Notice) weight {
 			image:      image,
 			occurredAt: n.OccurredAt,
 			source:     n.Source,
-			commands:   s.suspects(n.ID, after, n.OccurredAt.Add(resolution(n))),
+			candidates: s.tracker.possibleCauses(n.ID, after, n.OccurredAt.Add(resolution(n))),
 		})
 	}
 	return w

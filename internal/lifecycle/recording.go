@@ -2,7 +2,6 @@ package lifecycle
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
 
 	"github.com/instanced/instanced/internal/journal"
@@ -13,7 +12,7 @@ type recording struct {
 	*journal.Tx
 	now time.Time
 	// used are the commands that it made the causes of steps.
-	used []*atomic.Bool
+	used []*commandOnInstance
 }
 
 // update has the journal updated. When nothing of it is recorded, no command counts as the
@@ -39,15 +38,15 @@ func (s *Service) update(ctx context.Context, term *journal.Term, write func(*re
 }
 
 // use notes that a command is the cause of a step.
-func (r *recording) use(c attribution) {
-	if c.used != nil && !c.used.Swap(true) {
-		r.used = append(r.used, c.used)
+func (r *recording) use(on *commandOnInstance) {
+	if on != nil && !on.used.Swap(true) {
+		r.used = append(r.used, on)
 	}
 }
 
 func (r *recording) undo() {
-	for _, used := range r.used {
-		used.Store(false)
+	for _, on := range r.used {
+		on.used.Store(false)
 	}
 	r.used = nil
 }

@@ -32,7 +32,7 @@ func aTerm(t *testing.T) (*Service, *journal.Term) {
 }
 
 func imageOf(state instance.State) *instance.Instance {
-	return &instance.Instance{ID: flightX, State: state, Type: "t3.micro", LaunchTime: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+	return &instance.Instance{ID: trackedX, State: state, Type: "t3.micro", LaunchTime: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
 }
 
 // A command that was taken for the cause of what is not recorded after all, because the
@@ -45,9 +45,9 @@ func TestACommandIsNotUsedUpByWhatIsNotRecorded(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	fl := s.flights.begin([]instance.ID{flightX}, attribution{cause: instance.Cause{Principal: "starter", Verb: instance.VerbStart}, target: instance.StatePending, since: time.Now()})
+	fl := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Principal: "starter", Verb: instance.VerbStart}, journal.Position{})
 	started := func(r *recording) {
-		reduce(r, sighting{image: imageOf(instance.StatePending), commands: s.suspects(flightX, time.Time{}, time.Now())})
+		reduce(r, sighting{image: imageOf(instance.StatePending), candidates: s.tracker.possibleCauses(trackedX, time.Time{}, time.Now())})
 	}
 	failed := errors.New("it is not to be")
 	if _, err := s.update(t.Context(), term, func(r *recording) error { started(r); return failed }); !errors.Is(err, failed) {
@@ -56,11 +56,11 @@ func TestACommandIsNotUsedUpByWhatIsNotRecorded(t *testing.T) {
 	if _, err := s.update(t.Context(), term, func(r *recording) error { started(r); return nil }); err != nil {
 		t.Fatal(err)
 	}
-	known, _ := s.journal.Get(flightX)
+	known, _ := s.journal.Get(trackedX)
 	if known.Cause.Principal != "starter" {
 		t.Errorf("the cause of the start is %+v", known.Cause)
 	}
-	if left := s.suspects(flightX, time.Time{}, time.Now()); len(left) != 0 {
+	if left := s.tracker.possibleCauses(trackedX, time.Time{}, time.Now()); len(left) != 0 {
 		t.Errorf("it is suspected of more: %+v", left)
 	}
 	fl.end()
@@ -71,15 +71,16 @@ func TestACommandIsNotUsedUpByWhatIsNotRecorded(t *testing.T) {
 func TestWhatIsOwedIsRecordedFirst(t *testing.T) {
 	for name, later := range map[string]func(*Service, *journal.Term, time.Time) error{
 		"before a notice": func(s *Service, term *journal.Term, at time.Time) error {
-			n := instance.Notice{ID: flightX, State: instance.StateStopping, Instance: imageOf(instance.StateStopping), OccurredAt: at, Source: instance.SourceSimulator}
+			n := instance.Notice{ID: trackedX, State: instance.StateStopping, Instance: imageOf(instance.StateStopping), OccurredAt: at, Source: instance.SourceSimulator}
 			_, err := s.update(t.Context(), term, func(r *recording) error { s.recordNotice(r, n); return nil })
 			return err
 		},
 		"before an answer": func(s *Service, term *journal.Term, at time.Time) error {
-			change := instance.StateChange{ID: flightX, Previous: instance.StateRunning, Current: instance.StateStopping, At: at}
-			fl := s.flights.begin([]instance.ID{flightX}, attribution{target: instance.StateStopping, since: at})
-			defer fl.end()
-			_, err := s.record(t.Context(), term, fl, answer{response: &CommandResponse{Changes: []instance.StateChange{change}}})
+			change := instance.StateChange{ID: trackedX, Previous: instance.StateRunning, Current: instance.StateStopping, At: at}
+			command := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Verb: instance.VerbStop}, journal.Position{})
+			defer command.end()
+			response := &CommandResponse{Changes: []instance.StateChange{change}}
+			_, err := s.record(t.Context(), term, command, answer{response: response, on: command.answer(response.Changes)})
 			return err
 		},
 	} {
@@ -92,8 +93,9 @@ func TestWhatIsOwedIsRecordedFirst(t *testing.T) {
 				t.Fatal(err)
 			}
 			began := s.journal.Head()
-			fl := s.flights.begin([]instance.ID{flightX}, attribution{cause: instance.Cause{Principal: "starter", Verb: instance.VerbStart}, target: instance.StatePending, since: time.Now()})
-			s.owe(fl, answer{response: &CommandResponse{Changes: []instance.StateChange{{ID: flightX, Previous: instance.StateStopped, Current: instance.StatePending, At: time.Now()}}}})
+			fl := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Principal: "starter", Verb: instance.VerbStart}, journal.Position{})
+			fl.answer([]instance.StateChange{{ID: trackedX, Previous: instance.StateStopped, Current: instance.StatePending, At: time.Now()}})
+			fl.markUnrecorded()
 			fl.end()
 			if err := later(s, term, time.Now().Add(time.Second)); err != nil {
 				t.Fatal(err)
@@ -109,34 +111,41 @@ func TestWhatIsOwedIsRecordedFirst(t *testing.T) {
 	}
 }
 
-func TestDoubtsAreForgotten(t *testing.T) {
+func TestUnresolvedCommandsAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		flights := newFlights()
-		command := func() attribution { return flights.begin([]instance.ID{flightX}, starting()).at(flightX) }
-		left := func(d *doubts) int { return len(d.suspects(flightX, time.Time{}, time.Now())) }
+		tr := newTracker()
+		lose := func(c *inflightCommand) {
+			c.markUnknown(map[instance.ID]bool{trackedX: true})
+			c.end()
+		}
+		left := func() int {
+			if tr.tracks[trackedX] == nil {
+				return 0
+			}
+			return len(tr.tracks[trackedX].unresolved)
+		}
 
-		d := newDoubts()
-		d.add(flightX, doubt{command: command()})
+		lose(tr.start(trackedX))
 		asked := time.Now().Add(time.Second)
 		time.Sleep(2 * time.Second)
-		d.add(flightX, doubt{command: command()})
-		if n := left(d); n != 2 {
-			t.Fatalf("%d commands are remembered, want 2", n)
+		lose(tr.start(trackedX))
+		if left() != 2 {
+			t.Fatalf("%d commands are remembered, want 2", left())
 		}
-		if d.resolve(flightX, asked); left(d) != 1 {
-			t.Errorf("%d commands are remembered after a look before the second, want that one", left(d))
+		if tr.resolve(trackedX, asked); left() != 1 {
+			t.Errorf("%d commands are remembered after a look before the second, want that one", left())
 		}
-		if d.resolve(flightX, time.Now()); len(d.instances) != 0 {
-			t.Errorf("%d instances are remembered after a look at the only one", len(d.instances))
+		if tr.resolve(trackedX, time.Now()); len(tr.tracks) != 0 {
+			t.Errorf("%d instances are remembered after a look at the only one", len(tr.tracks))
 		}
 
-		before := command()
+		before := tr.start(trackedX)
 		time.Sleep(time.Second)
-		d.add(flightX, doubt{command: command()})
-		if d.forget(); left(d) != 0 {
-			t.Errorf("%d commands are remembered of before the backend was set to what is known", left(d))
+		lose(tr.start(trackedX))
+		if tr.forget(); left() != 0 {
+			t.Errorf("%d commands are remembered of before the backend was set to what is known", left())
 		}
-		if d.add(flightX, doubt{command: before}); left(d) != 0 {
+		if lose(before); len(tr.tracks) != 0 {
 			t.Error("one that began before that is remembered when it ends")
 		}
 	})

@@ -17,24 +17,24 @@ type sighting struct {
 	// occurredAt is when it came to be so, as far as anybody can tell; zero for now.
 	occurredAt time.Time
 	source     instance.Source
-	// commands are those that may have brought it about.
-	commands []attribution
+	// candidates are the commands that may have brought it about.
+	candidates []causeCandidate
 }
 
 // causeOf returns the cause of one step, given that of the step before it, and the command
 // if it is one's doing. A command is the cause of one step only, and none that had ended
 // before it began that of a later one.
-func (s *sighting) causeOf(from, to instance.State, before instance.Cause) (instance.Cause, attribution) {
-	for i, c := range s.commands {
+func (s *sighting) causeOf(from, to instance.State, before instance.Cause) (instance.Cause, *commandOnInstance) {
+	for i, c := range s.candidates {
 		if c.target == to {
-			s.commands = slices.DeleteFunc(slices.Delete(s.commands, i, i+1), func(o attribution) bool { return o.endedBefore(c.since) })
-			return c.cause, c
+			s.candidates = slices.DeleteFunc(slices.Delete(s.candidates, i, i+1), func(o causeCandidate) bool { return o.endedBefore(c.command.began) })
+			return c.command.cause, c.commandOnInstance
 		}
 	}
 	if instance.Completes(from, to) {
-		return before, attribution{}
+		return before, nil
 	}
-	return instance.Cause{}, attribution{}
+	return instance.Cause{}, nil
 }
 
 // reduce records what leads from what is known of an instance to what was seen of
@@ -80,9 +80,9 @@ func reduce(r *recording, s sighting) {
 		r.Append(seen)
 		return
 	}
-	s.commands = slices.DeleteFunc(s.commands, func(c attribution) bool { return c.beliedBy(known.Instance, s.image) })
+	s.candidates = slices.DeleteFunc(s.candidates, func(c causeCandidate) bool { return c.contradictedBy(known.Instance, s.image) })
 	for i, state := range path {
-		var command attribution
+		var command *commandOnInstance
 		cause, command = s.causeOf(from, state, cause)
 		step := seen
 		step.Type, step.Cause = instance.ChangeState, cause
@@ -151,8 +151,8 @@ func attributesCause(known journal.Record, image *instance.Instance) instance.Ca
 	return instance.Cause{}
 }
 
-// answered returns the instance as a command left it. EC2's answer has the states only.
-func answered(known *instance.Instance, change instance.StateChange) *instance.Instance {
+// leftAs returns the instance as a command left it. EC2's answer has the states only.
+func leftAs(known *instance.Instance, change instance.StateChange) *instance.Instance {
 	if change.After != nil {
 		return change.After
 	}

@@ -41,9 +41,9 @@ func (s *Service) unexplained(verb instance.Verb, ids []instance.ID, since journ
 	})
 }
 
-// settleRefusals returns, after [patience] at most, when what other commands did to
-// instances before they refused this one is recorded.
-func (s *Service) settleRefusals(ctx context.Context, term *journal.Term, fl *flight, ids []instance.ID) {
+// awaitRefusal returns, after [maxHold] at most, when what other commands did to instances
+// before they refused this one is recorded.
+func (s *Service) awaitRefusal(ctx context.Context, term *journal.Term, command *inflightCommand, ids []instance.ID) {
 	if len(ids) == 0 {
 		return
 	}
@@ -52,7 +52,7 @@ func (s *Service) settleRefusals(ctx context.Context, term *journal.Term, fl *fl
 	for i, id := range ids {
 		refusals[i] = instance.StateChange{ID: id, At: now}
 	}
-	if heard := fl.settle(ctx, refusals); len(heard) > 0 {
+	if heard := command.awaitTurn(ctx, refusals); len(heard) > 0 {
 		s.recordNotices(ctx, term, heard)
 	}
 }
@@ -64,7 +64,7 @@ func (s *Service) catchUp(ctx context.Context, ids []instance.ID) {
 	if len(ids) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, maxHold)
 	defer cancel()
 	_ = s.looker.look(ctx, ids, cautious)
 }

@@ -41,8 +41,7 @@ type Service struct {
 	log     *slog.Logger
 	cfg     Config
 
-	flights *flights
-	doubts  *doubts
+	tracker *tracker
 	looker  *looker
 	past    *past
 	absent  absentees
@@ -82,8 +81,7 @@ func New(cfg Config) *Service {
 		backend: cfg.Backend,
 		log:     cfg.Logger,
 		cfg:     cfg,
-		flights: newFlights(),
-		doubts:  newDoubts(),
+		tracker: newTracker(),
 		past:    newPast(cfg.Consistency),
 		ready:   make(chan struct{}),
 	}
@@ -180,7 +178,7 @@ func (s *Service) restore(term *journal.Term) error {
 	for i, r := range snapshot.Records {
 		known[i] = r.Instance
 	}
-	s.doubts.forget()
+	s.tracker.forget()
 	return s.backend.Restore(known)
 }
 

@@ -155,9 +155,9 @@ func (w *wait) readOn(ctx context.Context, reader *journal.Reader, head journal.
 }
 
 // readUpTo settles instances by what was recorded in time, up to a position. It takes no
-// longer than the patience of a caller whose time is over anyway.
+// longer than is bearable for a caller whose time is over anyway.
 func (w *wait) readUpTo(ctx context.Context, reader *journal.Reader, end, head journal.Position) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, maxHold)
 	defer cancel()
 	for w.open > 0 && reader.Position().Seq < end.Seq {
 		if w.next(ctx, reader, head) != nil {

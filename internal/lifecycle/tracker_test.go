@@ -1,0 +1,255 @@
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
+)
+
+const (
+	trackedX = instance.ID("i-00000000000000001")
+	trackedY = instance.ID("i-00000000000000002")
+)
+
+func (t *tracker) start(ids ...instance.ID) *inflightCommand {
+	return t.begin(ids, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
+}
+
+// settle answers a command and waits for its turn to be recorded.
+func (c *inflightCommand) settle(ctx context.Context, changes []instance.StateChange) []instance.Notice {
+	c.answer(changes)
+	return c.awaitTurn(ctx, changes)
+}
+
+func lines(at time.Time, ids ...instance.ID) (changes []instance.StateChange) {
+	for _, id := range ids {
+		changes = append(changes, instance.StateChange{ID: id, Previous: instance.StateStopped, Current: instance.StatePending, At: at})
+	}
+	return changes
+}
+
+// found is the answer to a command that found an instance in a state, and left it there.
+func found(state instance.State, at time.Time) []instance.StateChange {
+	return []instance.StateChange{{ID: trackedX, Previous: state, Current: state, At: at}}
+}
+
+func notice(id instance.ID, at time.Time) instance.Notice {
+	return instance.Notice{ID: id, OccurredAt: at, Source: instance.SourceSimulator}
+}
+
+func TestAnInstanceIsBusyUntilItsLastCommandEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTracker()
+		first := f.start(trackedX, trackedY)
+		second := f.start(trackedX)
+		if !f.deferDescribe(trackedX) {
+			t.Fatal("an instance with two commands in flight is not busy")
+		}
+		first.end()
+		if !f.deferDescribe(trackedX) || f.deferDescribe(trackedY) {
+			t.Fatalf("after the first of two commands: busy(x) = %v, busy(y) = %v; want true, false", f.deferDescribe(trackedX), f.deferDescribe(trackedY))
+		}
+		second.end()
+		<-f.wake
+		if f.deferDescribe(trackedX) {
+			t.Fatal("an instance without commands is busy")
+		}
+	})
+}
+
+func TestACommandThatChangesNoStateHoldsNothingBack(t *testing.T) {
+	f := newTracker()
+	f.begin([]instance.ID{trackedX}, instance.Cause{Verb: instance.VerbReboot}, journal.Position{})
+	if f.deferDescribe(trackedX) || len(f.admit([]instance.Notice{notice(trackedX, time.Now())})) != 1 {
+		t.Error("a reboot holds back what is heard")
+	}
+}
+
+func TestNoticesAreHeldBackInTheirOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTracker()
+		begun := time.Now()
+		time.Sleep(time.Millisecond)
+		fl := f.start(trackedX)
+		early, late := notice(trackedX, time.Now().Add(time.Millisecond)), notice(trackedX, time.Now().Add(2*time.Millisecond))
+		got := f.admit([]instance.Notice{notice(trackedX, begun), late, early, notice(trackedY, time.Now())})
+		if len(got) != 2 || !got[0].OccurredAt.Equal(begun) || got[1].ID != trackedY {
+			t.Fatalf("admitted %v; want what happened before the command, and the other instance", got)
+		}
+		if heard := fl.settle(t.Context(), lines(late.OccurredAt, trackedX)); len(heard) != 1 || !heard[0].OccurredAt.Equal(early.OccurredAt) {
+			t.Fatalf("before the answer comes %v, want what happened before it", heard)
+		}
+		fl.end()
+		<-f.wake
+		newer := notice(trackedX, late.OccurredAt.Add(1))
+		if got := f.admit([]instance.Notice{newer}); len(got) != 2 || !got[0].OccurredAt.Equal(late.OccurredAt) {
+			t.Errorf("admitted %v, want what was held back first", got)
+		}
+	})
+}
+
+func TestASlowCommandHoldsNothingBackForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTracker()
+		f.start(trackedX)
+		if got := f.admit([]instance.Notice{notice(trackedX, time.Now())}); len(got) != 0 || !f.holdsNotices() {
+			t.Fatalf("admitted %v during the command", got)
+		}
+		time.Sleep(maxHold)
+		f.expire()
+		if got := f.admit(nil); len(got) != 1 || f.holdsNotices() || f.deferDescribe(trackedX) {
+			t.Errorf("after a second %v is admitted, want the notice", got)
+		}
+		if s := f.possibleCauses(trackedX, time.Time{}, time.Now()); len(s) != 1 {
+			t.Errorf("%d possible causes, want the command that is still in flight", len(s))
+		}
+	})
+}
+
+func TestAnswersAreRecordedInTheOrderOfTheirChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTracker()
+		both := []instance.ID{trackedX, trackedY}
+		commands := make([]*inflightCommand, 3)
+		for i := range commands {
+			commands[i] = f.start(both...)
+		}
+		time.Sleep(time.Millisecond)
+		now := time.Now()
+		order := make(chan int, len(commands))
+		for i, fl := range slices.Backward(commands) {
+			go func() {
+				fl.settle(t.Context(), lines(now.Add(time.Duration(i)), both...))
+				order <- i
+				fl.end()
+			}()
+			synctest.Wait()
+		}
+		got := fmt.Sprint(<-order, <-order, <-order)
+		if got != "0 1 2" {
+			t.Errorf("recorded in the order %s, want 0 1 2", got)
+		}
+	})
+}
+
+func TestWhoFoundTheSameIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTracker()
+		begun := time.Now()
+		f.start(trackedX).settle(t.Context(), found(instance.StatePending, begun.Add(1)))
+		f.start(trackedX).settle(t.Context(), found(instance.StatePending, begun.Add(2)))
+		if took := time.Since(begun); took != 0 {
+			t.Errorf("one that found an instance pending waited %v for another that did", took)
+		}
+		f.start(trackedX).settle(t.Context(), found(instance.StateRunning, begun.Add(3)))
+		if took := time.Since(begun); took != maxHold {
+			t.Errorf("one that found it running waited %v for those that found it pending, want %v", took, maxHold)
+		}
+	})
+}
+
+// BenchmarkCommandsOnOneInstance is what a command for an instance costs beside others for
+// the same one, all under way at once: the first starts it, the others find it pending.
+func BenchmarkCommandsOnOneInstance(b *testing.B) {
+	for _, count := range []int{1, 32, 1024} {
+		b.Run(fmt.Sprintf("commands=%d", count), func(b *testing.B) {
+			for b.Loop() {
+				f := newTracker()
+				commands := make([]*inflightCommand, count)
+				for i := range commands {
+					commands[i] = f.start(trackedX)
+				}
+				now := time.Now()
+				var working sync.WaitGroup
+				for i, fl := range commands {
+					changes := found(instance.StatePending, now.Add(time.Duration(i)))
+					if i == 0 {
+						changes = lines(now, trackedX)
+					}
+					working.Go(func() {
+						fl.settle(b.Context(), changes)
+						fl.end()
+					})
+				}
+				working.Wait()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*count), "ns/command")
+		})
+	}
+}
+
+func TestAnAnswerWaitsNoLongerThanASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTracker()
+		f.start(trackedX) // never answered
+		fl := f.start(trackedX)
+		begun := time.Now()
+		fl.settle(t.Context(), lines(begun.Add(1), trackedX))
+		if took := time.Since(begun); took != maxHold {
+			t.Errorf("it waited %v, want %v", took, maxHold)
+		}
+	})
+}
+
+// TestWhatACommandCostsDependsOnItsOwnInstances has commands on the same instances in
+// flight at once, of which the first changes them and the others find it done: the work for
+// one instance of one command is the same however many there are of both.
+func TestWhatACommandCostsDependsOnItsOwnInstances(t *testing.T) {
+	for _, commands := range []int{1, 16, 160} {
+		for _, instances := range []int{10, 100, 1000} {
+			ids := make([]instance.ID, instances)
+			for i := range ids {
+				ids[i] = instance.ID(fmt.Sprintf("i-%017x", i))
+			}
+			var examined int
+			allocations := testing.AllocsPerRun(1, func() { examined = overlap(t, ids, commands) })
+			t.Logf("%d commands on %d instances: %d entries examined, %.0f allocations", commands, instances, examined, allocations)
+			if limit := 3 * commands * instances; examined > limit {
+				t.Errorf("%d commands on %d instances examined %d entries, want at most %d", commands, instances, examined, limit)
+			}
+			if limit := float64(8 * commands * instances); allocations > limit {
+				t.Errorf("%d commands on %d instances allocated %.0f times, want at most %.0f", commands, instances, allocations, limit)
+			}
+		}
+	}
+}
+
+// overlap has commands in flight at once until the first of them ends, and returns how many
+// entries were examined one by one.
+func overlap(t *testing.T, ids []instance.ID, count int) (examined int) {
+	tr := newTracker()
+	commands := make([]*inflightCommand, count)
+	for i := range commands {
+		commands[i] = tr.start(ids...)
+	}
+	answers := make([][]instance.StateChange, count)
+	now := time.Now()
+	for i, c := range commands {
+		answers[i] = lines(now.Add(time.Duration(i)), ids...)
+		for n := range answers[i] {
+			if i > 0 {
+				answers[i][n].Previous = instance.StatePending
+			}
+		}
+		c.answer(answers[i])
+	}
+	for i, c := range commands {
+		c.awaitTurn(t.Context(), answers[i])
+		for _, change := range answers[i] {
+			tr.unrecordedBefore(change.ID, change.At, c)
+			tr.possibleCauses(change.ID, now.Add(-time.Second), change.At)
+		}
+		c.end()
+	}
+	if len(tr.tracks) > 0 {
+		t.Errorf("%d instances are tracked after all commands have ended", len(tr.tracks))
+	}
+	return tr.examined
+}

@@ -1,0 +1,194 @@
+package lifecycle
+
+import (
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// maxUnresolved is how many commands that ended without a record are remembered for one
+// instance: more than usually are in flight for it when answers begin to be lost, or the
+// journal goes away. What further ones did has no cause; of several of one verb it is most
+// often the first that did something.
+const maxUnresolved = 16
+
+// lateness is how long after its end a command whose answer was lost may still have acted,
+// by the clock of the backend.
+const lateness = 3 * time.Second
+
+// causeCandidate is a command that may have caused a step of an instance.
+type causeCandidate struct {
+	*commandOnInstance
+	// target is the state that it leads to directly.
+	target instance.State
+	// ended is when it ended, if it has and is not resolved; else zero.
+	ended time.Time
+}
+
+// endedBefore reports whether the command had ended before a time.
+func (c causeCandidate) endedBefore(at time.Time) bool {
+	return !c.ended.IsZero() && c.ended.Before(at)
+}
+
+// contradictedBy reports whether an image shows that the start by which it differs from
+// what was known was not this command.
+func (c causeCandidate) contradictedBy(known, image *instance.Instance) bool {
+	if c.target != instance.StatePending || c.ended.IsZero() || !image.LaunchTime.After(known.LaunchTime) {
+		return false
+	}
+	return image.LaunchTime.Before(c.command.began.Add(-lateness)) || image.LaunchTime.After(c.ended.Add(lateness))
+}
+
+// candidate returns the command as what may have changed the instance.
+func (on *commandOnInstance) candidate() causeCandidate {
+	return causeCandidate{commandOnInstance: on, target: on.command.target}
+}
+
+func (on *commandOnInstance) unresolvedLocked() causeCandidate {
+	c := on.candidate()
+	c.ended = on.ended
+	return c
+}
+
+// actedBefore reports whether an unresolved command did what it did by a time at the latest.
+func (on *commandOnInstance) actedBefore(at time.Time) bool {
+	if on.change != nil {
+		return !on.change.At.After(at)
+	}
+	return on.ended.Before(at)
+}
+
+// markUnknown says that a command has ended on some of its instances, and that nobody knows
+// what it did to them. It returns those that it may have changed.
+func (c *inflightCommand) markUnknown(ids map[instance.ID]bool) (marked []instance.ID) {
+	if len(ids) == 0 {
+		return nil
+	}
+	c.tracker.mu.Lock()
+	defer c.tracker.mu.Unlock()
+	for i := range c.on {
+		if on := &c.on[i]; on.state == inFlight && ids[on.id] {
+			c.tracker.markLocked(on, outcomeUnknown)
+			marked = append(marked, on.id)
+		}
+	}
+	return marked
+}
+
+// markUnrecorded says that a command has ended, and that what it was answered could not be
+// recorded. It returns the instances that it changed.
+func (c *inflightCommand) markUnrecorded() (marked []instance.ID) {
+	c.tracker.mu.Lock()
+	defer c.tracker.mu.Unlock()
+	for i := range c.on {
+		if on := &c.on[i]; on.state == answered && on.change.Previous != on.change.Current {
+			c.tracker.markLocked(on, unrecorded)
+			marked = append(marked, on.id)
+		}
+	}
+	return marked
+}
+
+func (t *tracker) markLocked(on *commandOnInstance, state commandState) {
+	if on.command.began.Before(t.restored) || len(t.tracks[on.id].unresolved) == maxUnresolved {
+		state = untracked
+	}
+	on.ended = time.Now()
+	t.moveLocked(on, state, on.at)
+}
+
+// resolve forgets the commands on an instance that had ended when the backend was asked
+// what became of them: what they did is recorded, or they did nothing.
+func (t *tracker) resolve(id instance.ID, asked time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tr := t.tracks[id]
+	if tr == nil {
+		return
+	}
+	tr.unresolved = slices.DeleteFunc(tr.unresolved, func(on *commandOnInstance) bool { return !asked.Before(on.ended) })
+	if len(tr.unresolved) == 0 && tr.active == 0 {
+		delete(t.tracks, id)
+	}
+}
+
+// forget forgets all commands that ended: the backend is about to be set to what the
+// journal knows.
+func (t *tracker) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.restored = time.Now()
+	for id, tr := range t.tracks {
+		if tr.unresolved = nil; tr.active == 0 {
+			delete(t.tracks, id)
+		}
+	}
+}
+
+// unrecordedBefore returns what was done to an instance before a time, and may not be
+// recorded: by commands in flight, but for one that records its answer itself, and by those
+// that could not record theirs.
+func (t *tracker) unrecordedBefore(id instance.ID, at time.Time, except *inflightCommand) (list []causeCandidate) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tr := t.tracks[id]
+	if tr == nil {
+		return nil
+	}
+	for _, on := range tr.changed[:tr.changed.before(at)] {
+		t.examined++
+		if on.command != except {
+			list = append(list, on.candidate())
+		}
+	}
+	for _, on := range tr.unresolved[:tr.unresolved.before(at)] {
+		t.examined++
+		if on.state == unrecorded {
+			list = append(list, on.unresolvedLocked())
+		}
+	}
+	slices.SortFunc(list, func(a, b causeCandidate) int { return a.change.At.Compare(b.change.At) })
+	return list
+}
+
+// possibleCauses returns the commands that may have changed an instance between two times
+// in a way that is not recorded: those that said that they did, of those that are still to
+// be answered the first of each kind, and those whose outcome is not known.
+func (t *tracker) possibleCauses(id instance.ID, after, at time.Time) (list []causeCandidate) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tr := t.tracks[id]
+	if tr == nil {
+		return nil
+	}
+	for _, on := range tr.changed[tr.changed.through(after):max(tr.changed.through(after), tr.changed.through(at))] {
+		if t.examined++; !on.used.Load() {
+			list = append(list, on.candidate())
+		}
+	}
+	for _, waiting := range tr.unanswered {
+		for _, on := range waiting[:waiting.through(at)] {
+			if t.examined++; !on.used.Load() {
+				list = append(list, on.candidate())
+				break
+			}
+		}
+	}
+	for _, on := range tr.unresolved[:tr.unresolved.through(at)] {
+		if t.examined++; !on.used.Load() && !on.actedBefore(after) {
+			list = append(list, on.unresolvedLocked())
+		}
+	}
+	return list
+}
+
+// recordUnrecorded records what was done to an instance before a time. What turns out to be
+// recorded already is left out.
+func (s *Service) recordUnrecorded(r *recording, id instance.ID, at time.Time, except *inflightCommand) {
+	for _, c := range s.tracker.unrecordedBefore(id, at, except) {
+		if _, found := r.Get(id); found {
+			s.recordAnswer(r, *c.change, c)
+		}
+	}
+}
