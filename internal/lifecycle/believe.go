@@ -81,7 +81,8 @@ func (s *Service) recordDescriptions(ctx context.Context, asked fence, descripti
 					image:      d.image,
 					occurredAt: asked.at,
 					source:     instance.SourceReconcile,
-					candidates: s.tracker.possibleCauses(d.id, known.ChangedAt, asked.at),
+					// It may show what was done while the backend answered.
+					candidates: s.tracker.possibleCauses(d.id, known.ChangedAt, now),
 				})
 			}
 		}
