@@ -20,6 +20,9 @@ type Command struct {
 	SkipOSShutdown bool
 	// Principal is who asks.
 	Principal string
+	// Term is that in which the command was accepted, and in which alone it may be sent to
+	// the backend; nil where only one process can command it.
+	Term Term
 }
 
 // StateChange is one line of the answer to a verb: the state in which the call

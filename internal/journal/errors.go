@@ -11,7 +11,7 @@ import (
 // The reasons of the journal's errors, which are all of type [instance.Error].
 const (
 	// ReasonNotOwner: this process may not write; another one may. KindUnavailable.
-	ReasonNotOwner = "NOT_OWNER"
+	ReasonNotOwner = instance.ReasonNotOwner
 	// ReasonUnavailable: the journal is closed or etcd does not answer. KindUnavailable.
 	ReasonUnavailable = "JOURNAL_UNAVAILABLE"
 	// ReasonFull: there is no room to write. KindExhausted.

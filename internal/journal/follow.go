@@ -73,7 +73,7 @@ func (j *Journal) followOwner(ctx context.Context) {
 }
 
 // hear notes that etcd has answered.
-func (j *Journal) hear() { j.heard.Store(time.Now().UnixNano()) }
+func (j *Journal) hear() { j.heard.Store(new(time.Now())) }
 
 // Reachable returns why what this process knows may be out of date: an error of
 // [ReasonUnavailable] when an external etcd has not answered for as long as an owner may
@@ -82,7 +82,7 @@ func (j *Journal) Reachable() error {
 	if j.store.embedded {
 		return nil
 	}
-	if silent := time.Since(time.Unix(0, j.heard.Load())); silent > j.config.OwnerTTL {
+	if silent := time.Since(*j.heard.Load()); silent > j.config.OwnerTTL {
 		return errSilent(silent)
 	}
 	return nil

@@ -112,8 +112,8 @@ type Journal struct {
 	// campaign is held by whoever becomes the owner.
 	campaign mutex
 
-	// heard is when an external etcd last answered, in nanoseconds since 1970.
-	heard atomic.Int64
+	// heard is when an external etcd last answered.
+	heard atomic.Pointer[time.Time]
 
 	// pageReads has one element for each page that is being read.
 	pageReads chan struct{}

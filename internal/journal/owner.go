@@ -32,8 +32,8 @@ type Term struct {
 	cancel context.CancelFunc
 	// work is what runs during the term.
 	work sync.WaitGroup
-	// answered is when etcd last extended the lease, in nanoseconds since 1970.
-	answered atomic.Int64
+	// renewed is how etcd last extended the lease; nil for the embedded etcd.
+	renewed atomic.Pointer[renewal]
 	// room asks for room to be made in etcd, and grown for it to be looked whether a
 	// checkpoint is due; checkpointed is signalled when one was written.
 	room, grown, checkpointed chan struct{}
@@ -238,26 +238,14 @@ func (t *Term) claim(ctx context.Context) error {
 // grant takes a lease, and keeps it until the term ends or etcd says that it has
 // expired.
 func (t *Term) grant(ctx context.Context) error {
-	j := t.journal
-	t.answered.Store(time.Now().UnixNano())
-	lease, err := j.store.client.Grant(ctx, int64(j.config.OwnerTTL/time.Second))
+	asked := time.Now()
+	lease, err := t.journal.store.client.Grant(ctx, int64(t.journal.config.OwnerTTL/time.Second))
 	if err != nil {
 		return err
 	}
 	t.lease = lease.ID
-	alive, err := j.store.client.KeepAlive(t.ctx, lease.ID)
-	if err != nil {
-		return err
-	}
-	t.work.Go(func() {
-		for range alive {
-			t.answered.Store(time.Now().UnixNano())
-			j.hear()
-		}
-		if t.ctx.Err() == nil {
-			_ = t.end(errNotOwner(errors.New("etcd was not reached for so long that another process may own the log")))
-		}
-	})
+	t.renewed.Store(&renewal{asked, time.Duration(lease.TTL) * time.Second})
+	t.work.Go(t.keepLease)
 	return nil
 }
 
@@ -364,7 +352,7 @@ func (t *Term) Writable() error {
 		return stalled
 	}
 	if t.lease != 0 {
-		silent := time.Since(time.Unix(0, t.answered.Load()))
+		silent := time.Since(t.renewed.Load().asked)
 		if silent > t.journal.config.OwnerTTL*2/3 {
 			return errSilent(silent)
 		}

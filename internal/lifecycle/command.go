@@ -33,6 +33,7 @@ func (s *Service) Command(ctx context.Context, caller Caller, req CommandRequest
 	if err != nil {
 		return CommandResponse{}, err
 	}
+	cmd.Term = term
 	if cmd.DryRun {
 		_, err := s.backend.Execute(ctx, cmd)
 		if err == nil {

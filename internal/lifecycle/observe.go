@@ -309,9 +309,11 @@ func (p *pollPlan) turn(now time.Time) (ids []instance.ID) {
 	return ids
 }
 
-// reconcileRegularly compares everything with the backend: at once, and then at the
-// interval, a little varied so that processes do not keep step.
+// reconcileRegularly compares everything with the backend: at once, again when all that an
+// earlier owner sent has arrived, and then at the interval, a little varied so that
+// processes do not keep step.
 func (s *Service) reconcileRegularly(ctx context.Context) {
+	arrived := time.Now().Add(s.cfg.CallTimeout)
 	for {
 		delay := s.cfg.ReconcileInterval + rand.N(s.cfg.ReconcileInterval/10+1) //nolint:gosec // jitter
 		if err := s.reconcile(ctx, cautious); err != nil {
@@ -325,6 +327,9 @@ func (s *Service) reconcileRegularly(ctx context.Context) {
 			}
 		} else {
 			s.becomeReady()
+		}
+		if left := time.Until(arrived); left > 0 {
+			delay = min(delay, left)
 		}
 		select {
 		case <-time.After(delay):

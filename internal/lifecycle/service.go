@@ -25,6 +25,10 @@ type Config struct {
 	// PollInterval is how soon an instance in transition is looked at when nothing was
 	// heard of it; it grows to eight times as long. Default 2 seconds.
 	PollInterval time.Duration
+	// CallTimeout is how long a call to the backend may take effect after it was sent: what
+	// an earlier owner sent last is looked for so long after this process became the owner.
+	// Default 20 seconds.
+	CallTimeout time.Duration
 	// Consistency is how long the backend may go on describing what was before a
 	// change. Within it, such a description is not believed. Default 1 minute.
 	Consistency time.Duration
@@ -69,6 +73,9 @@ func New(cfg Config) *Service {
 	}
 	if cfg.PollInterval <= 0 {
 		cfg.PollInterval = 2 * time.Second
+	}
+	if cfg.CallTimeout <= 0 {
+		cfg.CallTimeout = 20 * time.Second
 	}
 	if cfg.Consistency <= 0 {
 		cfg.Consistency = time.Minute
@@ -235,7 +242,7 @@ func (s *Service) owner() (*journal.Term, error) {
 		return term, nil
 	}
 	address, mine := s.journal.Owner()
-	e := &instance.Error{Kind: instance.KindUnavailable, Reason: "NOT_OWNER", RetryAfter: time.Second}
+	e := &instance.Error{Kind: instance.KindUnavailable, Reason: instance.ReasonNotOwner, RetryAfter: time.Second}
 	switch {
 	case mine:
 		e.Message = "this process is taking over the backend; try again"

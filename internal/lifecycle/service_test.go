@@ -48,6 +48,9 @@ type options struct {
 
 	endpoints []string
 	address   string
+	ttl       time.Duration
+
+	callTimeout time.Duration
 }
 
 func start(t *testing.T, o options) *fixture {
@@ -56,7 +59,7 @@ func start(t *testing.T, o options) *fixture {
 		o.dir = t.TempDir()
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	config := journal.Config{DataDir: o.dir, MinFreeDisk: -1, Logger: log, Address: o.address}
+	config := journal.Config{DataDir: o.dir, MinFreeDisk: -1, Logger: log, Address: o.address, OwnerTTL: o.ttl}
 	if o.endpoints != nil {
 		config.DataDir, config.Endpoints = "", o.endpoints
 	}
@@ -72,7 +75,7 @@ func start(t *testing.T, o options) *fixture {
 	if o.wrap != nil {
 		backend = o.wrap(backend)
 	}
-	f.Service = lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: log, PollInterval: o.poll})
+	f.Service = lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: log, PollInterval: o.poll, CallTimeout: o.callTimeout})
 	ctx, cancel := context.WithCancel(context.Background())
 	f.stop = cancel
 	var running sync.WaitGroup

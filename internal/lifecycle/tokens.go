@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -80,7 +81,7 @@ func (c *tokenCalls) join(token journal.Token, run func(context.Context) (Comman
 			close(call.done)
 		}()
 		call.response, call.err = run(ctx)
-		if call.err != nil && ctx.Err() != nil {
+		if call.err != nil && ctx.Err() != nil && !isCertain(call.err) {
 			// It is not the deadline of anybody who waits.
 			call.err = &instance.Error{
 				Kind:           instance.KindUnavailable,
@@ -137,6 +138,8 @@ func (s *Service) executeWithToken(ctx context.Context, term *journal.Term, cmd 
 			Cursor:    kept.Answer.Cursor,
 			EndCursor: kept.Answer.EndCursor,
 		}, nil
+	case found && cmd.Verb == instance.VerbReboot:
+		return CommandResponse{}, rebootUnknown(cause)
 	case found:
 		token = kept
 		changed, err := s.changedSince(ctx, token)
@@ -227,6 +230,24 @@ func (s *Service) answerWithStates(ctx context.Context, term *journal.Term, cmd 
 	token.Answer = &journal.Answer{Changes: response.Changes, Failures: response.Failures, Cursor: response.Cursor, EndCursor: response.EndCursor}
 	_, err := term.Update(ctx, func(tx *journal.Tx) error { tx.PutToken(token); return nil })
 	return response, err
+}
+
+// isCertain reports whether an error says of itself what became of the command.
+func isCertain(err error) bool {
+	e, ok := errors.AsType[*instance.Error](err)
+	return ok && !e.OutcomeUnknown
+}
+
+// rebootUnknown refuses to repeat a reboot of which only the intent is known: whether it took
+// place cannot be seen, and a second one would be another one.
+func rebootUnknown(cause instance.Cause) error {
+	return &instance.Error{
+		Kind:   instance.KindPrecondition,
+		Reason: "REBOOT_OUTCOME_UNKNOWN",
+		Message: fmt.Sprintf("whether the reboot with the client token %q was carried out is unknown, and it is not repeated; "+
+			"to reboot the instances all the same, use a new token", cause.ClientToken),
+		OutcomeUnknown: true,
+	}
 }
 
 func tokenConflict(cause instance.Cause) error {

@@ -197,3 +197,24 @@ func TestARefusalThatChangedSomethingIsNotKept(t *testing.T) {
 		t.Errorf("the retry got %+v, %v; want that the rest is started", r.Changes, err)
 	}
 }
+
+// TestARebootOfUnknownOutcomeIsNotRepeated: nobody can see whether a reboot took place, and a
+// second one would be another one, whoever is the owner now.
+func TestARebootOfUnknownOutcomeIsNotRepeated(t *testing.T) {
+	g := newGate()
+	f := start(t, options{wrap: g.wrap})
+	req := lifecycle.CommandRequest{Verb: instance.VerbReboot, InstanceIDs: []string{first}, ClientToken: "crashed"}
+	go f.Command(t.Context(), caller, req) //nolint:errcheck // it is overtaken by the crash
+	<-g.enter
+	next := newGate()
+	close(next.pass)
+	after := f.crash(t, options{wrap: next.wrap})
+	close(g.pass)
+	_, err := after.Command(t.Context(), caller, req)
+	if e, ok := errors.AsType[*instance.Error](err); !ok || e.Reason != "REBOOT_OUTCOME_UNKNOWN" || !e.OutcomeUnknown {
+		t.Errorf("the retry got %v, want that the outcome is unknown", err)
+	}
+	if n := next.calls.Load(); n != 0 {
+		t.Errorf("the backend got %d commands", n)
+	}
+}

@@ -54,6 +54,7 @@ func (c *caller) kind() kind {
 		hibernate:      c.cmd.Hibernate,
 		force:          c.cmd.Force,
 		skipOSShutdown: c.cmd.SkipOSShutdown,
+		term:           c.cmd.Term,
 	}
 	if c.cmd.DryRun {
 		k.dryRun = c.seq

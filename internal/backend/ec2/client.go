@@ -25,6 +25,18 @@ type kind struct {
 	skipOSShutdown bool
 	// dryRun numbers the dry runs, which never travel together; 0 is for real calls.
 	dryRun uint64
+	// term is that in which the commands were accepted; nil for none.
+	term instance.Term
+}
+
+// ended is closed when the term is over.
+func (k *kind) ended() <-chan struct{} { return ended(k.term) }
+
+func ended(term instance.Term) <-chan struct{} {
+	if term == nil {
+		return nil
+	}
+	return term.Done()
 }
 
 // client makes single calls to EC2: it converts, and retries nothing.
@@ -50,6 +62,7 @@ func (s sourced) Retrieve(ctx context.Context) (aws.Credentials, error) {
 func newClient(cfg Config) *client {
 	api := awsec2.NewFromConfig(cfg.AWS, func(o *awsec2.Options) {
 		o.Retryer = aws.NopRetryer{}
+		o.HTTPClient = newFencedClient(o.HTTPClient)
 		if o.Credentials != nil {
 			o.Credentials = sourced{o.Credentials}
 		}
@@ -69,7 +82,7 @@ func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *fai
 // mutate carries a verb out on instances. The states of a reboot are not told.
 func (c *client) mutate(ctx context.Context, k kind, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
 	sent := time.Now()
-	calling, cancel := context.WithTimeout(ctx, c.timeout)
+	calling, cancel := context.WithTimeout(withFence(ctx, k.term), c.timeout)
 	lines, err := c.send(calling, k, ids)
 	cancel()
 	if err != nil {

@@ -63,8 +63,16 @@ func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.R
 	select {
 	case <-c.done:
 		return c.result()
+	case <-ended(cmd.Term):
+		b.withdraw(c)
 	case <-ctx.Done():
 	}
+	select {
+	case <-c.done:
+		return c.result()
+	case <-ctx.Done():
+	}
+	b.withdraw(c) // the end of the term may have ended ctx too
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if c.open == 0 {
@@ -75,6 +83,27 @@ func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.R
 	d.leave(c)
 	b.pump(d)
 	return instance.Result{}, ctx.Err()
+}
+
+// withdraw refuses what of a caller has not gone out, if the term is over.
+func (b *Backend) withdraw(c *caller) {
+	select {
+	case <-ended(c.cmd.Term):
+	default:
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(c.waiting) == 0 {
+		return
+	}
+	d := b.desks[c.cmd.Verb]
+	units := c.units(c.waiting)
+	d.leave(c)
+	for _, u := range units {
+		u.settle(nil, u.ids, instance.CheckTerm(c.cmd.Term))
+	}
+	b.pump(d)
 }
 
 // submit puts a caller among those who wait, and sends what can go out. It refuses one

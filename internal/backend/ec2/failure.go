@@ -45,6 +45,8 @@ type failure struct {
 	credentials bool
 	// answered is true when it is EC2 that says so.
 	answered bool
+	// fenced is true when this process did not send the call, as its term may be over.
+	fenced bool
 	// unreached is true when EC2 did not get the call, or did not answer in time.
 	unreached bool
 }
@@ -58,6 +60,10 @@ func (e *credentialsError) Unwrap() error { return e.err }
 // failureOf says what an error of the SDK means for a call that asked for instances.
 func failureOf(err error, asked []instance.ID) *failure {
 	f := &failure{asked: len(asked)}
+	if fenced, ok := errors.AsType[*instance.Error](err); ok {
+		f.reaction, f.fenced, f.err = everyone, true, fenced
+		return f
+	}
 	f.err = &instance.Error{Kind: instance.KindUnavailable, Cause: err, RetryAfter: retryUnavailable}
 	status := 0
 	if response, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {

@@ -102,6 +102,22 @@ func (r *round) refuseAll(group []unit, err *instance.Error) {
 	}
 }
 
+// refuseUnsent refuses units whose next call was not sent. Nothing was changed, unless an
+// earlier call did whose outcome was never known for certain.
+func (r *round) refuseUnsent(group []unit, err *instance.Error) {
+	for _, u := range group {
+		if !slices.ContainsFunc(u.ids, func(id instance.ID) bool { _, doubted := r.before[id]; return doubted }) {
+			r.refuse(u, err)
+			continue
+		}
+		lost := *err
+		lost.Reason, lost.OutcomeUnknown = reasonLost, true
+		lost.Message = "the answer of EC2 was lost, and this process can no longer ask again; whether the call was carried out is unknown"
+		lost.Cause = err
+		r.refuse(u, &lost)
+	}
+}
+
 // dismiss refuses the units that want an instance which the failure names, and returns
 // the others.
 func (r *round) dismiss(group []unit, f *failure) (rest []unit) {
@@ -217,7 +233,10 @@ func (r *round) reconsider(ctx context.Context, group []unit, f *failure) []unit
 		return nil
 	}
 	group = r.look(ctx, group, f)
-	if len(group) > 0 && !pause(ctx, jitter(firstPause<<(r.opens-1))) {
+	if len(group) == 0 {
+		return nil
+	}
+	if err := r.pause(ctx, jitter(firstPause<<(r.opens-1))); err != nil {
 		r.refuseAll(group, f.unknownOutcome())
 		return nil
 	}

@@ -97,6 +97,10 @@ func (r *round) attempt(ctx context.Context, group []unit) (rest []unit, f *fail
 			r.split(ctx, group, f)
 			return nil, nil
 		case everyone, later:
+			if f.fenced {
+				r.refuseUnsent(group, f.err)
+				return nil, nil
+			}
 			for _, u := range group {
 				r.refuse(u, f.errorFor(u.ids))
 			}
@@ -118,8 +122,8 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 		if wait := r.pay(len(ids)); wait > 0 {
 			r.release()
 			group = r.dismissLate(group, wait, f)
-			if !pause(ctx, wait) {
-				r.refuseAll(group, errClosing())
+			if err := r.pause(ctx, wait); err != nil {
+				r.refuseUnsent(group, err)
 				return nil, nil, nil
 			}
 			group = r.b.present(group)
@@ -267,6 +271,20 @@ func (b *Backend) present(group []unit) []unit {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(group), func(u unit) bool { return u.gone })
+}
+
+// pause waits; it returns why not when the round, or the term, ends first.
+func (r *round) pause(ctx context.Context, d time.Duration) *instance.Error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-r.kind.ended():
+		return instance.CheckTerm(r.kind.term)
+	case <-ctx.Done():
+		return errClosing()
+	}
 }
 
 // pause waits; it is false when ctx is done first.

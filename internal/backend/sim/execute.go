@@ -42,6 +42,9 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 		return instance.Result{}, closed
 	}
 	defer b.unlock(now)
+	if err := instance.CheckTerm(cmd.Term); err != nil {
+		return instance.Result{}, err
+	}
 	c := &call{op: op{verb: cmd.Verb, number: b.nextCall(), now: now}, cmd: cmd}
 	result, refusal := b.carryOut(c)
 	if refusal != nil {

@@ -1,0 +1,37 @@
+package instance
+
+import "time"
+
+// ReasonNotOwner is the reason of errors that say that this process may not command the
+// backend, since another one may.
+const ReasonNotOwner = "NOT_OWNER"
+
+// MinTermLeft is how long a term must be certain to last for a command to be sent to the
+// backend.
+const MinTermLeft = 500 * time.Millisecond
+
+// Term is a time during which no other process commands the backend. It is safe for
+// concurrent use.
+type Term interface {
+	// Remaining is how long the term is certain to last, by the monotonic clock; zero or
+	// less once another process may command the backend.
+	Remaining() time.Duration
+	// Done is closed when this process knows that the term is over; nothing remains of it
+	// then.
+	Done() <-chan struct{}
+}
+
+// CheckTerm returns nil while a command of the term may be sent to the backend, and an
+// error of [ReasonNotOwner] from then on, for ever. Without a term commands may always be
+// sent.
+func CheckTerm(t Term) *Error {
+	if t == nil || t.Remaining() >= MinTermLeft {
+		return nil
+	}
+	return &Error{
+		Kind:       KindUnavailable,
+		Reason:     ReasonNotOwner,
+		Message:    "this process cannot be sure that no other commands the backend; nothing was changed by this call",
+		RetryAfter: time.Second,
+	}
+}
