@@ -24,10 +24,12 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -66,6 +68,8 @@ type Client struct {
 	close   func() error
 	// peers is whether the connection tells which calls got as far as a server.
 	peers bool
+	// target names the service in errors.
+	target string
 }
 
 // Dial returns a client of the service at target: a host and a port such as
@@ -121,12 +125,17 @@ func canBeTarget(text string) bool {
 // New returns a client that uses a connection of the caller's. The options that
 // concern the connection are left aside.
 func New(conn grpc.ClientConnInterface, opts Options) *Client {
-	_, peers := conn.(*grpc.ClientConn)
+	grpcConn, peers := conn.(*grpc.ClientConn)
+	target := "the service"
+	if peers {
+		target = "the service at " + grpcConn.Target()
+	}
 	return &Client{
 		service: instancedv1.NewInstanceServiceClient(conn),
 		opts:    opts,
 		close:   func() error { return nil },
 		peers:   peers,
+		target:  target,
 	}
 }
 
@@ -180,7 +189,8 @@ func (c *Client) Terminate(ctx context.Context, req *instancedv1.TerminateInstan
 
 // Describe yields the pages of the instances that a filter selects, beginning with
 // that of the request's page token. To go on with [Client.Watch] use the cursor of
-// the first page. An error is yielded last, beside a nil page.
+// the first page. An error is yielded last, beside a nil page; it is one, too, that a page
+// leads back to one before it.
 func (c *Client) Describe(ctx context.Context, req *instancedv1.DescribeInstancesRequest) iter.Seq2[*instancedv1.DescribeInstancesResponse, error] {
 	return pages(ctx, c, req, c.service.DescribeInstances,
 		func(req *instancedv1.DescribeInstancesRequest, token string) { req.PageToken = token })
@@ -228,6 +238,7 @@ func pages[Req proto.Message, Resp interface{ GetNextPageToken() string }](
 ) iter.Seq2[Resp, error] {
 	return func(yield func(Resp, error) bool) {
 		next := proto.CloneOf(req)
+		var followed pageTokens
 		for {
 			page, err := retry(ctx, c, &tries{}, func(ctx context.Context, opts ...grpc.CallOption) (Resp, error) {
 				return call(ctx, next, opts...)
@@ -235,9 +246,37 @@ func pages[Req proto.Message, Resp interface{ GetNextPageToken() string }](
 			if !yield(page, err) || err != nil || page.GetNextPageToken() == "" {
 				return
 			}
+			if !followed.follow(page.GetNextPageToken()) {
+				var none Resp
+				yield(none, newError(status.Errorf(codes.Internal, "the pages do not end: %s gives a page token again that it has given before, or ever more of them", c.target), nil))
+				return
+			}
 			setToken(next, page.GetNextPageToken())
 		}
 	}
+}
+
+// maxPages is how many pages are followed.
+const maxPages = 1 << 20
+
+// pageTokens are the tokens that were followed: the last one, and the one behind the 1st,
+// 2nd, 4th, 8th, … page, with which every circle is noticed sooner or later (Brent's
+// algorithm).
+type pageTokens struct {
+	pages      int
+	last, mark string
+}
+
+// follow is false for a token that was followed before, and when there are too many.
+func (p *pageTokens) follow(token string) bool {
+	if token == p.last || token == p.mark || p.pages == maxPages {
+		return false
+	}
+	p.last = token
+	if p.pages++; p.pages&(p.pages-1) == 0 {
+		p.mark = token
+	}
+	return true
 }
 
 // outgoing adds what every call says of the caller.

@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -145,5 +146,34 @@ func TestAgainstTheService(t *testing.T) {
 	}
 	if int64(instances) != info.GetInstanceCount() {
 		t.Errorf("%d instances in pages of five, and %d in all", instances, info.GetInstanceCount())
+	}
+}
+
+func TestPagesThatLeadBackAreNotFollowedForEver(t *testing.T) {
+	for name, next := range map[string]map[string]string{
+		"to themselves":       {"": "a", "a": "a"},
+		"to each other":       {"": "a", "a": "b", "b": "a"},
+		"after some pages":    {"": "x", "x": "y", "y": "z", "z": "a", "a": "b", "b": "c", "c": "a"},
+		"to the second again": {"": "a", "a": "b", "b": "c", "c": "d", "d": "b"},
+	} {
+		calls := 0
+		c, end := dial(t, &service{describe: func(_ context.Context, req *instancedv1.DescribeInstancesRequest) (*instancedv1.DescribeInstancesResponse, error) {
+			calls++
+			return &instancedv1.DescribeInstancesResponse{NextPageToken: next[req.GetPageToken()]}, nil
+		}}, client.Options{})
+		var last error
+		for page, err := range c.Describe(t.Context(), &instancedv1.DescribeInstancesRequest{}) {
+			if last = err; page == nil != (err != nil) {
+				t.Errorf("%s: the page is %v beside %v", name, page, err)
+			}
+		}
+		end()
+		e, ok := errors.AsType[*client.Error](last)
+		if !ok || e.Code != codes.Internal || !strings.Contains(e.Message, "the service at passthrough:///bufconn gives a page token again") {
+			t.Errorf("%s: %v", name, last)
+		}
+		if calls > 12 {
+			t.Errorf("%s: %d calls", name, calls)
+		}
 	}
 }

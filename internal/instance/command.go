@@ -85,7 +85,10 @@ type Read struct {
 // DescribePage is one page of the answer to a [DescribeQuery].
 type DescribePage struct {
 	Instances []*Instance
-	// NextPageToken is empty on the last page.
+	// Unreadable are the instances of the page that are there, but are described in a way
+	// that cannot be understood, each with what is wrong. What was known of them stays.
+	Unreadable map[ID]error
+	// NextPageToken is empty on the last page. The backend sees to it that pages end.
 	NextPageToken string
 }
 

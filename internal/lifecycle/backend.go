@@ -22,7 +22,8 @@ type Backend interface {
 	// of ctx, leaves open what happened.
 	Execute(ctx context.Context, cmd instance.Command) (instance.Result, error)
 
-	// Describe returns a page of instances as they are now.
+	// Describe returns a page of instances as they are now. One that cannot be read does
+	// not fail its page, and it is an error when pages do not end.
 	Describe(ctx context.Context, query instance.DescribeQuery) (instance.DescribePage, error)
 
 	// Notices yields what is heard of instances until ctx is done. An error is

@@ -59,9 +59,13 @@ func (s *Service) mustKnow(ctx context.Context, ids []instance.ID) error {
 	}
 	var missing []instance.ID
 	for _, id := range ids {
-		if _, found := s.journal.Get(id); !found {
-			missing = append(missing, id)
+		if _, found := s.journal.Get(id); found {
+			continue
 		}
+		if err := s.unreadable.of(id); err != nil {
+			return errUnreadable(id, err)
+		}
+		missing = append(missing, id)
 	}
 	return NotFound(missing)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -264,20 +265,27 @@ func (l *looker) describe(ctx context.Context, looks map[instance.ID]*look) erro
 	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
 	defer cancel()
 	found := make(map[instance.ID]*instance.Instance, len(ids))
+	unreadable := make(map[instance.ID]bool)
 	query := instance.DescribeQuery{IDs: ids}
 	for {
 		page, err := l.s.backend.Describe(ctx, query)
 		if err != nil {
 			return err
 		}
+		l.s.noteUnreadable(page)
 		for _, i := range page.Instances {
 			found[i.ID] = i
+		}
+		for id := range page.Unreadable {
+			unreadable[id] = true
 		}
 		if page.NextPageToken == "" {
 			break
 		}
 		query.PageToken = page.NextPageToken
 	}
+	l.tell(looks, unreadable)
+	ids = slices.DeleteFunc(ids, func(id instance.ID) bool { return unreadable[id] })
 	descriptions := make([]description, len(ids))
 	for i, id := range ids {
 		descriptions[i] = description{id: id, image: found[id], trust: looks[id].trust}
@@ -295,13 +303,9 @@ func (l *looker) describe(ctx context.Context, looks map[instance.ID]*look) erro
 		l.s.tracker.resolve(id, fence.at)
 		if found[id] == nil {
 			l.s.absent.add(id)
+			l.s.unreadable.remove(id)
 		}
-		for _, ack := range w.acks {
-			ack()
-		}
-		for _, waiter := range w.waiters {
-			waiter <- nil
-		}
+		w.tell()
 	}
 	return nil
 }
@@ -313,6 +317,28 @@ func (l *looker) again(id instance.ID, w *look, delay time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.add(id, again)
+}
+
+// tell ends the looks at instances that cannot be understood: there is nothing to record,
+// and to look again soon would show the same.
+func (l *looker) tell(looks map[instance.ID]*look, unreadable map[instance.ID]bool) {
+	for id := range unreadable {
+		if w := looks[id]; w != nil {
+			l.s.absent.add(id) // as far as looking it up again soon is concerned
+			w.tell()
+			delete(looks, id)
+		}
+	}
+}
+
+// tell tells all who wait for a look that it has taken place.
+func (w *look) tell() {
+	for _, ack := range w.acks {
+		ack()
+	}
+	for _, waiter := range w.waiters {
+		waiter <- nil
+	}
 }
 
 // errEnding is for those who wait for a look when this process stops looking.

@@ -354,6 +354,10 @@ func (s *Service) reconcile(ctx context.Context, how trust) error {
 		if err != nil {
 			return unanswered(err)
 		}
+		s.noteUnreadable(page)
+		for id := range page.Unreadable {
+			seen[id] = struct{}{}
+		}
 		descriptions := make([]description, len(page.Instances))
 		for i, image := range page.Instances {
 			seen[image.ID] = struct{}{}
@@ -373,6 +377,7 @@ func (s *Service) reconcile(ctx context.Context, how trust) error {
 		}
 		query.PageToken = page.NextPageToken
 	}
+	s.unreadable.keep(seen)
 	for _, r := range s.journal.Snapshot().Records {
 		if _, ok := seen[r.Instance.ID]; !ok {
 			again = append(again, r.Instance.ID)

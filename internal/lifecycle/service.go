@@ -49,7 +49,10 @@ type Service struct {
 	looker  *looker
 	past    *past
 	absent  absentees
-	tokens  tokenCalls
+	// unreadable has the instances that the backend describes in a way that cannot be
+	// understood.
+	unreadable unreadable
+	tokens     tokenCalls
 
 	term           atomic.Pointer[journal.Term]
 	lastReconciled atomic.Pointer[time.Time]

@@ -79,7 +79,8 @@ func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *fai
 	return f
 }
 
-// mutate carries a verb out on instances. The states of a reboot are not told.
+// mutate carries a verb out on instances. The states of a reboot are not told; what EC2 says
+// of an instance in a way that cannot be read is left out.
 func (c *client) mutate(ctx context.Context, k kind, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
 	sent := time.Now()
 	calling, cancel := context.WithTimeout(withFence(ctx, k.term), c.timeout)
@@ -93,15 +94,12 @@ func (c *client) mutate(ctx context.Context, k kind, ids []instance.ID) (map[ins
 	c.reach.note(ctx, sent, nil)
 	changes := make(map[instance.ID]instance.StateChange, len(lines))
 	for _, line := range lines {
-		change := instance.StateChange{ID: instance.ID(aws.ToString(line.InstanceId)), At: wall(sent)}
-		change.Previous, err = stateOf(line.PreviousState)
-		if err == nil {
-			change.Current, err = stateOf(line.CurrentState)
+		before, errBefore := stateOf(line.PreviousState)
+		after, errAfter := stateOf(line.CurrentState)
+		if errBefore == nil && errAfter == nil {
+			id := instance.ID(aws.ToString(line.InstanceId))
+			changes[id] = instance.StateChange{ID: id, Previous: before, Current: after, At: wall(sent)}
 		}
-		if err != nil {
-			return nil, c.fail(k.verb, err, ids)
-		}
-		changes[change.ID] = change
 	}
 	return changes, nil
 }
@@ -165,7 +163,9 @@ const (
 // page is one page of what EC2 describes.
 type page struct {
 	instances []sight
-	next      string
+	// unreadable says what is wrong with the descriptions that cannot be read.
+	unreadable map[instance.ID]error
+	next       string
 }
 
 // sight is an instance, and what it competes for when it starts.
@@ -195,7 +195,11 @@ func (c *client) describe(ctx context.Context, filters []types.Filter, size int,
 		for j := range out.Reservations[i].Instances {
 			inst, err := c.instanceOf(&out.Reservations[i], &out.Reservations[i].Instances[j])
 			if err != nil {
-				return page{}, c.fail(actionDescribe, err, nil)
+				if p.unreadable == nil {
+					p.unreadable = make(map[instance.ID]error)
+				}
+				p.unreadable[instance.ID(aws.ToString(out.Reservations[i].Instances[j].InstanceId))] = err
+				continue
 			}
 			p.instances = append(p.instances, sight{inst, poolOf(&out.Reservations[i].Instances[j])})
 		}

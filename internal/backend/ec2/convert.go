@@ -1,6 +1,7 @@
 package ec2
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -11,20 +12,31 @@ import (
 
 // stateOf converts a state by its code.
 func stateOf(s *types.InstanceState) (instance.State, error) {
-	if s == nil || s.Code == nil {
-		return instance.StateUnspecified, fmt.Errorf("EC2 answered without the state of an instance")
+	switch {
+	case s == nil:
+		return instance.StateUnspecified, errors.New("it has no state")
+	case s.Code == nil:
+		return instance.StateUnspecified, fmt.Errorf("its state %q has no code", s.Name)
 	}
-	return instance.StateFromCode(*s.Code)
+	state, err := instance.StateFromCode(*s.Code)
+	if err != nil {
+		return instance.StateUnspecified, fmt.Errorf("its state is %d (%q), which this version does not know", *s.Code, s.Name)
+	}
+	return state, nil
 }
 
 // instanceOf converts an instance of a reservation.
 func (c *client) instanceOf(r *types.Reservation, i *types.Instance) (*instance.Instance, error) {
+	id, err := instance.ParseID(aws.ToString(i.InstanceId))
+	if err != nil {
+		return nil, err
+	}
 	state, err := stateOf(i.State)
 	if err != nil {
-		return nil, fmt.Errorf("instance %s: %w", aws.ToString(i.InstanceId), err)
+		return nil, err
 	}
 	inst := &instance.Instance{
-		ID:                    instance.ID(aws.ToString(i.InstanceId)),
+		ID:                    id,
 		AccountID:             aws.ToString(r.OwnerId),
 		Region:                c.region,
 		Type:                  string(i.InstanceType),

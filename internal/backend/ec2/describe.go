@@ -28,28 +28,28 @@ func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (i
 		return instance.DescribePage{}, errQuery(codeInvalidValue, fmt.Sprintf(
 			"Value ( %d ) for parameter maxResults is invalid. Expecting a value from %d to %d.", size, leastPage, mostPage))
 	}
-	from, token, ok := b.parseToken(query)
+	from, at, ok := parseToken(query)
 	if !ok {
 		return instance.DescribePage{}, errQuery("InvalidPaginationToken", "The page token is not of this query.")
 	}
 	if query.All {
-		p, err := b.read(ctx, nil, query.PageSize, token)
-		return instance.DescribePage{Instances: p.plain(), NextPageToken: p.next}, err
+		p, next, err := b.read(ctx, nil, query.PageSize, at)
+		return instance.DescribePage{Instances: p.plain(), Unreadable: p.unreadable, NextPageToken: next.String()}, err
 	}
 	if away := b.client.reach.admit(); away != nil {
 		return instance.DescribePage{}, away
 	}
 	ids := query.IDs[from:min(len(query.IDs), from+b.span(query.PageSize))]
-	p, err := b.read(ctx, ids, query.PageSize, token)
+	p, next, err := b.read(ctx, ids, query.PageSize, at)
 	if err != nil {
 		return instance.DescribePage{}, err
 	}
-	answer := instance.DescribePage{Instances: p.plain()}
-	switch next := from + len(ids); {
-	case p.next != "":
-		answer.NextPageToken = pageToken(from, p.next)
-	case next < len(query.IDs):
-		answer.NextPageToken = pageToken(next, "")
+	answer := instance.DescribePage{Instances: p.plain(), Unreadable: p.unreadable}
+	switch to := from + len(ids); {
+	case next.token != "":
+		answer.NextPageToken = pageToken(from, next)
+	case to < len(query.IDs):
+		answer.NextPageToken = pageToken(to, position{})
 	}
 	return answer, nil
 }
@@ -78,31 +78,33 @@ func (b *Backend) span(size int) int {
 }
 
 // pageToken says with which id of a query its next page begins, and where EC2 is in it.
-func pageToken(from int, token string) string { return strconv.Itoa(from) + "." + token }
+func pageToken(from int, at position) string { return strconv.Itoa(from) + ":" + at.String() }
 
-func (b *Backend) parseToken(query instance.DescribeQuery) (from int, token string, ok bool) {
+func parseToken(query instance.DescribeQuery) (from int, at position, ok bool) {
 	if query.All || query.PageToken == "" {
-		return 0, query.PageToken, true
+		at, ok = parsePosition(query.PageToken)
+		return 0, at, ok
 	}
-	digits, token, found := strings.Cut(query.PageToken, ".")
+	digits, token, found := strings.Cut(query.PageToken, ":")
 	from, err := strconv.Atoi(digits)
-	return from, token, found && err == nil && from >= 0 && from < len(query.IDs)
+	at, ok = parsePosition(token)
+	return from, at, ok && found && err == nil && from >= 0 && from < len(query.IDs)
 }
 
-// look describes instances for a round, whoever manages them; those that do not exist are
-// left out.
+// look describes instances for a round, whoever manages them; those that do not exist or
+// cannot be read are left out.
 func (b *Backend) look(ctx context.Context, ids []instance.ID) (map[instance.ID]sight, error) {
 	found := make(map[instance.ID]sight, len(ids))
 	for part := range slices.Chunk(ids, b.span(0)) {
-		for token := ""; ; {
-			p, err := b.read(ctx, part, 0, token)
+		for at := (position{}); ; {
+			p, next, err := b.read(ctx, part, 0, at)
 			if err != nil {
 				return nil, err
 			}
 			for _, inst := range p.instances {
 				found[inst.ID] = inst
 			}
-			if token = p.next; token == "" {
+			if at = next; at.token == "" {
 				break
 			}
 		}
@@ -112,36 +114,45 @@ func (b *Backend) look(ctx context.Context, ids []instance.ID) (map[instance.ID]
 
 // read asks EC2 for a page of all managed instances, or of these, when the bucket allows
 // it. Reading changes nothing, so that it is tried again until EC2 answers or has failed
-// too often.
-func (b *Backend) read(ctx context.Context, ids []instance.ID, size int, token string) (page, error) {
+// too often. Beside the page comes where the next one begins: nowhere behind the last.
+func (b *Backend) read(ctx context.Context, ids []instance.ID, size int, at position) (page, position, error) {
 	filters, _ := byTags(b.cfg.Manage)
+	pages := maxPages
 	if len(ids) > 0 {
 		filters = append(filters, byIDs(ids))
+		pages = maxPagesOfIDs
 	}
 	if size == 0 {
 		size = mostPage
 	}
 	for tries := 1; ; {
 		if err := b.admitRead(ctx); err != nil {
-			return page{}, err
+			return page{}, position{}, err
 		}
 		asked := time.Now()
-		p, f := b.client.describe(ctx, filters, size, token)
+		p, f := b.client.describe(ctx, filters, size, at.token)
 		switch {
 		case f == nil:
-			b.noteRead(p, ids, token, asked)
-			return p, nil
+			b.noteRead(p, ids, at, asked)
+			if p.next == "" {
+				return p, position{}, nil
+			}
+			next, ok := at.next(p.next, pages)
+			if !ok {
+				return page{}, position{}, b.client.errEndlessPages()
+			}
+			return p, next, nil
 		case ctx.Err() != nil:
-			return page{}, ctx.Err()
+			return page{}, position{}, ctx.Err()
 		case f.reaction == later:
 			b.mu.Lock()
 			b.reads.disagree(time.Now(), 1, 1)
 			b.mu.Unlock()
 		case f.reaction != open || tries == mostReadTries:
-			return page{}, f.err
+			return page{}, position{}, f.err
 		default:
 			if !pause(ctx, jitter(firstPause<<tries)) {
-				return page{}, ctx.Err()
+				return page{}, position{}, ctx.Err()
 			}
 			tries++
 		}
@@ -173,18 +184,26 @@ func (b *Backend) admitRead(ctx context.Context) error {
 }
 
 // noteRead takes note of what EC2 described.
-func (b *Backend) noteRead(p page, ids []instance.ID, token string, asked time.Time) {
-	for _, inst := range p.instances {
-		b.book.saw(inst.ID, inst.State)
+func (b *Backend) noteRead(p page, ids []instance.ID, at position, asked time.Time) {
+	there := make(map[instance.ID]bool, len(ids))
+	note := func(id instance.ID) {
+		there[id] = true
 		if len(b.cfg.Manage) > 0 {
-			b.known.add(inst.ID, asked)
+			b.known.add(id, asked)
 		}
 	}
-	if token != "" || p.next != "" {
+	for _, inst := range p.instances {
+		b.book.saw(inst.ID, inst.State)
+		note(inst.ID)
+	}
+	for id := range p.unreadable {
+		note(id)
+	}
+	if at.token != "" || p.next != "" {
 		return
 	}
 	for _, id := range ids {
-		if !slices.ContainsFunc(p.instances, func(s sight) bool { return s.ID == id }) {
+		if !there[id] {
 			b.book.forget(id)
 			b.known.drop(id)
 		}

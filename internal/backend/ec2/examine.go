@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -128,17 +130,23 @@ func (x *examination) identity(ctx context.Context) []Finding {
 // describes asks for managed instances, and for one of them by its id, as the service does.
 func (x *examination) describes(ctx context.Context) []Finding {
 	const check = "DescribeInstances"
+	unreadable := make(map[instance.ID]error)
 	for query := (instance.DescribeQuery{All: true}); ; {
 		p, err := x.Describe(ctx, query)
 		if err != nil {
 			return []Finding{x.refused(check, err)}
 		}
+		maps.Copy(unreadable, p.Unreadable)
 		if i := slices.IndexFunc(p.Instances, alive); i >= 0 {
 			x.sample = p.Instances[i]
 		}
 		if query.PageToken = p.NextPageToken; query.PageToken == "" || x.sample != nil {
 			break
 		}
+	}
+	odd := oddFindings(check, unreadable)
+	if x.sample == nil && len(odd) > 0 {
+		return odd
 	}
 	if x.sample == nil {
 		text, advice := "no instance is there, but for terminated ones", "check the Region and the account"
@@ -147,7 +155,7 @@ func (x *examination) describes(ctx context.Context) []Finding {
 		}
 		return []Finding{{check, LevelWarning, text, advice}}
 	}
-	findings := []Finding{{Check: check, Level: LevelOK, Text: fmt.Sprintf("allowed; %s is managed", x.sample.ID)}}
+	findings := append([]Finding{{Check: check, Level: LevelOK, Text: fmt.Sprintf("allowed; %s is managed", x.sample.ID)}}, odd...)
 	const byID = "DescribeInstances by id"
 	p, err := x.Describe(ctx, instance.DescribeQuery{IDs: []instance.ID{x.sample.ID}})
 	switch {
@@ -160,6 +168,23 @@ func (x *examination) describes(ctx context.Context) []Finding {
 		})
 	}
 	return append(findings, Finding{Check: byID, Level: LevelOK, Text: fmt.Sprintf("%s is %s", x.sample.ID, p.Instances[0].State)})
+}
+
+// oddFindings names instances that are described in a way that cannot be understood.
+func oddFindings(check string, unreadable map[instance.ID]error) (findings []Finding) {
+	const (
+		maxNamed = 5
+		advice   = "look whether there is a newer version of instanced; until then they keep the states that they had, and all others are served"
+	)
+	for i, id := range slices.Sorted(maps.Keys(unreadable)) {
+		if i == maxNamed {
+			text := fmt.Sprintf("%d more instances are described in a way that cannot be understood", len(unreadable)-maxNamed)
+			return append(findings, Finding{check, LevelWarning, text, advice})
+		}
+		text := fmt.Sprintf("%s is described in a way that cannot be understood: %v", id, unreadable[id])
+		findings = append(findings, Finding{check, LevelWarning, text, advice})
+	}
+	return findings
 }
 
 func alive(i *instance.Instance) bool {
@@ -215,10 +240,18 @@ func (x *examination) refused(action string, err error) Finding {
 		f.Advice = "check the access key, and that the Region is enabled for the account"
 	case codes[e.Code].reaction == later, e.Reason == reasonLimit:
 		f.Advice = "look again later: the account's request limits are used up"
+	case e.Reason == reasonEndless, e.Reason == reasonLost && e.Cause != nil && answeredSomehow(e.Cause):
+		f.Advice = "check the endpoint: what answers there is not EC2, or something on the way changes its answers"
 	case e.Reason == reasonUnreachable, e.Reason == reasonLost:
 		f.Advice = "check the endpoint, and the way there: names, routes, proxy, VPC endpoint"
 	}
 	return f
+}
+
+// answeredSomehow reports whether an error is about an answer, and not about there being none.
+func answeredSomehow(err error) bool {
+	_, ok := errors.AsType[*smithyhttp.ResponseError](err)
+	return ok
 }
 
 // partition is the part of AWS that a Region is in, as ARNs have it.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/backend/sqstest"
+	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/server/ec2query"
 	"github.com/instanced/instanced/server/servertest"
 )
@@ -315,4 +316,47 @@ func TestExamineLeavesMessagesForTheService(t *testing.T) {
 			t.Fatal("the message does not come again")
 		}
 	}
+}
+
+// changedAnswers changes the answers of an endpoint to an action.
+type changedAnswers struct {
+	http.RoundTripper
+	action string
+	change func(string) string
+}
+
+func (c *changedAnswers) RoundTrip(req *http.Request) (*http.Response, error) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	req.Body = io.NopCloser(strings.NewReader(string(body)))
+	resp, err := c.RoundTripper.RoundTrip(req)
+	if err != nil || !strings.Contains(string(body), "Action="+c.action) {
+		return resp, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(resp.Body)
+	resp.Body = io.NopCloser(strings.NewReader(c.change(string(answer))))
+	resp.StatusCode, resp.ContentLength = http.StatusOK, -1
+	return resp, err
+}
+
+func TestExamineSaysThatAnAnswerCannotBeUnderstood(t *testing.T) {
+	with := func(change func(string) string) func(*Config, *exchange) {
+		return func(_ *Config, e *exchange) {
+			e.ec2.Transport = &changedAnswers{http.DefaultTransport, "DescribeInstances", change}
+		}
+	}
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	const odd = instance.ID("i-1234567890abcdef0")
+	got := examined(t, servertest.Options{}, with(func(answer string) string {
+		return mangle(answer, odd, "instanceState", oddities["an unknown state"])
+	}))
+	wantFindings(t, got, "DescribeInstances: warning: "+string(odd)+" is described in a way that cannot be understood: its state is 96 (\"rebooting\")")
+	got = examined(t, servertest.Options{}, with(func(string) string { return "<html><body><br></body></html>" }))
+	wantFindings(t, got, "DescribeInstances: problem: check the endpoint: what answers there is not EC2",
+		"StartInstances: problem: without a managed instance", "StopInstances: problem: without", "RebootInstances: problem: without", "TerminateInstances: problem: without")
+	got = examined(t, servertest.Options{Fleet: &instancedv1.CreateInstancesRequest{}}, with(func(string) string { return described(nil, "again").body }))
+	wantFindings(t, got, "DescribeInstances: problem: the pages of DescribeInstances do not end", "StartInstances: problem: without", "StopInstances: problem: without", "RebootInstances: problem: without", "TerminateInstances: problem: without")
 }

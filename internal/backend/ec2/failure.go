@@ -27,6 +27,8 @@ const (
 	reasonLost = "ANSWER_LOST"
 	// reasonUnreachable: EC2 did not get the call.
 	reasonUnreachable = "BACKEND_UNAVAILABLE"
+	// reasonEndless: EC2 gives page after page, or the same ones again.
+	reasonEndless = "ENDLESS_PAGES"
 	// reasonCredentials: this service has no credentials, or they are refused.
 	reasonCredentials = "CREDENTIALS_REFUSED"
 	// reasonClosing: this process is ending.

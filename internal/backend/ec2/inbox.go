@@ -34,31 +34,33 @@ type inbox struct {
 	waiting map[string][]string
 	// recorded and older are the events that were recorded lately.
 	recorded, older map[string]struct{}
+	// unreadable are the ids of messages that cannot be read, and were named.
+	unreadable map[string]struct{}
 	// done are receipts of messages to delete.
 	done []string
 }
 
 func newInbox(b *Backend) *inbox {
 	return &inbox{
-		b:        b,
-		closing:  make(chan struct{}),
-		wake:     make(chan struct{}, 1),
-		waiting:  make(map[string][]string),
-		recorded: make(map[string]struct{}),
+		b:          b,
+		closing:    make(chan struct{}),
+		wake:       make(chan struct{}, 1),
+		waiting:    make(map[string][]string),
+		recorded:   make(map[string]struct{}),
+		unreadable: make(map[string]struct{}),
 	}
 }
 
 // open returns the notice in a message, unless it is of an event that was received before.
 func (box *inbox) open(m types.Message) (notice instance.Notice, news bool) {
 	receipt := aws.ToString(m.ReceiptHandle)
-	event, notice, err := readMessage(aws.ToString(m.Body))
-	if err != nil {
-		box.b.log.Warn("a message in the queue cannot be read and is left for the dead-letter queue",
-			"message_id", aws.ToString(m.MessageId), "error", err)
-		return instance.Notice{}, false
-	}
+	event, notice, err := readMessage(m)
 	box.mu.Lock()
 	defer box.mu.Unlock()
+	if err != nil {
+		box.name(aws.ToString(m.MessageId), err)
+		return instance.Notice{}, false
+	}
 	if box.knows(event) {
 		box.discard(receipt)
 		return instance.Notice{}, false
@@ -67,6 +69,19 @@ func (box *inbox) open(m types.Message) (notice instance.Notice, news bool) {
 	box.waiting[event] = append(receipts, receipt)
 	notice.Ack = func() { box.acknowledge(event) }
 	return notice, !again
+}
+
+// name says once of a message that it cannot be read: without a dead-letter queue it comes
+// again and again. The caller holds the lock.
+func (box *inbox) name(message string, err error) {
+	if _, again := box.unreadable[message]; again {
+		return
+	}
+	if len(box.unreadable) == mostRemembered {
+		clear(box.unreadable)
+	}
+	box.unreadable[message] = struct{}{}
+	box.b.log.Warn("a message in the queue cannot be read and is left for the dead-letter queue", "message_id", message, "error", err)
 }
 
 // acknowledge deletes the messages of an event, once.

@@ -65,5 +65,6 @@ func (b *Backend) strangers(ctx context.Context, ids []instance.ID) ([]instance.
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(ask, func(id instance.ID) bool { return found[id].Instance != nil }), nil
+	// What cannot be read is known all the same.
+	return slices.DeleteFunc(ask, func(id instance.ID) bool { return found[id].Instance != nil || b.known.has(id) }), nil
 }

@@ -2,7 +2,10 @@ package ec2
 
 import (
 	"context"
+	"crypto/md5" //nolint:gosec // SQS's checksum
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -29,6 +32,8 @@ const (
 func newQueue(cfg Config) *sqs.Client {
 	return sqs.NewFromConfig(cfg.AWS, func(o *sqs.Options) {
 		o.Retryer = aws.NopRetryer{}
+		// The SDK refuses all messages that come together for one that is damaged.
+		o.DisableMessageChecksumValidation = true
 		if o.Credentials != nil {
 			o.Credentials = sourced{o.Credentials}
 		}
@@ -109,9 +114,13 @@ type envelope struct {
 }
 
 // readMessage reads a message of EventBridge; the error says why it is none.
-func readMessage(body string) (eventID string, n instance.Notice, err error) {
+func readMessage(m types.Message) (eventID string, n instance.Notice, err error) {
+	body := []byte(aws.ToString(m.Body))
+	if sum := md5.Sum(body); m.MD5OfBody != nil && *m.MD5OfBody != hex.EncodeToString(sum[:]) { //nolint:gosec // SQS's checksum
+		return "", n, errors.New("damaged: its checksum is another one")
+	}
 	var e envelope
-	if err := json.Unmarshal([]byte(body), &e); err != nil {
+	if err := json.Unmarshal(body, &e); err != nil {
 		return "", n, fmt.Errorf("not JSON as EventBridge sends it: %w", err)
 	}
 	if e.Source != "aws.ec2" || e.DetailType != "EC2 Instance State-change Notification" {

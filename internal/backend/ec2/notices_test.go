@@ -24,15 +24,16 @@ type heard struct {
 	mu      sync.Mutex
 	notices []instance.Notice
 	errs    []error
+	log     lockedBuffer
 	stop    func()
 }
 
 func listen(t *testing.T, q *sqstest.Queue) *heard {
+	h := &heard{}
 	b := connect(t, nil, func(c *Config) {
-		c.AWS.HTTPClient, c.QueueURL, c.Logger = q, sqstest.URL, slog.New(slog.DiscardHandler)
+		c.AWS.HTTPClient, c.QueueURL, c.Logger = q, sqstest.URL, slog.New(slog.NewTextHandler(&h.log, nil))
 	})
 	ctx, cancel := context.WithCancel(t.Context())
-	h := &heard{}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -130,6 +131,22 @@ func TestNotices(t *testing.T) {
 		h.after(5 * visibility)
 		if alive, dead := q.Left(); alive != 0 || dead != len(bad) {
 			t.Errorf("%d messages are left, %d are dead letters", alive, dead)
+		}
+	})
+	bubble(t, "one that is damaged on its way says nothing, and those that come with it do", func(t *testing.T) {
+		q := &sqstest.Queue{Damage: func(body string) string { return strings.ReplaceAll(body, "running", "stopped") }}
+		for n, state := range []string{"stopped", "running", "stopped"} {
+			q.Send(event(n, id(n), state))
+		}
+		h := listen(t, q)
+		notices := h.after(time.Second)
+		if len(notices) != 2 || notices[0].ID != id(0) || notices[1].ID != id(2) {
+			t.Errorf("notices are %+v", notices)
+		}
+		// It comes again for as long as nothing gives it up, and is named once.
+		h.after(5 * visibility)
+		if n := strings.Count(h.log.String(), "cannot be read"); n != 1 {
+			t.Errorf("it is named %d times:\n%s", n, &h.log)
 		}
 	})
 	bubble(t, "a queue that cannot be asked is an error, and is asked again", func(t *testing.T) {

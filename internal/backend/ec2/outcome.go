@@ -23,6 +23,39 @@ func (r *round) answer(group []unit, got map[instance.ID]instance.StateChange) {
 	}
 }
 
+// answerPart gives the units their lines that EC2's answer has all lines of, and returns the
+// others with the failure that what became of them is not known.
+func (r *round) answerPart(group []unit, got map[instance.ID]instance.StateChange) (rest []unit, f *failure) {
+	var told []unit
+	var missing []instance.ID
+	taken := make(map[instance.ID]bool)
+	for _, u := range group {
+		if unit := missingIn(got, u.ids); len(unit) > 0 {
+			rest, missing = append(rest, u), append(missing, unit...)
+			continue
+		}
+		told = append(told, u)
+		for _, id := range u.ids {
+			taken[id] = true
+		}
+	}
+	r.answer(told, got)
+	for _, u := range rest {
+		for _, id := range u.ids {
+			if line, ok := got[id]; ok && !taken[id] {
+				r.did[id] = r.claim(line, 0)
+			}
+		}
+	}
+	const maxNamed = 5
+	return rest, &failure{reaction: open, err: &instance.Error{
+		Kind:       instance.KindUnavailable,
+		Reason:     reasonLost,
+		Message:    "EC2's answer does not say, in a way that can be understood, what became of " + joinIDs(missing[:min(len(missing), maxNamed)]),
+		RetryAfter: retryUnavailable,
+	}}
+}
+
 // claim returns a line of EC2's answer for a caller, the n-th who asked for it.
 func (r *round) claim(line instance.StateChange, n int) instance.StateChange {
 	if did, ok := r.did[line.ID]; ok {

@@ -145,8 +145,8 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 			got = r.rebooted(ctx, ids)
 		case f == nil && r.kind.dryRun != 0:
 			f = &failure{reaction: everyone, err: &instance.Error{Kind: instance.KindInternal, Message: "EC2 did not answer a dry run with an error"}}
-		case f == nil && !answersAll(got, ids):
-			f = &failure{reaction: open, err: &instance.Error{Kind: instance.KindUnavailable, Reason: reasonLost, Message: "EC2's answer is not complete", RetryAfter: retryUnavailable}}
+		case f == nil && len(missingIn(got, ids)) > 0:
+			group, f = r.answerPart(group, got)
 		}
 		if f == nil {
 			return group, got, nil
@@ -176,11 +176,14 @@ func (r *round) adjust(f *failure, asked int) *failure {
 	return f
 }
 
-func answersAll(got map[instance.ID]instance.StateChange, ids []instance.ID) bool {
-	return !slices.ContainsFunc(ids, func(id instance.ID) bool {
-		_, ok := got[id]
-		return !ok
-	})
+// missingIn returns the ids that an answer has no line for.
+func missingIn(got map[instance.ID]instance.StateChange, ids []instance.ID) (missing []instance.ID) {
+	for _, id := range ids {
+		if _, ok := got[id]; !ok {
+			missing = append(missing, id)
+		}
+	}
+	return missing
 }
 
 // pay takes the tokens of a call and returns when they will have been there.

@@ -141,7 +141,7 @@ func proxied(t *testing.T, f *fleet, answer func(http.ResponseWriter)) string {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		body, err := io.ReadAll(req.Body)
 		if err != nil {
-			t.Error(err)
+			return // the service has left
 		}
 		if strings.Contains(string(body), "Action=StartInstances") {
 			answer(w)

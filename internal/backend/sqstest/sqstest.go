@@ -31,6 +31,8 @@ type Queue struct {
 	Attributes map[string]string
 	// Denied is an action that nobody is allowed.
 	Denied string
+	// Damage is what becomes of a body on its way; nil for nothing.
+	Damage func(body string) string
 	// Hasty is whether it does not wait for messages.
 	Hasty bool
 
@@ -212,7 +214,11 @@ func (q *Queue) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		var out struct{ Messages []received }
 		for _, m := range q.receive(req.Context(), in) {
 			sum := md5.Sum([]byte(m.body)) //nolint:gosec // as SQS does
-			out.Messages = append(out.Messages, received{fmt.Sprintf("m-%d", m.id), m.receipt, m.body, hex.EncodeToString(sum[:])})
+			body := m.body
+			if q.Damage != nil {
+				body = q.Damage(body)
+			}
+			out.Messages = append(out.Messages, received{fmt.Sprintf("m-%d", m.id), m.receipt, body, hex.EncodeToString(sum[:])})
 		}
 		_ = json.NewEncoder(w).Encode(out)
 	case "DeleteMessageBatch", "ChangeMessageVisibilityBatch":
