@@ -139,6 +139,9 @@ func changeMessage(revision uint64, index uint32, c *instance.Change) *instanced
 	if c.Before != nil {
 		m.PreviousState = stateMessage(c.Before.State)
 	}
+	if c.Type == instance.ChangeAttributes {
+		m.ChangedFields = changedFields(instanceMessage(c.Before), m.Instance)
+	}
 	return m
 }
 

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -262,6 +263,40 @@ func TestGetServerInfo(t *testing.T) {
 	if info.GetBackend() != "simulator" || info.GetVersion() != "test" || info.GetLogId() == "" || !info.GetOwner().GetIsThisProcess() ||
 		info.GetInstanceCount() != 5 || info.GetLastReconciled() == nil || info.GetCursor() == "" || info.GetOldestCursor() == "" || info.GetJournalBytes() <= 0 {
 		t.Errorf("got %v", info)
+	}
+}
+
+func TestAnAttributeChangeSaysWhatChanged(t *testing.T) {
+	t.Parallel()
+	srv := servertest.New(t, servertest.Options{Speed: 1})
+	change := func(c *instancedv1.OutsideChange) string {
+		t.Helper()
+		c.InstanceIds = []string{example}
+		resp, err := srv.Simulator().ChangeInstances(patient(t), &instancedv1.ChangeInstancesRequest{Changes: []*instancedv1.OutsideChange{c}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.GetCursor()
+	}
+	cursor := change(&instancedv1.OutsideChange{SetTags: map[string]string{"team": "red", "keep": "me", "gone": "soon"}})
+	change(&instancedv1.OutsideChange{SetTags: map[string]string{"team": "blue", "owner": "x.y"}, RemoveTags: []string{"gone"}})
+	change(&instancedv1.OutsideChange{DisableApiStop: new(true)})
+	started, err := srv.Instances().StartInstances(patient(t), &instancedv1.StartInstancesRequest{InstanceIds: []string{example}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := [][]string{
+		{"tags.gone", "tags.keep", "tags.team"},
+		{"tags.gone", "tags.owner", "tags.team"},
+		{"simulator"},
+		nil, // a change of state
+	}
+	var got [][]string
+	for _, e := range history(t, srv, []string{example}, cursor) {
+		got = append(got, e.GetChangedFields())
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("changed fields (-want +got):\n%s\nafter %v", diff, started)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -61,12 +62,23 @@ func (e *statusError) Error() string              { return e.cause.Error() }
 func (e *statusError) Unwrap() error              { return e.cause }
 func (e *statusError) GRPCStatus() *status.Status { return e.public }
 
+// reads are the methods that change nothing.
+var reads = map[string]bool{
+	instancedv1.InstanceService_DescribeInstances_FullMethodName: true,
+	instancedv1.InstanceService_WaitInstances_FullMethodName:     true,
+	instancedv1.InstanceService_WatchInstances_FullMethodName:    true,
+	instancedv1.InstanceService_ListEvents_FullMethodName:        true,
+	instancedv1.InstanceService_GetServerInfo_FullMethodName:     true,
+	instancedv1.SimulatorService_GetFaults_FullMethodName:        true,
+}
+
 // mapStatus gives an error that leaves a handler its status.
 func mapStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	mapped := asStatus(err, callerOf(ctx).RequestID)
+	method, _ := grpc.Method(ctx)
+	mapped := asStatus(err, callerOf(ctx).RequestID, reads[method])
 	if e, ok := errors.AsType[*statusError](mapped); ok && e.retryAfter > 0 {
 		// It fails for a caller that has gone, who needs no trailer.
 		_ = grpc.SetTrailer(ctx, metadata.Pairs(pushbackTrailer, strconv.FormatInt(e.retryAfter.Milliseconds(), 10)))
@@ -76,8 +88,8 @@ func mapStatus(ctx context.Context, err error) error {
 
 // asStatus returns the error as the caller is to see it. An error that is a status
 // already stays as it is, unless it is wrapped: then it belongs to something behind
-// this service.
-func asStatus(err error, requestID string) error {
+// this service. A call that only reads leaves no doubt about what it has changed.
+func asStatus(err error, requestID string, reads bool) error {
 	if e, ok := errors.AsType[*instance.Error](err); ok {
 		return fromError(e, err, requestID)
 	}
@@ -88,7 +100,11 @@ func asStatus(err error, requestID string) error {
 	case errors.Is(err, context.Canceled):
 		return plain(codes.Canceled, "CANCELED", "the caller cancelled the call", err, requestID)
 	case errors.Is(err, context.DeadlineExceeded):
-		return plain(codes.DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline of the call has passed; whether anything was changed is unknown", err, requestID)
+		text := "the deadline of the call has passed"
+		if !reads {
+			text += "; whether anything was changed is unknown"
+		}
+		return plain(codes.DeadlineExceeded, "DEADLINE_EXCEEDED", text, err, requestID)
 	}
 	return plain(codes.Internal, "INTERNAL", internalText(requestID), err, requestID)
 }

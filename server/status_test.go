@@ -26,7 +26,7 @@ type mapped struct {
 
 func mapError(t *testing.T, err error) mapped {
 	t.Helper()
-	m := mapped{Status: status.Convert(asStatus(err, "request-1"))}
+	m := mapped{Status: status.Convert(asStatus(err, "request-1", false))}
 	for _, d := range m.Details() {
 		switch d := d.(type) {
 		case *errdetails.ErrorInfo:
@@ -118,7 +118,7 @@ func TestStatusOfErrors(t *testing.T) {
 
 func TestAStatusStaysAsItIs(t *testing.T) {
 	err := status.Error(codes.Unimplemented, "not here")
-	if got := asStatus(err, "request-1"); got != err { //nolint:errorlint // the very same
+	if got := asStatus(err, "request-1", false); got != err { //nolint:errorlint // the very same
 		t.Errorf("got %v", got)
 	}
 }

@@ -53,6 +53,9 @@ type backing struct {
 
 	ec2 *ec2.Backend // nil with the simulator
 	aws aws.Config
+	// credentials are those of aws, as they were found last; cache has them for use.
+	credentials *awsCredentials
+	cache       *aws.CredentialsCache
 }
 
 func newBacking(ctx context.Context, cfg serveConfig, log *slog.Logger) (*backing, error) {
@@ -62,8 +65,9 @@ func newBacking(ctx context.Context, cfg serveConfig, log *slog.Logger) (*backin
 		if err != nil {
 			return nil, err
 		}
+		credentials, cache := replaceable(&settings.AWS)
 		b := ec2.New(settings)
-		return &backing{Backend: b, log: log, ec2: b, aws: settings.AWS}, nil
+		return &backing{Backend: b, log: log, ec2: b, aws: settings.AWS, credentials: credentials, cache: cache}, nil
 	}
 	fleet, faults, err := readFleet(cfg.simFleet)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,6 +22,7 @@ type commandFlags struct {
 	perInstance bool
 	token       string
 	wait        bool
+	verbose     bool
 }
 
 func (f *commandFlags) add(cmd *cobra.Command) {
@@ -31,6 +33,7 @@ func (f *commandFlags) add(cmd *cobra.Command) {
 
 func (f *commandFlags) addWait(cmd *cobra.Command, state string) {
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "show progress until every instance is "+state)
+	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "with --wait, a line for each change, also of many instances")
 }
 
 func (f *commandFlags) failureMode() instancedv1.FailureMode {
@@ -52,6 +55,7 @@ type answer struct {
 // state that --wait waits for.
 func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted string, call func(ctx context.Context, c *client.Client, ids []string) (*answer, error)) *cobra.Command {
 	flags.add(cmd)
+	t.addTableFlags(cmd)
 	cmd.Args = needIDs
 	cmd.ValidArgsFunction = t.completeIDs
 	within := func() time.Duration {
@@ -62,7 +66,7 @@ func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted strin
 	}
 	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
 		began := time.Now()
-		ids, err := t.ids(args)
+		ids, err := t.ids(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -78,7 +82,11 @@ func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted strin
 		case flags.dryRun:
 			return t.printPermitted(got)
 		case flags.wait:
-			return t.await(ctx, c, got, wanted, began)
+			err := t.await(ctx, c, got, wanted, waitOptions{began: began, verbose: flags.verbose})
+			if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+				return interruptedWait(cmd.Name(), wanted, got)
+			}
+			return err
 		default:
 			return t.printAnswer(got)
 		}
@@ -178,6 +186,29 @@ func newTerminateCommand(t *terminal) *cobra.Command {
 	})
 }
 
+// interruptedWait is the end of a wait that was interrupted: the command itself was
+// accepted.
+func interruptedWait(verb, wanted string, got *answer) *verdict {
+	const maxNamed = 5
+	v := &verdict{status: exitInterrupted}
+	if len(got.changes) == 0 {
+		v.lines = []string{"interrupted"}
+		return v
+	}
+	ids := make([]string, 0, maxNamed)
+	for _, change := range got.changes[:min(len(got.changes), maxNamed)] {
+		ids = append(ids, change.GetInstanceId())
+	}
+	if len(got.changes) > maxNamed {
+		ids = append(ids, "...")
+	}
+	v.lines = []string{
+		fmt.Sprintf("no longer waiting; the %s of %s goes on", verb, counted(len(got.changes), "instance")),
+		fmt.Sprintf("  `instanced wait %s --for %s --after %s` goes on waiting", strings.Join(ids, " "), wanted, got.cursor),
+	}
+	return v
+}
+
 // printPermitted says that a dry run went well.
 func (t *terminal) printPermitted(got *answer) error {
 	if t.output == outputJSON {
@@ -197,7 +228,7 @@ func (t *terminal) printAnswer(got *answer) error {
 		for _, change := range got.changes {
 			tb.add(change.GetInstanceId(), stateName(change.GetPreviousState()), stateName(change.GetCurrentState()))
 		}
-		if err := tb.print(t.stdout); err != nil {
+		if err := tb.print(); err != nil {
 			return err
 		}
 	}

@@ -26,12 +26,20 @@ type filterFlags struct {
 func (f *filterFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	bindList(flags, &f.states, "state", "states", "states, such as stopped; may be repeated", parseState)
-	flags.StringArrayVar(&f.tags, "tag", nil, "a tag as `KEY=VALUE`, or KEY for any value; may be repeated")
+	flags.StringArrayVar(&f.tags, "tag", nil, "a tag as `KEY=VALUE`, or KEY for any value; may be repeated: values of one key are alternatives, of several keys each must match")
 	bindList(flags, &f.types, "type", "types", "instance types, such as t3.micro; may be repeated", someWord("an instance type, such as t3.micro"))
 	bindList(flags, &f.zones, "zone", "zones", "Availability Zones, such as us-east-1a; may be repeated", someWord("an Availability Zone, such as us-east-1a"))
 	bindList(flags, &f.regions, "region", "regions", "Regions, such as us-east-1; may be repeated", someWord("a Region, such as us-east-1"))
-	bindList(flags, &f.accounts, "account", "accounts", "AWS accounts of 12 digits; may be repeated", someWord("an AWS account of 12 digits"))
+	bindList(flags, &f.accounts, "account", "accounts", "AWS accounts of 12 digits; may be repeated", parseAccount)
 	completeWords(cmd, "state", stateWords()...)
+}
+
+// parseAccount accepts an AWS account id.
+func parseAccount(word string) (string, error) {
+	if len(word) != 12 || strings.Trim(word, "0123456789") != "" {
+		return "", fmt.Errorf("%q is not an AWS account of 12 digits, such as 123456789012", word)
+	}
+	return word, nil
 }
 
 // filter returns the filter that the flags and the ids make together.
@@ -73,8 +81,9 @@ filter are alternatives; an instance must match every filter.`,
 		ValidArgsFunction: t.completeIDs,
 	}
 	selection.add(cmd)
+	t.addTableFlags(cmd)
 	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, args []string) error {
-		ids, err := t.ids(args)
+		ids, err := t.ids(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -101,11 +110,12 @@ filter are alternatives; an instance must match every filter.`,
 			fmt.Fprintln(t.stderr, "No instance matches.")
 			return nil
 		}
-		tb := t.newTable("ID", "NAME", "STATE", "TYPE", "ZONE", "PUBLIC IP", "REASON")
+		tb := t.newTable("ID", "NAME", "STATE", "TYPE", "ZONE", "PUBLIC IP", "REASON").
+			giveWay("REASON", "ZONE", "TYPE", "NAME", "PUBLIC IP")
 		for _, i := range all.GetInstances() {
 			tb.add(i.GetInstanceId(), cmp.Or(i.GetTags()["Name"], "-"), stateName(i.GetState()), i.GetInstanceType(),
 				i.GetAvailabilityZone(), cmp.Or(i.GetPublicIpAddress(), "-"), cmp.Or(reasonText(i), "-"))
 		}
-		return tb.print(t.stdout)
+		return tb.print()
 	})
 }

@@ -101,7 +101,7 @@ func (t *terminal) printDiagnosis(ctx context.Context, findings iter.Seq[ec2.Fin
 			text += "; " + f.Advice
 		}
 		level := string(f.Level)
-		if _, err := fmt.Fprintf(t.stdout, "%s%*s  %-23s  %s\n", t.coloured(level), len(ec2.LevelProblem)-len(level), "", f.Check, text); err != nil {
+		if _, err := fmt.Fprintf(t.stdout, "%s%*s  %-23s  %s\n", t.coloured(level), len(ec2.LevelProblem)-len(level), "", f.Check, printable(text)); err != nil {
 			return err
 		}
 	}

@@ -175,7 +175,7 @@ func (t *terminal) report(err error) int {
 		return status
 	}
 	for _, line := range errorLines(err) {
-		fmt.Fprintln(t.stderr, line)
+		fmt.Fprintln(t.stderr, printable(line))
 	}
 	return status
 }

@@ -150,20 +150,31 @@ func (g *greeting) queue() string {
 	return cmp.Or(g.cfg.aws.queueURL, "none: instances in transition are polled")
 }
 
-// example is an instance to try things on, the documented one if it is there; empty if
-// none can be started.
+// example is an instance that can be started, the documented one if possible; empty if
+// there is none.
 func (g *greeting) example() instance.ID {
 	const documented = instance.ID("i-1234567890abcdef0")
-	var stopped instance.ID
+	var example instance.ID
 	for _, r := range g.records {
+		if !startable(r.Instance) {
+			continue
+		}
 		if r.Instance.ID == documented {
 			return documented
 		}
-		if stopped == "" && r.Instance.State == instance.StateStopped {
-			stopped = r.Instance.ID
+		if example == "" {
+			example = r.Instance.ID
 		}
 	}
-	return stopped
+	return example
+}
+
+// startable reports whether an instance is in a state to be started. Permission and capacity
+// are for the backend to know.
+func startable(i *instance.Instance) bool {
+	unlimited := i.Simulator != nil && i.Simulator.CPUCredits == "unlimited"
+	return i.State == instance.StateStopped && i.RootDeviceType != "instance-store" &&
+		(i.Tenancy != "host" || !unlimited)
 }
 
 // invocation is how the caller can run this program in another terminal.

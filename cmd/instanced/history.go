@@ -27,9 +27,10 @@ but that must have happened, is marked "inferred".`,
 		Args:              needIDs,
 		ValidArgsFunction: t.completeIDs,
 	}
+	cmd.Flags().BoolVar(&t.noHeaders, "no-headers", false, "leave out the first line of the table")
 	cmd.Flags().StringVar(&after, "after", "", "only what was recorded after this `cursor`")
 	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, args []string) error {
-		ids, err := t.ids(args)
+		ids, err := t.ids(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -57,12 +58,13 @@ but that must have happened, is marked "inferred".`,
 			fmt.Fprintf(t.stderr, "Nothing is recorded of %s %s.\n", strings.Join(ids, ", "), within)
 			return nil
 		}
-		tb := t.newTable("TIME", "ID", "CHANGE", "CAUSE", "SOURCE", "REASON")
+		tb := t.newTable("TIME", "ID", "CHANGE", "CAUSE", "SOURCE", "REASON").
+			giveWay("REASON", "SOURCE", "CAUSE")
 		for _, e := range all.GetEvents() {
 			tb.add(timeText(e.GetOccurredAt()), e.GetInstance().GetInstanceId(), changeText(e), causeText(e.GetCause()),
 				sourceText(e), cmp.Or(e.GetInstance().GetStateReason().GetMessage(), "-"))
 		}
-		return tb.print(t.stdout)
+		return tb.print()
 	})
 }
 

@@ -5,36 +5,69 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func main() {
+	t := &terminal{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: newEnvironment(os.Environ())}
+	os.Exit(t.run(t.untilSignal(), os.Args[1:]))
+}
+
+// untilSignal returns a context that ends with the first signal that asks for an orderly
+// end; the second one does not ask. A hangup reloads where there is something to reload.
+func (t *terminal) untilSignal() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	closed := terminalClosed()
 	go func() {
-		// The first signal asks for an orderly end, the second one does not ask.
-		cancel(fmt.Errorf("%w by signal: %v", context.Canceled, <-signals))
-		<-signals
-		os.Exit(exitInterrupted)
+		for s := range signals {
+			if reload := t.onHangup.Load(); s == syscall.SIGHUP && reload != nil && !closed() {
+				(*reload)()
+				continue
+			}
+			if ctx.Err() != nil {
+				os.Exit(exitInterrupted)
+			}
+			cancel(fmt.Errorf("%w by signal: %v", context.Canceled, s))
+		}
 	}()
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	return ctx
+}
+
+// terminalClosed returns a function that reports whether a terminal that this process
+// was started on has gone away since: the other reason for a hangup.
+func terminalClosed() func() bool {
+	var terminals []int
+	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
+		if fd := int(f.Fd()); isTTY(fd) {
+			terminals = append(terminals, fd)
+		}
+	}
+	return func() bool {
+		return slices.ContainsFunc(terminals, func(fd int) bool { return !isTTY(fd) })
+	}
+}
+
+func isTTY(fd int) bool {
+	_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	return err == nil
 }
 
 // run executes one command line and returns the status to exit with.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	t := &terminal{stdin: stdin, stdout: stdout, stderr: stderr, environ: newEnvironment(os.Environ())}
+func (t *terminal) run(ctx context.Context, args []string) int {
 	root := newRootCommand(t)
 	root.SetArgs(args)
-	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetIn(t.stdin)
+	root.SetOut(t.stdout)
+	root.SetErr(t.stderr)
 	err := root.ExecuteContext(ctx)
 	if err != nil && !t.accepted {
 		err = flagError(err)
@@ -65,7 +98,7 @@ command line wins.
 		TraverseChildren: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("there is no verb %q; \"instanced --help\" lists them", args[0])
+				return noSuchVerb(args[0])
 			}
 			return nil
 		},
@@ -95,7 +128,36 @@ command line wins.
 	add("service", newServeCommand(t), newDoctorCommand(t), newVerifyCommand(t), newVersionCommand(t))
 	root.SetCompletionCommandGroupID("service")
 	root.SetHelpCommandGroupID("service")
+	root.SetHelpCommand(newHelpCommand())
 	return root
+}
+
+// newHelpCommand is cobra's own, except that a verb that does not exist is an error.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [VERB]",
+		Short: "Help about any verb",
+		ValidArgsFunction: func(cmd *cobra.Command, _ []string, _ string) (verbs []cobra.Completion, _ cobra.ShellCompDirective) {
+			for _, verb := range cmd.Root().Commands() {
+				if verb.IsAvailableCommand() {
+					verbs = append(verbs, cobra.CompletionWithDesc(verb.Name(), verb.Short))
+				}
+			}
+			return verbs, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			verb, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return noSuchVerb(args[0])
+			}
+			verb.InitDefaultHelpFlag()
+			return verb.Help()
+		},
+	}
+}
+
+func noSuchVerb(name string) error {
+	return usagef("there is no verb %q; \"instanced --help\" lists them", name)
 }
 
 // examples indents the lines of an example as cobra's help does its own.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -13,20 +14,33 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// How long the last lines of progress may lag behind the outcome that they led to.
-const progressGrace = time.Second
+const (
+	// How long the last lines of progress may lag behind the outcome that they led to.
+	progressGrace = time.Second
+	// Of more instances than this, progress is one line with counts, unless --verbose is given.
+	maxProgressLines = 20
+	barWidth         = 24
+)
+
+// waitOptions are how --wait shows what it waits for.
+type waitOptions struct {
+	// began is when the command was given; its timeout counts from then.
+	began   time.Time
+	verbose bool
+}
 
 // await waits for the instances of a command's answer to reach a state, shows how they
 // get there, and fails for each that does not.
-func (t *terminal) await(ctx context.Context, c *client.Client, got *answer, wanted string, began time.Time) error {
+func (t *terminal) await(ctx context.Context, c *client.Client, got *answer, wanted string, opts waitOptions) error {
 	state, err := parseState(wanted)
 	if err != nil {
 		return err
 	}
 	req := &instancedv1.WaitInstancesRequest{
 		States: []instancedv1.InstanceStateName{state}, AfterCursor: got.cursor,
-		Timeout: durationpb.New(max(time.Until(began.Add(cmp.Or(t.timeout, defaultWait))), time.Millisecond)),
+		Timeout: durationpb.New(max(time.Until(opts.began.Add(cmp.Or(t.timeout, defaultWait))), time.Millisecond)),
 	}
+	t.away.expected.Store(true)
 	for _, change := range got.changes {
 		req.InstanceIds = append(req.InstanceIds, change.GetInstanceId())
 	}
@@ -36,16 +50,16 @@ func (t *terminal) await(ctx context.Context, c *client.Client, got *answer, wan
 	case t.output == outputJSON:
 		waited, err = c.Wait(ctx, req)
 	default:
-		waited, err = t.waitAndShow(ctx, c, req, got, began)
+		waited, err = t.waitAndShow(ctx, c, req, t.newProgress(got, state, opts))
 	}
 	if err != nil {
 		return err
 	}
-	return ending(t.printAwaited(got, waited), refusals(got), unreached(waited.GetResults()))
+	return ending(t.printAwaited(got, waited, opts.verbose), refusals(got), unreached(waited.GetResults()))
 }
 
-// waitAndShow waits and prints a line for each change on the way.
-func (t *terminal) waitAndShow(ctx context.Context, c *client.Client, req *instancedv1.WaitInstancesRequest, got *answer, began time.Time) (*instancedv1.WaitInstancesResponse, error) {
+// waitAndShow waits and shows the changes on the way.
+func (t *terminal) waitAndShow(ctx context.Context, c *client.Client, req *instancedv1.WaitInstancesRequest, p *progress) (*instancedv1.WaitInstancesResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
@@ -64,7 +78,6 @@ func (t *terminal) waitAndShow(ctx context.Context, c *client.Client, req *insta
 		follow(ctx, c, req, events)
 	}()
 
-	p := t.newProgress(got, began)
 	defer p.stop()
 	var end outcome
 	var late <-chan time.Time
@@ -115,17 +128,29 @@ type progress struct {
 	began time.Time
 	// seen has the states in which each instance was shown.
 	seen map[string]map[instancedv1.InstanceStateName]bool
+	// now has the state of each instance, and counts how many are in each.
+	now    map[string]instancedv1.InstanceStateName
+	counts map[instancedv1.InstanceStateName]int
+	wanted instancedv1.InstanceStateName
+	// lines is whether each change has a line of its own.
+	lines bool
 	// ticks is nil where nobody sees a line that is written over.
 	ticks  <-chan time.Time
 	ticker *time.Ticker
 }
 
-func (t *terminal) newProgress(got *answer, began time.Time) *progress {
-	p := &progress{t: t, began: began, seen: make(map[string]map[instancedv1.InstanceStateName]bool)}
+func (t *terminal) newProgress(got *answer, wanted instancedv1.InstanceStateName, opts waitOptions) *progress {
+	p := &progress{
+		t: t, began: opts.began, wanted: wanted,
+		seen:   make(map[string]map[instancedv1.InstanceStateName]bool),
+		now:    make(map[string]instancedv1.InstanceStateName),
+		counts: make(map[instancedv1.InstanceStateName]int),
+		lines:  (opts.verbose || len(got.changes) <= maxProgressLines) && !t.idsOnly,
+	}
 	for _, change := range got.changes {
 		p.note(change.GetInstanceId(), change.GetCurrentState())
 	}
-	if isTerminal(t.stdout) {
+	if isTerminal(t.stdout) && !t.idsOnly {
 		p.ticker = time.NewTicker(100 * time.Millisecond)
 		p.ticks = p.ticker.C
 	}
@@ -137,11 +162,19 @@ func (p *progress) note(id string, state *instancedv1.InstanceState) {
 		p.seen[id] = make(map[instancedv1.InstanceStateName]bool)
 	}
 	p.seen[id][state.GetName()] = true
+	if before, known := p.now[id]; known {
+		p.counts[before]--
+	}
+	p.now[id] = state.GetName()
+	p.counts[state.GetName()]++
 }
 
 func (p *progress) print(event *instancedv1.Event) {
-	p.clear()
 	p.note(event.GetInstance().GetInstanceId(), event.GetInstance().GetState())
+	if !p.lines {
+		return
+	}
+	p.clear()
 	line := fmt.Sprintf("%7s  %s  %-24s  %s", elapsedText(time.Since(p.began)),
 		event.GetInstance().GetInstanceId(), changeText(event), causeText(event.GetCause()))
 	if reason := event.GetInstance().GetStateReason().GetMessage(); reason != "" {
@@ -153,7 +186,30 @@ func (p *progress) print(event *instancedv1.Event) {
 // tick shows that the time goes on.
 func (p *progress) tick() {
 	p.clear()
-	fmt.Fprintf(p.t.stdout, "%7s  waiting", elapsedText(time.Since(p.began)))
+	line := fmt.Sprintf("%7s  waiting", elapsedText(time.Since(p.began)))
+	if !p.lines {
+		line = fmt.Sprintf("%7s  %s", elapsedText(time.Since(p.began)), p.bar())
+	}
+	if width := p.t.width(); width > 1 {
+		line = cut(line, width-1)
+	}
+	fmt.Fprint(p.t.stdout, line)
+}
+
+// bar says how many of the instances have got where, such as
+// "[######......] 512 of 1000 running, 488 pending".
+func (p *progress) bar() string {
+	done, all := p.counts[p.wanted], len(p.now)
+	filled := barWidth * done / max(all, 1)
+	text := fmt.Sprintf("[%s%s] %d of %d %s", strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled), done, all,
+		stateName(&instancedv1.InstanceState{Name: p.wanted}))
+	for _, word := range stateWords() {
+		state, err := parseState(word)
+		if n := p.counts[state]; err == nil && state != p.wanted && n > 0 {
+			text += fmt.Sprintf(", %d %s", n, word)
+		}
+	}
+	return text
 }
 
 // clear removes the line that tick wrote.
@@ -165,6 +221,9 @@ func (p *progress) clear() {
 
 func (p *progress) stop() {
 	p.clear()
+	if !p.lines && !p.t.idsOnly {
+		fmt.Fprintf(p.t.stdout, "%7s  %s\n", elapsedText(time.Since(p.began)), p.bar())
+	}
 	if p.ticker != nil {
 		p.ticker.Stop()
 	}
@@ -185,12 +244,21 @@ func (p *progress) shown(waited *instancedv1.WaitInstancesResponse) bool {
 }
 
 // printAwaited says where a command and the wait for it have brought the instances.
-func (t *terminal) printAwaited(got *answer, waited *instancedv1.WaitInstancesResponse) error {
-	if t.output == outputJSON {
+func (t *terminal) printAwaited(got *answer, waited *instancedv1.WaitInstancesResponse, verbose bool) error {
+	switch {
+	case t.output == outputJSON:
 		return t.printAwaitedJSON(got, waited)
+	case len(got.changes) > maxProgressLines && !verbose && !t.idsOnly:
+		return nil // the last line of progress has said it
 	}
 	for _, r := range waited.GetResults() {
 		if r.GetOutcome() != instancedv1.WaitOutcome_WAIT_OUTCOME_REACHED {
+			continue
+		}
+		if t.idsOnly {
+			if _, err := fmt.Fprintln(t.stdout, r.GetInstanceId()); err != nil {
+				return err
+			}
 			continue
 		}
 		line := fmt.Sprintf("%s is %s", r.GetInstanceId(), t.coloured(stateName(r.GetReachedState())))

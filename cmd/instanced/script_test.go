@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -33,7 +34,11 @@ func TestMain(m *testing.M) {
 //	                                  INSTANCED_SERVER is its address from then on, and
 //	                                  EC2_ENDPOINT that of its EC2 endpoint, if it has one
 //	until PATTERN FILE                wait until a line of a growing file matches
-//	signal NAME TERM|INT|KILL         send a signal to a program in the background
+//	terminal NAME PROGRAM [ARG...]    run a program in the background on a terminal of 80 columns;
+//	                                  what it shows grows in NAME.stdout
+//	type NAME TEXT                    type a line on the terminal of a program
+//	hangup NAME                       close the terminal of a program
+//	signal NAME TERM|INT|HUP|KILL     send a signal to a program in the background
 //	ended NAME STATUS                 wait for its end with this exit status; -1 is a signal
 //	status N PROGRAM [ARG...]         run a program that must end with this exit status
 //	[!] golden FILE GOLDEN            compare without regard to times, cursors and the like
@@ -68,7 +73,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"background": cmdBackground, "serve": cmdServe, "until": cmdUntil, "signal": cmdSignal, "ended": cmdEnded,
-			"status": cmdStatus, "golden": cmdGolden, "json": cmdJSON, "cursor": cmdCursor, "capture": cmdCapture, "helps": cmdHelps,
+			"terminal": cmdTerminal, "type": cmdType, "hangup": cmdHangup, "status": cmdStatus, "golden": cmdGolden, "json": cmdJSON, "cursor": cmdCursor, "capture": cmdCapture, "helps": cmdHelps,
 		},
 	})
 }
@@ -83,6 +88,8 @@ type programsKey struct{}
 type running struct {
 	cmd  *exec.Cmd
 	done chan struct{}
+	// pty is the other end of its terminal; nil without one.
+	pty *os.File
 }
 
 func program(ts *testscript.TestScript, name string) *running {
@@ -98,16 +105,7 @@ func cmdBackground(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: background NAME PROGRAM [ARG...]")
 	}
 	name := args[0]
-	cmd := exec.Command(lookPath(ts, args[1]), args[2:]...)
-	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{
-		"PATH", "HOME", "TMPDIR", "WORK", "GORACE", "INSTANCED_PRINCIPAL", "INSTANCED_SERVER",
-		"AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED",
-	} {
-		if value := ts.Getenv(name); value != "" {
-			cmd.Env = append(cmd.Env, name+"="+value)
-		}
-	}
+	cmd := storyCommand(ts, args[1:])
 	stdout, err := os.Create(ts.MkAbs(name + ".stdout"))
 	ts.Check(err)
 	defer func() { _ = stdout.Close() }()
@@ -115,6 +113,25 @@ func cmdBackground(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	defer func() { _ = stderr.Close() }()
 	cmd.Stdout, cmd.Stderr = stdout, stderr
+	startProgram(ts, name, cmd)
+}
+
+// storyCommand is a program of a story, with the environment of the story.
+func storyCommand(ts *testscript.TestScript, args []string) *exec.Cmd {
+	cmd := exec.Command(lookPath(ts, args[0]), args[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{
+		"PATH", "HOME", "TMPDIR", "WORK", "GORACE", "INSTANCED_PRINCIPAL", "INSTANCED_SERVER", "NO_COLOR",
+		"AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED",
+	} {
+		if value := ts.Getenv(name); value != "" {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
+	return cmd
+}
+
+func startProgram(ts *testscript.TestScript, name string, cmd *exec.Cmd) *running {
 	ts.Check(cmd.Start())
 	r := &running{cmd: cmd, done: make(chan struct{})}
 	ts.Value(programsKey{}).(map[string]*running)[name] = r
@@ -122,6 +139,63 @@ func cmdBackground(ts *testscript.TestScript, neg bool, args []string) {
 		defer close(r.done)
 		_ = cmd.Wait() // its status is looked at by ended
 	}()
+	return r
+}
+
+func cmdTerminal(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: terminal NAME PROGRAM [ARG...]")
+	}
+	name := args[0]
+	pty, tty, err := openTerminal(80)
+	ts.Check(err)
+	shown, err := os.Create(ts.MkAbs(name + ".stdout"))
+	ts.Check(err)
+	cmd := storyCommand(ts, args[1:])
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	startProgram(ts, name, cmd).pty = pty
+	ts.Check(tty.Close())
+	go func() {
+		defer func() { _ = shown.Close() }()
+		_, _ = io.Copy(shown, pty) // ends with an error when the program does
+	}()
+}
+
+// openTerminal returns the two ends of a new terminal of so many columns.
+func openTerminal(columns uint16) (pty, tty *os.File, err error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	pty = os.NewFile(uintptr(fd), "/dev/ptmx")
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		return nil, nil, err
+	}
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: columns}); err != nil {
+		return nil, nil, err
+	}
+	tty, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	return pty, tty, err
+}
+
+func cmdType(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: type NAME TEXT")
+	}
+	_, err := io.WriteString(program(ts, args[0]).pty, args[1]+"\n")
+	ts.Check(err)
+}
+
+func cmdHangup(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: hangup NAME")
+	}
+	ts.Check(program(ts, args[0]).pty.Close())
 }
 
 var (
@@ -187,9 +261,9 @@ func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
-	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}
+	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL, "HUP": syscall.SIGHUP}
 	if neg || len(args) != 2 || signals[args[1]] == 0 {
-		ts.Fatalf("usage: signal NAME TERM|INT|KILL")
+		ts.Fatalf("usage: signal NAME TERM|INT|HUP|KILL")
 	}
 	ts.Check(program(ts, args[0]).cmd.Process.Signal(signals[args[1]]))
 }

@@ -81,9 +81,10 @@ With --ec2-listen it also speaks EC2's own protocol, so that the AWS CLI, boto3 
 AWS SDK can use it. Callers prove who they are by --ec2-credentials, else it listens on
 loopback only and believes them.
 
-SIGTERM or an interrupt ends it in good order: health turns to NOT_SERVING, streams get a
-goodbye, calls finish, the journal closes, and the exit status is 0. A second signal ends it
-at once.`,
+SIGTERM, an interrupt or a terminal that closes ends it in good order: health turns to
+NOT_SERVING, streams get a goodbye, calls finish, the journal closes, and the exit status is
+0. A second signal ends it at once. SIGHUP reloads credentials: those of --ec2-credentials
+and the AWS ones.`,
 		Example: examples(
 			"instanced serve",
 			"instanced serve --sim-speed 1 --sim-throttle",
@@ -103,7 +104,7 @@ at once.`,
 	bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; several are separated by commas", parseEndpoints)
 	bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of all keys of the journal", parsePrefix)
 	bind(flags, &cfg.retention, "retention", "duration", "24h", "keep history so long", parsePositiveDuration)
-	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "keep no more history than this", parsePositiveSize)
+	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "keep no more history than this", parseJournalSize)
 	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "refuse changes when the disk has less left than this; 0 means never", parseSize)
 	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "keep so many client tokens at the most", parseCount(1))
 	bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "work on so many calls at once at the most; one caller gets half of them", parseCount(2))
@@ -141,15 +142,15 @@ at once.`,
 		if err := suitBackend(cfg.backend, flags); err != nil {
 			return err
 		}
-		return serve(cmd.Context(), cfg, t.stdout, t.stderr)
+		return serve(cmd.Context(), cfg, t)
 	}
 	return cmd
 }
 
 // serve is the composition root: it makes every part, joins them, and takes them
 // apart again in the reverse order.
-func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err error) {
-	log := newLogger(cfg, stderr)
+func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
+	log := newLogger(cfg, t.stderr)
 	var stopping time.Time
 	defer func() {
 		if !stopping.IsZero() {
@@ -242,6 +243,10 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 		settings.Register = func(r grpc.ServiceRegistrar) { simulation.Register(r) }
 		controls = simulation
 	}
+	reload := &reload{log: log, cfg: cfg, backing: backing}
+	reloaded := func() { reload.run(ctx) }
+	t.onHangup.Store(&reloaded)
+	defer t.onHangup.Store(nil)
 	srv := server.New(settings)
 	served := make(chan error, 2)
 	go func() { served <- srv.Serve(lis) }()
@@ -266,6 +271,7 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 			MaxRequests:    cfg.maxRequests,
 			MaxConnections: cfg.maxConnections,
 		})
+		reload.door.Store(door)
 		drainers = append(drainers, door)
 		go func() { served <- door.Serve(ec2Listener) }()
 	}
@@ -283,7 +289,7 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) (err 
 				g.ec2Listen = ec2Listener.Addr()
 			}
 			log.Info("serving", g.particulars()...)
-			g.print(stdout)
+			g.print(t.stdout)
 		case runErr := <-ended:
 			ended <- nil
 			if runErr == nil {
@@ -428,10 +434,11 @@ func parsePrefix(text string) (string, error) {
 	return text, nil
 }
 
-func parsePositiveSize(text string) (int64, error) {
+// parseJournalSize accepts a size that a batch of changes fits into.
+func parseJournalSize(text string) (int64, error) {
 	n, err := parseSize(text)
-	if err == nil && n == 0 {
-		err = fmt.Errorf("%q is not a size above 0, such as 1GiB", text)
+	if err == nil && n < journal.MinMaxBytes {
+		err = fmt.Errorf("%q is less than %dMiB, the least that a journal needs", text, journal.MinMaxBytes>>20)
 	}
 	return n, err
 }

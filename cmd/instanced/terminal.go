@@ -14,11 +14,13 @@ import (
 	"os/user"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -28,6 +30,7 @@ import (
 
 const (
 	outputTable = "table"
+	outputWide  = "wide"
 	outputJSON  = "json"
 
 	// How long a verb tries when --timeout does not say.
@@ -48,8 +51,17 @@ type terminal struct {
 	stderr  io.Writer
 	environ environment
 
+	// onHangup is what a hangup does; nil where it ends the process as SIGTERM does.
+	onHangup atomic.Pointer[func()]
+
 	// accepted is set once the command line is: errors before that are its own.
 	accepted bool
+
+	// away says when the service cannot be reached, and when it can again.
+	away away
+
+	// noHeaders and idsOnly are of the verbs that print tables.
+	noHeaders, idsOnly bool
 
 	server    string
 	output    string
@@ -70,12 +82,12 @@ func (t *terminal) addFlags(cmd *cobra.Command) {
 // addAnswerFlags declares the flags of how a verb answers, and until when.
 func (t *terminal) addAnswerFlags(cmd *cobra.Command, timeout string) {
 	answer := pflag.NewFlagSet("answer", pflag.ContinueOnError)
-	answer.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputJSON)), "output", "o",
-		"table for people, json for programs")
+	answer.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputWide, outputJSON)), "output", "o",
+		"table for people, cut to the terminal's width; wide for all of it; json for programs")
 	bind(answer, &t.timeout, "timeout", "duration", "0", timeout, parseDuration)
 	inEnvironment(answer)
 	cmd.Flags().AddFlagSet(answer)
-	completeWords(cmd, "output", outputTable, outputJSON)
+	completeWords(cmd, "output", outputTable, outputWide, outputJSON)
 }
 
 // defaultPrincipal is the user of the operating system at this host.
@@ -98,7 +110,10 @@ func defaultPrincipal() string {
 
 // parseServer accepts an address with a port, or a name with a scheme that gRPC resolves.
 func parseServer(text string) (string, error) {
-	if strings.Contains(text, "://") {
+	if scheme, _, ok := strings.Cut(text, "://"); ok {
+		if scheme == "http" || scheme == "https" {
+			return "", fmt.Errorf("%q is a URL, and the service speaks gRPC: want an address with a port, such as 127.0.0.1:50051", text)
+		}
 		return text, nil
 	}
 	if host, port, err := net.SplitHostPort(text); err != nil || host == "" || port == "" {
@@ -124,7 +139,11 @@ func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act fun
 	cmd.DisableFlagsInUseLine = true
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		t.accepted = true
-		c, err := t.dial(client.Options{Principal: t.principal, MaxAttempts: 3, OnRetry: t.tellRetry})
+		opts := client.Options{Principal: t.principal, MaxAttempts: 3, OnRetry: t.tellRetry}
+		if t.output != outputJSON {
+			opts.DialOptions = append(printableResponses(), grpc.WithStatsHandler(connections{made: func() { t.away.back(t) }}))
+		}
+		c, err := t.dial(opts)
 		if err != nil {
 			return err
 		}
@@ -157,36 +176,107 @@ func (t *terminal) dial(opts client.Options) (*client.Client, error) {
 	return c, nil
 }
 
-// tellRetry says on a terminal why nothing seems to happen.
+// tellRetry says on a terminal why nothing seems to happen. A verb that goes on for longer
+// says once, wherever its output goes, that the service is away.
 func (t *terminal) tellRetry(err error, delay time.Duration) {
-	if t.output != outputTable || !isTerminal(t.stderr) {
+	if t.output == outputJSON {
 		return
 	}
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		err = &serviceError{server: t.server, cause: e}
 	}
-	fmt.Fprintf(t.stderr, "%s; trying again in %v\n", errorLines(err)[0], delay.Round(10*time.Millisecond))
+	line := printable(errorLines(err)[0])
+	if t.away.expected.Load() {
+		t.away.gone(t, line)
+	} else if isTerminal(t.stderr) {
+		fmt.Fprintf(t.stderr, "%s; trying again in %v\n", line, delay.Round(10*time.Millisecond))
+	}
 }
 
+// away follows whether the service can be reached while a watch or a wait goes on. Its
+// methods may be called from any goroutine.
+type away struct {
+	// expected is whether the verb outlasts that the service is away.
+	expected atomic.Bool
+	// since is when it was first noticed, in nanoseconds since 1970; 0 while it is there.
+	since atomic.Int64
+}
+
+// gone says that the service is away, unless it has been said.
+func (a *away) gone(t *terminal, why string) {
+	if a.since.CompareAndSwap(0, time.Now().UnixNano()) {
+		fmt.Fprintf(t.stderr, "%s; trying until it is back\n", why)
+	}
+}
+
+// back says that the service is there again, if it was away.
+func (a *away) back(t *terminal) {
+	if since := a.since.Swap(0); since != 0 {
+		fmt.Fprintf(t.stderr, "The service is back after %s.\n", elapsedText(time.Since(time.Unix(0, since))))
+	}
+}
+
+// connections tells of each connection that is made: what a wait, which is silent until its
+// answer comes, knows of the service being back.
+type connections struct{ made func() }
+
+// TagConn implements [stats.Handler].
+func (connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+// HandleConn implements [stats.Handler].
+func (c connections) HandleConn(_ context.Context, s stats.ConnStats) {
+	if _, ok := s.(*stats.ConnBegin); ok {
+		c.made()
+	}
+}
+
+// TagRPC implements [stats.Handler].
+func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+// HandleRPC implements [stats.Handler].
+func (connections) HandleRPC(context.Context, stats.RPCStats) {}
+
 // ids returns the ids of a command line. A single "-" stands for those on standard
-// input, separated by blanks or line ends.
-func (t *terminal) ids(args []string) ([]string, error) {
+// input, separated by blanks or line ends, which are waited for until ctx is done.
+func (t *terminal) ids(ctx context.Context, args []string) ([]string, error) {
 	if !slices.Equal(args, []string{"-"}) {
 		return args, nil
 	}
-	var ids []string
-	scanner := bufio.NewScanner(t.stdin)
-	scanner.Split(bufio.ScanWords)
-	for scanner.Scan() {
-		ids = append(ids, scanner.Text())
+	if f, ok := t.stdin.(*os.File); ok && isCharDevice(f) {
+		fmt.Fprintln(t.stderr, "Reading ids from standard input, until Ctrl-D.")
 	}
-	if err := scanner.Err(); err != nil {
-		return nil, fmt.Errorf("read ids from standard input: %w", err)
+	type input struct {
+		ids []string
+		err error
 	}
-	if len(ids) == 0 {
-		return nil, usagef("there are no ids on standard input")
+	read := make(chan input, 1)
+	// Nothing interrupts a read from a terminal or a pipe: it is left to the end of the
+	// process when ctx is done first.
+	go func() {
+		var in input
+		scanner := bufio.NewScanner(t.stdin)
+		scanner.Split(bufio.ScanWords)
+		for scanner.Scan() {
+			in.ids = append(in.ids, scanner.Text())
+		}
+		in.err = scanner.Err()
+		read <- in
+	}()
+	select {
+	case in := <-read:
+		switch {
+		case in.err != nil:
+			return nil, fmt.Errorf("read ids from standard input: %w", in.err)
+		case len(in.ids) == 0:
+			return nil, usagef("there are no ids on standard input")
+		}
+		return in.ids, nil
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, &verdict{status: exitTimedOut, lines: []string{"standard input did not end in time; --timeout allows more"}}
+		}
+		return nil, &verdict{status: exitInterrupted, lines: []string{"interrupted while ids were read from standard input"}}
 	}
-	return ids, nil
 }
 
 // needIDs refuses a command line without ids.
@@ -250,7 +340,7 @@ func document(msg proto.Message) (json.RawMessage, error) {
 	if err := json.Compact(&compact, raw); err != nil {
 		return nil, err
 	}
-	return compact.Bytes(), nil
+	return printableJSON(compact.Bytes()), nil
 }
 
 // printJSON prints one document for people and jq alike.
@@ -282,46 +372,6 @@ func (t *terminal) printJSONLine(msg proto.Message) error {
 	return err
 }
 
-// table is text in columns.
-type table struct {
-	rows   [][]string
-	colour func(text string) string
-}
-
-// newTable returns a table in which states have their colours, if it is printed on a
-// terminal.
-func (t *terminal) newTable(header ...string) *table {
-	return &table{rows: [][]string{header}, colour: t.coloured}
-}
-
-func (tb *table) add(cells ...string) { tb.rows = append(tb.rows, cells) }
-
-// print writes the columns, each as wide as its widest cell and the last one as it is.
-func (tb *table) print(w io.Writer) error {
-	widths := make([]int, len(tb.rows[0]))
-	for _, row := range tb.rows {
-		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-		}
-	}
-	var out strings.Builder
-	for n, row := range tb.rows {
-		var line strings.Builder
-		for i, cell := range row {
-			text := cell
-			if n > 0 {
-				text = tb.colour(cell)
-			}
-			line.WriteString(text)
-			line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
-		}
-		out.WriteString(strings.TrimRight(line.String(), " "))
-		out.WriteByte('\n')
-	}
-	_, err := io.WriteString(w, out.String())
-	return err
-}
-
 // coloured returns a text in the colour of the state or finding that it names, on a terminal
 // whose user wants colours.
 func (t *terminal) coloured(text string) string {
@@ -343,9 +393,10 @@ func (t *terminal) coloured(text string) string {
 // isTerminal reports whether what is written here is shown to somebody.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
+	return ok && isCharDevice(f)
+}
+
+func isCharDevice(f *os.File) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

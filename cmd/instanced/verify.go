@@ -168,7 +168,7 @@ func (t *terminal) printFindings(r *verification) error {
 	for _, f := range r.Findings {
 		tb.add(f.Promise, counted(f.Checked, f.Unit), f.Result)
 	}
-	return ending(tb.print(t.stdout), broken)
+	return ending(tb.print(), broken)
 }
 
 // historyOf reads what the service has recorded of instances after a cursor.

@@ -57,7 +57,7 @@ func newVersionCommand(t *terminal) *cobra.Command {
 		}
 		info, err := c.Info(ctx)
 		if err != nil {
-			if t.output == outputTable {
+			if t.output != outputJSON {
 				fmt.Fprintln(t.stdout, clientVersion())
 			}
 			return err

@@ -40,9 +40,10 @@ begin with, it gives up after a few tries, and with --after when the time is ove
 	cmd.Flags().StringVar(&after, "after", "", "the `cursor` after which changes count too")
 	cmd.Flags().BoolVar(&firstFailure, "first-failure", false, "end at the first instance that can no longer get there")
 	completeWords(cmd, "for", stateWords()...)
+	t.addTableFlags(cmd)
 	within := func() time.Duration { return cmp.Or(t.timeout, defaultWait) + waitGrace }
 	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
-		ids, err := t.ids(args)
+		ids, err := t.ids(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -50,6 +51,7 @@ begin with, it gives up after a few tries, and with --after when the time is ove
 		if firstFailure {
 			until = instancedv1.WaitUntil_WAIT_UNTIL_FIRST_FAILURE
 		}
+		t.away.expected.Store(true)
 		waited, err := c.Wait(ctx, &instancedv1.WaitInstancesRequest{
 			InstanceIds: ids, States: states, AfterCursor: after, Until: until,
 			Timeout: durationpb.New(cmp.Or(t.timeout, defaultWait)),
@@ -60,13 +62,13 @@ begin with, it gives up after a few tries, and with --after when the time is ove
 		if t.output == outputJSON {
 			return ending(t.printJSON(waited), unreached(waited.GetResults()))
 		}
-		tb := t.newTable("ID", "OUTCOME", "STATE", "PUBLIC IP", "REASON")
+		tb := t.newTable("ID", "OUTCOME", "STATE", "PUBLIC IP", "REASON").giveWay("REASON", "PUBLIC IP")
 		for _, r := range waited.GetResults() {
 			reason := r.GetStateReason().GetMessage()
 			tb.add(r.GetInstanceId(), outcomeText(r.GetOutcome()), stateName(r.GetInstance().GetState()),
 				cmp.Or(r.GetInstance().GetPublicIpAddress(), "-"), cmp.Or(reason, "-"))
 		}
-		return ending(tb.print(t.stdout), unreached(waited.GetResults()))
+		return ending(tb.print(), unreached(waited.GetResults()))
 	})
 }
 

@@ -4,14 +4,73 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
+
+// unseen are the ids of a watch that the service has not told anything of.
+type unseen map[string]bool
+
+func newUnseen(ids []string) unseen {
+	u := make(unseen, len(ids))
+	for _, id := range ids {
+		u[id] = true
+	}
+	return u
+}
+
+// take removes the instances of a snapshot.
+func (u unseen) take(snapshot *instancedv1.Snapshot) {
+	for _, i := range snapshot.GetInstances() {
+		delete(u, i.GetInstanceId())
+	}
+}
+
+// look asks the service which of the instances it knows.
+func (u unseen) look(ctx context.Context, c *client.Client) error {
+	if len(u) == 0 {
+		return nil
+	}
+	ids := slices.Sorted(maps.Keys(u))
+	for page, err := range c.Describe(ctx, &instancedv1.DescribeInstancesRequest{Filter: &instancedv1.InstanceFilter{InstanceIds: ids}, PageSize: 1000}) {
+		if e, ok := errors.AsType[*client.Error](err); ok && e.Code == codes.NotFound {
+			unknown := newUnseen(e.InstanceIDs)
+			maps.DeleteFunc(u, func(id string, _ bool) bool { return !unknown[id] })
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for _, i := range page.GetInstances() {
+			delete(u, i.GetInstanceId())
+		}
+	}
+	return nil
+}
+
+// printUnseen says which of the instances that are watched do not exist, once.
+func (t *terminal) printUnseen(u unseen) {
+	const maxNamed = 5
+	if len(u) == 0 {
+		return
+	}
+	ids := slices.Sorted(maps.Keys(u))
+	clear(u)
+	more := ""
+	if len(ids) > maxNamed {
+		more = fmt.Sprintf(" and %d more", len(ids)-maxNamed)
+	}
+	fmt.Fprintf(t.stderr, "No such instance: %s%s. Watching in case it appears.\n", strings.Join(ids[:min(len(ids), maxNamed)], ", "), more)
+}
 
 func newWatchCommand(t *terminal) *cobra.Command {
 	var selection filterFlags
@@ -51,7 +110,7 @@ where --after goes on later.`,
 		if fromNow && after != "" {
 			return usagef("--from-now and --after exclude each other")
 		}
-		ids, err := t.ids(args)
+		ids, err := t.ids(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -65,7 +124,17 @@ where --after goes on later.`,
 		if unusable == "snapshot" {
 			policy = instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT
 		}
+		t.away.expected.Store(true)
 		left, impaired := count, ""
+		filtered := !proto.Equal(filter, &instancedv1.InstanceFilter{InstanceIds: ids})
+		unseen := newUnseen(ids)
+		if fromNow || after != "" {
+			// There will be no snapshot to tell from.
+			if err := unseen.look(ctx, c); err != nil {
+				return err
+			}
+			t.printUnseen(unseen)
+		}
 		for msg, err := range c.Watch(ctx, &instancedv1.WatchInstancesRequest{
 			AfterCursor: after, FromNow: fromNow, Filter: filter, OnUnusableCursor: policy,
 		}) {
@@ -89,8 +158,14 @@ where --after goes on later.`,
 			if progress := msg.GetProgress(); progress != nil && t.output != outputJSON {
 				impaired = t.printImpairment(progress.GetImpairment(), impaired)
 			}
-			if err := t.printMessage(msg); err != nil {
+			if err := t.printMessage(msg, filtered); err != nil {
 				return err
+			}
+			if snapshot := msg.GetSnapshot(); snapshot != nil {
+				unseen.take(snapshot)
+				if snapshot.GetLast() {
+					t.printUnseen(unseen)
+				}
 			}
 			if count > 0 && left == 0 {
 				return nil
@@ -114,8 +189,9 @@ func (t *terminal) printImpairment(now *instancedv1.Impairment, told string) str
 	return reason
 }
 
-// printMessage prints one message of a watch.
-func (t *terminal) printMessage(msg *instancedv1.WatchInstancesResponse) error {
+// printMessage prints one message of a watch; filtered is whether it selects by more than ids,
+// so that instances come to match and cease to.
+func (t *terminal) printMessage(msg *instancedv1.WatchInstancesResponse, filtered bool) error {
 	if t.output == outputJSON {
 		return t.printJSONLine(msg)
 	}
@@ -134,6 +210,9 @@ func (t *terminal) printMessage(msg *instancedv1.WatchInstancesResponse) error {
 		cause := causeText(e.GetCause()) + "  (" + sourceText(e) + ")"
 		if e.GetMatch() == instancedv1.EventMatch_EVENT_MATCH_LEFT && e.GetType() != instancedv1.EventType_EVENT_TYPE_REMOVED {
 			cause += "  no longer matches"
+		}
+		if filtered && e.GetMatch() == instancedv1.EventMatch_EVENT_MATCH_ENTERED && e.GetType() != instancedv1.EventType_EVENT_TYPE_ADDED {
+			cause += "  now matches"
 		}
 		if reason := e.GetInstance().GetStateReason().GetMessage(); reason != "" {
 			cause += "  " + reason

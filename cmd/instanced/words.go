@@ -53,6 +53,9 @@ func changeText(e *instancedv1.Event) string {
 	case instancedv1.EventType_EVENT_TYPE_REMOVED:
 		return "removed, was " + state
 	case instancedv1.EventType_EVENT_TYPE_ATTRIBUTES_CHANGED:
+		if fields := e.GetChangedFields(); len(fields) > 0 {
+			return "changed " + strings.Join(fields, ", ")
+		}
 		return "attributes, " + state
 	case instancedv1.EventType_EVENT_TYPE_UNSPECIFIED:
 	}

@@ -63,8 +63,8 @@ type Config struct {
 // opened.
 const openTimeout = 10 * time.Second
 
-// leastMaxBytes is the least history that can be asked for: a batch is that large.
-const leastMaxBytes = 1 << 20
+// MinMaxBytes is the least history that can be asked for: a batch is that large.
+const MinMaxBytes = 1 << 20
 
 // quota is how large the database of an embedded etcd may become.
 func (c *Config) quota() int64 { return max(2*c.MaxBytes, leastQuota) }
@@ -153,9 +153,9 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 	j.log = j.config.Logger
 	j.view = newView(j.config.RingBytes)
 	_, _ = rand.Read(j.process[:]) // never fails: crypto/rand ends the process instead
-	if j.config.MaxBytes < leastMaxBytes {
+	if j.config.MaxBytes < MinMaxBytes {
 		return nil, fmt.Errorf("a journal of %d bytes of history is too small: it needs 1 MiB (%d bytes) or more",
-			j.config.MaxBytes, leastMaxBytes)
+			j.config.MaxBytes, MinMaxBytes)
 	}
 	if err := j.connect(ctx, statfs); err != nil {
 		return nil, errors.Join(err, j.disconnect())

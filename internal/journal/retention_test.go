@@ -253,7 +253,7 @@ func TestATermBeginsAfterEtcdsQuotaWasUsedUp(t *testing.T) {
 
 func TestACheckpointIsDueAfterAWhileAndAfterMuchWasWritten(t *testing.T) {
 	config := testConfig(t)
-	config.MaxBytes = leastMaxBytes
+	config.MaxBytes = MinMaxBytes
 	_, term := own(t, config)
 	written := func(now time.Time) bool {
 		before := term.saved
@@ -274,7 +274,7 @@ func TestACheckpointIsDueAfterAWhileAndAfterMuchWasWritten(t *testing.T) {
 		t.Error("it was not written after a minute")
 	}
 	_, err := term.Update(t.Context(), func(tx *Tx) error {
-		for n := range leastMaxBytes / 10 / 200 {
+		for n := range MinMaxBytes / 10 / 200 {
 			c := change(id(n), instance.StateStopping)
 			c.After.Tags["noise"] = noise(200)
 			tx.Append(c)

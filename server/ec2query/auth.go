@@ -80,7 +80,8 @@ func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error
 		}
 	}
 	s, err := readSignature(r.Header, query)
-	if d.credentials == nil {
+	keys := d.keys()
+	if keys == nil {
 		if s == nil && err != nil {
 			return err
 		}
@@ -103,7 +104,7 @@ func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error
 	if isName(s.accessKeyID) {
 		c.caller.Principal = s.accessKeyID // claimed, for the log, until it is proven
 	}
-	known, ok := d.credentials[s.accessKeyID]
+	known, ok := keys[s.accessKeyID]
 	if !ok {
 		return errInvalid(codeAuthFailure, "AWS was not able to validate the provided access credentials")
 	}

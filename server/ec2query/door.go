@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -64,7 +65,7 @@ type Config struct {
 type Door struct {
 	lifecycle   *lifecycle.Service
 	simulator   Simulator
-	credentials Credentials
+	credentials atomic.Pointer[Credentials]
 	log         *slog.Logger
 	deadline    time.Duration
 	http        *http.Server
@@ -86,7 +87,6 @@ func New(cfg Config) *Door {
 	d := &Door{
 		lifecycle:   cfg.Lifecycle,
 		simulator:   cfg.Simulator,
-		credentials: cfg.Credentials,
 		log:         cfg.Logger,
 		deadline:    cfg.Deadline,
 		reading:     make(reading, runtime.GOMAXPROCS(0)),
@@ -103,7 +103,22 @@ func New(cfg Config) *Door {
 		ConnState:         d.connections.note,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
+	if cfg.Credentials != nil {
+		d.SetCredentials(cfg.Credentials)
+	}
 	return d
+}
+
+// SetCredentials replaces the access keys of the callers, from the next call on. A door
+// that was made without any must not be given some.
+func (d *Door) SetCredentials(c Credentials) { d.credentials.Store(&c) }
+
+// keys returns the access keys of the callers; nil when none is verified.
+func (d *Door) keys() Credentials {
+	if c := d.credentials.Load(); c != nil {
+		return *c
+	}
+	return nil
 }
 
 // Serve serves on a listener until [Door.Shutdown], and returns nil then.

@@ -82,7 +82,7 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if r.Method != http.MethodPost && r.Method != http.MethodGet {
 		return nil, errInvalid("MethodNotAllowed", "The method %s is not allowed; want POST, or GET with a query.", clip(r.Method))
 	}
-	if d.credentials == nil {
+	if d.keys() == nil {
 		if err := refuseBrowsers(r); err != nil {
 			return nil, err
 		}

@@ -313,7 +313,10 @@ type Event struct {
 	// When this service learnt of it.
 	ObservedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=observed_at,json=observedAt,proto3" json:"observed_at,omitempty"`
 	// Nobody saw this state, but the instance must have passed through it.
-	Inferred      bool `protobuf:"varint,11,opt,name=inferred,proto3" json:"inferred,omitempty"`
+	Inferred bool `protobuf:"varint,11,opt,name=inferred,proto3" json:"inferred,omitempty"`
+	// What changed, for ATTRIBUTES_CHANGED: names of fields of the instance, in the order
+	// of their numbers. A tag is named as "tags.KEY".
+	ChangedFields []string `protobuf:"bytes,12,rep,name=changed_fields,json=changedFields,proto3" json:"changed_fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,6 +428,13 @@ func (x *Event) GetInferred() bool {
 	return false
 }
 
+func (x *Event) GetChangedFields() []string {
+	if x != nil {
+		return x.ChangedFields
+	}
+	return nil
+}
+
 var File_instanced_v1_event_proto protoreflect.FileDescriptor
 
 const file_instanced_v1_event_proto_rawDesc = "" +
@@ -436,7 +446,7 @@ const file_instanced_v1_event_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12!\n" +
 	"\fclient_token\x18\x04 \x01(\tR\vclientToken\x12\x1a\n" +
-	"\bexternal\x18\x05 \x01(\bR\bexternal\"\x82\x04\n" +
+	"\bexternal\x18\x05 \x01(\bR\bexternal\"\xa9\x04\n" +
 	"\x05Event\x12+\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x17.instanced.v1.EventTypeR\x04type\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x14\n" +
@@ -451,7 +461,8 @@ const file_instanced_v1_event_proto_rawDesc = "" +
 	"\vobserved_at\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"observedAt\x12\x1a\n" +
-	"\binferred\x18\v \x01(\bR\binferred*\x96\x01\n" +
+	"\binferred\x18\v \x01(\bR\binferred\x12%\n" +
+	"\x0echanged_fields\x18\f \x03(\tR\rchangedFields*\x96\x01\n" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10EVENT_TYPE_ADDED\x10\x01\x12\x1c\n" +

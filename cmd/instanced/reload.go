@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"github.com/instanced/instanced/server/ec2query"
+)
+
+// reload is what SIGHUP does to the service: it reads its credentials again. What is in
+// flags and in the environment stays as it is until a restart.
+type reload struct {
+	log     *slog.Logger
+	cfg     serveConfig
+	backing *backing
+	// door is nil without an EC2 endpoint.
+	door atomic.Pointer[ec2query.Door]
+}
+
+// run reads everything again; what cannot be used is left as it was.
+func (r *reload) run(ctx context.Context) {
+	done := []string{}
+	if door := r.door.Load(); door != nil && r.cfg.ec2Credentials != "" {
+		credentials, err := readCredentials(r.cfg.ec2Credentials)
+		if err != nil {
+			r.log.Error("the access keys of the EC2 endpoint stay as they were", "error", err)
+		} else {
+			door.SetCredentials(credentials)
+			done = append(done, "access keys of the EC2 endpoint")
+		}
+	}
+	if r.backing.ec2 != nil {
+		if err := r.backing.reloadAWS(ctx, r.cfg.aws); err != nil {
+			r.log.Error("the AWS credentials stay as they were", "error", err)
+		} else {
+			done = append(done, "AWS credentials")
+		}
+	}
+	r.log.Info("reloaded", "what", done, "ignored", "flags and environment, until a restart")
+}
+
+// awsCredentials are credentials that can be replaced while they are in use.
+type awsCredentials struct {
+	now atomic.Pointer[aws.CredentialsProvider]
+}
+
+// Retrieve implements [aws.CredentialsProvider].
+func (c *awsCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	return (*c.now.Load()).Retrieve(ctx)
+}
+
+// replaceable lets the credentials of a configuration be replaced later.
+func replaceable(cfg *aws.Config) (*awsCredentials, *aws.CredentialsCache) {
+	c := &awsCredentials{}
+	found := cfg.Credentials
+	c.now.Store(&found)
+	cache := aws.NewCredentialsCache(c)
+	cfg.Credentials = cache
+	return c, cache
+}
+
+// reloadAWS finds the AWS credentials again, and uses them if there are any.
+func (b *backing) reloadAWS(ctx context.Context, flags awsFlags) error {
+	settings, err := loadAWS(ctx, flags, b.log)
+	if err != nil {
+		return err
+	}
+	if err := checkCredentials(ctx, settings.AWS); err != nil {
+		return err
+	}
+	b.credentials.now.Store(&settings.AWS.Credentials)
+	b.cache.Invalidate()
+	return nil
+}
