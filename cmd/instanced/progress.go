@@ -201,15 +201,16 @@ func (p *progress) tick() {
 func (p *progress) bar() string {
 	done, all := p.counts[p.wanted], len(p.now)
 	filled := barWidth * done / max(all, 1)
-	text := fmt.Sprintf("[%s%s] %d of %d %s", strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled), done, all,
+	var text strings.Builder
+	fmt.Fprintf(&text, "[%s%s] %d of %d %s", strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled), done, all,
 		stateName(&instancedv1.InstanceState{Name: p.wanted}))
 	for _, word := range stateWords() {
 		state, err := parseState(word)
 		if n := p.counts[state]; err == nil && state != p.wanted && n > 0 {
-			text += fmt.Sprintf(", %d %s", n, word)
+			fmt.Fprintf(&text, ", %d %s", n, word)
 		}
 	}
-	return text
+	return text.String()
 }
 
 // clear removes the line that tick wrote.
