@@ -262,7 +262,7 @@ func TestFiltersSelectByAllThatIsKnown(t *testing.T) {
 		{"state-reason-message", []string{"*: User initiated shutdown"}, 7},
 		{"tenancy", []string{"host"}, 1},
 		{"hibernation-options.configured", []string{"true"}, 1},
-		{"tag:Name", []string{"stopped*"}, 3},
+		{"tag:Name", []string{"web*"}, 3},
 		{"tag:access", []string{"*"}, 1},
 		{"tag:nothing", []string{"*"}, 0},
 		{"tag-key", []string{"access"}, 1},
