@@ -106,7 +106,7 @@ func (d *Door) instances(ctx context.Context, c *call, s selection) ([]*instance
 	for {
 		req.PageSize = s.page.size - len(found)
 		response, err := d.lifecycle.Describe(ctx, c.caller, req)
-		if err := cmp.Or(err, ctx.Err()); err != nil {
+		if err := cmp.Or(err, ctx.Err(), s.filter.err()); err != nil {
 			return nil, "", badToken(err)
 		}
 		if len(s.ids) > 0 && len(hidden) > 0 {

@@ -1,6 +1,7 @@
 package ec2query
 
 import (
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,14 @@ const (
 	maxFilters      = 50
 	maxFilterValues = 200
 	maxFilterLength = 255
+)
+
+// What the filters of a request may cost, in steps: a step compares one value, or one
+// character with 64 of a pattern.
+const (
+	maxFilterSteps = 20_000_000 // a fraction of a second
+	// yieldInterval is after how many steps others get the processor.
+	yieldInterval = 1 << 14
 )
 
 // field returns what a filter compares its values with: the values of an instance, of
@@ -100,13 +109,16 @@ type filter struct {
 	runningOnly bool
 	// text is what the filter was made from.
 	text []string
+	// steps is what it has taken so far. It is over when they are too many: it selects
+	// nothing more then.
+	steps int
 }
 
 // term is one filter of a request: one of its values has to match.
 type term struct {
 	field   field
 	exactly map[string]struct{}
-	like    []glob
+	like    []*glob
 }
 
 // filter reads the filters of a request.
@@ -172,14 +184,21 @@ func (t *term) add(value string) {
 	t.like = append(t.like, pattern)
 }
 
-func (t *term) match(i *instance.Instance) bool {
+// matchTerm reports whether one of the values of a term is that of an instance.
+func (f *filter) matchTerm(t *term, i *instance.Instance) bool {
 	for _, have := range t.field(i) {
+		f.spend(1)
 		if _, ok := t.exactly[have]; ok {
 			return true
 		}
 		for _, like := range t.like {
-			if like.match(have) {
+			matches, steps := like.match(have)
+			f.spend(steps)
+			if matches {
 				return true
+			}
+			if f.over() {
+				return false
 			}
 		}
 	}
@@ -188,15 +207,34 @@ func (t *term) match(i *instance.Instance) bool {
 
 // match reports whether the filter selects an instance.
 func (f *filter) match(i *instance.Instance) bool {
-	if f.runningOnly && i.State != instance.StateRunning {
+	if f.over() || f.runningOnly && i.State != instance.StateRunning {
 		return false
 	}
 	for n := range f.terms {
-		if !f.terms[n].match(i) {
+		if !f.matchTerm(&f.terms[n], i) {
 			return false
 		}
 	}
 	return true
+}
+
+// spend counts steps, and lets others have the processor now and then.
+func (f *filter) spend(steps int) {
+	if (f.steps+steps)/yieldInterval > f.steps/yieldInterval {
+		runtime.Gosched()
+	}
+	f.steps += steps
+}
+
+func (f *filter) over() bool { return f.steps > maxFilterSteps }
+
+// err says that the filter was over before all was looked at.
+func (f *filter) err() error {
+	if !f.over() {
+		return nil
+	}
+	return errInvalid("FilterLimitExceeded", "The filters take too many comparisons with the instances that there are. "+
+		"Use fewer values with wildcards, or name instances, tags or states without wildcards.")
 }
 
 // key names the filter, for page tokens.

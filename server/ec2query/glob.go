@@ -1,83 +1,107 @@
 package ec2query
 
-import "strings"
+import (
+	"math/bits"
+	"strings"
+)
 
 // glob is a value of a filter with wildcards: * stands for any characters, ? for one or
 // none. Source: EC2 User Guide, "Filter your resources".
-type glob []token
-
-// token is one character, or a wildcard.
-type token struct {
-	char     rune
-	wildcard bool
+//
+// It is matched by all of its positions at once, each a bit: bit n is set while what was
+// read of a text may be what the first n tokens stand for. So a text is matched in time
+// proportional to its length, whatever the pattern: a character takes one step for each
+// 64 tokens.
+type glob struct {
+	// tokens is how many there are, at most maxFilterLength.
+	tokens int
+	// chars holds, by character, where it stands as itself; one and any where there is a
+	// ? and a *; skipped where there is either, which may stand for nothing.
+	chars             map[rune]positions
+	one, any, skipped positions
 }
 
-// parseGlob reads a value. A backslash takes the meaning from the character behind it;
-// what is left is the text to compare with when there are no wildcards.
-func parseGlob(value string) (pattern glob, text string) {
+// positions is a set of positions in a pattern.
+type positions [maxFilterLength/64 + 1]uint64
+
+func (p *positions) add(n int)      { p[n/64] |= 1 << (n % 64) }
+func (p *positions) has(n int) bool { return p[n/64]&(1<<(n%64)) != 0 }
+
+// parseGlob reads a value of at most maxFilterLength characters. A backslash takes the
+// meaning from the character behind it; what is left is the text to compare with when
+// there are no wildcards.
+func parseGlob(value string) (pattern *glob, text string) {
+	g := &glob{chars: make(map[rune]positions)}
 	var plain strings.Builder
-	escaped, wild := false, false
-	for _, char := range value {
-		if char == '\\' && !escaped {
-			escaped = true
-			continue
-		}
-		t := token{char: char, wildcard: !escaped && (char == '*' || char == '?')}
-		escaped = false
-		wild = wild || t.wildcard
-		pattern = append(pattern, t)
+	literal := func(char rune) {
+		at := g.chars[char]
+		at.add(g.tokens)
+		g.chars[char] = at
+		g.tokens++
 		plain.WriteRune(char)
 	}
+	escaped, wild := false, false
+	for _, char := range value {
+		switch {
+		case escaped || char != '\\' && char != '*' && char != '?':
+			escaped = false
+			literal(char)
+			continue
+		case char == '\\':
+			escaped = true
+			continue
+		case char == '*':
+			g.any.add(g.tokens)
+		default:
+			g.one.add(g.tokens)
+		}
+		wild = true
+		g.skipped.add(g.tokens)
+		g.tokens++
+	}
 	if escaped {
-		pattern = append(pattern, token{char: '\\'})
-		plain.WriteByte('\\')
+		literal('\\')
 	}
 	if !wild {
 		return nil, plain.String()
 	}
-	return pattern, ""
+	return g, ""
 }
 
-// match reports whether the pattern stands for a text, in time proportional to the
-// product of their lengths at worst.
-func (g glob) match(text string) bool {
-	// at[n] is whether what was read so far may be what the first n tokens stand for.
-	at, next := make([]bool, len(g)+1), make([]bool, len(g)+1)
-	at[0] = true
-	g.skip(at)
+// match reports whether the pattern stands for a text, and in how many steps that was
+// found out.
+func (g *glob) match(text string) (matches bool, steps int) {
+	words := g.tokens/64 + 1
+	var at positions
+	at.add(0)
+	g.skip(&at, words)
 	for _, char := range text {
-		clear(next)
-		alive := false
-		for n, t := range g {
-			switch {
-			case !at[n]:
-				continue
-			case !t.wildcard:
-				if t.char != char {
-					continue
-				}
-				next[n+1] = true
-			case t.char == '*':
-				next[n] = true
-			default:
-				next[n+1] = true
-			}
-			alive = true
+		steps += words
+		here := g.chars[char]
+		var alive, carry uint64
+		for n := range words {
+			moving := at[n] & (here[n] | g.one[n])
+			at[n] = at[n]&g.any[n] | moving<<1 | carry
+			carry = moving >> 63
+			alive |= at[n]
 		}
-		if !alive {
-			return false
+		if alive == 0 {
+			return false, steps
 		}
-		at, next = next, at
-		g.skip(at)
+		g.skip(&at, words)
 	}
-	return at[len(g)]
+	return at.has(g.tokens), steps + 1
 }
 
-// skip lets wildcards stand for nothing.
-func (g glob) skip(at []bool) {
-	for n, t := range g {
-		if t.wildcard && at[n] {
-			at[n+1] = true
-		}
+// skip lets wildcards stand for nothing: from a position within a row of wildcards all
+// behind it can be had, up to the end of the row. Added to the row, a position carries
+// over to that end, and changes the bits between, but for those of other positions.
+func (g *glob) skip(at *positions, words int) {
+	var carry uint64
+	for n := range words {
+		row := g.skipped[n]
+		var sum uint64
+		sum, carry = bits.Add64(row, at[n]&row, carry)
+		at[n] |= sum ^ row
 	}
 }

@@ -143,47 +143,6 @@ func TestFormsThatAreNotWellFormed(t *testing.T) {
 	}
 }
 
-func TestGlobs(t *testing.T) {
-	for _, test := range []struct {
-		pattern, text string
-		want          bool
-	}{
-		{"*", "", true},
-		{"*", "anything", true},
-		{"t3.*", "t3.micro", true},
-		{"t3.*", "t3", false},
-		{"*.micro", "t3.micro", true},
-		{"*i*r*", "micro", true},
-		{"*i*x*", "micro", false},
-		// As EC2 documents it: one character, or none.
-		{"prod?", "prod", true},
-		{"prod?", "prods", true},
-		{"prod?", "production", false},
-		{"??", "ab", true},
-		{"??", "abc", false},
-		{"?b", "b", true},
-		{"a?c", "aäc", true},
-		{`\*amazon\?\\`, `*amazon?\`, true},
-		{`\*amazon\?\\`, `xamazonx\`, false},
-		{`a\`, `a\`, true},
-		{`\a*`, "abc", true},
-		{"*\n*", "a\nb", true},
-		{"[a-z]*", "abc", false},
-		{"A*", "abc", false},
-		{strings.Repeat("?a", 100) + "*", strings.Repeat("a", 300), true},
-		{strings.Repeat("*a", 120) + "b", strings.Repeat("a", 255), false},
-	} {
-		pattern, text := parseGlob(test.pattern)
-		got := text == test.text
-		if pattern != nil {
-			got = pattern.match(test.text)
-		}
-		if got != test.want {
-			t.Errorf("%q matches %q: %v, want %v", test.pattern, test.text, got, test.want)
-		}
-	}
-}
-
 func FuzzParameters(f *testing.F) {
 	f.Add("Action=StartInstances&Version=2016-11-15&InstanceId.1=i-1234567890abcdef0&DryRun=true")
 	f.Add("Filter.1.Name=tag%3AName&Filter.1.Value.1=*&Filter.1.Value.2=%5C%3F&MaxResults=5")
@@ -214,25 +173,6 @@ func FuzzParameters(f *testing.F) {
 		}
 	})
 }
-
-func FuzzGlobsMatchWhatTheyAreMadeOf(f *testing.F) {
-	f.Add(`web-\*?`, "tail")
-	f.Fuzz(func(t *testing.T, text, tail string) {
-		if !validText(text) || !validText(tail) {
-			return
-		}
-		quoted := strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`).Replace(text)
-		if pattern, plain := parseGlob(quoted); pattern != nil || plain != text {
-			t.Errorf("%q quoted as %q is %v, %q", text, quoted, pattern, plain)
-		}
-		pattern, _ := parseGlob(quoted + "*")
-		if !pattern.match(text + tail) {
-			t.Errorf("%q does not begin %q", quoted+"*", text+tail)
-		}
-	})
-}
-
-func validText(s string) bool { return strings.ToValidUTF8(s, "") == s && len(s) < 1000 }
 
 func TestAFormOfASDKIsRead(t *testing.T) {
 	form := url.Values{

@@ -3,7 +3,9 @@ package ec2query_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -160,5 +162,40 @@ func TestCallsUnderWayDoNotKeepOthersFromBeingRead(t *testing.T) {
 			t.Fatalf("%d of %d calls were read: %v", slowed, calls, err)
 		}
 		slowed = most - int(plan.GetFaults()[0].GetRemaining())
+	}
+}
+
+func TestFiltersHaveABudget(t *testing.T) {
+	tags := map[string]string{"text": strings.Repeat("a", 256)}
+	srv := servertest.New(t, servertest.Options{Fleet: &instancedv1.CreateInstancesRequest{
+		Instances: []*instancedv1.InstanceSpec{{Count: 1000, Tags: tags}},
+	}})
+	client, ctx := sdk(t, srv, once), patient(t)
+	values := make([]string, 199)
+	for n := range values {
+		values[n] = fmt.Sprint(strings.Repeat("*a?a", 60), n)
+	}
+	_, err := client.DescribeInstances(ctx, &ec2.DescribeInstancesInput{Filters: []types.Filter{{Name: new("tag:text"), Values: values}}})
+	wantAPIError(t, err, 400, "FilterLimitExceeded", "")
+	_, err = client.DescribeTags(ctx, &ec2.DescribeTagsInput{Filters: []types.Filter{{Name: new("value"), Values: values}}})
+	wantAPIError(t, err, 400, "FilterLimitExceeded", "")
+	out, err := client.DescribeInstances(ctx, &ec2.DescribeInstancesInput{
+		MaxResults: new(int32(1000)), Filters: []types.Filter{{Name: new("tag:text"), Values: []string{"*b", "*a?a*a"}}},
+	})
+	if err != nil || len(out.Reservations) != 1000 {
+		t.Errorf("two values with wildcards: %v", err)
+	}
+	// All pages of tags together are all tags, each once.
+	seen := 0
+	pages := ec2.NewDescribeTagsPaginator(client, &ec2.DescribeTagsInput{MaxResults: new(int32(300)), Filters: []types.Filter{{Name: new("value"), Values: []string{"a*"}}}})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen += len(page.Tags)
+	}
+	if seen != 1000 {
+		t.Errorf("%d tags in all pages, want 1000", seen)
 	}
 }

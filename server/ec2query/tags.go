@@ -111,7 +111,7 @@ var tagFilters = fields{
 func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
 	f := c.args.filter(tagFilters)
 	p := c.args.page(nil)
-	after, err := parseTagToken(f, p.token)
+	from, after, err := parseTagToken(f, p.token)
 	if err != nil {
 		c.args.refuse(err)
 	}
@@ -119,7 +119,7 @@ func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
 	if err := c.args.err(); err != nil {
 		return nil, err
 	}
-	walk := selection{filter: &filter{}, page: page{size: mostPage}}
+	walk := selection{filter: &filter{}, page: page{size: mostPage, token: from}}
 	if err := d.read(ctx, c, &walk, dryRun); err != nil {
 		return nil, err
 	}
@@ -138,11 +138,14 @@ func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
 					continue
 				}
 				if len(answer.Tags.Items) == p.size {
-					answer.NextToken = newTagToken(f, answer.Tags.Items[p.size-1])
+					answer.NextToken = newTagToken(f, walk.page.token, answer.Tags.Items[p.size-1])
 					return answer, nil
 				}
 				answer.Tags.Items = append(answer.Tags.Items, t)
 			}
+		}
+		if err := f.err(); err != nil {
+			return nil, err
 		}
 		if next == "" {
 			return answer, nil
@@ -165,9 +168,9 @@ func tagsMatching(f *filter, i *instance.Instance) []tagDescription {
 }
 
 // A token of DescribeTags names the filter that it is bound to, and holds the tag that
-// came last.
-func newTagToken(f *filter, last tagDescription) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(tagScope(f) + " " + string(last.ResourceID) + " " + last.Key))
+// came last, and the token of the page of instances that this was found in.
+func newTagToken(f *filter, from string, last tagDescription) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(tagScope(f) + " " + from + " " + string(last.ResourceID) + " " + last.Key))
 }
 
 // tagScope names a filter.
@@ -176,18 +179,19 @@ func tagScope(f *filter) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// parseTagToken returns the tag after which to go on.
-func parseTagToken(f *filter, token string) (after tagDescription, err error) {
+// parseTagToken returns the token of the page of instances to go on with, and the tag
+// after which.
+func parseTagToken(f *filter, token string) (from string, after tagDescription, err error) {
 	if token == "" {
-		return tagDescription{}, nil
+		return "", tagDescription{}, nil
 	}
 	text, err := base64.RawURLEncoding.DecodeString(token)
-	parts := strings.SplitN(string(text), " ", 3)
+	parts := strings.SplitN(string(text), " ", 4)
 	switch {
-	case err != nil || len(parts) < 3:
-		return tagDescription{}, errToken("is not a page token: want the NextToken of the page before, as it was")
+	case err != nil || len(parts) < 4:
+		return "", tagDescription{}, errToken("is not a page token: want the NextToken of the page before, as it was")
 	case parts[0] != tagScope(f):
-		return tagDescription{}, errToken("belongs to another selection: want the one with which the first page was asked for")
+		return "", tagDescription{}, errToken("belongs to another selection: want the one with which the first page was asked for")
 	}
-	return tagDescription{ResourceID: instance.ID(parts[1]), Key: parts[2]}, nil
+	return parts[1], tagDescription{ResourceID: instance.ID(parts[2]), Key: parts[3]}, nil
 }
