@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"strconv"
@@ -21,11 +22,11 @@ func parseEC2Listen(text string) (string, error) {
 
 // listenEC2 opens the EC2 endpoint, if there is to be one. Without credentials it has to
 // be on loopback.
-func listenEC2(cfg serveConfig) (net.Listener, ec2query.Credentials, error) {
+func listenEC2(cfg serveConfig, log *slog.Logger) (net.Listener, ec2query.Credentials, error) {
 	if cfg.ec2Listen == "" {
 		return nil, nil, nil
 	}
-	credentials, err := readCredentials(cfg.ec2Credentials)
+	credentials, err := readCredentials(cfg.ec2Credentials, log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -39,8 +40,9 @@ func listenEC2(cfg serveConfig) (net.Listener, ec2query.Credentials, error) {
 	return lis, credentials, nil
 }
 
-// readCredentials returns nil for no file.
-func readCredentials(name string) (ec2query.Credentials, error) {
+// readCredentials returns nil for no file. It warns of one that every user of the machine
+// can read or change.
+func readCredentials(name string, log *slog.Logger) (ec2query.Credentials, error) {
 	if name == "" {
 		return nil, nil
 	}
@@ -49,6 +51,10 @@ func readCredentials(name string) (ec2query.Credentials, error) {
 		return nil, usagef("the credentials file %s cannot be read: %v", name, innermost(err))
 	}
 	defer func() { _ = file.Close() }()
+	if info, err := file.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o006 != 0 {
+		log.Warn("every user of this machine can read or change the credentials file, which holds secrets; take that away by chmod o-rw",
+			"file", name, "mode", info.Mode().Perm().String())
+	}
 	credentials, err := ec2query.ParseCredentials(file)
 	if err != nil {
 		return nil, usagef("the credentials file %s is wrong: %v", name, err)

@@ -24,7 +24,7 @@ type reload struct {
 func (r *reload) run(ctx context.Context) {
 	done := []string{}
 	if door := r.door.Load(); door != nil && r.cfg.ec2Credentials != "" {
-		credentials, err := readCredentials(r.cfg.ec2Credentials)
+		credentials, err := readCredentials(r.cfg.ec2Credentials, r.log)
 		if err != nil {
 			r.log.Error("the access keys of the EC2 endpoint stay as they were", "error", err)
 		} else {

@@ -164,7 +164,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 	}
 	defer backing.Close()
 
-	ec2Listener, credentials, err := listenEC2(cfg)
+	ec2Listener, credentials, err := listenEC2(cfg, log)
 	if err != nil {
 		return err
 	}

@@ -71,6 +71,9 @@ func printable(s string, most int) bool {
 	return len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
+// version2 are the parameters of Signature Version 2, by which requests are not verified.
+var version2 = []string{"AWSAccessKeyId", "Expires", "SecurityToken", "Signature", "SignatureMethod", "SignatureVersion", "Timestamp"}
+
 // identify finds out who calls. Without credentials the access key id is the name of a
 // principal, and anybody may take it.
 func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error {
@@ -80,23 +83,33 @@ func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error
 		}
 	}
 	s, err := readSignature(r.Header, query)
+	if s == nil && err != nil {
+		return err
+	}
+	old := c.args.has("AWSAccessKeyId") || c.args.has("SignatureVersion")
 	keys := d.keys()
 	if keys == nil {
-		if s == nil && err != nil {
+		name := c.args.text("AWSAccessKeyId")
+		c.args.ignore(version2...)
+		if s != nil {
+			name = s.accessKeyID
+		}
+		if err := refuseForms(r, old || s != nil); err != nil {
 			return err
 		}
-		if s != nil && s.accessKeyID != "" {
-			if !isName(s.accessKeyID) {
-				return errInvalid(codeAuthFailure, "The access key id is not the name of a principal: want at most %d characters, all of printable ASCII.", lifecycle.MaxPrincipalLength)
-			}
-			c.caller.Principal = s.accessKeyID
+		if name == "" {
+			return nil
 		}
+		if !isName(name) {
+			return errInvalid(codeAuthFailure, "The access key id is not the name of a principal: want at most %d characters, all of printable ASCII.", lifecycle.MaxPrincipalLength)
+		}
+		c.caller.Principal = name
 		return nil
 	}
 	switch {
 	case err != nil:
 		return err
-	case s == nil && c.args.has("SignatureVersion"): // Signature Version 2
+	case s == nil && old:
 		return errUnclear
 	case s == nil:
 		return errNoToken
@@ -117,12 +130,12 @@ func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error
 
 // refuseBrowsers protects a door that asks nobody for a secret from the web pages that
 // somebody on the same machine looks at: they can send forms to loopback, and names of
-// their own can be made to lead there. No SDK sends these headers; and what leads here is
-// an address, or a name that no public zone has.
+// their own can be made to lead there. It refuses what browsers say of themselves, and
+// whatever is not addressed to loopback by a name or address that nobody else can have.
 func refuseBrowsers(r *http.Request) error {
-	for _, name := range []string{"Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode"} {
-		if len(r.Header[name]) > 0 {
-			return errInvalid("AccessDenied", "Requests of browsers are not allowed without credentials.")
+	for name := range r.Header {
+		if name == "Origin" || name == "Referer" || strings.HasPrefix(name, "Sec-") {
+			return errInvalid(codeAccessDenied, "Requests of browsers are not allowed without credentials.")
 		}
 	}
 	host := r.Host
@@ -130,9 +143,25 @@ func refuseBrowsers(r *http.Request) error {
 		host = name
 	}
 	host = strings.Trim(strings.TrimSuffix(strings.ToLower(host), "."), "[]")
-	private := !strings.Contains(host, ".") || strings.HasSuffix(host, ".localhost") || strings.HasSuffix(host, ".internal")
-	if net.ParseIP(host) == nil && !private {
-		return errInvalid("AccessDenied", "The host name %s is not allowed without credentials; want localhost or an address.", clip(host))
+	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() || host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return nil
 	}
-	return nil
+	return errInvalid(codeAccessDenied, "The host %s is not allowed without credentials; want localhost or an address of loopback.", clip(host))
+}
+
+// refuseForms refuses what a web page could have sent: a request that has nothing but what
+// a form, a link or a picture can have. A page may not set headers of its own choice at
+// another origin, unless that allows it when asked, which this door never does. Programs
+// that sign in their parameters have no such header: they are known by their user agent,
+// which pages may not set either, and which begins alike in all browsers.
+func refuseForms(r *http.Request, signed bool) error {
+	for name, values := range r.Header {
+		if name == "Authorization" && strings.HasPrefix(values[0], "AWS") || strings.HasPrefix(name, amzPrefix) || strings.HasPrefix(name, "Amz-Sdk-") {
+			return nil
+		}
+	}
+	if agent := r.UserAgent(); signed && agent != "" && !strings.HasPrefix(agent, "Mozilla/") {
+		return nil
+	}
+	return errInvalid(codeAccessDenied, "A web page could have sent this request, which is not allowed without credentials; sign it, with any access key and secret.")
 }

@@ -72,7 +72,7 @@ func turn(b *testing.B, client *http.Client, endpoint string, instances []string
 	for caller := range callers {
 		working.Go(func() {
 			for n := caller; n < len(instances); n += callers {
-				response, err := client.Post(endpoint, "application/x-www-form-urlencoded", strings.NewReader("Action=StartInstances&Version=2016-11-15&InstanceId.1="+instances[n]))
+				response, err := client.Do(unsigned(b, http.MethodPost, endpoint, strings.NewReader("Action=StartInstances&Version=2016-11-15&InstanceId.1="+instances[n])))
 				if err != nil {
 					b.Error(err)
 					return

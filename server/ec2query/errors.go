@@ -21,6 +21,7 @@ const (
 	codeInvalidPage        = "InvalidPaginationToken"
 	codeAuthFailure        = "AuthFailure"
 	codeMismatch           = "IdempotentParameterMismatch"
+	codeAccessDenied       = "AccessDenied"
 )
 
 // statuses holds the status of each code that has one of its own.
@@ -31,7 +32,7 @@ var statuses = map[string]int{
 	"SignatureDoesNotMatch":                http.StatusForbidden,
 	"MissingAuthenticationToken":           http.StatusForbidden,
 	"InvalidClientTokenId":                 http.StatusForbidden,
-	"AccessDenied":                         http.StatusForbidden,
+	codeAccessDenied:                       http.StatusForbidden,
 	instance.CodeDryRun:                    http.StatusPreconditionFailed,
 	"RequestEntityTooLarge":                http.StatusRequestEntityTooLarge,
 	"MethodNotAllowed":                     http.StatusMethodNotAllowed,

@@ -63,10 +63,22 @@ func read(t testing.TB, response *http.Response) answered {
 	return answered{response.StatusCode, document.XMLName.Local, document.Code, document.Message, id, response.Header, string(body)}
 }
 
+// unsigned makes a request as the SDKs do when they are told not to sign.
+func unsigned(t testing.TB, method, url string, body io.Reader) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(patient(t), method, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
+	r.Header.Set("Amz-Sdk-Request", "attempt=1")
+	return r
+}
+
 // post sends a form.
 func post(t testing.TB, client *http.Client, url, form string) answered {
 	t.Helper()
-	response, err := client.Post(url, "application/x-www-form-urlencoded; charset=utf-8", strings.NewReader(form))
+	response, err := client.Do(unsigned(t, http.MethodPost, url, strings.NewReader(form)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,10 +264,8 @@ func TestRequestsComeInAllFormsOfHTTP(t *testing.T) {
 	_, _ = io.WriteString(zip, form)
 	_ = zip.Close()
 	request := func(method, url string, body io.Reader, header ...string) *http.Request {
-		r, err := http.NewRequestWithContext(patient(t), method, url, body)
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := unsigned(t, method, url, body)
+		r.Header.Del("Content-Type")
 		for n := 0; n < len(header); n += 2 {
 			r.Header.Set(header[n], header[n+1])
 		}
@@ -311,7 +321,11 @@ func TestRequestsComeInAllFormsOfHTTP(t *testing.T) {
 		})
 	}
 	t.Run("a name that leads here", func(t *testing.T) {
-		for host, status := range map[string]int{"example.com:8580": 403, "10.0.0.1.example.com": 403, "localhost:1": 200, "[::1]:1": 200, "host.docker.internal": 200, "instanced": 200} {
+		for host, status := range map[string]int{
+			"localhost:1": 200, "LOCALHOST": 200, "localhost.:8580": 200, "ec2.localhost:8580": 200, "127.0.0.2:8580": 200, "[::1]:1": 200, "::1": 200,
+			"example.com:8580": 403, "10.0.0.1.example.com": 403, "127.0.0.1.example.com": 403, "localhost.example.com:1": 403, "notlocalhost": 403,
+			"0.0.0.0:8580": 403, "[::]:8580": 403, "0:8580": 403, "192.0.2.1:8580": 403, "instanced": 403, "instanced:8580": 403, "host.docker.internal": 403,
+		} {
 			r := request("GET", srv.EC2()+"/?"+form, nil)
 			r.Host = host
 			response, err := client.Do(r)
@@ -323,6 +337,70 @@ func TestRequestsComeInAllFormsOfHTTP(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestAWebPageCannotSendARequest sends what the forms, links, pictures and scripts of a
+// page can send to another origin, with and without what browsers add to it by themselves.
+func TestAWebPageCannotSendARequest(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{})
+	client := httpClient(t)
+	stop := "Action=StopInstances" + versioned + "&InstanceId.1=i-0a000000000000001"
+	version2 := stop + "&AWSAccessKeyId=ana&SignatureVersion=2&SignatureMethod=HmacSHA256&Timestamp=2026-01-01T00%3A00%3A00Z&Signature=x"
+	presigned := stop + "&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=ana%2F20260101%2Fus-east-1%2Fec2%2Faws4_request&X-Amz-Date=20260101T000000Z" +
+		"&X-Amz-Expires=60&X-Amz-SignedHeaders=host&X-Amz-Signature=0"
+	const mozilla = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
+	send := func(method, query, body string, header ...string) answered {
+		t.Helper()
+		r, err := http.NewRequestWithContext(patient(t), method, srv.EC2()+"/?"+query, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; n < len(header); n += 2 {
+			r.Header.Set(header[n], header[n+1])
+		}
+		response, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return read(t, response)
+	}
+	for name, got := range map[string]answered{
+		"a link":                        send("GET", stop, "", "User-Agent", mozilla),
+		"a link, read":                  send("GET", "Action=DescribeInstances"+versioned, "", "User-Agent", mozilla),
+		"a link of any user agent":      send("GET", stop, ""),
+		"a link with a referrer":        send("GET", stop, "", "Referer", "http://example.com/", "Amz-Sdk-Request", "x"),
+		"a picture":                     send("GET", stop, "", "Sec-Fetch-Dest", "image", "Amz-Sdk-Request", "x"),
+		"a form":                        send("POST", "", stop, "User-Agent", mozilla, "Content-Type", "application/x-www-form-urlencoded"),
+		"a form of any user agent":      send("POST", "", stop, "Content-Type", "application/x-www-form-urlencoded"),
+		"a form from an origin":         send("POST", "", stop, "Content-Type", "application/x-www-form-urlencoded", "Origin", "null", "Amz-Sdk-Request", "x"),
+		"a form of plain text":          send("POST", "", stop, "User-Agent", mozilla, "Content-Type", "text/plain"),
+		"a form of several parts":       send("POST", stop, "--x--", "User-Agent", mozilla, "Content-Type", "multipart/form-data; boundary=x"),
+		"a script that sends no type":   send("POST", "", stop, "User-Agent", mozilla),
+		"a password in the address":     send("POST", "", stop, "User-Agent", mozilla, "Authorization", "Basic YW5hOng="),
+		"a form signed by version 2":    send("POST", "", version2, "User-Agent", mozilla, "Content-Type", "application/x-www-form-urlencoded"),
+		"a form of no user agent":       send("POST", "", version2, "User-Agent", "", "Content-Type", "application/x-www-form-urlencoded"),
+		"a link that is signed":         send("GET", presigned, "", "User-Agent", mozilla),
+		"a question whether it may ask": send("OPTIONS", stop, "", "User-Agent", mozilla, "Access-Control-Request-Headers", "authorization"),
+	} {
+		if got.status != 403 && got.status != 405 || got.header.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s: %d %s: %s", name, got.status, got.code, got.message)
+		}
+	}
+	events, err := srv.Instances().ListEvents(patient(t), &instancedv1.ListEventsRequest{InstanceIds: []string{"i-0a000000000000001"}})
+	if err != nil || len(events.GetEvents()) != 1 {
+		t.Errorf("something was changed all the same: %v, %v", events.GetEvents(), err)
+	}
+	for name, got := range map[string]answered{
+		"a signature in a header":                   send("POST", "", stop, "Authorization", "AWS4-HMAC-SHA256 Credential=ana/x"),
+		"a SDK that does not sign":                  send("POST", "", stop, "Amz-Sdk-Invocation-Id", "x"),
+		"a program that signs by version 2":         send("POST", "", version2, "User-Agent", "Boto/2.49.0 Python/2.7.18 Linux/6.1"),
+		"a program that signs by version 2, a link": send("GET", version2, "", "User-Agent", "libcloud/2.0.0"),
+		"a signed link in a program":                send("GET", presigned, "", "User-Agent", "curl/8.5.0"),
+	} {
+		if got.status != 200 {
+			t.Errorf("%s: %d %s: %s", name, got.status, got.code, got.message)
+		}
+	}
 }
 
 func TestEveryByteOfATagComesBackWellFormed(t *testing.T) {

@@ -47,7 +47,7 @@ func (s *sentRequest) signBySDK(t testing.TB, secret string, presign bool) {
 func (s *sentRequest) request() *http.Request {
 	header := s.header.Clone()
 	if header == nil {
-		header = http.Header{}
+		header = http.Header{"Amz-Sdk-Request": {"attempt=1"}}
 	}
 	return &http.Request{
 		Method: s.method, URL: &url.URL{Scheme: "http", Host: "127.0.0.1:8580", Path: "/", RawQuery: s.query}, Host: "127.0.0.1:8580",
