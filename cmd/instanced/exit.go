@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/instanced/instanced/client"
+	"github.com/instanced/instanced/internal/journal"
 )
 
 // The statuses that the process exits with. They are promised in exitStatusHelp and
@@ -25,6 +26,7 @@ const (
 	exitNotReached  = 4
 	exitTimedOut    = 5
 	exitUnavailable = 6
+	exitDamaged     = 7
 	exitInterrupted = 130
 )
 
@@ -37,6 +39,7 @@ const exitStatusHelp = `Exit status:
   4    an instance did not get to the wanted state and no longer can
   5    the time was over first
   6    the service cannot be reached, or cannot reach what it needs
+  7    of serve, the journal is damaged
   130  interrupted; of watch, which is meant to be interrupted, 0`
 
 // usageError is a command line that cannot be right.
@@ -136,6 +139,9 @@ func exitStatus(err error) int {
 	}
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		return exitStatusOf(e.Code)
+	}
+	if errors.Is(err, journal.ErrDamaged) {
+		return exitDamaged
 	}
 	if errors.Is(err, context.Canceled) {
 		return exitInterrupted

@@ -8,7 +8,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
-	"github.com/instanced/instanced/internal/instance"
 )
 
 const (
@@ -80,7 +79,7 @@ func (t *Term) checkpointIfDue(ctx context.Context, now time.Time) error {
 }
 
 // checkpoint writes the instances that changed since the last one, and then how
-// far they reach. A start reads some that are newer than that, which does no harm:
+// far they reach. A start may read some that are newer than that, which does no harm:
 // each says which change it has seen.
 func (t *Term) checkpoint(ctx context.Context) error {
 	if err := t.maintenance.lock(ctx); err != nil {
@@ -97,23 +96,25 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 		return full
 	}
 	at, end := time.Now(), j.view.tip().bytes
-	ids, head := j.view.takeUnsaved()
+	records, head, ids := j.view.takeUnsaved()
 	if head.seq <= t.saved.seq {
 		return nil
 	}
 	defer func() {
 		if err != nil {
-			j.view.putUnsaved(ids)
+			j.view.putUnsaved(records)
 		}
 	}()
-	ops := make([]clientv3.Op, 0, min(len(ids)+1, j.store.maxOps))
-	encoded := make([]byte, 0, min(requestBytes, 1024*len(ids))) // of all that ops put
-	for id := range ids {
+	ops := make([]clientv3.Op, 0, min(len(records)+1, j.store.maxOps))
+	encoded := make([]byte, 0, min(requestBytes, 1024*len(records))) // of all that ops put
+	for id, record := range records {
 		begun := len(encoded)
 		key := j.store.keys.instances + string(id)
-		encoded = t.encodeKnown(encoded, key, id)
+		if record != nil {
+			encoded = j.store.seal(appendInstanceRecord(j.store.beginValue(encoded), record), begun, key)
+		}
 		if len(encoded) > requestBytes && begun > 0 || len(ops) == j.store.maxOps-1 {
-			if err := t.change(ctx, head, ops...); err != nil {
+			if err := t.change(ctx, head, append(ops, j.store.putCheckpoint(t.saved.seq, nil))...); err != nil {
 				return err
 			}
 			ops, encoded = ops[:0], append(encoded[:0], encoded[begun:]...)
@@ -125,7 +126,7 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 			ops = append(ops, putBytes(key, value))
 		}
 	}
-	ops = append(ops, j.store.put(j.store.keys.checkpoint, &storagev1.Checkpoint{Seq: head.seq}))
+	ops = append(ops, j.store.putCheckpoint(head.seq, &ids))
 	if err := t.change(ctx, head, ops...); err != nil {
 		return err
 	}
@@ -146,13 +147,14 @@ func (t *Term) grow(bytes uint64) {
 	}
 }
 
-// encodeKnown appends the value of the key of an instance, nothing when it was removed.
-func (t *Term) encodeKnown(b []byte, key string, id instance.ID) []byte {
-	if record, ok := t.journal.view.get(id); ok {
-		start, s := len(b), t.journal.store
-		return s.seal(appendInstanceRecord(s.beginValue(b), record), start, key)
+// putCheckpoint says how far the instance keys reach, and the sum of their ids, nil as long
+// as they are being written.
+func (s *store) putCheckpoint(seq uint64, ids *idSum) clientv3.Op {
+	m := &storagev1.Checkpoint{Seq: seq}
+	if ids != nil && s.seals() { // an older version would leave it as it is when it writes others
+		m.IdsSum = (*uint64)(ids)
 	}
-	return b
+	return s.put(s.keys.checkpoint, m)
 }
 
 // checkpointed returns the last batch that the checkpoint in etcd reflects.

@@ -163,23 +163,53 @@ func (d *dataDir) hasStarted() error {
 	return nil
 }
 
-// checkEtcd finds what etcd does not: without its log it waits for ever.
-func (d *dataDir) checkEtcd() error {
+// verifyEtcd finds what etcd does not: where its files are missing it begins anew or waits
+// for ever, and what is damaged it serves, or ends the process.
+func (d *dataDir) verifyEtcd(k *keys) error {
 	if _, err := os.Stat(filepath.Join(d.path, "started")); err != nil {
-		return nil
+		return nil // it may have been cut short while it made them
 	}
 	member := filepath.Join(d.etcd(), "member")
-	if _, err := os.Stat(filepath.Join(member, "snap", "db")); err != nil {
-		return nil
+	db, wal := filepath.Join(member, "snap", "db"), filepath.Join(member, "wal")
+	if _, err := os.Stat(db); errors.Is(err, fs.ErrNotExist) {
+		return errDamaged(d.path, fmt.Errorf("%s is missing", db))
 	}
-	if logs, _ := filepath.Glob(filepath.Join(member, "wal", "*.wal")); len(logs) == 0 {
-		return errDamaged(d.path, fmt.Errorf("%s has no files of etcd's log", filepath.Join(member, "wal")))
+	if logs, _ := filepath.Glob(filepath.Join(wal, "*.wal")); len(logs) == 0 {
+		return errDamaged(d.path, fmt.Errorf("%s has no files of etcd's log", wal))
+	}
+	applied, err := verifyDatabase(db, k)
+	if err != nil {
+		return explainEtcd(d.path, err)
+	}
+	last, err := verifyWAL(wal)
+	if err != nil {
+		return explainEtcd(d.path, err)
+	}
+	if last < applied {
+		return errDamaged(d.path, fmt.Errorf("etcd's log ends with entry %d, and its database has entry %d: the end of the log is missing", last, applied))
 	}
 	return nil
 }
 
-func errDamaged(path string, err error) error {
-	return fmt.Errorf("the journal in %s is damaged: %w; restore a copy of it, or use another directory (--data-dir)", path, err)
+// errMmapTooLarge is what bbolt says of a quota that no address space has room for.
+var errMmapTooLarge = errors.New("mmap too large")
+
+// explainEtcd says why etcd's files cannot be used: they are damaged, unless the operating
+// system is why, for want of memory or of files, or because the disk cannot be read.
+func explainEtcd(path string, err error) error {
+	_, system := errors.AsType[syscall.Errno](err)
+	for _, reason := range []error{unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EIO, unix.ENOSPC, errMmapTooLarge} {
+		system = system || strings.Contains(err.Error(), reason.Error()) // etcd does not always wrap what it reports
+	}
+	if system {
+		return fmt.Errorf("etcd does not start in %s: %w", filepath.Join(path, "etcd"), err)
+	}
+	return errDamaged(path, err)
+}
+
+// errDamaged says what is damaged in a data directory, and what to do.
+func errDamaged(path string, cause error) error {
+	return fmt.Errorf("%w; restore a copy of it, or move it away to begin with an empty journal", &damage{what: "the journal in " + path, cause: cause})
 }
 
 // errNewer is why something of a newer format is left alone.

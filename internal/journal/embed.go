@@ -10,9 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -70,7 +68,7 @@ func startEtcd(ctx context.Context, dir string, quota int64, log *slog.Logger) (
 // its files. Where that can be prevented it becomes an error, and what etcd had
 // begun is left behind. A panic in one of its own goroutines cannot be.
 func startOrExplain(ctx context.Context, cfg *embed.Config, log *slog.Logger) (*embed.Etcd, error) {
-	hook := &fatalHook{fatal: make(chan error, 1)}
+	hook := &fatalHook{log: log, fatal: make(chan error, 1)}
 	hook.starting.Store(true)
 	defer hook.starting.Store(false)
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(log).WithOptions(zap.WithFatalHook(hook), zap.WithPanicHook(hook)))
@@ -84,14 +82,16 @@ func startOrExplain(ctx context.Context, cfg *embed.Config, log *slog.Logger) (*
 		defer func() {
 			if p := recover(); p != nil {
 				log.DebugContext(ctx, "etcd panics", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-				results <- result{err: errDamaged(filepath.Dir(cfg.Dir), fmt.Errorf("etcd cannot read it: %v", p))}
+				cause, ok := p.(error)
+				if !ok {
+					cause = fmt.Errorf("%v", p)
+				}
+				results <- result{err: explainEtcd(filepath.Dir(cfg.Dir), fmt.Errorf("etcd cannot read it: %w", cause))}
 			}
 		}()
 		e, err := embed.StartEtcd(cfg)
-		if _, system := errors.AsType[syscall.Errno](err); system {
-			err = fmt.Errorf("etcd does not start in %s: %w", cfg.Dir, err)
-		} else if err != nil { // the configuration is always the same
-			err = errDamaged(filepath.Dir(cfg.Dir), err)
+		if err != nil { // the configuration is always the same
+			err = explainEtcd(filepath.Dir(cfg.Dir), err)
 		}
 		results <- result{e, err}
 	}()
@@ -99,36 +99,36 @@ func startOrExplain(ctx context.Context, cfg *embed.Config, log *slog.Logger) (*
 	case r := <-results:
 		return r.etcd, r.err
 	case err := <-hook.fatal:
-		return nil, errDamaged(filepath.Dir(cfg.Dir), err)
+		return nil, explainEtcd(filepath.Dir(cfg.Dir), err)
 	}
 }
 
 // fatalHook is what follows when etcd has logged something fatal: while it starts,
-// that is sent to fatal, and the goroutine ends.
+// that is sent to fatal, and the goroutine ends; later the process does.
 type fatalHook struct {
+	log      *slog.Logger
 	starting atomic.Bool
 	fatal    chan error
 }
 
 // OnWrite implements zapcore.CheckWriteHook.
 func (h *fatalHook) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
-	message := entry.Message
-	isError := func(f zapcore.Field) bool { return f.Type == zapcore.ErrorType }
-	if i := slices.IndexFunc(fields, isError); i >= 0 {
-		message = fmt.Sprintf("%s: %v", message, fields[i].Interface)
+	err := errors.New(entry.Message)
+	for _, f := range fields {
+		if cause, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
+			err = fmt.Errorf("%w: %w", err, cause)
+			break
+		}
 	}
-	switch {
-	case h.starting.Load():
+	if h.starting.Load() {
 		select {
-		case h.fatal <- errors.New(message):
+		case h.fatal <- err:
 		default:
 		}
 		runtime.Goexit()
-	case entry.Level == zapcore.FatalLevel:
-		os.Exit(1)
-	default:
-		panic(message)
 	}
+	h.log.Error("etcd cannot go on, so this process ends; the next start verifies the files of the journal", slog.Any("error", err))
+	os.Exit(1)
 }
 
 // embeddedStore is the store on an embedded etcd.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -27,8 +28,8 @@ const (
 	ReasonCursorRolledBack = "CURSOR_ROLLED_BACK"
 	// ReasonCursorAhead: the log does not reach as far as the cursor.
 	ReasonCursorAhead = "CURSOR_AHEAD"
-	// ReasonCursorExpired: what follows the cursor is no longer kept. Metadata has
-	// the oldest cursor that can be resumed, under MetadataOldestCursor.
+	// ReasonCursorExpired: what follows the cursor is no longer kept, or is damaged.
+	// Metadata has the oldest cursor that can be resumed, under MetadataOldestCursor.
 	ReasonCursorExpired = "CURSOR_EXPIRED"
 )
 
@@ -66,6 +67,24 @@ func errTooManyTokens(most int) *instance.Error {
 		Reason:  ReasonTooManyTokens,
 		Message: fmt.Sprintf("%d client tokens are in use, which is the most that are kept; each is free again when it expires", most),
 	}
+}
+
+// errDamagedHistory is the error for whoever would read a batch of the log next that is
+// damaged. There is no event behind it that may be shown without those in it, but it can be
+// resumed from there, or with a snapshot.
+func (j *Journal) errDamagedHistory(seq uint64, cause error) error {
+	if !errors.Is(cause, ErrDamaged) {
+		return cause
+	}
+	if _, told := j.damaged.LoadOrStore(seq, true); !told {
+		j.log.Error("history is damaged; whoever reads it has to go on behind the damage, or with a snapshot",
+			slog.Uint64("batch", seq), slog.Any("error", cause))
+	}
+	behind, _ := j.view.listGenerations().at(seq)
+	err := errOutOfRange(ReasonCursorExpired, fmt.Sprintf("what follows the cursor is damaged: batch %d of the log cannot be read", seq))
+	err.Metadata = map[string]string{MetadataOldestCursor: j.Cursor(behind)}
+	err.Cause = cause
+	return err
 }
 
 // unknown says that what the error was the answer to may have happened.

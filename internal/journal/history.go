@@ -54,8 +54,11 @@ func (j *Journal) History(ctx context.Context, ids []instance.ID, after Position
 				break
 			}
 			size, err := j.take(&page, batches[i], ids)
+			if err != nil && page.Next != after {
+				return page, nil // what comes before the damage; the next page tells
+			}
 			if err != nil {
-				return HistoryPage{}, err
+				return HistoryPage{}, j.errDamagedHistory(batches[i].seq, err)
 			}
 			looked += size
 		}
@@ -72,7 +75,7 @@ func (j *Journal) take(p *HistoryPage, s stored, ids []instance.ID) (size int, e
 	}
 	h, changes, err := unpack(message)
 	if err != nil {
-		return 0, &damage{string(s.kv.Key), err}
+		return 0, damagedValue(s.kv.Key, err)
 	}
 	if !mentions(changes, ids) {
 		p.Next = Position{Generation: h.generation, Seq: s.seq}
@@ -80,7 +83,7 @@ func (j *Journal) take(p *HistoryPage, s stored, ids []instance.ID) (size int, e
 	}
 	b, err := decodeChanges(s.seq, h, changes)
 	if err != nil {
-		return 0, &damage{string(s.kv.Key), err}
+		return 0, damagedValue(s.kv.Key, err)
 	}
 	for i := range b.Events {
 		e := &b.Events[i]

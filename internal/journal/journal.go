@@ -115,6 +115,9 @@ type Journal struct {
 	// heard is when an external etcd last answered.
 	heard atomic.Pointer[time.Time]
 
+	// damaged has the numbers of the damaged batches that the log was told of.
+	damaged sync.Map
+
 	// pageReads has one element for each page that is being read.
 	pageReads chan struct{}
 
@@ -201,7 +204,7 @@ func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error
 	if err := j.disk.start(); err != nil {
 		return err
 	}
-	if err := j.dir.checkEtcd(); err != nil {
+	if err := j.dir.verifyEtcd(&k); err != nil {
 		return err
 	}
 	j.server, err = startEtcd(ctx, j.dir.etcd(), j.config.quota(), j.log)
@@ -232,6 +235,9 @@ func (j *Journal) disconnect() error {
 func (j *Journal) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
+	}
+	if j.store.embedded && errors.Is(err, ErrDamaged) {
+		return errDamaged(j.config.DataDir, err)
 	}
 	if j.store.embedded {
 		return fmt.Errorf("the journal in %s cannot be read: %w", j.config.DataDir, err)

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(refuseEnv); dir != "" {
 		openDamaged(dir)
 	}
+	if dir := os.Getenv(recallEnv); dir != "" {
+		recall(dir)
+	}
 	goleak.VerifyTestMain(m)
 }
 

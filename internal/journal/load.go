@@ -1,13 +1,18 @@
 package journal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -19,8 +24,11 @@ func (j *Journal) load(ctx context.Context) error {
 	const attempts = 5
 	for attempt := 1; ; attempt++ {
 		fresh, c, err := j.read(ctx)
-		if errors.Is(err, errGap) && attempt < attempts {
-			continue // retention went by while the checkpoint was read
+		if errors.Is(err, errGap) {
+			if attempt < attempts && !j.store.embedded {
+				continue // retention went by while the checkpoint was read
+			}
+			err = &damage{what: "the log", cause: err}
 		}
 		if err != nil {
 			return err
@@ -42,21 +50,32 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 		return nil, c, err
 	}
 	if len(c.generations) == 0 {
-		return nil, c, &damage{j.store.keys.generations, errors.New("it has no generation")}
+		return nil, c, damagedValue([]byte(j.store.keys.generations), errors.New("it has no generation"))
 	}
-	records, err := j.readCheckpoint(ctx)
+	if err := c.whole(); err != nil {
+		return nil, c, err
+	}
+	records, damaged, err := j.readCheckpoint(ctx, c)
 	if err != nil {
 		return nil, c, err
 	}
-	fresh := newView(j.config.RingBytes)
 	// The batch of the checkpoint is always kept. It is replayed too, since it tells
-	// the time and the size of the log.
-	fresh.begin(logID(c.meta.GetLogId()), c.generations, max(c.checkpoint, 1)-1, c.headRevision, records)
-	if err := j.catchUp(ctx, fresh); err != nil {
-		return nil, c, err
+	// the time and the size of the log. What the checkpoint can no longer tell of an
+	// instance may be in the log before it.
+	start := max(c.checkpoint, 1) - 1
+	if len(damaged) > 0 {
+		start = max(c.first, 1) - 1
 	}
-	if head := fresh.tip().head.Seq; head < max(c.head, c.checkpoint) {
-		return nil, c, fmt.Errorf("the log is damaged: it ends at batch %d, and there should be %d", head, max(c.head, c.checkpoint))
+	fresh := newView(j.config.RingBytes)
+	fresh.begin(logID(c.meta.GetLogId()), c.generations, start, c.headRevision, records)
+	if err := j.catchUp(ctx, fresh); err != nil {
+		return nil, c, errors.Join(append(slices.Collect(maps.Values(damaged)), err)...)
+	}
+	for id, err := range damaged {
+		if _, rebuilt := fresh.unsaved[id]; !rebuilt {
+			return nil, c, fmt.Errorf("%w, and history does not reach back to a change of the instance", err)
+		}
+		j.log.WarnContext(ctx, "what was known of an instance has been rebuilt from history", slog.Any("error", err))
 	}
 	if c.first > 0 {
 		h, err := j.store.header(ctx, c.first)
@@ -68,27 +87,48 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 	return fresh, c, nil
 }
 
-func (j *Journal) readCheckpoint(ctx context.Context) (map[instance.ID]*Record, error) {
+// whole returns an error for a log of which batches are missing.
+func (c *control) whole() error {
+	if c.head < c.checkpoint {
+		return &damage{what: "the log", cause: fmt.Errorf("it ends with batch %d, and the checkpoint reaches to batch %d", c.head, c.checkpoint)}
+	}
+	if c.first > 0 && c.head-c.first+1 != c.kept || c.first == 0 && c.head > 0 {
+		return &damage{what: "the log", cause: fmt.Errorf("of batches %d to %d it has %d", c.first, c.head, c.kept)}
+	}
+	return nil
+}
+
+// readCheckpoint reads what the checkpoint knows of each instance, and of which it cannot
+// be read.
+func (j *Journal) readCheckpoint(ctx context.Context, c control) (records map[instance.ID]*Record, damaged map[instance.ID]error, err error) {
 	const page = 500
-	records := map[instance.ID]*Record{}
+	records, damaged = map[instance.ID]*Record{}, map[instance.ID]error{}
 	from, end := j.store.keys.instances, clientv3.GetPrefixRangeEnd(j.store.keys.instances)
 	for {
-		resp, err := j.store.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), j.store.recent())
+		resp, err := j.store.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(c.revision), j.store.recent())
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			return nil, nil, errGap
+		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, kv := range resp.Kvs {
-			record, err := j.store.instanceRecord(kv)
-			if err != nil {
-				return nil, err
+			id := instance.ID(strings.TrimPrefix(string(kv.Key), j.store.keys.instances))
+			if record, err := j.store.instanceRecord(kv); err == nil && record.Instance.ID == id {
+				records[id] = record
+			} else {
+				damaged[id] = cmp.Or(err, damagedValue(kv.Key, errors.New("it is of another instance")))
 			}
-			records[record.Instance.ID] = record
 			from = string(kv.Key) + "\x00"
 		}
 		if !resp.More {
-			return records, nil
+			break
 		}
 	}
+	if c.ids != nil && sumIDs(maps.Keys(records))+sumIDs(maps.Keys(damaged)) != *c.ids {
+		return nil, nil, &damage{what: "the checkpoint", cause: errors.New("it lacks instances, or has others that were removed")}
+	}
+	return records, damaged, nil
 }
 
 // instanceRecord decodes a key of the checkpoint.
@@ -99,7 +139,7 @@ func (s *store) instanceRecord(kv *mvccpb.KeyValue) (*Record, error) {
 	}
 	record, err := decodeInstanceRecord(message)
 	if err != nil {
-		return nil, &damage{string(kv.Key), err}
+		return nil, damagedValue(kv.Key, err)
 	}
 	return record, nil
 }
@@ -202,22 +242,37 @@ func (j *Journal) noteFirst(ctx context.Context, first uint64) error {
 	return nil
 }
 
-// header reads the header of one batch, errGap when there is no such batch.
+// header reads the header of one batch, errGap when there is no such batch. The next
+// batch stands in for one that is damaged: the time is a little later then, and the log a
+// little longer.
 func (s *store) header(ctx context.Context, seq uint64) (header, error) {
-	resp, err := s.client.Get(ctx, s.keys.logKey(seq), s.recent())
-	if err != nil {
-		return header{}, err
+	var unreadable error
+	for {
+		resp, err := s.client.Get(ctx, s.keys.logKey(seq), s.recent())
+		if err != nil {
+			return header{}, err
+		}
+		if len(resp.Kvs) == 0 {
+			return header{}, cmp.Or(unreadable, errGap)
+		}
+		h, err := s.readHeader(resp.Kvs[0])
+		if err == nil {
+			return h, nil
+		}
+		unreadable = cmp.Or(unreadable, err)
+		seq++
 	}
-	if len(resp.Kvs) == 0 {
-		return header{}, errGap
-	}
-	message, err := s.unseal(resp.Kvs[0])
+}
+
+// readHeader decodes the header of a batch. Errors are of type damage.
+func (s *store) readHeader(kv *mvccpb.KeyValue) (header, error) {
+	message, err := s.unseal(kv)
 	if err != nil {
 		return header{}, err
 	}
 	h, _, err := decodeHeader(message)
 	if err != nil {
-		return header{}, &damage{string(resp.Kvs[0].Key), err}
+		return header{}, damagedValue(kv.Key, err)
 	}
 	return h, nil
 }

@@ -215,7 +215,7 @@ func TestAJournalWithoutEtcdsLogIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	j, err := Open(t.Context(), config)
-	wantSentence(t, j, err, config.DataDir, "is damaged", "no files of etcd's log", "--data-dir")
+	wantSentence(t, j, err, config.DataDir, "is damaged", "no files of etcd's log", "restore a copy")
 }
 
 // refuseEnv has the directory that a process of its own is to open, because what
@@ -223,23 +223,33 @@ func TestAJournalWithoutEtcdsLogIsRefused(t *testing.T) {
 const refuseEnv = "JOURNAL_TEST_REFUSE"
 
 func openDamaged(dir string) {
-	_, err := Open(context.Background(), Config{DataDir: dir, MinFreeDisk: -1})
+	dir, maxBytes, _ := strings.Cut(dir, "?")
+	config := Config{DataDir: dir, MinFreeDisk: -1}
+	_, _ = fmt.Sscan(maxBytes, &config.MaxBytes)
+	_, err := Open(context.Background(), config)
 	fmt.Printf("the error is: %v\n", err)
 	os.Exit(0)
 }
 
-func wantDamaged(t *testing.T, dir string, parts ...string) {
+// openedApart opens a journal in such a process, and returns what it says.
+func openedApart(t *testing.T, dir string, maxBytes int64) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	command := exec.CommandContext(ctx, os.Args[0])
-	command.Env = append(os.Environ(), refuseEnv+"="+dir)
+	command.Env = append(os.Environ(), fmt.Sprintf("%s=%s?%d", refuseEnv, dir, maxBytes))
 	output, err := command.CombinedOutput()
 	if err != nil {
 		t.Errorf("the process: %v", err)
 	}
-	for _, part := range append(parts, "the error is: the journal in "+dir+" is damaged", "--data-dir") {
-		if !strings.Contains(string(output), part) {
+	return string(output)
+}
+
+func wantDamaged(t *testing.T, dir string, parts ...string) {
+	t.Helper()
+	output := openedApart(t, dir, 0)
+	for _, part := range append(parts, "the error is: the journal in "+dir+" is damaged", "restore a copy") {
+		if !strings.Contains(output, part) {
 			t.Errorf("it does not say %q: %s", part, output)
 		}
 	}
@@ -251,7 +261,7 @@ func TestADamagedDatabaseIsRefused(t *testing.T) {
 	if err := os.WriteFile(database, []byte(strings.Repeat("damaged ", 10_000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	wantDamaged(t, config.DataDir, "failed to open database: invalid database")
+	wantDamaged(t, config.DataDir, "neither of its two meta pages is whole")
 }
 
 func TestADamagedLogIsRefused(t *testing.T) {

@@ -21,7 +21,7 @@ const (
 
 // errGap means that the batches after a position are not in the log: retention
 // has passed it.
-var errGap = errors.New("the log does not continue here")
+var errGap = errors.New("the batches that follow are missing")
 
 // stored is a batch as it is in etcd. It is read only when its turn comes: what is damaged
 // takes nothing away from what comes before it.
@@ -88,7 +88,7 @@ func (s *store) batch(x stored) (*Batch, header, error) {
 	}
 	b, h, err := decodeBatch(x.seq, message)
 	if err != nil {
-		return nil, header{}, &damage{string(x.kv.Key), err}
+		return nil, header{}, damagedValue(x.kv.Key, err)
 	}
 	return b, h, nil
 }

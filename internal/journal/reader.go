@@ -144,7 +144,7 @@ func (r *Reader) fromLog(ctx context.Context, position Position) (*Batch, error)
 	}
 	b, _, err := r.journal.store.batch(r.page[0])
 	if err != nil {
-		return nil, err
+		return nil, r.journal.errDamagedHistory(r.page[0].seq, err)
 	}
 	r.page[0].kv = nil
 	r.page = r.page[1:]

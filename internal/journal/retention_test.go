@@ -150,17 +150,19 @@ func TestACheckpointAndTheRestOfTheLogAreTheFold(t *testing.T) {
 		churn(t, term, 100+round, 10)
 		if round%2 == 0 {
 			// As after a crash: instances were written, but not how far they reach.
-			ids, _ := j.view.takeUnsaved()
-			j.view.putUnsaved(ids)
-			for id := range ids {
+			records, head, _ := j.view.takeUnsaved()
+			j.view.putUnsaved(records)
+			ops := []clientv3.Op{j.store.putCheckpoint(term.saved.seq, nil)}
+			for id, record := range records {
 				key := j.store.keys.instances + string(id)
-				if b := term.encodeKnown(nil, key, id); len(b) > 0 {
-					if _, err := j.store.client.Put(t.Context(), key, string(b)); err != nil {
-						t.Fatal(err)
-					}
-				} else if _, err := j.store.client.Delete(t.Context(), key); err != nil {
-					t.Fatal(err)
+				if record == nil {
+					ops = append(ops, clientv3.OpDelete(key))
+				} else {
+					ops = append(ops, putBytes(key, j.store.seal(appendInstanceRecord(j.store.beginValue(nil), record), 0, key)))
 				}
+			}
+			if err := term.change(t.Context(), head, ops...); err != nil {
+				t.Fatal(err)
 			}
 		}
 		_ = term.end(errClosed()) // no checkpoint at the end

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"iter"
 	"strings"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/instanced/instanced/internal/instance"
 )
 
 // From format 4 on every value in etcd is sealed:
@@ -31,26 +34,45 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // ErrDamaged is wrapped by errors about stored data that is not as it was written.
 var ErrDamaged = errors.New("stored data is damaged")
 
-// damage is a value that is not as it was written.
+// damage is something that is not as it was written.
 type damage struct {
-	key   string
+	what  string
 	cause error
 }
 
-func (d *damage) Error() string {
-	return fmt.Sprintf("the value of %s is damaged: %v", d.key, d.cause)
+func (d *damage) Error() string { return fmt.Sprintf("%s is damaged: %v", d.what, d.cause) }
+
+// damagedValue is a value in etcd that is not as it was written.
+func damagedValue(key []byte, cause error) error {
+	return &damage{what: "the value of " + string(key), cause: cause}
 }
 
 func (d *damage) Unwrap() []error { return []error{ErrDamaged, d.cause} }
+
+// idSum is the sum of the CRC-32C of ids: it tells sets of ids apart, in whatever order
+// they come and go.
+type idSum uint64
+
+func sumID(id instance.ID) idSum { return idSum(crc32.Checksum([]byte(id), castagnoli)) }
+
+func sumIDs(ids iter.Seq[instance.ID]) (sum idSum) {
+	for id := range ids {
+		sum += sumID(id)
+	}
+	return sum
+}
 
 var (
 	errChecksum   = errors.New("its checksum is wrong")
 	errNoChecksum = errors.New("it has no checksum")
 )
 
+// seals reports whether values are written with checksums.
+func (s *store) seals() bool { return s.meta.Load().GetChecksumsFromRevision() > 0 }
+
 // beginValue appends to b what comes before a message, if the log has checksums.
 func (s *store) beginValue(b []byte) []byte {
-	if s.meta.Load().GetChecksumsFromRevision() == 0 {
+	if !s.seals() {
 		return b
 	}
 	return append(b, sealMark, 0, 0, 0, 0)
@@ -86,7 +108,7 @@ func appendMessage(b []byte, m proto.Message) []byte {
 // unseal returns the message in a value that was read. Errors are of type damage.
 func (s *store) unseal(kv *mvccpb.KeyValue) ([]byte, error) {
 	if from := s.meta.Load().GetChecksumsFromRevision(); from > 0 && kv.ModRevision >= from && !sealed(kv) {
-		return nil, &damage{string(kv.Key), errNoChecksum}
+		return nil, damagedValue(kv.Key, errNoChecksum)
 	}
 	return s.verify(kv)
 }
@@ -99,7 +121,7 @@ func (s *store) verify(kv *mvccpb.KeyValue) ([]byte, error) {
 		return kv.Value, nil
 	}
 	if len(kv.Value) < sealSize {
-		return nil, &damage{string(kv.Key), errChecksum}
+		return nil, damagedValue(kv.Key, errChecksum)
 	}
 	message, key := kv.Value[sealSize:], kv.Key
 	if n := len(s.keys.prefix); len(key) >= n && string(key[:n]) == s.keys.prefix {
@@ -107,7 +129,7 @@ func (s *store) verify(kv *mvccpb.KeyValue) ([]byte, error) {
 	}
 	sum := crc32.Update(crc32.Checksum(message, castagnoli), castagnoli, key)
 	if sum != binary.LittleEndian.Uint32(kv.Value[1:]) {
-		return nil, &damage{string(kv.Key), errChecksum}
+		return nil, damagedValue(kv.Key, errChecksum)
 	}
 	return message, nil
 }
@@ -123,7 +145,7 @@ func (s *store) get(kv *mvccpb.KeyValue, m proto.Message) error {
 
 func decode(kv *mvccpb.KeyValue, message []byte, m proto.Message) error {
 	if err := proto.Unmarshal(message, m); err != nil {
-		return &damage{string(kv.Key), err}
+		return damagedValue(kv.Key, err)
 	}
 	return nil
 }

@@ -48,6 +48,7 @@ func (s *store) recent() clientv3.OpOption {
 
 // control is what the few keys beside the log say, all at one revision.
 type control struct {
+	revision    int64
 	meta        *storagev1.Meta // nil when there is no log yet
 	generations generations
 	// owner is nil when nobody owns the log; ownerRevision is the revision at which
@@ -55,8 +56,11 @@ type control struct {
 	owner         *storagev1.Owner
 	ownerRevision int64
 	checkpoint    uint64
-	// first is the first batch that is kept, 0 when there is none.
-	first uint64
+	// ids is the sum of the ids in the checkpoint, nil when it does not say.
+	ids *idSum
+	// first is the first batch that is kept, 0 when there is none, and kept is how many
+	// there are.
+	first, kept uint64
 	// head is the last batch, and headRevision that at which it was written.
 	head         uint64
 	headRevision int64
@@ -78,7 +82,7 @@ func (s *store) control(ctx context.Context, known uint64) (control, error) {
 	if err != nil {
 		return control{}, err
 	}
-	var c control
+	c := control{revision: resp.Header.GetRevision()}
 	if kv := only(resp, 0); kv != nil {
 		if c.meta, err = s.readMeta(kv); err != nil {
 			return control{}, err
@@ -103,10 +107,11 @@ func (s *store) control(ctx context.Context, known uint64) (control, error) {
 			c.headRevision = kv.ModRevision
 		}
 	}
-	c.checkpoint, c.head = checkpoint.GetSeq(), head.GetSeq()
+	c.checkpoint, c.ids, c.head = checkpoint.GetSeq(), (*idSum)(checkpoint.IdsSum), head.GetSeq()
 	for _, g := range list.GetGenerations() {
 		c.generations = append(c.generations, generation{g.GetId(), g.GetFirstSeq(), fromNanoseconds(g.GetStartedAtNs())})
 	}
+	c.kept = uint64(resp.Responses[5].GetResponseRange().GetCount()) //nolint:gosec // never negative
 	if kv := only(resp, 5); kv != nil {
 		if c.first, err = s.keys.seq(kv.Key); err != nil {
 			return control{}, err
@@ -128,7 +133,7 @@ func only(resp *clientv3.TxnResponse, i int) *mvccpb.KeyValue {
 
 // readMeta decodes the value that says in which format all others are, and keeps it.
 func (s *store) readMeta(kv *mvccpb.KeyValue) (*storagev1.Meta, error) {
-	damaged := func(why string) error { return &damage{string(kv.Key), errors.New(why)} }
+	damaged := func(why string) error { return damagedValue(kv.Key, errors.New(why)) }
 	message, err := s.verify(kv)
 	if err != nil {
 		return nil, err

@@ -198,7 +198,7 @@ func (s *store) token(key string, kv *mvccpb.KeyValue) (Token, error) {
 	}
 	t, err := decodeToken(key, message)
 	if err != nil {
-		return Token{}, &damage{string(kv.Key), err}
+		return Token{}, damagedValue(kv.Key, err)
 	}
 	return t, nil
 }

@@ -29,9 +29,12 @@ type view struct {
 	oldest      uint64
 	oldestBytes uint64
 	records     map[instance.ID]*Record
-	ring        *ring
-	// unsaved are the instances that changed since the checkpoint.
-	unsaved map[instance.ID]struct{}
+	// ids is the sum of the ids of all records.
+	ids  idSum
+	ring *ring
+	// unsaved has the records that changed since the checkpoint, nil for an instance that
+	// was removed.
+	unsaved map[instance.ID]*Record
 	// recent has the records that changed since the last snapshot, nil for an
 	// instance that was removed.
 	recent map[instance.ID]*Record
@@ -59,7 +62,8 @@ func (v *view) begin(id logID, g generations, start uint64, revision int64, reco
 	v.id, v.generations, v.records = id, g, records
 	v.head, _ = g.at(start)
 	v.revision = revision
-	v.unsaved = map[instance.ID]struct{}{}
+	v.ids = sumIDs(maps.Keys(records))
+	v.unsaved = map[instance.ID]*Record{}
 	v.recent = make(map[instance.ID]*Record, len(records))
 	maps.Copy(v.recent, records)
 }
@@ -74,7 +78,7 @@ func (v *view) adopt(fresh *view) {
 	v.id, v.generations = fresh.id, fresh.generations
 	v.head, v.recordedAt, v.revision, v.bytes = fresh.head, fresh.recordedAt, fresh.revision, fresh.bytes
 	v.oldest, v.oldestBytes = fresh.oldest, fresh.oldestBytes
-	v.records, v.unsaved, v.recent = fresh.records, fresh.unsaved, fresh.recent
+	v.records, v.ids, v.unsaved, v.recent = fresh.records, fresh.ids, fresh.unsaved, fresh.recent
 	v.ring = fresh.ring
 	v.ring.guard = &v.mu
 	v.snapshot = nil
@@ -122,13 +126,18 @@ func (v *view) foldLocked(p published) {
 		e.shareWith(known)
 		record.follow(change, known)
 		if record.Instance == nil {
+			if known != nil {
+				v.ids -= sumID(id)
+			}
 			delete(v.records, id)
-			v.recent[id] = nil
+			v.recent[id], v.unsaved[id] = nil, nil
 		} else {
+			if known == nil {
+				v.ids += sumID(id)
+			}
 			v.records[id] = record
-			v.recent[id] = record
+			v.recent[id], v.unsaved[id] = record, record
 		}
-		v.unsaved[id] = struct{}{}
 	}
 	v.head, v.recordedAt, v.revision, v.bytes = p.batch.Position, p.batch.RecordedAt, p.revision, p.bytes
 	v.ring.addLocked(p.batch)
@@ -250,22 +259,24 @@ func (v *view) setOldest(seq, bytes uint64) {
 	}
 }
 
-// takeUnsaved returns the instances that changed since the checkpoint, the last
-// batch that they reflect, and begins to collect anew.
-func (v *view) takeUnsaved() (map[instance.ID]struct{}, anchor) {
+// takeUnsaved returns the records that changed since the checkpoint, the last batch that
+// they reflect, the sum of all ids by then, and begins to collect anew.
+func (v *view) takeUnsaved() (map[instance.ID]*Record, anchor, idSum) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	unsaved := v.unsaved
-	v.unsaved = map[instance.ID]struct{}{}
-	return unsaved, anchor{v.head.Seq, v.revision}
+	v.unsaved = map[instance.ID]*Record{}
+	return unsaved, anchor{v.head.Seq, v.revision}, v.ids
 }
 
 // putUnsaved gives back what could not be saved.
-func (v *view) putUnsaved(ids map[instance.ID]struct{}) {
+func (v *view) putUnsaved(records map[instance.ID]*Record) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for id := range ids {
-		v.unsaved[id] = struct{}{}
+	for id, record := range records {
+		if _, later := v.unsaved[id]; !later {
+			v.unsaved[id] = record
+		}
 	}
 }
 

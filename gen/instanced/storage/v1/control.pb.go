@@ -328,7 +328,10 @@ func (x *Head) GetSeq() uint64 {
 type Checkpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The sequence number of the last record that is reflected for certain.
-	Seq           uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// From format 4 on: the sum of the CRC-32C of all ids that have an instance key. It is
+	// absent while a checkpoint of several transactions is being written.
+	IdsSum        *uint64 `protobuf:"fixed64,2,opt,name=ids_sum,json=idsSum,proto3,oneof" json:"ids_sum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -366,6 +369,13 @@ func (*Checkpoint) Descriptor() ([]byte, []int) {
 func (x *Checkpoint) GetSeq() uint64 {
 	if x != nil {
 		return x.Seq
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetIdsSum() uint64 {
+	if x != nil && x.IdsSum != nil {
+		return *x.IdsSum
 	}
 	return 0
 }
@@ -512,10 +522,13 @@ const file_instanced_storage_v1_control_proto_rawDesc = "" +
 	"\aprocess\x18\x02 \x01(\fR\aprocess\x12\x19\n" +
 	"\bsince_ns\x18\x03 \x01(\x03R\asinceNs\"\x18\n" +
 	"\x04Head\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\x1e\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\"H\n" +
 	"\n" +
 	"Checkpoint\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\x8d\x03\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1c\n" +
+	"\aids_sum\x18\x02 \x01(\x06H\x00R\x06idsSum\x88\x01\x01B\n" +
+	"\n" +
+	"\b_ids_sum\"\x8d\x03\n" +
 	"\x0eInstanceRecord\x12:\n" +
 	"\binstance\x18\x01 \x01(\v2\x1e.instanced.storage.v1.InstanceR\binstance\x12:\n" +
 	"\bprevious\x18\x02 \x01(\v2\x1e.instanced.storage.v1.InstanceR\bprevious\x121\n" +
@@ -577,6 +590,7 @@ func file_instanced_storage_v1_control_proto_init() {
 	}
 	file_instanced_storage_v1_instance_proto_init()
 	file_instanced_storage_v1_log_proto_init()
+	file_instanced_storage_v1_control_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
