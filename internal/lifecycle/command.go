@@ -71,7 +71,7 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, before journal.Position, token *journal.Token) (_ CommandResponse, refused []instance.ID, err error) {
 	command := s.tracker.begin(cmd.IDs, cause, before)
 	defer command.end()
-	result, err := s.backend.Execute(ctx, cmd)
+	result, err := command.outcomes(s.backend.Execute(ctx, cmd))
 	s.looker.request(command.markUnknown(unknownOutcomes(ctx, cmd, result, err))...)
 	on := command.answer(result.Changes)
 	defer func() {
@@ -92,7 +92,7 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 		s.looker.request(command.markUnrecorded()...)
 		return CommandResponse{}, nil, notRecorded(cmd, recordErr)
 	case err != nil:
-		return CommandResponse{}, nil, startedAllTheSame(err, result)
+		return CommandResponse{}, nil, withChanges(err, response.Changes)
 	}
 	response.EndCursor = s.journal.Cursor(end)
 	return response, nil, nil
@@ -133,22 +133,28 @@ func (s *Service) record(ctx context.Context, term *journal.Term, command *infli
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime(ctx))
 	defer cancel()
 	heard := command.awaitTurn(ctx, a.response.Changes)
-	if len(heard) == 0 && a.token == nil && !slices.ContainsFunc(a.response.Changes, s.outstanding) {
+	if len(heard) == 0 && a.token == nil && !slices.ContainsFunc(a.on, s.outstanding) {
 		return s.journal.Head(), nil
 	}
 	var weights []weight
+	var told []instance.StateChange
 	position, err := s.update(ctx, term, func(r *recording) error {
-		weights = weights[:0]
+		weights, told = weights[:0], make([]instance.StateChange, len(a.on))
 		for _, n := range heard {
 			weights = append(weights, s.recordNotice(r, n))
 		}
-		for _, on := range a.on {
+		for i, on := range a.on {
 			s.recordUnrecorded(r, on.id, on.change.At, command)
 			s.recordAnswer(r, *on.change, on.candidate())
+			known, _ := r.Get(on.id)
+			told[i] = on.told(known)
 		}
-		s.recordToken(r.Tx, a)
+		s.recordToken(r.Tx, a, told)
 		return nil
 	})
+	if err == nil {
+		a.response.Changes = told
+	}
 	for i, n := range heard {
 		if err != nil {
 			s.looker.requestFor(n)
@@ -168,9 +174,11 @@ func recordTime(ctx context.Context) time.Duration {
 	return recordTimeout
 }
 
-// outstanding reports whether the journal does not say yet what a line of an answer says.
-func (s *Service) outstanding(change instance.StateChange) bool {
-	if change.Current != change.Previous {
+// outstanding reports whether the journal does not say yet what a line of an answer says, or
+// says more.
+func (s *Service) outstanding(on *commandOnInstance) bool {
+	change := on.change
+	if change.Current != change.Previous || on.step.Load() != nil {
 		return true
 	}
 	known, found := s.journal.Get(change.ID)
@@ -219,8 +227,8 @@ func overtook(known journal.Record, change instance.StateChange) bool {
 		(state == change.Current || state != change.Previous && instance.Completes(change.Current, state))
 }
 
-// recordToken keeps an answer under its token; a refusal is not kept.
-func (s *Service) recordToken(tx *journal.Tx, a answer) {
+// recordToken keeps what the caller is told under its token; a refusal is not kept.
+func (s *Service) recordToken(tx *journal.Tx, a answer, told []instance.StateChange) {
 	switch {
 	case a.token == nil:
 	case a.refusal != nil:
@@ -228,7 +236,7 @@ func (s *Service) recordToken(tx *journal.Tx, a answer) {
 	default:
 		token := *a.token
 		token.Answer = &journal.Answer{
-			Changes:   a.response.Changes,
+			Changes:   told,
 			Failures:  a.response.Failures,
 			Cursor:    a.response.Cursor,
 			EndCursor: s.journal.Cursor(tx.Position()),
@@ -249,11 +257,11 @@ func notRecorded(cmd instance.Command, cause error) error {
 	}
 }
 
-// startedAllTheSame adds to an error what was changed in spite of it.
-func startedAllTheSame(err error, result instance.Result) error {
+// withChanges adds to an error what was changed in spite of it.
+func withChanges(err error, changes []instance.StateChange) error {
 	e := *asError(err)
 	var ids []string
-	for _, c := range result.Changes {
+	for _, c := range changes {
 		if c.Current != c.Previous {
 			ids = append(ids, string(c.ID))
 		}

@@ -11,8 +11,8 @@ import (
 type recording struct {
 	*journal.Tx
 	now time.Time
-	// used are the commands that it made the causes of steps.
-	used []*commandOnInstance
+	// claimed are the commands that it made the causes of steps.
+	claimed []*commandOnInstance
 }
 
 // update has the journal updated. When nothing of it is recorded, no command counts as the
@@ -37,16 +37,18 @@ func (s *Service) update(ctx context.Context, term *journal.Term, write func(*re
 	return position, err
 }
 
-// use notes that a command is the cause of a step.
-func (r *recording) use(on *commandOnInstance) {
-	if on != nil && !on.used.Swap(true) {
-		r.used = append(r.used, on)
+// claim makes a command the cause of a step, if it still may be.
+func (r *recording) claim(c causeCandidate, step recordedStep) bool {
+	if !c.claim(&step) {
+		return false
 	}
+	r.claimed = append(r.claimed, c.commandOnInstance)
+	return true
 }
 
 func (r *recording) undo() {
-	for _, on := range r.used {
-		on.used.Store(false)
+	for _, on := range r.claimed {
+		on.step.Store(nil)
 	}
-	r.used = nil
+	r.claimed = nil
 }

@@ -150,3 +150,79 @@ func TestUnresolvedCommandsAreForgotten(t *testing.T) {
 		}
 	})
 }
+
+// Of two callers who wanted the same, the one that the journal names as the cause is told of
+// the change, whatever the backend told which of them.
+func TestWhoeverIsNamedAsTheCauseIsToldOfTheChange(t *testing.T) {
+	s, term := aTerm(t)
+	if _, err := s.update(t.Context(), term, func(r *recording) error {
+		reduce(r, sighting{image: imageOf(instance.StateStopped), occurredAt: time.Now().Add(-time.Minute)})
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	named := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Principal: "named", Verb: instance.VerbStart}, s.journal.Head())
+	other := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Principal: "other", Verb: instance.VerbStart}, s.journal.Head())
+	now := time.Now()
+	n := instance.Notice{ID: trackedX, State: instance.StatePending, Instance: imageOf(instance.StatePending), OccurredAt: now, Source: instance.SourceSimulator}
+	if _, err := s.update(t.Context(), term, func(r *recording) error { s.recordNotice(r, n); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		command *inflightCommand
+		answer  instance.State // as which the backend says that it found the instance
+		told    instance.State
+	}{
+		{other, instance.StateStopped, instance.StatePending},
+		{named, instance.StatePending, instance.StateStopped},
+	} {
+		response := &CommandResponse{Changes: []instance.StateChange{{ID: trackedX, Previous: tc.answer, Current: instance.StatePending, At: now}}}
+		if _, err := s.record(t.Context(), term, tc.command, answer{response: response, on: tc.command.answer(response.Changes)}); err != nil {
+			t.Fatal(err)
+		}
+		tc.command.end()
+		if got := response.Changes[0]; got.Previous != tc.told || got.Current != instance.StatePending {
+			t.Errorf("%s is told %v -> %v, want %v -> pending", tc.command.cause.Principal, got.Previous, got.Current, tc.told)
+		}
+	}
+}
+
+// A command whose outcome the backend does not know is answered with what the journal names
+// it as the cause of.
+func TestAnOutcomeThatTheJournalKnowsIsNotUnknown(t *testing.T) {
+	unknown := &instance.Error{Kind: instance.KindUnavailable, Message: "nobody answers", OutcomeUnknown: true}
+	for name, result := range map[string]instance.Result{
+		"of a whole call":        {},
+		"of a per-instance call": {Failures: []instance.Failure{{ID: trackedX, Err: unknown}, {ID: trackedY, Err: unknown}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var failed error
+			if result.Failures == nil {
+				failed = unknown
+			}
+			c := newTracker().start(trackedX, trackedY)
+			at := time.Now()
+			c.on[0].claim(&recordedStep{instance.StateStopped, instance.StatePending, at})
+			got, err := c.outcomes(result, failed)
+			want := instance.StateChange{ID: trackedX, Previous: instance.StateStopped, Current: instance.StatePending, At: at}
+			if len(got.Changes) != 1 || got.Changes[0] != want || !errors.Is(err, failed) || failed == nil && (len(got.Failures) != 1 || got.Failures[0].ID != trackedY) {
+				t.Errorf("of one of two instances: %+v, %v", got, err)
+			}
+			c.on[1].claim(&recordedStep{instance.StateStopped, instance.StatePending, at})
+			if got, err = c.outcomes(result, failed); len(got.Changes) != 2 || len(got.Failures) != 0 || err != nil {
+				t.Errorf("of both: %+v, %v", got, err)
+			}
+		})
+	}
+}
+
+// What a command said that it found is not taken for its doing afterwards.
+func TestACommandThatIsAnsweredIsNoCauseOfMore(t *testing.T) {
+	tr := newTracker()
+	c := tr.start(trackedX)
+	candidates := tr.possibleCauses(trackedX, time.Time{}, time.Now())
+	c.answer(found(instance.StatePending, time.Now()))
+	if len(candidates) != 1 || candidates[0].claim(&recordedStep{}) {
+		t.Error("a command is made the cause of a step after it said that it changed nothing")
+	}
+}

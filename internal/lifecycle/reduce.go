@@ -21,20 +21,19 @@ type sighting struct {
 	candidates []causeCandidate
 }
 
-// causeOf returns the cause of one step, given that of the step before it, and the command
-// if it is one's doing. A command is the cause of one step only, and none that had ended
-// before it began that of a later one.
-func (s *sighting) causeOf(from, to instance.State, before instance.Cause) (instance.Cause, *commandOnInstance) {
+// causeOf returns the cause of one step, given that of the step before it. A command is the
+// cause of one step only, and none that had ended before it began that of a later one.
+func (s *sighting) causeOf(r *recording, step recordedStep, before instance.Cause) instance.Cause {
 	for i, c := range s.candidates {
-		if c.target == to {
+		if c.target == step.to && r.claim(c, step) {
 			s.candidates = slices.DeleteFunc(slices.Delete(s.candidates, i, i+1), func(o causeCandidate) bool { return o.endedBefore(c.command.began) })
-			return c.command.cause, c.commandOnInstance
+			return c.command.cause
 		}
 	}
-	if instance.Completes(from, to) {
-		return before, nil
+	if instance.Completes(step.from, step.to) {
+		return before
 	}
-	return instance.Cause{}, nil
+	return instance.Cause{}
 }
 
 // reduce records what leads from what is known of an instance to what was seen of
@@ -82,15 +81,13 @@ func reduce(r *recording, s sighting) {
 	}
 	s.candidates = slices.DeleteFunc(s.candidates, func(c causeCandidate) bool { return c.contradictedBy(known.Instance, s.image) })
 	for i, state := range path {
-		var command *commandOnInstance
-		cause, command = s.causeOf(from, state, cause)
+		cause = s.causeOf(r, recordedStep{from, state, at}, cause)
 		step := seen
 		step.Type, step.Cause = instance.ChangeState, cause
 		if i < len(path)-1 {
 			step.Inferred, step.After = true, passing(known.Instance, state)
 		}
 		r.Append(step)
-		r.use(command)
 		from = state
 	}
 }

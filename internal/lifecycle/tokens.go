@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"time"
 
@@ -142,12 +141,12 @@ func (s *Service) executeWithToken(ctx context.Context, term *journal.Term, cmd 
 		return CommandResponse{}, rebootUnknown(cause)
 	case found:
 		token = kept
-		changed, err := s.changedSince(ctx, token)
+		changed, own, err := s.changedSince(ctx, token, cause)
 		if err != nil {
 			return CommandResponse{}, err
 		}
 		if changed {
-			return s.answerWithStates(ctx, term, cmd, token)
+			return s.answerFromRecord(ctx, term, cmd, token, own)
 		}
 	default:
 		if err := s.writeIntent(ctx, term, &token); err != nil {
@@ -184,35 +183,56 @@ func (s *Service) writeIntent(ctx context.Context, term *journal.Term, token *jo
 
 // changedSince reports whether the state of any instance changed since the intent of a
 // token was written: then the command may have been carried out. The backend is asked
-// first, since what became of it may not be recorded yet.
-func (s *Service) changedSince(ctx context.Context, token journal.Token) (bool, error) {
+// first, since what became of it may not be recorded yet. Own are the changes of which the
+// journal names the command as the cause.
+func (s *Service) changedSince(ctx context.Context, token journal.Token, cause instance.Cause) (changed bool, own map[instance.ID]instance.StateChange, err error) {
 	if err := s.looker.look(ctx, token.IDs, cautious); err != nil {
-		return false, err
+		return false, nil, err
 	}
+	own = make(map[instance.ID]instance.StateChange)
 	for after := token.Intent; ; {
 		page, err := s.journal.History(ctx, token.IDs, after, MaxPageSize)
 		if e := asError(err); err != nil && e.Kind == instance.KindOutOfRange {
-			return true, nil // it is so long ago that nobody knows
+			return true, nil, nil // it is so long ago that nobody knows
 		}
 		if err != nil {
-			return false, err
+			return false, nil, err
 		}
-		if slices.ContainsFunc(page.Entries, func(e journal.HistoryEntry) bool { return e.Change.Type == instance.ChangeState }) {
-			return true, nil
+		for _, e := range page.Entries {
+			c := e.Change
+			if c.Type != instance.ChangeState {
+				continue
+			}
+			changed = true
+			if c.After.State == targets[cause.Verb] && sameToken(c.Cause, cause) {
+				own[c.ID()] = instance.StateChange{ID: c.ID(), Previous: c.Before.State, Current: c.After.State}
+			}
 		}
 		if page.Done {
-			return false, nil
+			return changed, own, nil
 		}
 		after = page.Next
 	}
 }
 
-// answerWithStates answers a command of which only the intent is known, and that may have
-// been carried out, with the present states. It is kept like any other answer.
-func (s *Service) answerWithStates(ctx context.Context, term *journal.Term, cmd instance.Command, token journal.Token) (CommandResponse, error) {
+// sameToken reports whether a change was caused under the client token of a command: its
+// tries have request ids of their own.
+func sameToken(a, b instance.Cause) bool {
+	a.RequestID, b.RequestID = "", ""
+	return a == b
+}
+
+// answerFromRecord answers a command of which only the intent is known, and that may have
+// been carried out: with what the journal says that it did, and else with the present
+// states. It is kept like any other answer.
+func (s *Service) answerFromRecord(ctx context.Context, term *journal.Term, cmd instance.Command, token journal.Token, own map[instance.ID]instance.StateChange) (CommandResponse, error) {
 	response := CommandResponse{Cursor: s.journal.Cursor(token.Intent)}
 	var missing []instance.ID
 	for _, id := range token.IDs {
+		if change, found := own[id]; found {
+			response.Changes = append(response.Changes, change)
+			continue
+		}
 		if known, found := s.journal.Get(id); found {
 			state := known.Instance.State
 			response.Changes = append(response.Changes, instance.StateChange{ID: id, Previous: state, Current: state})

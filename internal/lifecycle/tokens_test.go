@@ -161,8 +161,34 @@ func TestARetryAfterALostAnswerDoesNotRestartWhatSomebodyStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, err := f.Command(t.Context(), caller, req)
-	if err != nil || r.Changes[0].Current == instance.StatePending {
-		t.Errorf("the retry got %+v, %v; want the present state", r.Changes, err)
+	if err != nil || r.Changes[0].Previous != instance.StateStopped || r.Changes[0].Current != instance.StatePending {
+		t.Errorf("the retry got %+v, %v; want to be told of the start that was its doing", r.Changes, err)
+	}
+	expect(t, steps(f.changes(t, first)), "stopped -> pending by tester, inferred", "pending -> stopped by tester")
+}
+
+// A caller whose answer was lost, and who is named as the cause, is told so by a retry; one
+// who found the instance started meanwhile is not.
+func TestARetryAfterALostAnswerIsToldWhatTheJournalNamesItAsTheCauseOf(t *testing.T) {
+	f := start(t, options{sim: sim.Config{Faults: []sim.Fault{{Kind: sim.AnswerLost, Remaining: 1}}}})
+	req := lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: []string{first, second}, ClientToken: "lost"}
+	if _, err := f.Command(t.Context(), caller, req); err == nil {
+		t.Fatal("the answer was not lost")
+	}
+	other, err := f.Command(t.Context(), lifecycle.Caller{Principal: "other"}, lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: []string{first}})
+	if err != nil || other.Changes[0].Previous == instance.StateStopped {
+		t.Errorf("another caller got %+v, %v; want that it was started by somebody else", other.Changes, err)
+	}
+	for range 2 {
+		r, err := f.Command(t.Context(), caller, req)
+		if err != nil || len(r.Changes) != 2 {
+			t.Fatalf("the retry got %+v, %v", r.Changes, err)
+		}
+		for _, c := range r.Changes {
+			if c.Previous != instance.StateStopped || c.Current != instance.StatePending {
+				t.Errorf("the retry is told %v -> %v of %s, want stopped -> pending", c.Previous, c.Current, c.ID)
+			}
+		}
 	}
 }
 

@@ -119,8 +119,15 @@ type commandOnInstance struct {
 	change *instance.StateChange
 	// ended is when the command ended, of an unresolved one.
 	ended time.Time
-	// used is whether it turned out to be the cause of a step of the instance.
-	used atomic.Bool
+	// step is the step of the instance of which it was recorded as the cause; nil while
+	// there is none. It is written by updates of the journal, one after the other.
+	step atomic.Pointer[recordedStep]
+}
+
+// recordedStep is a change of state in the journal.
+type recordedStep struct {
+	from, to instance.State
+	at       time.Time
 }
 
 // inflightCommand is one command, from before the backend is called.

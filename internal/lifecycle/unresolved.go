@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal"
 )
 
 // maxUnresolved is how many commands that ended without a record are remembered for one
@@ -49,6 +50,68 @@ func (on *commandOnInstance) unresolvedLocked() causeCandidate {
 	c := on.candidate()
 	c.ended = on.ended
 	return c
+}
+
+// claim makes the command the cause of a step. One that was answered otherwise meanwhile,
+// or is the cause of another step, cannot be.
+func (on *commandOnInstance) claim(step *recordedStep) bool {
+	on.command.tracker.mu.Lock()
+	defer on.command.tracker.mu.Unlock()
+	acted := on.change != nil && on.change.Previous != on.change.Current
+	if !acted && (on.step.Load() != nil || on.state != inFlight && on.state != outcomeUnknown) {
+		return false
+	}
+	on.step.Store(step)
+	return true
+}
+
+// told returns what the caller of a command is told of an instance once the answer is
+// recorded: whoever the journal names as the cause of a step is told of it, also when
+// the backend found it done, and nobody else is. Known is what is recorded of the instance.
+func (on *commandOnInstance) told(known journal.Record) instance.StateChange {
+	change := *on.change
+	step := on.step.Load()
+	switch {
+	case step != nil && change.Previous == change.Current:
+		change.Previous, change.Current = step.from, step.to
+	case step == nil && change.Previous != change.Current && known.Instance != nil &&
+		!known.Cause.External() && known.Cause != on.command.cause &&
+		(known.Instance.State == change.Current || instance.Completes(change.Current, known.Instance.State)):
+		change.Previous = change.Current
+	}
+	return change
+}
+
+// outcomes replaces unknown outcomes of a command by what the journal says that it did.
+func (c *inflightCommand) outcomes(result instance.Result, err error) (instance.Result, error) {
+	known := make(map[instance.ID]instance.StateChange)
+	for i := range c.on {
+		if on := &c.on[i]; on.step.Load() != nil {
+			step := on.step.Load()
+			known[on.id] = instance.StateChange{ID: on.id, Previous: step.from, Current: step.to, At: step.at}
+		}
+	}
+	unknown := func(f instance.Failure) bool { return f.Err.OutcomeUnknown }
+	open := err != nil && asError(err).OutcomeUnknown || slices.ContainsFunc(result.Failures, unknown)
+	if len(known) == 0 || !open {
+		return result, err
+	}
+	for _, change := range result.Changes {
+		known[change.ID] = change
+	}
+	resolved := instance.Result{Failures: slices.DeleteFunc(slices.Clone(result.Failures), func(f instance.Failure) bool {
+		_, found := known[f.ID]
+		return found && unknown(f)
+	})}
+	for i := range c.on {
+		if change, found := known[c.on[i].id]; found {
+			resolved.Changes = append(resolved.Changes, change)
+		}
+	}
+	if len(resolved.Changes)+len(resolved.Failures) == len(c.on) {
+		err = nil
+	}
+	return resolved, err
 }
 
 // actedBefore reports whether an unresolved command did what it did by a time at the latest.
@@ -163,20 +226,20 @@ func (t *tracker) possibleCauses(id instance.ID, after, at time.Time) (list []ca
 		return nil
 	}
 	for _, on := range tr.changed[tr.changed.through(after):max(tr.changed.through(after), tr.changed.through(at))] {
-		if t.examined++; !on.used.Load() {
+		if t.examined++; on.step.Load() == nil {
 			list = append(list, on.candidate())
 		}
 	}
 	for _, waiting := range tr.unanswered {
 		for _, on := range waiting[:waiting.through(at)] {
-			if t.examined++; !on.used.Load() {
+			if t.examined++; on.step.Load() == nil {
 				list = append(list, on.candidate())
 				break
 			}
 		}
 	}
 	for _, on := range tr.unresolved[:tr.unresolved.through(at)] {
-		if t.examined++; !on.used.Load() && !on.actedBefore(after) {
+		if t.examined++; on.step.Load() == nil && !on.actedBefore(after) {
 			list = append(list, on.unresolvedLocked())
 		}
 	}

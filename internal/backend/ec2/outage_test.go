@@ -35,16 +35,24 @@ type distance struct {
 
 	mu   sync.Mutex
 	away func(context.Context) error
+	// lose replaces what is answered to a call that was carried out, if it says so.
+	lose func(context.Context, call) (answer reply, lost bool, err error)
 }
 
 func (d *distance) answer(ctx context.Context, c call) (reply, error) {
 	d.mu.Lock()
-	away := d.away
+	away, lose := d.away, d.lose
 	d.mu.Unlock()
 	if away != nil {
 		return reply{}, away(ctx)
 	}
-	return d.simulated.answer(ctx, c)
+	answer, err := d.simulated.answer(ctx, c)
+	if lose != nil {
+		if instead, lost, err := lose(ctx, c); lost {
+			return instead, err
+		}
+	}
+	return answer, err
 }
 
 func (d *distance) set(away func(context.Context) error) {
@@ -119,6 +127,8 @@ type outage struct {
 
 const outageFleet = 1000
 
+// newOutage is a service with a fleet of which the lower half is stopped and the upper one
+// running.
 func newOutage(t *testing.T, dir string) *outage {
 	half := outageFleet / 2
 	config := sim.Config{Speed: 1, Throttle: true}
@@ -129,6 +139,10 @@ func newOutage(t *testing.T, dir string) *outage {
 		}
 		config.Fleet = append(config.Fleet, spec)
 	}
+	return newOutageOf(t, dir, config)
+}
+
+func newOutageOf(t *testing.T, dir string, config sim.Config) *outage {
 	o := &outage{T: t, far: &distance{simulated: simulated{simulate(t, config)}}}
 	o.endpoint = &endpoint{answer: o.far.answer, latency: always(50 * time.Millisecond)}
 	b := connect(t, o.endpoint)
