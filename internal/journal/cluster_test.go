@@ -32,7 +32,14 @@ const etcdEnv = "JOURNAL_TEST_ETCD"
 // serveEtcd runs until its standard input ends, as it does with its parent.
 func serveEtcd(arguments string) {
 	dir, address, _ := strings.Cut(arguments, " ")
-	e, err := startTestEtcd(dir, address, slog.New(slog.DiscardHandler), false)
+	address, peers, several := strings.Cut(address, " ")
+	var e *embed.Etcd
+	var err error
+	if several {
+		e, err = startTestMember(dir, address, strings.Split(peers, ","))
+	} else {
+		e, err = startTestEtcd(dir, address, slog.New(slog.DiscardHandler), false)
+	}
 	if err != nil {
 		panic(err)
 	}
@@ -53,6 +60,30 @@ func startTestEtcd(dir, address string, log *slog.Logger, noFsync bool) (*embed.
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 	cfg.UnsafeNoFsync = noFsync
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		return nil, err
+	}
+	<-e.Server.ReadyNotify()
+	return e, nil
+}
+
+// startTestMember starts the member of a cluster whose peer address comes first, with the
+// timing that etcd has by default.
+func startTestMember(dir, address string, peers []string) (*embed.Etcd, error) {
+	cfg := embed.NewConfig()
+	cfg.Name = peers[0]
+	cfg.Dir = dir
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(slog.New(slog.DiscardHandler)))
+	cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: peers[0]}}
+	cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
+	cfg.ListenClientUrls = []url.URL{{Scheme: "http", Host: address}}
+	cfg.AdvertiseClientUrls = cfg.ListenClientUrls
+	cfg.InitialCluster = ""
+	for _, peer := range peers {
+		cfg.InitialCluster += fmt.Sprintf(",%s=http://%s", peer, peer)
+	}
+	cfg.InitialCluster = cfg.InitialCluster[1:]
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return nil, err
@@ -85,28 +116,39 @@ func startCluster(t testing.TB) *cluster {
 
 func (c *cluster) start() {
 	c.t.Helper()
-	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), etcdEnv+"="+c.dir+" "+c.address)
-	child.Stderr = c.t.Output()
+	child, kill, ready := runEtcd(c.t, c.dir+" "+c.address)
+	c.kill = kill
+	if !ready() {
+		c.kill()
+		c.t.Fatalf("etcd does not start: %v", child)
+	}
+}
+
+// runEtcd makes the test binary an etcd. It is ready when ready returns true.
+func runEtcd(t testing.TB, arguments string) (child *exec.Cmd, kill func(), ready func() bool) {
+	t.Helper()
+	child = exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), etcdEnv+"="+arguments)
+	child.Stderr = t.Output()
 	in, err := child.StdinPipe()
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
 	out, err := child.StdoutPipe()
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
 	if err := child.Start(); err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
-	c.kill = sync.OnceFunc(func() {
+	kill = sync.OnceFunc(func() {
 		_ = child.Process.Kill()
 		_ = child.Wait()
 		_ = in.Close()
 	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-		c.kill()
-		c.t.Fatalf("etcd does not start: %q, %v", line, err)
+	return child, kill, func() bool {
+		line, _ := bufio.NewReader(out).ReadString('\n') // else it has ended
+		return line == "ready\n"
 	}
 }
 

@@ -12,26 +12,7 @@ import (
 const (
 	// followEvery is how often a follower looks at the log without being woken.
 	followEvery = 5 * time.Second
-	// reconnectEvery is how often an external etcd that cannot be reached is tried.
-	reconnectEvery = 500 * time.Millisecond
 )
-
-// reconnect keeps trying to reach an external etcd, until ctx ends. By itself the
-// client does so in ever longer intervals, of up to two minutes.
-func (s *store) reconnect(ctx context.Context) {
-	regularly := time.NewTicker(reconnectEvery)
-	defer regularly.Stop()
-	for {
-		select {
-		case <-regularly.C:
-			if c := s.client.ActiveConnection(); c.GetState().String() == "TRANSIENT_FAILURE" {
-				c.ResetConnectBackoff()
-			}
-		case <-ctx.Done():
-			return
-		}
-	}
-}
 
 // followOwner keeps the view of a process that shares an external etcd up to date
 // while another process is the owner. It ends with ctx.

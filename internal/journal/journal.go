@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
@@ -180,7 +179,6 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 	j.life, j.stop = context.WithCancel(context.Background())
 	if !j.store.embedded {
 		j.background.Go(func() { j.followOwner(j.life) })
-		j.background.Go(func() { j.store.reconnect(j.life) })
 	}
 	return j, nil
 }
@@ -219,6 +217,9 @@ func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error
 func (j *Journal) disconnect() error {
 	var errs []error
 	if j.store != nil {
+		if j.store.members != nil {
+			j.store.members.close()
+		}
 		if err := j.store.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 			errs = append(errs, err)
 		}
@@ -246,17 +247,11 @@ func (j *Journal) explain(ctx context.Context, err error) error {
 }
 
 func externalStore(c Config, k keys) (*store, error) {
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints:            c.Endpoints,
-		DialTimeout:          openTimeout,
-		DialKeepAliveTime:    5 * time.Second,
-		DialKeepAliveTimeout: 5 * time.Second,
-		Logger:               newZap(c.Logger),
-	})
+	members, err := newMembers(c, k.meta)
 	if err != nil {
-		return nil, fmt.Errorf("etcd at %s cannot be used: %w", strings.Join(c.Endpoints, ", "), err)
+		return nil, err
 	}
-	return &store{client: client, keys: k, maxOps: externalTxnOps}, nil
+	return &store{client: members.client(), members: members, keys: k, maxOps: externalTxnOps}, nil
 }
 
 // Close gives up the ownership, writes a checkpoint, ends all readers with

@@ -6,9 +6,7 @@ import (
 	"math"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 const (
@@ -49,13 +47,13 @@ func (t *Term) keepLease() {
 		pause := min(last.ttl/4, maxRenewInterval)
 		asked := time.Now()
 		ctx, cancel := context.WithTimeout(t.ctx, renewTimeout)
-		ttl, err := j.store.renew(ctx, t.lease)
+		resp, err := j.store.client.KeepAliveOnce(ctx, t.lease)
 		cancel()
 		switch {
 		case t.ctx.Err() != nil:
 			return
 		case err == nil:
-			last = &renewal{asked, ttl}
+			last = &renewal{asked, time.Duration(resp.TTL) * time.Second}
 			t.renewed.Store(last)
 			j.hear()
 		case errors.Is(err, rpctypes.ErrLeaseNotFound) || last.remaining() <= 0:
@@ -70,27 +68,4 @@ func (t *Term) keepLease() {
 			return
 		}
 	}
-}
-
-// renew renews a lease once and returns for how long. The error is
-// [rpctypes.ErrLeaseNotFound] when the lease is over. The client's own KeepAliveOnce goes
-// on without a pause while etcd cannot be reached.
-func (s *store) renew(ctx context.Context, lease clientv3.LeaseID) (time.Duration, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the stream
-	stream, err := pb.NewLeaseClient(s.client.ActiveConnection()).LeaseKeepAlive(clientv3.WithRequireLeader(ctx))
-	if err != nil {
-		return 0, err
-	}
-	if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(lease)}); err != nil {
-		return 0, err
-	}
-	resp, err := stream.Recv()
-	if err != nil {
-		return 0, err
-	}
-	if resp.GetTTL() <= 0 {
-		return 0, rpctypes.ErrLeaseNotFound
-	}
-	return time.Duration(resp.GetTTL()) * time.Second, nil
 }

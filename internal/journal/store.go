@@ -29,7 +29,9 @@ const (
 // store is etcd, whether in this process or not.
 type store struct {
 	client *clientv3.Client
-	keys   keys
+	// members are those that client leads to; nil for the embedded etcd.
+	members *members
+	keys    keys
 	// embedded is true when this process is etcd's only client.
 	embedded bool
 	// maxOps is the most operations of a transaction.

@@ -1,0 +1,344 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+const (
+	// probeInterval is how often each member of an external etcd is asked for something,
+	// and probeTimeout how long it may take to answer.
+	probeInterval, probeTimeout = 500 * time.Millisecond, 500 * time.Millisecond
+	// maxProbeFailures is how many probes in a row a member may leave unanswered before
+	// another one is used in its place.
+	maxProbeFailures = 2
+	// readRetryTimeout is how long a read is tried again at other members: until one that
+	// fell silent as it began has been taken out.
+	readRetryTimeout = 3 * time.Second
+)
+
+// members are those of an external etcd cluster. All requests go to one of them, over a
+// connection of its own, until it fails: a member that is stopped while its kernel still
+// acknowledges what it is sent is noticed by probes, since gRPC would wait for it.
+type members struct {
+	log   *slog.Logger
+	zap   *zap.Logger
+	probe string // the key that probes read
+	list  []*member
+	// probing ends with a call of stop.
+	probing sync.WaitGroup
+	stop    context.CancelFunc
+
+	mu sync.Mutex
+	// current is the member that requests go to.
+	current int
+}
+
+// member is one of them. The mutex of members guards it.
+type member struct {
+	endpoint string
+	conn     *memberConn
+	// failures counts the probes in a row that were not answered.
+	failures int
+}
+
+// memberConn is a connection to a member. It is closed, and all that waits for it fails, when
+// the member is taken out.
+type memberConn struct{ *clientv3.Client }
+
+// newMembers connects to a cluster, whether or not it can be reached.
+func newMembers(c Config, probe string) (*members, error) {
+	// What the clients would warn of they also return.
+	m := &members{log: c.Logger, zap: newZap(c.Logger).WithOptions(zap.IncreaseLevel(zap.ErrorLevel)), probe: probe}
+	ctx, stop := context.WithCancel(context.Background())
+	m.stop = stop
+	for _, endpoint := range c.Endpoints {
+		conn, err := m.connect(endpoint)
+		if err != nil {
+			m.close()
+			return nil, fmt.Errorf("etcd at %s cannot be used: %w", endpoint, err)
+		}
+		m.list = append(m.list, &member{endpoint: endpoint, conn: conn})
+	}
+	for _, member := range m.list {
+		m.probing.Go(func() { m.probeRegularly(ctx, member) })
+	}
+	return m, nil
+}
+
+func (m *members) connect(endpoint string) (*memberConn, error) {
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            []string{endpoint},
+		DialTimeout:          openTimeout,
+		DialKeepAliveTime:    5 * time.Second,
+		DialKeepAliveTimeout: 5 * time.Second,
+		MaxUnaryRetries:      1, // another member may be tried
+		Logger:               m.zap,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &memberConn{client}, nil
+}
+
+// close ends all connections; what waits for an answer fails.
+func (m *members) close() {
+	m.stop()
+	m.probing.Wait()
+	for _, member := range m.list {
+		_ = member.conn.Close() // says that its context was cancelled
+	}
+}
+
+// client returns a client that sends each request to the current member.
+func (m *members) client() *clientv3.Client {
+	client := clientv3.NewCtxClient(context.Background(), clientv3.WithZapLogger(m.zap))
+	client.KV, client.Lease, client.Watcher = membersKV{m: m}, membersLease{m: m}, membersWatcher{m: m}
+	return client
+}
+
+// conn returns the connection to the current member.
+func (m *members) conn() *memberConn {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.list[m.current].conn
+}
+
+// healthyLocked reports whether a member answers probes.
+func (m *members) healthyLocked(i int) bool { return m.list[i].failures < maxProbeFailures }
+
+// advanceLocked makes another member the current one: the next that answers probes, or the
+// next at all if none does.
+func (m *members) advanceLocked() {
+	next := (m.current + 1) % len(m.list)
+	for n := range m.list {
+		if i := (next + n) % len(m.list); m.healthyLocked(i) && i != m.current {
+			next = i
+			break
+		}
+	}
+	m.current = next
+}
+
+// unanswered reports whether an error is that of a member, or of the way to it, rather than
+// etcd's answer or the caller's doing.
+func unanswered(err error) bool {
+	for _, answer := range []error{context.Canceled, rpctypes.ErrCompacted, rpctypes.ErrLeaseNotFound} {
+		if errors.Is(err, answer) {
+			return false
+		}
+	}
+	return err != nil && !noSpace(err) && !refused(err)
+}
+
+// failed notes how a request over a connection ended: if it was not answered, the next one
+// tries another member.
+func (m *members) failed(conn *memberConn, err error) {
+	if !unanswered(err) {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.list[m.current].conn == conn {
+		m.advanceLocked()
+	}
+}
+
+// probeRegularly asks a member for something, until ctx ends.
+func (m *members) probeRegularly(ctx context.Context, member *member) {
+	regularly := time.NewTicker(probeInterval)
+	defer regularly.Stop()
+	for {
+		m.mu.Lock()
+		conn := member.conn
+		m.mu.Unlock()
+		// By itself the client tries again in ever longer intervals, of up to two minutes.
+		if c := conn.ActiveConnection(); c.GetState().String() == "TRANSIENT_FAILURE" {
+			c.ResetConnectBackoff()
+		}
+		asking, cancel := context.WithTimeout(ctx, probeTimeout)
+		_, err := conn.Get(asking, m.probe, clientv3.WithSerializable(), clientv3.WithKeysOnly())
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		m.probed(ctx, member, err)
+		select {
+		case <-regularly.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// probed notes the outcome of a probe. A member that leaves too many unanswered is taken
+// out, if there is another one: what waits for it goes on there.
+func (m *members) probed(ctx context.Context, member *member, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err == nil {
+		if member.failures >= maxProbeFailures {
+			m.log.InfoContext(ctx, "a member of etcd answers again", slog.String("endpoint", member.endpoint))
+		}
+		member.failures = 0
+		return
+	}
+	member.failures++
+	if member.failures == maxProbeFailures {
+		m.log.WarnContext(ctx, "a member of etcd does not answer", slog.String("endpoint", member.endpoint), slog.Any("error", err))
+	}
+	if member.failures < maxProbeFailures || m.list[m.current] != member {
+		return
+	}
+	m.advanceLocked()
+	if !m.healthyLocked(m.current) {
+		return
+	}
+	fresh, err := m.connect(member.endpoint)
+	if err != nil {
+		m.log.WarnContext(ctx, "a member of etcd cannot be connected to again", slog.String("endpoint", member.endpoint), slog.Any("error", err))
+		return
+	}
+	lost := member.conn
+	member.conn = fresh
+	m.probing.Go(func() { _ = lost.Close() }) // says that its context was cancelled
+}
+
+// readFrom reads from the current member, and again from another one when that fails or is
+// taken out, for as long as ctx lasts and it takes to notice a silent member.
+func readFrom[T any](ctx context.Context, m *members, read func(*clientv3.Client) (T, error)) (T, error) {
+	for began := time.Now(); ; {
+		conn := m.conn()
+		result, err := read(conn.Client)
+		m.failed(conn, err)
+		if !unanswered(err) || ctx.Err() != nil || time.Since(began) > readRetryTimeout {
+			return result, err
+		}
+		select {
+		case <-time.After(retryFirst):
+		case <-ctx.Done():
+			return result, err
+		}
+	}
+}
+
+// membersKV sends requests to the current member. Reads outlast that one; whether a write
+// took place that it did not answer is for the caller to find out. What the journal does not
+// use of a KV is missing.
+type membersKV struct {
+	clientv3.KV
+	m *members
+}
+
+func (kv membersKV) Get(ctx context.Context, key string, options ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	return readFrom(ctx, kv.m, func(c *clientv3.Client) (*clientv3.GetResponse, error) { return c.Get(ctx, key, options...) })
+}
+
+func (kv membersKV) Compact(ctx context.Context, revision int64, options ...clientv3.CompactOption) (*clientv3.CompactResponse, error) {
+	conn := kv.m.conn()
+	resp, err := conn.Compact(ctx, revision, options...)
+	kv.m.failed(conn, err)
+	return resp, err
+}
+
+func (kv membersKV) Txn(ctx context.Context) clientv3.Txn { return &membersTxn{m: kv.m, ctx: ctx} }
+
+// membersTxn is a transaction that is sent to the current member when it is complete.
+type membersTxn struct {
+	m       *members
+	ctx     context.Context //nolint:containedctx // of one request, as in etcd's own
+	compare []clientv3.Cmp
+	then    []clientv3.Op
+	others  []clientv3.Op // if what is compared differs
+}
+
+func (t *membersTxn) If(compare ...clientv3.Cmp) clientv3.Txn { t.compare = compare; return t }
+func (t *membersTxn) Then(ops ...clientv3.Op) clientv3.Txn    { t.then = ops; return t }
+func (t *membersTxn) Else(ops ...clientv3.Op) clientv3.Txn    { t.others = ops; return t }
+
+func (t *membersTxn) Commit() (*clientv3.TxnResponse, error) {
+	commit := func(c *clientv3.Client) (*clientv3.TxnResponse, error) {
+		return c.Txn(t.ctx).If(t.compare...).Then(t.then...).Else(t.others...).Commit()
+	}
+	writes := func(op clientv3.Op) bool { return !op.IsGet() }
+	if !slices.ContainsFunc(t.then, writes) && !slices.ContainsFunc(t.others, writes) {
+		return readFrom(t.ctx, t.m, commit)
+	}
+	conn := t.m.conn()
+	resp, err := commit(conn.Client)
+	t.m.failed(conn, err)
+	return resp, err
+}
+
+// membersWatcher watches at the current member; a watch ends when that is taken out.
+type membersWatcher struct {
+	clientv3.Watcher
+	m *members
+}
+
+func (w membersWatcher) Watch(ctx context.Context, key string, options ...clientv3.OpOption) clientv3.WatchChan {
+	return w.m.conn().Watch(ctx, key, options...)
+}
+
+func (membersWatcher) Close() error { return nil } // members are closed on their own
+
+// membersLease sends requests about leases to the current member.
+type membersLease struct {
+	clientv3.Lease
+	m *members
+}
+
+func (l membersLease) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
+	conn := l.m.conn()
+	resp, err := conn.Grant(ctx, ttl)
+	l.m.failed(conn, err)
+	return resp, err
+}
+
+func (l membersLease) Revoke(ctx context.Context, id clientv3.LeaseID) (*clientv3.LeaseRevokeResponse, error) {
+	conn := l.m.conn()
+	resp, err := conn.Revoke(ctx, id)
+	l.m.failed(conn, err)
+	return resp, err
+}
+
+// KeepAliveOnce makes one attempt: the client's own goes on without a pause while etcd cannot
+// be reached.
+func (l membersLease) KeepAliveOnce(ctx context.Context, id clientv3.LeaseID) (*clientv3.LeaseKeepAliveResponse, error) {
+	conn := l.m.conn()
+	resp, err := keepAlive(ctx, conn.Client, id)
+	l.m.failed(conn, err)
+	return resp, err
+}
+
+func (membersLease) Close() error { return nil } // members are closed on their own
+
+func keepAlive(ctx context.Context, client *clientv3.Client, id clientv3.LeaseID) (*clientv3.LeaseKeepAliveResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the stream
+	stream, err := pb.NewLeaseClient(client.ActiveConnection()).LeaseKeepAlive(clientv3.WithRequireLeader(ctx))
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
+		return nil, err
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	if resp.GetTTL() <= 0 {
+		return nil, rpctypes.ErrLeaseNotFound
+	}
+	return &clientv3.LeaseKeepAliveResponse{ResponseHeader: resp.GetHeader(), ID: id, TTL: resp.GetTTL()}, nil
+}

@@ -1,0 +1,149 @@
+package journal
+
+import (
+	"context"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// testMember is a member of an etcd cluster, in a process of its own.
+type testMember struct {
+	t        testing.TB
+	endpoint string
+	process  *exec.Cmd
+}
+
+// startMembers starts a cluster of three.
+func startMembers(t testing.TB) []*testMember {
+	t.Helper()
+	var peers []string
+	for range 3 {
+		peers = append(peers, freeAddress(t))
+	}
+	var list []*testMember
+	var ready []func() bool
+	for i := range peers {
+		address := freeAddress(t)
+		arguments := t.TempDir() + " " + address + " " + strings.Join(append(peers[i:i+1:i+1], append(peers[:i:i], peers[i+1:]...)...), ",")
+		process, kill, wait := runEtcd(t, arguments)
+		t.Cleanup(kill)
+		list, ready = append(list, &testMember{t, "http://" + address, process}), append(ready, wait)
+	}
+	for _, wait := range ready {
+		if !wait() {
+			t.Fatal("a member of etcd does not start")
+		}
+	}
+	return list
+}
+
+// hang stops the process; its kernel goes on to acknowledge what it is sent.
+func (m *testMember) hang()   { m.signal(syscall.SIGSTOP) }
+func (m *testMember) resume() { m.signal(syscall.SIGCONT) }
+
+func (m *testMember) signal(s syscall.Signal) {
+	m.t.Helper()
+	if err := m.process.Process.Signal(s); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// isLeader asks a member who leads.
+func (m *testMember) isLeader() bool {
+	m.t.Helper()
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.endpoint}})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer client.Close() //nolint:errcheck // says that its context was cancelled
+	ctx, cancel := context.WithTimeout(m.t.Context(), 10*time.Second)
+	defer cancel()
+	status, err := client.Status(ctx, m.endpoint)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return status.Leader == status.Header.GetMemberId()
+}
+
+// TestAnOwnerOutlivesAMemberThatHangs stops one of three members, the leader or another one,
+// while an owner, a follower and their watches use just that.
+func TestAnOwnerOutlivesAMemberThatHangs(t *testing.T) {
+	t.Parallel()
+	for name, leads := range map[string]bool{"the leader": true, "another": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			members := startMembers(t)
+			bad := 0
+			for i, m := range members {
+				if m.isLeader() == leads {
+					bad = i
+				}
+			}
+			config := func(name string) Config {
+				c := Config{Logger: testLogger(t).With("process", name), Address: name, OwnerTTL: 6 * time.Second}
+				for i := range members { // the one that is to hang is used first
+					c.Endpoints = append(c.Endpoints, members[(bad+i)%len(members)].endpoint)
+				}
+				return c
+			}
+			follower := openJournal(t, config("follower"))
+			owner, term := own(t, config("owner"))
+			before := set(t, term, id(1), instance.StateStopped)
+			if _, err := follower.Resolve(t.Context(), owner.Cursor(before)); err != nil {
+				t.Fatal(err)
+			}
+
+			members[bad].hang()
+			hung := time.Now()
+			// The lease is renewed, and others are used for writes, watches and reads, long
+			// before the lease would have been lost.
+			after := set(t, term, id(1), instance.StatePending)
+			wrote := time.Since(hung)
+			r := follower.Read(before)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if b, err := r.Next(ctx); err != nil || b.Position != after {
+				t.Fatalf("the follower reads %v, %v", b, err)
+			}
+			if _, err := owner.History(ctx, []instance.ID{id(1)}, owner.Oldest(), 10); err != nil {
+				t.Errorf("history cannot be read: %v", err)
+			}
+			for time.Since(hung) < owner.config.OwnerTTL+2*time.Second {
+				if left := term.Remaining(); left < instance.MinTermLeft {
+					t.Fatalf("%v after a member hung %v remains of the term", time.Since(hung), left)
+				}
+				if err := term.Writable(); err != nil && time.Since(hung) > 5*time.Second {
+					t.Fatalf("%v after a member hung: %v", time.Since(hung), err)
+				}
+				select {
+				case <-term.Done():
+					t.Fatalf("the owner lost its lease: %v", term.Err())
+				case <-time.After(50 * time.Millisecond):
+				}
+			}
+			// Electing another leader takes its own time; a member that does not lead is
+			// replaced within 2 s, on a machine that has nothing else to do.
+			if limit := 4 * time.Second; !leads && wrote > limit {
+				t.Errorf("a write took %v", wrote)
+			}
+			members[bad].resume()
+			last := set(t, term, id(1), instance.StateRunning)
+			if _, err := follower.Resolve(ctx, owner.Cursor(last)); err != nil {
+				t.Error(err)
+			}
+			await(t, func() bool {
+				m := owner.store.members
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				return m.healthyLocked(0)
+			})
+		})
+	}
+}
