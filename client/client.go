@@ -225,7 +225,11 @@ func command[Req, Resp any](ctx context.Context, c *Client, req *Req, call metho
 		return new(Resp), nil
 	}
 	if e, ok := errors.AsType[*Error](err); ok {
+		last := e.OutcomeUnknown
 		e.OutcomeUnknown = made.lost && leavesOpen(e) && !isDryRun(req)
+		if claim := strings.Index(e.Message, "; nothing was changed"); e.OutcomeUnknown && !last && claim >= 0 {
+			e.Message = e.Message[:claim] + "; an earlier try was not answered" // the claim is about the last one
+		}
 	}
 	return resp, err
 }

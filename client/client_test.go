@@ -226,6 +226,26 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// The last try may well know that it changed nothing: the one before it did not.
+func TestAnUnknownOutcomeIsNotSaidToHaveChangedNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		c, stop := dialUnless(t, func() bool { return false }, &service{start: func(context.Context, *instancedv1.StartInstancesRequest) (*instancedv1.StartInstancesResponse, error) {
+			if calls++; calls == 1 {
+				return nil, status.Error(codes.Unavailable, "the connection broke")
+			}
+			return nil, failure(t, codes.Unavailable, "no process owns the backend at the moment; nothing was changed",
+				&errdetails.ErrorInfo{Domain: "instanced", Reason: "NOT_OWNER"})
+		}}, client.Options{})
+		defer stop()
+		_, err := c.Start(t.Context(), &instancedv1.StartInstancesRequest{})
+		e, ok := errors.AsType[*client.Error](err)
+		if want := "no process owns the backend at the moment; an earlier try was not answered"; !ok || !e.OutcomeUnknown || e.Message != want {
+			t.Errorf("got %#v, want %q", err, want)
+		}
+	})
+}
+
 func TestWhetherTheOutcomeIsKnown(t *testing.T) {
 	info := func(reason string, metadata map[string]string) *errdetails.ErrorInfo {
 		return &errdetails.ErrorInfo{Domain: "instanced", Reason: reason, Metadata: metadata}

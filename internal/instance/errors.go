@@ -109,5 +109,14 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+// UnknownOutcome returns a copy of the error for a caller whose command may have been
+// carried out all the same: it does not say of the command that nothing was changed.
+func (e *Error) UnknownOutcome() *Error {
+	unknown := *e
+	unknown.OutcomeUnknown = true
+	unknown.Message, _, _ = strings.Cut(e.Message, "; nothing was changed")
+	return &unknown
+}
+
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Cause }

@@ -216,3 +216,14 @@ func TestAFilterMatchesAllOfItsFields(t *testing.T) {
 		}
 	}
 }
+
+func TestAnErrorOfUnknownOutcomeDoesNotSayThatNothingWasChanged(t *testing.T) {
+	e := &Error{Kind: KindUnavailable, Reason: "R", Message: "EC2 cannot be reached; nothing was changed by this call"}
+	unknown := e.UnknownOutcome()
+	if !unknown.OutcomeUnknown || unknown.Message != "EC2 cannot be reached" || unknown.Reason != "R" {
+		t.Errorf("it is %#v", unknown)
+	}
+	if e.OutcomeUnknown || e.Message != "EC2 cannot be reached; nothing was changed by this call" {
+		t.Errorf("the error itself is %#v", e)
+	}
+}

@@ -41,7 +41,7 @@ func errNotOwner(cause error) *instance.Error {
 	return &instance.Error{
 		Kind:    instance.KindUnavailable,
 		Reason:  ReasonNotOwner,
-		Message: "this process does not own the journal, so it cannot change anything",
+		Message: "this process no longer owns the journal",
 		Cause:   cause,
 	}
 }
@@ -89,7 +89,7 @@ func (j *Journal) errDamagedHistory(seq uint64, cause error) error {
 
 // unknown says that what the error was the answer to may have happened.
 func unknown(e *instance.Error) *instance.Error {
-	e.OutcomeUnknown = true
+	e = e.UnknownOutcome()
 	e.Message += "; the change may or may not have been recorded"
 	return e
 }

@@ -189,9 +189,7 @@ func (f *failure) errorFor(ids []instance.ID) *instance.Error {
 // unknownOutcome returns the error for callers that nobody can tell what became of
 // their call.
 func (f *failure) unknownOutcome() *instance.Error {
-	e := *f.err
-	e.OutcomeUnknown = true
-	return &e
+	return f.err.UnknownOutcome()
 }
 
 // wide reports whether an error is about the service rather than an instance, so that
