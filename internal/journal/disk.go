@@ -25,6 +25,8 @@ const (
 	// checkAge and floorAge are how old a measurement of the free space may be: for
 	// those who ask before they change anything, and for those who write.
 	checkAge, floorAge = time.Second, 10 * time.Millisecond
+	// calmFor is how long there has to be just enough space again until that is told.
+	calmFor = 5 * time.Second
 	// reserved is how much of the file system is set aside for the database of etcd
 	// when space becomes scarce, and reserveEvery how often: it commits what it has
 	// applied a tenth of a second later.
@@ -52,6 +54,7 @@ type disk struct {
 	// that there is too little space, and not yet that there is enough again.
 	mu         sync.Mutex
 	low        bool
+	lowAt      time.Time // when there was too little last
 	reservedAt time.Time
 }
 
@@ -87,7 +90,7 @@ func (d *disk) measure(age time.Duration) *measurement {
 	}
 	m := &measurement{at: time.Now()}
 	if m.free, m.err = d.statfs(d.path); m.err == nil {
-		d.tell(m.free)
+		d.tell(m)
 		if d.low && m.at.Sub(d.reservedAt) >= reserveEvery {
 			d.reservedAt = m.at
 			d.reserve()
@@ -97,17 +100,22 @@ func (d *disk) measure(age time.Duration) *measurement {
 	return m
 }
 
-// tell logs when space becomes scarce, and when it no longer is. The caller holds
-// mu.
-func (d *disk) tell(free int64) {
-	attrs := []any{slog.String("dir", d.path), slog.Int64("free_bytes", free), slog.Int64("min_free_bytes", d.least)}
-	switch {
-	case !d.low && free < d.least:
-		d.low = true
-		d.log.Warn("the disk is nearly full; changes are refused until there is space again", attrs...)
-	case d.low && free >= d.least+d.least/16: // not each time that it crosses the line
+// tell logs when space becomes scarce, and when it no longer is, both as warnings: whoever
+// sees the one is to see the other. The caller holds mu.
+func (d *disk) tell(m *measurement) {
+	attrs := []any{slog.String("dir", d.path), slog.Int64("free_bytes", m.free), slog.Int64("min_free_bytes", d.least)}
+	if m.free < d.least {
+		d.lowAt = m.at
+		if !d.low {
+			d.low = true
+			d.log.Warn("the disk is nearly full; changes are refused until there is space again", attrs...)
+		}
+		return
+	}
+	// Not each time that it crosses the line.
+	if d.low && (m.free >= d.least+d.least/16 || m.at.Sub(d.lowAt) >= calmFor) {
 		d.low = false
-		d.log.Info("the disk has enough free space again", attrs...)
+		d.log.Warn("the disk has enough free space again; changes are accepted", attrs...)
 	}
 }
 

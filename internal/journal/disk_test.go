@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -125,10 +126,41 @@ func TestScarceSpaceIsToldOnce(t *testing.T) {
 	for _, free = range []int64{2000, 1599, 100, 1600, 1599, 1699, 1700, 5000} {
 		d.measure(0)
 	}
-	text := log.String()
-	if strings.Count(text, "\n") != 2 || strings.Count(text, "level=WARN") != 1 || strings.Count(text, "level=INFO") != 1 {
-		t.Errorf("it is told:\n%s", text)
+	wantTold(t, &log, "nearly full", "enough free space again")
+}
+
+// wantTold fails the test unless the log has those warnings, and nothing else.
+func wantTold(t *testing.T, log *bytes.Buffer, warnings ...string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	if len(lines) != len(warnings) {
+		t.Fatalf("it is told:\n%s", log)
 	}
+	for i, want := range warnings {
+		if !strings.Contains(lines[i], want) || !strings.Contains(lines[i], "level=WARN") {
+			t.Errorf("it is told %q, want a warning %q", lines[i], want)
+		}
+	}
+}
+
+// Changes are accepted again from the line on, and that is told although it is not far
+// above it.
+func TestTheEndOfScarceSpaceIsToldAsItsBeginning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		free := int64(1599)
+		d := newDisk("/data", 1600, func(string) (int64, error) { return free, nil }, slog.New(slog.NewTextHandler(&log, nil)))
+		d.measure(0)
+		free = 1601
+		d.measure(0)
+		wantTold(t, &log, "nearly full")
+		time.Sleep(calmFor)
+		d.measure(0)
+		wantTold(t, &log, "nearly full", "enough free space again")
+		if err := d.check(); err != nil {
+			t.Errorf("changes are refused: %v", err)
+		}
+	})
 }
 
 // await waits until it is so.
