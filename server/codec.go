@@ -42,13 +42,14 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 			return nil
 		}
 		// A request that lasts is not to keep what nobody knows the meaning of.
-		if err := (protobuf.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(wire.ReadOnlyData(), r.into); err != nil {
+		if err := (protobuf.UnmarshalOptions{DiscardUnknown: !r.command}).Unmarshal(wire.ReadOnlyData(), r.into); err != nil {
 			r.problem = malformed(err)
 		}
-		return nil
-	}
-	if err := c.CodecV2.Unmarshal(data, r.into); err != nil {
+	} else if err := c.CodecV2.Unmarshal(data, r.into); err != nil {
 		r.problem = malformed(err)
+	}
+	if r.command && r.problem == nil {
+		r.problem = refuseUnknown(r.into)
 	}
 	return nil
 }

@@ -51,6 +51,7 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 
 // unary guards a method. A refusal goes through the interceptors like any other error.
 func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandler {
+	command := isCommand(method)
 	lasts := method == instancedv1.InstanceService_WaitInstances_FullMethodName
 	return func(srv any, ctx context.Context, receive func(any) error, chain grpc.UnaryServerInterceptor) (any, error) {
 		refused := func(why error) (any, error) {
@@ -62,7 +63,7 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 			return refused(err)
 		}
 		defer t.leave()
-		in := request{large: g.large}
+		in := request{large: g.large, command: command}
 		defer in.forget()
 		resp, err := handler(srv, ctx, func(into any) error {
 			in.into = into.(proto.Message)
@@ -110,6 +111,8 @@ func (s *streamIn) receive(into any) error {
 type request struct {
 	into  proto.Message
 	large chan struct{}
+	// command is whether it may not have fields that are not known.
+	command bool
 	// isLarge is whether it has one of the places of large requests.
 	isLarge bool
 	problem error

@@ -43,6 +43,11 @@ const (
 // lists what is wrong with a request, all together; google.rpc.RetryInfo says when
 // a retry may succeed. docs/errors.md lists the reasons.
 //
+// A request of a verb with fields that the server does not know, in nested messages too,
+// is refused with INVALID_ARGUMENT and the reason UNKNOWN_FIELD, which names their
+// numbers: an older server never leaves out a condition that a newer client asked for.
+// Requests that only read are answered without regard to such fields.
+//
 // Metadata of a request: "instanced-principal" (who calls, at most 128 printable
 // ASCII characters; unverified, default "anonymous"), "request-id" (at most 64
 // printable ASCII characters; default a new one; it comes back in the header).
@@ -209,6 +214,11 @@ func (c *instanceServiceClient) GetServerInfo(ctx context.Context, in *GetServer
 // whose metadata has EC2's code under "ec2_error_code"; google.rpc.BadRequest
 // lists what is wrong with a request, all together; google.rpc.RetryInfo says when
 // a retry may succeed. docs/errors.md lists the reasons.
+//
+// A request of a verb with fields that the server does not know, in nested messages too,
+// is refused with INVALID_ARGUMENT and the reason UNKNOWN_FIELD, which names their
+// numbers: an older server never leaves out a condition that a newer client asked for.
+// Requests that only read are answered without regard to such fields.
 //
 // Metadata of a request: "instanced-principal" (who calls, at most 128 printable
 // ASCII characters; unverified, default "anonymous"), "request-id" (at most 64
