@@ -68,6 +68,9 @@ type Client struct {
 	close   func() error
 	// peers is whether the connection tells which calls got as far as a server.
 	peers bool
+	// oneProcess is whether the connection leads to one process only, so that a command
+	// does not come to another one by being repeated.
+	oneProcess bool
 	// target names the service in errors.
 	target string
 }
@@ -79,7 +82,9 @@ type Client struct {
 // first call, one to each address that the name has, and made again whenever they
 // break; calls take the addresses in turn. Several processes of the service behind
 // one name are used as one: reads are served by each of them, and a command that
-// comes to one that does not own the backend goes on to the next.
+// comes to one that does not own the backend goes on to the next. An IP address,
+// localhost or a socket is one process: if it knows of another one that owns the backend,
+// the command fails at once, with the address of that one.
 func Dial(target string, opts Options) (*Client, error) {
 	if !canBeTarget(target) {
 		return nil, fmt.Errorf("client of %q: want a host and a port such as 127.0.0.1:50051, or another target of gRPC such as dns:///instanced.example:50051", target)
@@ -122,6 +127,18 @@ func canBeTarget(text string) bool {
 	return err == nil && u.Scheme != "" && strings.Trim(u.Opaque+u.Host+u.Path, "/") != ""
 }
 
+// isOneProcess reports whether a target of gRPC is an IP address, localhost or a socket.
+func isOneProcess(target string) bool {
+	if scheme, rest, ok := strings.Cut(target, ":///"); ok && scheme == "dns" {
+		target = rest
+	}
+	if strings.HasPrefix(target, "unix:") {
+		return true
+	}
+	host, _, err := net.SplitHostPort(target)
+	return err == nil && (host == "localhost" || net.ParseIP(host) != nil)
+}
+
 // New returns a client that uses a connection of the caller's. The options that
 // concern the connection are left aside.
 func New(conn grpc.ClientConnInterface, opts Options) *Client {
@@ -136,6 +153,8 @@ func New(conn grpc.ClientConnInterface, opts Options) *Client {
 		close:   func() error { return nil },
 		peers:   peers,
 		target:  target,
+
+		oneProcess: peers && isOneProcess(grpcConn.Target()),
 	}
 }
 

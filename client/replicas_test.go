@@ -1,13 +1,16 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -253,6 +256,52 @@ func TestSeveralProcessesBehindOneNameAreUsedAsOne(t *testing.T) {
 	first.wantHistory(ctx, t, c, ids, begin.GetCursor())
 	second.wantHistory(ctx, t, c, ids, begin.GetCursor())
 }
+
+// TestACommandAtAFollowerFailsAtOnce: to ask the same process again would lead nowhere.
+func TestACommandAtAFollowerFailsAtOnce(t *testing.T) {
+	t.Parallel()
+	endpoints := []string{etcd(t)}
+	servertest.New(t, servertest.Options{Endpoints: endpoints})
+	const ownerAddress = "bufconn" // where such a server says that it is
+	var log bytes.Buffer
+	var mu sync.Mutex
+	follower := servertest.New(t, servertest.Options{Endpoints: endpoints, Logger: slog.New(slog.NewTextHandler(writer(func(p []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return log.Write(p)
+	}), nil))})
+	address := serve(t, follower)
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{address, "localhost:" + port, "dns:///" + address} {
+		c, err := client.Dial(target, client.Options{OnRetry: func(err error, _ time.Duration) { t.Errorf("it tries again after %v", err) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		log.Reset()
+		mu.Unlock()
+		_, err = c.Start(patient(t), &instancedv1.StartInstancesRequest{InstanceIds: []string{"i-1234567890abcdef0"}})
+		e, ok := errors.AsType[*client.Error](err)
+		if !ok || e.Reason != "NOT_OWNER" || e.OutcomeUnknown || e.Metadata["owner"] != ownerAddress || !strings.Contains(e.Message, ownerAddress) {
+			t.Errorf("got %v from %s, want the address of the owner, %s", err, target, ownerAddress)
+		}
+		mu.Lock()
+		if lines := strings.Count(log.String(), "StartInstances"); lines != 1 {
+			t.Errorf("%d lines in the log:\n%s", lines, log.String())
+		}
+		mu.Unlock()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
 
 func TestDialTakesAnyTarget(t *testing.T) {
 	srv := servertest.New(t, servertest.Options{})

@@ -71,6 +71,11 @@ func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx 
 			left := time.Until(made.until)
 			delay, again = min(delay, left), left > 0
 		}
+		if e.Reason == reasonNotOwner && e.Metadata["owner"] != "" && c.oneProcess {
+			// It would say the same again, for as long as it is asked.
+			var none Resp
+			return none, e
+		}
 		if e.Reason == reasonNotOwner && most > 1 {
 			attempt--
 			again, delay = moving.wait(e, delay)

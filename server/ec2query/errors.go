@@ -93,6 +93,9 @@ func unavailable(message, reason string) refusal {
 func statusOf(e *instance.Error, code string) int {
 	status, ok := statuses[code]
 	switch {
+	case e.Reason == instance.ReasonNotOwner && e.Metadata["owner"] != "":
+		// To try again here, as SDKs do after 5xx, leads nowhere.
+		return http.StatusMisdirectedRequest
 	case ok:
 		return status
 	case e.Kind == instance.KindUnavailable, e.Kind == instance.KindExhausted && e.RetryAfter > 0:
@@ -188,7 +191,7 @@ func (r refusal) loudness() slog.Level {
 	switch {
 	case r.reason == reasonDraining || r.reason == "CANCELED":
 		return slog.LevelInfo
-	case r.status == http.StatusServiceUnavailable, strings.HasPrefix(r.code, "Insufficient"):
+	case r.status == http.StatusServiceUnavailable, r.status == http.StatusMisdirectedRequest, strings.HasPrefix(r.code, "Insufficient"):
 		return slog.LevelWarn
 	case r.status >= http.StatusInternalServerError:
 		return slog.LevelError

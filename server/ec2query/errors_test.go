@@ -21,7 +21,8 @@ func TestErrorsBecomeWhatAnSDKActsOnRightly(t *testing.T) {
 		says   string
 		level  slog.Level
 	}{
-		"another process is the owner":   {&instance.Error{Kind: instance.KindUnavailable, Reason: "NOT_OWNER", Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
+		"another process is the owner":   {&instance.Error{Kind: instance.KindUnavailable, Reason: "NOT_OWNER", Message: "m", Metadata: map[string]string{"owner": "b:1"}}, 421, "Unavailable", "m", slog.LevelWarn},
+		"nobody is the owner":            {&instance.Error{Kind: instance.KindUnavailable, Reason: "NOT_OWNER", Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
 		"the disk is full":               {&instance.Error{Kind: instance.KindExhausted, Reason: "JOURNAL_FULL", Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
 		"an answer was not recorded":     {&instance.Error{Kind: instance.KindUnavailable, Reason: "NOT_RECORDED", OutcomeUnknown: true, Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
 		"draining":                       {errDraining(), 503, "Unavailable", "shutting down", slog.LevelInfo},

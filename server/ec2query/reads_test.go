@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -92,12 +94,24 @@ func TestReadsMayLagBehind(t *testing.T) {
 	}
 }
 
+// counted counts the requests of an SDK.
+type counted struct {
+	inner    ec2.HTTPClient
+	requests atomic.Int32
+}
+
+func (c *counted) Do(req *http.Request) (*http.Response, error) {
+	c.requests.Add(1)
+	return c.inner.Do(req)
+}
+
 func TestAFollowerReadsAndSendsCommandsAway(t *testing.T) {
 	endpoints := []string{etcd(t)}
 	owner := servertest.New(t, servertest.Options{Endpoints: endpoints, Speed: 0.001})
 	follower := servertest.New(t, servertest.Options{Endpoints: endpoints, Throttle: true})
 	ctx := patient(t)
-	there := sdk(t, follower, once)
+	tries := &counted{inner: httpClient(t)}
+	there := sdk(t, follower, func(o *ec2.Options) { o.HTTPClient = tries })
 	if _, err := sdk(t, owner).StartInstances(ctx, &ec2.StartInstancesInput{InstanceIds: []string{documented}}); err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +141,15 @@ func TestAFollowerReadsAndSendsCommandsAway(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			wantAPIError(t, call(), 503, "Unavailable", "")
+			before := tries.requests.Load()
+			err := call()
+			wantAPIError(t, err, 421, "Unavailable", "")
+			if n := tries.requests.Load() - before; n != 1 {
+				t.Errorf("the SDK made %d requests of it", n)
+			}
+			if ownerAddress := "bufconn"; !strings.Contains(err.Error(), ownerAddress) {
+				t.Errorf("%v does not name the owner, %s", err, ownerAddress)
+			}
 		})
 	}
 	out, err := sdk(t, owner).DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: stop})
