@@ -84,6 +84,7 @@ type Server struct {
 	drain  *drain
 	// lifecycle tells whether calls can be served.
 	lifecycle *lifecycle.Service
+	memory    *memoryReport
 }
 
 // New returns a server that listens nowhere yet.
@@ -101,7 +102,10 @@ func New(cfg Config) *Server {
 	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, DefaultMaxStreams)
 	cfg.MaxConnections = cmp.Or(cfg.MaxConnections, DefaultMaxConnections)
 	a := newAdmission(cfg.Logger, cfg.MaxRequests, cfg.MaxStreams, cfg.MaxConnections)
-	s := &Server{health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle}
+	s := &Server{
+		health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle,
+		memory: &memoryReport{cfg.Lifecycle, a, cfg.Logger},
+	}
 	g := newGate(a, arrival(cfg.Deadline))
 	s.grpc = grpc.NewServer(slices.Concat(transport(a), chain{callLog{cfg.Logger}, s.drain, g, cfg.Deadline}.options())...)
 	guarded := g.guard(s.grpc)
@@ -111,6 +115,7 @@ func New(cfg Config) *Server {
 		version:   cfg.Version,
 		backend:   cfg.Backend,
 		admission: a,
+		memory:    s.memory,
 	})
 	if cfg.Register != nil {
 		cfg.Register(guarded)
@@ -166,6 +171,7 @@ func (s *Server) Serve(lis net.Listener) error {
 	stop := make(chan struct{})
 	defer close(stop)
 	announcing.Go(func() { s.announce(stop) })
+	announcing.Go(func() { s.memory.run(stop) })
 	if err := s.grpc.Serve(lis); !errors.Is(err, grpc.ErrServerStopped) {
 		return err
 	}

@@ -20,6 +20,7 @@ type service struct {
 	lifecycle *lifecycle.Service
 	drain     *drain
 	admission *admission
+	memory    *memoryReport
 	version   string
 	backend   string
 }
@@ -171,6 +172,7 @@ func (s *service) GetServerInfo(context.Context, *instancedv1.GetServerInfoReque
 		InstanceCount:  int64(info.InstanceCount),
 		Impairment:     impairmentMessage(s.lifecycle.Impairment()),
 		TokenBuckets:   bucketMessages(info.Buckets),
+		Memory:         s.memory.use(),
 	}, nil
 }
 

@@ -35,7 +35,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Retention is how long history is kept, 24 hours by default.
 	Retention time.Duration
-	// MaxBytes is how much history is kept, in bytes; 1 GiB by default, at least 1 MiB. The database
+	// MaxBytes is how much history is kept, in bytes; 1 GiB by default, at least 1 MiB. Of
+	// small batches no more than one for each KiB of it are kept. The database
 	// of the embedded etcd may take twice that on disk, and always 64 MiB.
 	MaxBytes int64
 	// MinFreeDisk is the free disk space, in bytes, below which [Term.Writable] says
@@ -64,6 +65,10 @@ const openTimeout = 10 * time.Second
 
 // MinMaxBytes is the least history that can be asked for: a batch is that large.
 const MinMaxBytes = 1 << 20
+
+// batchBudget is for how many bytes of [Config.MaxBytes] one batch may be kept: however small
+// batches are, etcd holds their keys in memory.
+const batchBudget = 1 << 10
 
 // quota is how large the database of an embedded etcd may become.
 func (c *Config) quota() int64 { return max(2*c.MaxBytes, leastQuota) }
@@ -95,6 +100,8 @@ func or[T comparable](value, otherwise T) T {
 type Journal struct {
 	config Config
 	log    *slog.Logger
+	// maxBatches is how many batches of history are kept.
+	maxBatches uint64
 	// process tells this journal from every other that ever owned the log.
 	process [16]byte
 
@@ -153,6 +160,7 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 		pageReads: make(chan struct{}, pageReads),
 	}
 	j.log = j.config.Logger
+	j.maxBatches = uint64(j.config.MaxBytes / batchBudget)
 	j.view = newView(j.config.RingBytes)
 	_, _ = rand.Read(j.process[:]) // never fails: crypto/rand ends the process instead
 	if j.config.MaxBytes < MinMaxBytes {

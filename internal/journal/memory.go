@@ -26,10 +26,38 @@ const (
 	// recordOverhead is what an instance takes beside its record: places in the maps of
 	// the view, and in the snapshot.
 	recordOverhead = 160
-	// indexBytes is what etcd holds in memory for each key, whatever its value: the key
-	// and its revisions.
-	indexBytes = 320
+	// indexBytes is what the embedded etcd holds in memory for each key, whatever its value:
+	// the key, and its revisions since etcd was last compacted.
+	indexBytes = 180
+	// tokenBytes is what this process holds of a client token, with a key of usual length.
+	tokenBytes = 240
 )
+
+// Memory is about how much memory the journal takes in this process, in bytes, by what it is
+// for. Etcd's cache of its database is not part of it: the system gives that away when it
+// needs the memory.
+type Memory struct {
+	// Ring is the end of the log, with what it is encoded to for readers: at most MaxRing,
+	// which is [Config.RingBytes], or one batch.
+	Ring, MaxRing int64
+	// Instances is the last change of each instance, with the images before and after.
+	Instances int64
+	// ClientTokens is which client tokens there are. Only the owner knows; elsewhere it is 0.
+	ClientTokens int64
+	// Index is what an embedded etcd holds of its keys: mostly one for each batch of history
+	// and for each client token.
+	Index int64
+}
+
+// Memory returns about how much memory the journal takes.
+func (j *Journal) Memory() Memory {
+	stats := j.Stats()
+	m := Memory{Ring: stats.RingBytes, MaxRing: j.config.RingBytes, Instances: j.view.recordsSize(), ClientTokens: int64(stats.ClientTokens) * tokenBytes}
+	if j.store.embedded {
+		m.Index = (int64(stats.Batches) + int64(stats.ClientTokens) + int64(stats.Instances)) * indexBytes
+	}
+	return m
+}
 
 // sizeOf returns what a value of a type takes, rounded as the allocator does.
 func sizeOf[T any]() int64 {
@@ -160,12 +188,14 @@ func (e *Event) shareWith(known *Record) {
 	e.record.Previous, e.record.Instance, e.record.Cause = c.Before, c.After, c.Cause
 }
 
-// recordsSize estimates what records take, from some of them: the last change of each
+// recordsSize estimates what the records take, from some of them: the last change of each
 // instance with the images before and after.
-func recordsSize(records map[instance.ID]*Record) int64 {
+func (v *view) recordsSize() int64 {
 	const sample = 256
+	v.mu.RLock()
+	defer v.mu.RUnlock()
 	var looked, size int64
-	for _, r := range records {
+	for _, r := range v.records {
 		size += entryBytes + recordOverhead + imageSize(r.Instance, nil) + imageSize(r.Previous, r.Instance)
 		if looked++; looked == sample {
 			break
@@ -174,7 +204,7 @@ func recordsSize(records map[instance.ID]*Record) int64 {
 	if looked == 0 {
 		return 0
 	}
-	return size / looked * int64(len(records))
+	return size / looked * int64(len(v.records))
 }
 
 // ring holds the last batches in memory, without gaps. They take limit bytes at most, or

@@ -32,7 +32,13 @@ func (t *Term) trim(ctx context.Context, now time.Time) error {
 	if limit := uint64(j.config.MaxBytes); j.view.kept() > limit {
 		most = limit / 10 * 9
 	}
-	return t.trimTo(ctx, now.Add(-j.config.Retention), most)
+	if err := t.trimTo(ctx, now.Add(-j.config.Retention), most); err != nil {
+		return err
+	}
+	if kept := j.view.stats().Batches; kept > j.maxBatches {
+		return t.trimBefore(ctx, min(j.Head().Seq-j.maxBatches/10*9+1, t.saved.seq))
+	}
+	return nil
 }
 
 // trimTo deletes the batches that were recorded before a time, or that precede the
@@ -53,7 +59,13 @@ func (t *Term) trimTo(ctx context.Context, before time.Time, most uint64) error 
 	if err != nil {
 		return err
 	}
-	for first < cut {
+	return t.trimBefore(ctx, cut)
+}
+
+// trimBefore deletes the batches before one that is kept. The caller holds maintenance.
+func (t *Term) trimBefore(ctx context.Context, cut uint64) error {
+	j := t.journal
+	for first := j.view.oldestPosition().Seq + 1; first < cut; {
 		next := min(first+trimKeys, cut)
 		h, err := j.store.header(ctx, next)
 		if err != nil {
@@ -94,9 +106,9 @@ func search(first, last uint64, superfluous func(uint64) (bool, error)) (uint64,
 	return low, nil
 }
 
-// compact lets etcd forget the old revisions of keys, up to what was the present
-// when compact was called last: an external etcd may have other users, who may be
-// reading at a revision of a moment ago.
+// compact lets etcd forget the old revisions of keys: an external one up to what was the
+// present when compact was called last, since other users may be reading at a revision of a
+// moment ago.
 func (t *Term) compact(ctx context.Context) error {
 	if err := t.maintenance.lock(ctx); err != nil {
 		return err
@@ -108,6 +120,9 @@ func (t *Term) compact(ctx context.Context) error {
 	}
 	before := t.compactable
 	t.compactable = revision
+	if t.journal.store.embedded {
+		before = revision
+	}
 	if before == 0 {
 		return nil
 	}

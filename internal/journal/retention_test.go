@@ -80,6 +80,28 @@ func TestHistoryIsTrimmedBySize(t *testing.T) {
 	wantReason(t, err, instance.KindOutOfRange, ReasonCursorExpired)
 }
 
+func TestHistoryIsTrimmedByTheNumberOfItsBatches(t *testing.T) {
+	j := openJournal(t, testConfig(t))
+	if want := uint64(1 << 20); j.maxBatches != want {
+		t.Errorf("%d batches are kept of 1 GiB, want %d", j.maxBatches, want)
+	}
+	j.maxBatches = 100
+	term := campaign(t, j)
+	for n := range 150 {
+		set(t, term, id(1), instance.States()[n%2])
+	}
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := term.trim(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if s := j.Stats(); s.Batches != 90 {
+		t.Errorf("%d batches are kept, want 90", s.Batches)
+	}
+	readAll(t, j, j.Oldest(), j.Head())
+}
+
 func TestTrimmingKeepsWhatAStartNeeds(t *testing.T) {
 	config := testConfig(t)
 	j, err := Open(t.Context(), config)

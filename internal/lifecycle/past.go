@@ -8,8 +8,8 @@ import (
 )
 
 // maxPast is how many changes are remembered, whatever happens within the time that they are
-// to be: about 10 MiB of memory.
-const maxPast = 1 << 16
+// to be: about 2 MiB of memory, and more than EC2 lets anybody cause in a minute.
+const maxPast = 1 << 14
 
 // past remembers for a while what instances were before they changed, to tell an
 // outdated description from a change back.

@@ -216,6 +216,8 @@ type Info struct {
 	Retention       time.Duration
 	JournalMaxBytes int64
 	TokenLifetime   time.Duration
+	// Memory is about how much memory is in use, in bytes, by what it is for.
+	Memory journal.Memory
 	// Buckets are empty unless this process commands a backend that limits rates.
 	Buckets []instance.TokenBucket
 }

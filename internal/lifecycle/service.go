@@ -227,6 +227,7 @@ func (s *Service) Info() Info {
 		Retention:       config.Retention,
 		JournalMaxBytes: config.MaxBytes,
 		TokenLifetime:   config.TokenLifetime,
+		Memory:          s.journal.Memory(),
 		Buckets:         s.buckets(),
 	}
 }

@@ -2272,7 +2272,9 @@ type GetServerInfoResponse struct {
 	Impairment *Impairment `protobuf:"bytes,11,opt,name=impairment,proto3" json:"impairment,omitempty"`
 	// EC2's token buckets as this process mirrors them; empty with the simulator, and where
 	// another process owns the backend.
-	TokenBuckets  []*TokenBucket `protobuf:"bytes,12,rep,name=token_buckets,json=tokenBuckets,proto3" json:"token_buckets,omitempty"`
+	TokenBuckets []*TokenBucket `protobuf:"bytes,12,rep,name=token_buckets,json=tokenBuckets,proto3" json:"token_buckets,omitempty"`
+	// What takes memory in this process.
+	Memory        *MemoryUse `protobuf:"bytes,13,opt,name=memory,proto3" json:"memory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2391,6 +2393,126 @@ func (x *GetServerInfoResponse) GetTokenBuckets() []*TokenBucket {
 	return nil
 }
 
+func (x *GetServerInfoResponse) GetMemory() *MemoryUse {
+	if x != nil {
+		return x.Memory
+	}
+	return nil
+}
+
+// MemoryUse is about how much memory this process uses, in bytes, by what it is for. While it
+// collects garbage the heap is up to twice what is in use.
+type MemoryUse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The end of the log, which is held for subscribers with what it is encoded to for them.
+	RecentHistoryBytes int64 `protobuf:"varint,1,opt,name=recent_history_bytes,json=recentHistoryBytes,proto3" json:"recent_history_bytes,omitempty"`
+	// The limit of recent_history_bytes: what is older is read from disk when it is wanted.
+	MaxRecentHistoryBytes int64 `protobuf:"varint,2,opt,name=max_recent_history_bytes,json=maxRecentHistoryBytes,proto3" json:"max_recent_history_bytes,omitempty"`
+	// What is known of the instances.
+	InstancesBytes int64 `protobuf:"varint,3,opt,name=instances_bytes,json=instancesBytes,proto3" json:"instances_bytes,omitempty"`
+	// Which client tokens there are; 0 where another process owns the backend.
+	ClientTokensBytes int64 `protobuf:"varint,4,opt,name=client_tokens_bytes,json=clientTokensBytes,proto3" json:"client_tokens_bytes,omitempty"`
+	// The index of an embedded journal's keys: mostly one for each batch of the log and for
+	// each client token; 0 where the journal is in an etcd cluster.
+	IndexBytes int64 `protobuf:"varint,5,opt,name=index_bytes,json=indexBytes,proto3" json:"index_bytes,omitempty"`
+	// The subscriptions and waits that are under way, each of which may hold 256 KiB beside the
+	// window of its connection; one that keeps up holds about 16 KiB.
+	Streams int64 `protobuf:"varint,6,opt,name=streams,proto3" json:"streams,omitempty"`
+	// The heap of the process: all of the above, what else is in use, and garbage.
+	HeapBytes int64 `protobuf:"varint,7,opt,name=heap_bytes,json=heapBytes,proto3" json:"heap_bytes,omitempty"`
+	// What the process has from the system, without etcd's cache of its database, which the
+	// system takes back when it needs memory.
+	ProcessBytes  int64 `protobuf:"varint,8,opt,name=process_bytes,json=processBytes,proto3" json:"process_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryUse) Reset() {
+	*x = MemoryUse{}
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryUse) ProtoMessage() {}
+
+func (x *MemoryUse) ProtoReflect() protoreflect.Message {
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryUse.ProtoReflect.Descriptor instead.
+func (*MemoryUse) Descriptor() ([]byte, []int) {
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *MemoryUse) GetRecentHistoryBytes() int64 {
+	if x != nil {
+		return x.RecentHistoryBytes
+	}
+	return 0
+}
+
+func (x *MemoryUse) GetMaxRecentHistoryBytes() int64 {
+	if x != nil {
+		return x.MaxRecentHistoryBytes
+	}
+	return 0
+}
+
+func (x *MemoryUse) GetInstancesBytes() int64 {
+	if x != nil {
+		return x.InstancesBytes
+	}
+	return 0
+}
+
+func (x *MemoryUse) GetClientTokensBytes() int64 {
+	if x != nil {
+		return x.ClientTokensBytes
+	}
+	return 0
+}
+
+func (x *MemoryUse) GetIndexBytes() int64 {
+	if x != nil {
+		return x.IndexBytes
+	}
+	return 0
+}
+
+func (x *MemoryUse) GetStreams() int64 {
+	if x != nil {
+		return x.Streams
+	}
+	return 0
+}
+
+func (x *MemoryUse) GetHeapBytes() int64 {
+	if x != nil {
+		return x.HeapBytes
+	}
+	return 0
+}
+
+func (x *MemoryUse) GetProcessBytes() int64 {
+	if x != nil {
+		return x.ProcessBytes
+	}
+	return 0
+}
+
 // TokenBucket is one of EC2's limits of rates: calls, or their instances, take tokens from
 // it, and wait when there are none.
 type TokenBucket struct {
@@ -2413,7 +2535,7 @@ type TokenBucket struct {
 
 func (x *TokenBucket) Reset() {
 	*x = TokenBucket{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2425,7 +2547,7 @@ func (x *TokenBucket) String() string {
 func (*TokenBucket) ProtoMessage() {}
 
 func (x *TokenBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[26]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2438,7 +2560,7 @@ func (x *TokenBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenBucket.ProtoReflect.Descriptor instead.
 func (*TokenBucket) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{26}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TokenBucket) GetName() string {
@@ -2511,7 +2633,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2645,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[27]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2658,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{27}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Limits) GetMaxInstanceIds() int32 {
@@ -2636,7 +2758,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[28]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2648,7 +2770,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_v1_instance_service_proto_msgTypes[28]
+	mi := &file_instanced_v1_instance_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2661,7 +2783,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{28}
+	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Owner) GetAddress() string {
@@ -2822,7 +2944,7 @@ const file_instanced_v1_instance_service_proto_rawDesc = "" +
 	"\x06events\x18\x01 \x03(\v2\x13.instanced.v1.EventR\x06events\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x16\n" +
 	"\x06cursor\x18\x03 \x01(\tR\x06cursor\"\x16\n" +
-	"\x14GetServerInfoRequest\"\x83\x04\n" +
+	"\x14GetServerInfoRequest\"\xb4\x04\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12\x15\n" +
@@ -2838,7 +2960,19 @@ const file_instanced_v1_instance_service_proto_rawDesc = "" +
 	"\n" +
 	"impairment\x18\v \x01(\v2\x18.instanced.v1.ImpairmentR\n" +
 	"impairment\x12>\n" +
-	"\rtoken_buckets\x18\f \x03(\v2\x19.instanced.v1.TokenBucketR\ftokenBuckets\"\xac\x01\n" +
+	"\rtoken_buckets\x18\f \x03(\v2\x19.instanced.v1.TokenBucketR\ftokenBuckets\x12/\n" +
+	"\x06memory\x18\r \x01(\v2\x17.instanced.v1.MemoryUseR\x06memory\"\xce\x02\n" +
+	"\tMemoryUse\x120\n" +
+	"\x14recent_history_bytes\x18\x01 \x01(\x03R\x12recentHistoryBytes\x127\n" +
+	"\x18max_recent_history_bytes\x18\x02 \x01(\x03R\x15maxRecentHistoryBytes\x12'\n" +
+	"\x0finstances_bytes\x18\x03 \x01(\x03R\x0einstancesBytes\x12.\n" +
+	"\x13client_tokens_bytes\x18\x04 \x01(\x03R\x11clientTokensBytes\x12\x1f\n" +
+	"\vindex_bytes\x18\x05 \x01(\x03R\n" +
+	"indexBytes\x12\x18\n" +
+	"\astreams\x18\x06 \x01(\x03R\astreams\x12\x1d\n" +
+	"\n" +
+	"heap_bytes\x18\a \x01(\x03R\theapBytes\x12#\n" +
+	"\rprocess_bytes\x18\b \x01(\x03R\fprocessBytes\"\xac\x01\n" +
 	"\vTokenBucket\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\x01R\x05level\x12\x1a\n" +
@@ -2920,7 +3054,7 @@ func file_instanced_v1_instance_service_proto_rawDescGZIP() []byte {
 }
 
 var file_instanced_v1_instance_service_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_instanced_v1_instance_service_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_instanced_v1_instance_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_instanced_v1_instance_service_proto_goTypes = []any{
 	(FailureMode)(0),                   // 0: instanced.v1.FailureMode
 	(WaitUntil)(0),                     // 1: instanced.v1.WaitUntil
@@ -2954,92 +3088,94 @@ var file_instanced_v1_instance_service_proto_goTypes = []any{
 	(*ListEventsResponse)(nil),         // 29: instanced.v1.ListEventsResponse
 	(*GetServerInfoRequest)(nil),       // 30: instanced.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),      // 31: instanced.v1.GetServerInfoResponse
-	(*TokenBucket)(nil),                // 32: instanced.v1.TokenBucket
-	(*Limits)(nil),                     // 33: instanced.v1.Limits
-	(*Owner)(nil),                      // 34: instanced.v1.Owner
-	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
-	(*InstanceStateChange)(nil),        // 36: instanced.v1.InstanceStateChange
-	(*InstanceFilter)(nil),             // 37: instanced.v1.InstanceFilter
-	(*Instance)(nil),                   // 38: instanced.v1.Instance
-	(*timestamppb.Timestamp)(nil),      // 39: google.protobuf.Timestamp
-	(InstanceStateName)(0),             // 40: instanced.v1.InstanceStateName
-	(*InstanceState)(nil),              // 41: instanced.v1.InstanceState
-	(*StateReason)(nil),                // 42: instanced.v1.StateReason
-	(*Event)(nil),                      // 43: instanced.v1.Event
+	(*MemoryUse)(nil),                  // 32: instanced.v1.MemoryUse
+	(*TokenBucket)(nil),                // 33: instanced.v1.TokenBucket
+	(*Limits)(nil),                     // 34: instanced.v1.Limits
+	(*Owner)(nil),                      // 35: instanced.v1.Owner
+	(*durationpb.Duration)(nil),        // 36: google.protobuf.Duration
+	(*InstanceStateChange)(nil),        // 37: instanced.v1.InstanceStateChange
+	(*InstanceFilter)(nil),             // 38: instanced.v1.InstanceFilter
+	(*Instance)(nil),                   // 39: instanced.v1.Instance
+	(*timestamppb.Timestamp)(nil),      // 40: google.protobuf.Timestamp
+	(InstanceStateName)(0),             // 41: instanced.v1.InstanceStateName
+	(*InstanceState)(nil),              // 42: instanced.v1.InstanceState
+	(*StateReason)(nil),                // 43: instanced.v1.StateReason
+	(*Event)(nil),                      // 44: instanced.v1.Event
 }
 var file_instanced_v1_instance_service_proto_depIdxs = []int32{
-	35, // 0: instanced.v1.InstanceFailure.retry_delay:type_name -> google.protobuf.Duration
+	36, // 0: instanced.v1.InstanceFailure.retry_delay:type_name -> google.protobuf.Duration
 	0,  // 1: instanced.v1.StartInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	36, // 2: instanced.v1.StartInstancesResponse.starting_instances:type_name -> instanced.v1.InstanceStateChange
+	37, // 2: instanced.v1.StartInstancesResponse.starting_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 3: instanced.v1.StartInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
 	0,  // 4: instanced.v1.StopInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	36, // 5: instanced.v1.StopInstancesResponse.stopping_instances:type_name -> instanced.v1.InstanceStateChange
+	37, // 5: instanced.v1.StopInstancesResponse.stopping_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 6: instanced.v1.StopInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
 	0,  // 7: instanced.v1.RebootInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	36, // 8: instanced.v1.RebootInstancesResponse.rebooting_instances:type_name -> instanced.v1.InstanceStateChange
+	37, // 8: instanced.v1.RebootInstancesResponse.rebooting_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 9: instanced.v1.RebootInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
 	0,  // 10: instanced.v1.TerminateInstancesRequest.failure_mode:type_name -> instanced.v1.FailureMode
-	36, // 11: instanced.v1.TerminateInstancesResponse.terminating_instances:type_name -> instanced.v1.InstanceStateChange
+	37, // 11: instanced.v1.TerminateInstancesResponse.terminating_instances:type_name -> instanced.v1.InstanceStateChange
 	6,  // 12: instanced.v1.TerminateInstancesResponse.failed_instances:type_name -> instanced.v1.InstanceFailure
-	37, // 13: instanced.v1.DescribeInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
-	38, // 14: instanced.v1.DescribeInstancesResponse.instances:type_name -> instanced.v1.Instance
-	39, // 15: instanced.v1.DescribeInstancesResponse.last_reconciled:type_name -> google.protobuf.Timestamp
-	40, // 16: instanced.v1.WaitInstancesRequest.states:type_name -> instanced.v1.InstanceStateName
-	35, // 17: instanced.v1.WaitInstancesRequest.timeout:type_name -> google.protobuf.Duration
+	38, // 13: instanced.v1.DescribeInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
+	39, // 14: instanced.v1.DescribeInstancesResponse.instances:type_name -> instanced.v1.Instance
+	40, // 15: instanced.v1.DescribeInstancesResponse.last_reconciled:type_name -> google.protobuf.Timestamp
+	41, // 16: instanced.v1.WaitInstancesRequest.states:type_name -> instanced.v1.InstanceStateName
+	36, // 17: instanced.v1.WaitInstancesRequest.timeout:type_name -> google.protobuf.Duration
 	1,  // 18: instanced.v1.WaitInstancesRequest.until:type_name -> instanced.v1.WaitUntil
 	2,  // 19: instanced.v1.WaitResult.outcome:type_name -> instanced.v1.WaitOutcome
-	38, // 20: instanced.v1.WaitResult.instance:type_name -> instanced.v1.Instance
-	41, // 21: instanced.v1.WaitResult.reached_state:type_name -> instanced.v1.InstanceState
-	42, // 22: instanced.v1.WaitResult.state_reason:type_name -> instanced.v1.StateReason
+	39, // 20: instanced.v1.WaitResult.instance:type_name -> instanced.v1.Instance
+	42, // 21: instanced.v1.WaitResult.reached_state:type_name -> instanced.v1.InstanceState
+	43, // 22: instanced.v1.WaitResult.state_reason:type_name -> instanced.v1.StateReason
 	18, // 23: instanced.v1.WaitInstancesResponse.results:type_name -> instanced.v1.WaitResult
-	37, // 24: instanced.v1.WatchInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
-	35, // 25: instanced.v1.WatchInstancesRequest.progress_interval:type_name -> google.protobuf.Duration
+	38, // 24: instanced.v1.WatchInstancesRequest.filter:type_name -> instanced.v1.InstanceFilter
+	36, // 25: instanced.v1.WatchInstancesRequest.progress_interval:type_name -> google.protobuf.Duration
 	3,  // 26: instanced.v1.WatchInstancesRequest.on_unusable_cursor:type_name -> instanced.v1.UnusableCursorPolicy
 	22, // 27: instanced.v1.WatchInstancesResponse.subscribed:type_name -> instanced.v1.Subscribed
 	23, // 28: instanced.v1.WatchInstancesResponse.snapshot:type_name -> instanced.v1.Snapshot
 	24, // 29: instanced.v1.WatchInstancesResponse.events:type_name -> instanced.v1.Events
 	25, // 30: instanced.v1.WatchInstancesResponse.progress:type_name -> instanced.v1.Progress
 	27, // 31: instanced.v1.WatchInstancesResponse.goodbye:type_name -> instanced.v1.Goodbye
-	35, // 32: instanced.v1.Subscribed.progress_interval:type_name -> google.protobuf.Duration
-	38, // 33: instanced.v1.Snapshot.instances:type_name -> instanced.v1.Instance
+	36, // 32: instanced.v1.Subscribed.progress_interval:type_name -> google.protobuf.Duration
+	39, // 33: instanced.v1.Snapshot.instances:type_name -> instanced.v1.Instance
 	4,  // 34: instanced.v1.Snapshot.reason:type_name -> instanced.v1.UnusableCursorReason
-	43, // 35: instanced.v1.Events.events:type_name -> instanced.v1.Event
-	39, // 36: instanced.v1.Progress.last_reconciled:type_name -> google.protobuf.Timestamp
+	44, // 35: instanced.v1.Events.events:type_name -> instanced.v1.Event
+	40, // 36: instanced.v1.Progress.last_reconciled:type_name -> google.protobuf.Timestamp
 	26, // 37: instanced.v1.Progress.impairment:type_name -> instanced.v1.Impairment
 	5,  // 38: instanced.v1.Goodbye.reason:type_name -> instanced.v1.GoodbyeReason
-	35, // 39: instanced.v1.Goodbye.retry_delay:type_name -> google.protobuf.Duration
-	43, // 40: instanced.v1.ListEventsResponse.events:type_name -> instanced.v1.Event
-	33, // 41: instanced.v1.GetServerInfoResponse.limits:type_name -> instanced.v1.Limits
-	34, // 42: instanced.v1.GetServerInfoResponse.owner:type_name -> instanced.v1.Owner
-	39, // 43: instanced.v1.GetServerInfoResponse.last_reconciled:type_name -> google.protobuf.Timestamp
+	36, // 39: instanced.v1.Goodbye.retry_delay:type_name -> google.protobuf.Duration
+	44, // 40: instanced.v1.ListEventsResponse.events:type_name -> instanced.v1.Event
+	34, // 41: instanced.v1.GetServerInfoResponse.limits:type_name -> instanced.v1.Limits
+	35, // 42: instanced.v1.GetServerInfoResponse.owner:type_name -> instanced.v1.Owner
+	40, // 43: instanced.v1.GetServerInfoResponse.last_reconciled:type_name -> google.protobuf.Timestamp
 	26, // 44: instanced.v1.GetServerInfoResponse.impairment:type_name -> instanced.v1.Impairment
-	32, // 45: instanced.v1.GetServerInfoResponse.token_buckets:type_name -> instanced.v1.TokenBucket
-	35, // 46: instanced.v1.Limits.client_token_lifetime:type_name -> google.protobuf.Duration
-	35, // 47: instanced.v1.Limits.retention:type_name -> google.protobuf.Duration
-	35, // 48: instanced.v1.Limits.max_wait:type_name -> google.protobuf.Duration
-	7,  // 49: instanced.v1.InstanceService.StartInstances:input_type -> instanced.v1.StartInstancesRequest
-	9,  // 50: instanced.v1.InstanceService.StopInstances:input_type -> instanced.v1.StopInstancesRequest
-	11, // 51: instanced.v1.InstanceService.RebootInstances:input_type -> instanced.v1.RebootInstancesRequest
-	13, // 52: instanced.v1.InstanceService.TerminateInstances:input_type -> instanced.v1.TerminateInstancesRequest
-	15, // 53: instanced.v1.InstanceService.DescribeInstances:input_type -> instanced.v1.DescribeInstancesRequest
-	17, // 54: instanced.v1.InstanceService.WaitInstances:input_type -> instanced.v1.WaitInstancesRequest
-	20, // 55: instanced.v1.InstanceService.WatchInstances:input_type -> instanced.v1.WatchInstancesRequest
-	28, // 56: instanced.v1.InstanceService.ListEvents:input_type -> instanced.v1.ListEventsRequest
-	30, // 57: instanced.v1.InstanceService.GetServerInfo:input_type -> instanced.v1.GetServerInfoRequest
-	8,  // 58: instanced.v1.InstanceService.StartInstances:output_type -> instanced.v1.StartInstancesResponse
-	10, // 59: instanced.v1.InstanceService.StopInstances:output_type -> instanced.v1.StopInstancesResponse
-	12, // 60: instanced.v1.InstanceService.RebootInstances:output_type -> instanced.v1.RebootInstancesResponse
-	14, // 61: instanced.v1.InstanceService.TerminateInstances:output_type -> instanced.v1.TerminateInstancesResponse
-	16, // 62: instanced.v1.InstanceService.DescribeInstances:output_type -> instanced.v1.DescribeInstancesResponse
-	19, // 63: instanced.v1.InstanceService.WaitInstances:output_type -> instanced.v1.WaitInstancesResponse
-	21, // 64: instanced.v1.InstanceService.WatchInstances:output_type -> instanced.v1.WatchInstancesResponse
-	29, // 65: instanced.v1.InstanceService.ListEvents:output_type -> instanced.v1.ListEventsResponse
-	31, // 66: instanced.v1.InstanceService.GetServerInfo:output_type -> instanced.v1.GetServerInfoResponse
-	58, // [58:67] is the sub-list for method output_type
-	49, // [49:58] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	33, // 45: instanced.v1.GetServerInfoResponse.token_buckets:type_name -> instanced.v1.TokenBucket
+	32, // 46: instanced.v1.GetServerInfoResponse.memory:type_name -> instanced.v1.MemoryUse
+	36, // 47: instanced.v1.Limits.client_token_lifetime:type_name -> google.protobuf.Duration
+	36, // 48: instanced.v1.Limits.retention:type_name -> google.protobuf.Duration
+	36, // 49: instanced.v1.Limits.max_wait:type_name -> google.protobuf.Duration
+	7,  // 50: instanced.v1.InstanceService.StartInstances:input_type -> instanced.v1.StartInstancesRequest
+	9,  // 51: instanced.v1.InstanceService.StopInstances:input_type -> instanced.v1.StopInstancesRequest
+	11, // 52: instanced.v1.InstanceService.RebootInstances:input_type -> instanced.v1.RebootInstancesRequest
+	13, // 53: instanced.v1.InstanceService.TerminateInstances:input_type -> instanced.v1.TerminateInstancesRequest
+	15, // 54: instanced.v1.InstanceService.DescribeInstances:input_type -> instanced.v1.DescribeInstancesRequest
+	17, // 55: instanced.v1.InstanceService.WaitInstances:input_type -> instanced.v1.WaitInstancesRequest
+	20, // 56: instanced.v1.InstanceService.WatchInstances:input_type -> instanced.v1.WatchInstancesRequest
+	28, // 57: instanced.v1.InstanceService.ListEvents:input_type -> instanced.v1.ListEventsRequest
+	30, // 58: instanced.v1.InstanceService.GetServerInfo:input_type -> instanced.v1.GetServerInfoRequest
+	8,  // 59: instanced.v1.InstanceService.StartInstances:output_type -> instanced.v1.StartInstancesResponse
+	10, // 60: instanced.v1.InstanceService.StopInstances:output_type -> instanced.v1.StopInstancesResponse
+	12, // 61: instanced.v1.InstanceService.RebootInstances:output_type -> instanced.v1.RebootInstancesResponse
+	14, // 62: instanced.v1.InstanceService.TerminateInstances:output_type -> instanced.v1.TerminateInstancesResponse
+	16, // 63: instanced.v1.InstanceService.DescribeInstances:output_type -> instanced.v1.DescribeInstancesResponse
+	19, // 64: instanced.v1.InstanceService.WaitInstances:output_type -> instanced.v1.WaitInstancesResponse
+	21, // 65: instanced.v1.InstanceService.WatchInstances:output_type -> instanced.v1.WatchInstancesResponse
+	29, // 66: instanced.v1.InstanceService.ListEvents:output_type -> instanced.v1.ListEventsResponse
+	31, // 67: instanced.v1.InstanceService.GetServerInfo:output_type -> instanced.v1.GetServerInfoResponse
+	59, // [59:68] is the sub-list for method output_type
+	50, // [50:59] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_instanced_v1_instance_service_proto_init() }
@@ -3062,7 +3198,7 @@ func file_instanced_v1_instance_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_instanced_v1_instance_service_proto_rawDesc), len(file_instanced_v1_instance_service_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
