@@ -52,12 +52,12 @@ func (r *memoryReport) run(stop <-chan struct{}) {
 	ticker := time.NewTicker(memoryLogInterval)
 	defer ticker.Stop()
 	for {
+		use := r.use()
+		r.log.Debug("memory in use", "heap_bytes", use.GetHeapBytes(), "process_bytes", use.GetProcessBytes(),
+			"recent_history_bytes", use.GetRecentHistoryBytes(), "instances_bytes", use.GetInstancesBytes(),
+			"client_tokens_bytes", use.GetClientTokensBytes(), "index_bytes", use.GetIndexBytes(), "streams", use.GetStreams())
 		select {
 		case <-ticker.C:
-			use := r.use()
-			r.log.Debug("memory in use", "heap_bytes", use.GetHeapBytes(), "process_bytes", use.GetProcessBytes(),
-				"recent_history_bytes", use.GetRecentHistoryBytes(), "instances_bytes", use.GetInstancesBytes(),
-				"client_tokens_bytes", use.GetClientTokensBytes(), "index_bytes", use.GetIndexBytes(), "streams", use.GetStreams())
 		case <-stop:
 			return
 		}

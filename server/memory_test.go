@@ -1,6 +1,8 @@
 package server_test
 
 import (
+	"log/slog"
+	"strings"
 	"testing"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -58,7 +60,10 @@ func memoryUse(t testing.TB, srv *servertest.Server) *instancedv1.MemoryUse {
 
 func TestTheServerSaysWhatTakesMemory(t *testing.T) {
 	t.Parallel()
-	srv := servertest.New(t, servertest.Options{Fleet: fleet(100)})
+	var log logBuffer
+	srv := servertest.New(t, servertest.Options{
+		Fleet: fleet(100), Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
 	before := memoryUse(t, srv)
 	if n := before.GetInstancesBytes() / 100; n < 500 || n > 3000 {
 		t.Errorf("an instance takes %d bytes", n)
@@ -86,5 +91,11 @@ func TestTheServerSaysWhatTakesMemory(t *testing.T) {
 	sum := after.GetRecentHistoryBytes() + after.GetInstancesBytes() + after.GetClientTokensBytes() + after.GetIndexBytes()
 	if heap := after.GetHeapBytes(); sum > heap || heap > after.GetProcessBytes() {
 		t.Errorf("the parts take %d bytes of a heap of %d and a process of %d", sum, heap, after.GetProcessBytes())
+	}
+	eventually(t, "the log says it too", func() bool { return lineWith(&log, "memory in use") != "" })
+	for _, part := range []string{"heap_bytes=", "recent_history_bytes=", "instances_bytes=", "client_tokens_bytes=", "index_bytes="} {
+		if line := lineWith(&log, "memory in use"); !strings.Contains(line, part) {
+			t.Errorf("the log line lacks %s: %s", part, line)
+		}
 	}
 }

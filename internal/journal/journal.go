@@ -49,7 +49,7 @@ type Config struct {
 	// TokenLifetime is how long each is kept, 24 hours by default.
 	TokenLifetime time.Duration
 	// RingBytes is how much memory the end of the log may take that is held for readers,
-	// with what it is encoded to for them, in bytes; 32 MiB by default.
+	// with what it is encoded to for them, in bytes; 16 MiB by default.
 	RingBytes int64
 	// Address is where this process can be reached; others are told while it is the
 	// owner.
@@ -80,7 +80,7 @@ func (c Config) withDefaults() Config {
 	c.MinFreeDisk = or(c.MinFreeDisk, 512<<20)
 	c.MaxClientTokens = or(c.MaxClientTokens, 200_000)
 	c.TokenLifetime = or(c.TokenLifetime, 24*time.Hour)
-	c.RingBytes = or(c.RingBytes, 32<<20)
+	c.RingBytes = or(c.RingBytes, 16<<20)
 	c.OwnerTTL = max(or(c.OwnerTTL, 10*time.Second), 2*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
