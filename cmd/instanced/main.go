@@ -125,7 +125,7 @@ command line wins.
 	}
 	add("commands", newStartCommand(t), newStopCommand(t), newRebootCommand(t), newTerminateCommand(t))
 	add("questions", newDescribeCommand(t), newWaitCommand(t), newWatchCommand(t), newHistoryCommand(t))
-	add("service", newServeCommand(t), newDoctorCommand(t), newVerifyCommand(t), newVersionCommand(t))
+	add("service", newServeCommand(t), newDoctorCommand(t), newVerifyCommand(t), newUpgradeCommand(t), newVersionCommand(t))
 	root.SetCompletionCommandGroupID("service")
 	root.SetHelpCommandGroupID("service")
 	root.SetHelpCommand(newHelpCommand())

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 
 	"github.com/instanced/instanced/internal/backend/sim"
@@ -100,9 +101,7 @@ and the AWS ones.`,
 	flags.SortFlags = false
 	bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 takes a free one", parseListen)
 	bind(flags, &cfg.backend, "backend", "name", "simulator", "what the instances are: simulator or ec2", oneOf(backendSimulator, backendEC2))
-	flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal; one process at a time")
-	bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; several are separated by commas", parseEndpoints)
-	bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of all keys of the journal", parsePrefix)
+	cfg.bindJournal(flags)
 	bind(flags, &cfg.retention, "retention", "duration", "24h", "keep history so long", parsePositiveDuration)
 	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "keep no more history than this", parseJournalSize)
 	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "refuse changes when the disk has less left than this; 0 means never", parseSize)
@@ -127,14 +126,8 @@ and the AWS ones.`,
 	completeWords(cmd, "log-level", "debug", "info", "warn", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t.accepted = true
-		if flags.Changed("data-dir") && cfg.dataDir == "" {
-			return usagef("--data-dir: \"\" is not a directory, such as %s", cmp.Or(defaultDataDir(), "/var/lib/instanced"))
-		}
-		if len(cfg.etcdEndpoints) > 0 && flags.Changed("data-dir") {
-			return usagef("--data-dir and --etcd-endpoints exclude each other: the journal is in one place")
-		}
-		if len(cfg.etcdEndpoints) == 0 && cfg.dataDir == "" {
-			return usagef("there is no home directory to keep the journal in; --data-dir names another")
+		if err := cfg.checkJournal(flags); err != nil {
+			return err
 		}
 		if cfg.ec2Credentials != "" && cfg.ec2Listen == "" {
 			return usagef("--ec2-credentials is for the EC2 endpoint, which --ec2-listen opens")
@@ -145,6 +138,26 @@ and the AWS ones.`,
 		return serve(cmd.Context(), cfg, t)
 	}
 	return cmd
+}
+
+// bindJournal adds the flags that say where the journal is.
+func (cfg *serveConfig) bindJournal(flags *pflag.FlagSet) {
+	flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal; one process at a time")
+	bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; several are separated by commas", parseEndpoints)
+	bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of all keys of the journal", parsePrefix)
+}
+
+// checkJournal returns an error unless these flags name one place.
+func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet) error {
+	switch {
+	case flags.Changed("data-dir") && cfg.dataDir == "":
+		return usagef("--data-dir: \"\" is not a directory, such as %s", cmp.Or(defaultDataDir(), "/var/lib/instanced"))
+	case len(cfg.etcdEndpoints) > 0 && flags.Changed("data-dir"):
+		return usagef("--data-dir and --etcd-endpoints exclude each other: the journal is in one place")
+	case len(cfg.etcdEndpoints) == 0 && cfg.dataDir == "":
+		return usagef("there is no home directory to keep the journal in; --data-dir names another")
+	}
+	return nil
 }
 
 // serve is the composition root: it makes every part, joins them, and takes them
@@ -189,6 +202,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		MaxBytes:        cfg.journalMaxBytes,
 		MinFreeDisk:     cmp.Or(cfg.minFreeDisk, -1),
 		MaxClientTokens: cfg.maxClientTokens,
+		Version:         buildVersion(),
 		Address:         lis.Addr().String(),
 	})
 	if err != nil {

@@ -41,18 +41,20 @@ type dataDir struct {
 	lock *os.File
 	// format is that of the directory, which what is in etcd may not have yet.
 	format int
+	// version is that of this program.
+	version string
 }
 
 // openDir creates the directory where there is none, and takes its lock before
 // anything in it is touched. Errors say in a sentence what is wrong.
-func openDir(path string) (*dataDir, error) {
+func openDir(path, version string) (*dataDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("the data directory %s cannot be created: %w", path, reason(err))
 	}
 	if err := refuseForeign(path); err != nil {
 		return nil, err
 	}
-	d := &dataDir{path: path}
+	d := &dataDir{path: path, version: version}
 	if err := d.takeLock(); err != nil {
 		return nil, err
 	}
@@ -144,7 +146,8 @@ func (d *dataDir) check() error {
 		return fmt.Errorf("the data directory %s is not one of this program: its file \"format\" says %.40q", d.path, text)
 	}
 	if version > formatVersion {
-		return errNewer("the data directory "+d.path, version)
+		_, program, _ := strings.Cut(string(text), versionLine)
+		return errNewer("the data directory "+d.path, version, strings.TrimSpace(program))
 	}
 	d.format = version
 	return d.raise(oldestWritten)
@@ -213,12 +216,17 @@ func errDamaged(path string, cause error) error {
 }
 
 // errNewer is why something of a newer format is left alone.
-func errNewer(what string, format int) error {
-	return fmt.Errorf("%s has format %d, of a newer version of this program; this version knows formats up to %d",
-		what, format, formatVersion)
+func errNewer(what string, format int, program string) error {
+	return fmt.Errorf("%s has format %d, of a newer version of this program (%s); this version knows formats up to %d",
+		what, format, or(program, "it does not say which"), formatVersion)
 }
 
-const formatLine = "instanced journal %d\n"
+// The file "format" has the first of these lines and, if the version of the program that
+// wrote it is known, the second.
+const (
+	formatLine  = "instanced journal %d\n"
+	versionLine = "written by instanced "
+)
 
 func (d *dataDir) create() error {
 	if _, err := os.Stat(d.etcd()); err == nil {
@@ -234,7 +242,11 @@ func (d *dataDir) raise(format int) error {
 	}
 	name := filepath.Join(d.path, "format")
 	next := name + ".new"
-	if err := writeSynced(next, fmt.Sprintf(formatLine, format)); err != nil {
+	text := fmt.Sprintf(formatLine, format)
+	if d.version != "" {
+		text += versionLine + d.version + "\n"
+	}
+	if err := writeSynced(next, text); err != nil {
 		return d.errUnwritable(err)
 	}
 	if err := os.Rename(next, name); err != nil {

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -212,6 +213,116 @@ func TestALogOfFormat3StaysOneThatTheVersionBeforeCanRead(t *testing.T) {
 	j, term = own(t, config)
 	wantFormat(t, j, 3)
 	wantOfFormat3(t, j, term)
+}
+
+func TestAFinalizedJournalIsReadAndWrittenWithChecksums(t *testing.T) {
+	config := written3(t)
+	config.Version = "v1.2.3"
+	was, is, err := Finalize(t.Context(), config)
+	if err != nil || was != 3 || is != 4 {
+		t.Fatalf("from %d to %d, %v", was, is, err)
+	}
+	text, err := os.ReadFile(filepath.Join(config.DataDir, "format"))
+	if want := "instanced journal 4\nwritten by instanced v1.2.3\n"; err != nil || string(text) != want {
+		t.Errorf("the directory says %q, %v; want %q", text, err, want)
+	}
+	j, term := own(t, config)
+	if v := j.store.meta.Load().GetProgramVersion(); v != "v1.2.3" {
+		t.Errorf("the log says that %q gave it its format", v)
+	}
+	wantOfFormat3(t, j, term)
+	set(t, term, id(4), instance.StatePending)
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// Batches and tokens stay as they were written; instances do not wait for a change.
+	for _, kv := range stores(t, j) {
+		key := strings.TrimPrefix(string(kv.Key), j.store.keys.prefix)
+		older := strings.HasPrefix(key, "log/") && key < "log/00000000000000000006" || strings.HasPrefix(key, "tokens/")
+		if sealed(kv) == older {
+			t.Errorf("%s is sealed: %t", key, sealed(kv))
+		}
+	}
+	closeJournal(t, j)
+
+	j, term = own(t, config)
+	wantOfFormat3(t, j, term)
+	if record, _ := j.Get(id(4)); record.Instance.State != instance.StatePending {
+		t.Errorf("the last change is lost: %v", record.Instance.State)
+	}
+	closeJournal(t, j)
+	if was, is, err := Finalize(t.Context(), config); err != nil || was != 4 || is != 4 {
+		t.Errorf("once more: from %d to %d, %v", was, is, err)
+	}
+}
+
+// What was written without checksums before is told from what should have one.
+func TestAValueThatLostItsChecksumInAFinalizedJournalIsNoticed(t *testing.T) {
+	config := written3(t)
+	if _, _, err := Finalize(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	j, term := own(t, config)
+	set(t, term, id(4), instance.StatePending)
+	for _, kv := range stores(t, j) {
+		if !sealed(kv) {
+			continue
+		}
+		bare := &mvccpb.KeyValue{Key: kv.Key, Value: kv.Value[sealSize:], ModRevision: kv.ModRevision}
+		_, err := j.store.unseal(bare)
+		if string(kv.Key) == j.store.keys.meta {
+			_, err = j.store.readMeta(bare)
+		}
+		if !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s without its checksum: %v", kv.Key, err)
+		}
+	}
+}
+
+func TestNoJournalIsFinalizedThatIsInUseOrDoesNotExist(t *testing.T) {
+	config := testConfig(t)
+	_, _, err := Finalize(t.Context(), config)
+	wantSentence(t, nil, err, "there is no journal in "+config.DataDir)
+	j := openJournal(t, config)
+	_, _, err = Finalize(t.Context(), config)
+	wantSentence(t, nil, err, "in use by process")
+	closeJournal(t, j)
+}
+
+func TestAnExternalJournalIsFinalizedWhenNobodyOwnsIt(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	config := c.config("a")
+	_, _, err := Finalize(t.Context(), config)
+	wantSentence(t, nil, err, "there is no journal below /instanced")
+	j := openJournal(t, config)
+	if _, err := j.store.client.Txn(t.Context()).Then(format3(t)...).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.store.client.Txn(t.Context()).Then(clientv3.OpDelete(j.store.keys.owner)).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	follower := openJournal(t, c.config("follower"))
+	term := campaign(t, j)
+	_, _, err = Finalize(t.Context(), config)
+	wantSentence(t, nil, err, "in use by the process at a", "stop all processes")
+	closeJournal(t, j)
+
+	if was, is, err := Finalize(t.Context(), config); err != nil || was != 3 || is != 4 {
+		t.Fatalf("from %d to %d, %v", was, is, err)
+	}
+	// One that was there all the time knows both formats.
+	term = campaign(t, follower)
+	p := set(t, term, id(4), instance.StatePending)
+	other := openJournal(t, config)
+	if record, _ := other.Get(id(4)); record.Position != p {
+		t.Errorf("it is known as of %v, want %v", record.Position, p)
+	}
+	for _, kv := range stores(t, other) {
+		if kv.ModRevision >= other.store.meta.Load().GetChecksumsFromRevision() && !sealed(kv) {
+			t.Errorf("%s is not sealed", kv.Key)
+		}
+	}
 }
 
 // stores returns all that is in etcd.

@@ -51,12 +51,17 @@ type Config struct {
 	// RingBytes is how much memory the end of the log may take that is held for readers,
 	// with what it is encoded to for them, in bytes; 16 MiB by default.
 	RingBytes int64
+	// Version is that of this program. A journal says which version gave it its format.
+	Version string
 	// Address is where this process can be reached; others are told while it is the
 	// owner.
 	Address string
 	// OwnerTTL is how long an owner that is not heard of remains the owner, at least
 	// 2 seconds, 10 by default. Only for an external etcd.
 	OwnerTTL time.Duration
+
+	// mustExist is for those who do not want to begin a log.
+	mustExist bool
 }
 
 // openTimeout is how long an external etcd may take to answer when the journal is
@@ -178,6 +183,10 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 	if err := j.load(ctx); err != nil {
 		return nil, errors.Join(j.explain(ctx, err), j.disconnect())
 	}
+	if format := j.store.meta.Load().GetFormatVersion(); format < formatVersion {
+		j.log.Info("the journal is of an older format, which the version before this one can read too; \"instanced upgrade finalize\" raises it",
+			slog.Int("format", int(max(format, oldestWritten))), slog.Int("newest_format", formatVersion))
+	}
 	if j.dir != nil { // an older binary is to find it there already
 		if err := j.dir.raise(int(j.store.meta.Load().GetFormatVersion())); err != nil {
 			return nil, errors.Join(err, j.disconnect())
@@ -201,7 +210,7 @@ func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error
 	if j.config.DataDir == "" {
 		return errors.New("the journal needs a data directory, or the endpoints of an etcd cluster")
 	}
-	if j.dir, err = openDir(j.config.DataDir); err != nil {
+	if j.dir, err = openDir(j.config.DataDir, j.config.Version); err != nil {
 		return err
 	}
 	if j.config.MinFreeDisk > 0 {

@@ -41,8 +41,11 @@ func (j *Journal) load(ctx context.Context) error {
 
 func (j *Journal) read(ctx context.Context) (*view, control, error) {
 	c, err := j.store.control(ctx, 0)
+	if err == nil && c.meta == nil && j.config.mustExist {
+		return nil, c, fmt.Errorf("there is no journal below %s", j.config.Prefix)
+	}
 	if err == nil && c.meta == nil {
-		if err = j.store.create(ctx, newLogID(), time.Now()); err == nil {
+		if err = j.store.create(ctx, newLogID(), time.Now(), j.config.Version); err == nil {
 			c, err = j.store.control(ctx, 0)
 		}
 	}
@@ -55,7 +58,7 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 	if err := c.whole(); err != nil {
 		return nil, c, err
 	}
-	records, damaged, err := j.readCheckpoint(ctx, c)
+	records, unsealed, damaged, err := j.readCheckpoint(ctx, c)
 	if err != nil {
 		return nil, c, err
 	}
@@ -68,6 +71,9 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 	}
 	fresh := newView(j.config.RingBytes)
 	fresh.begin(logID(c.meta.GetLogId()), c.generations, start, c.headRevision, records)
+	for _, id := range unsealed { // as soon as there is another checkpoint
+		fresh.unsaved[id] = records[id]
+	}
 	if err := j.catchUp(ctx, fresh); err != nil {
 		return nil, c, errors.Join(append(slices.Collect(maps.Values(damaged)), err)...)
 	}
@@ -98,24 +104,27 @@ func (c *control) whole() error {
 	return nil
 }
 
-// readCheckpoint reads what the checkpoint knows of each instance, and of which it cannot
-// be read.
-func (j *Journal) readCheckpoint(ctx context.Context, c control) (records map[instance.ID]*Record, damaged map[instance.ID]error, err error) {
+// readCheckpoint reads what the checkpoint knows of each instance, of which that has no
+// checksum yet although it should, and of which it cannot be read.
+func (j *Journal) readCheckpoint(ctx context.Context, c control) (records map[instance.ID]*Record, unsealed []instance.ID, damaged map[instance.ID]error, err error) {
 	const page = 500
 	records, damaged = map[instance.ID]*Record{}, map[instance.ID]error{}
 	from, end := j.store.keys.instances, clientv3.GetPrefixRangeEnd(j.store.keys.instances)
 	for {
 		resp, err := j.store.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(c.revision), j.store.recent())
 		if errors.Is(err, rpctypes.ErrCompacted) {
-			return nil, nil, errGap
+			return nil, nil, nil, errGap
 		}
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		for _, kv := range resp.Kvs {
 			id := instance.ID(strings.TrimPrefix(string(kv.Key), j.store.keys.instances))
 			if record, err := j.store.instanceRecord(kv); err == nil && record.Instance.ID == id {
 				records[id] = record
+				if j.store.seals() && !sealed(kv) {
+					unsealed = append(unsealed, id)
+				}
 			} else {
 				damaged[id] = cmp.Or(err, damagedValue(kv.Key, errors.New("it is of another instance")))
 			}
@@ -126,9 +135,9 @@ func (j *Journal) readCheckpoint(ctx context.Context, c control) (records map[in
 		}
 	}
 	if c.ids != nil && sumIDs(maps.Keys(records))+sumIDs(maps.Keys(damaged)) != *c.ids {
-		return nil, nil, &damage{what: "the checkpoint", cause: errors.New("it lacks instances, or has others that were removed")}
+		return nil, nil, nil, &damage{what: "the checkpoint", cause: errors.New("it lacks instances, or has others that were removed")}
 	}
-	return records, damaged, nil
+	return records, unsealed, damaged, nil
 }
 
 // instanceRecord decodes a key of the checkpoint.

@@ -79,6 +79,7 @@ func TestADirectoryOfAnotherFormatIsRefused(t *testing.T) {
 		want         []string
 	}{
 		{"a newer version", "instanced journal 5\n", []string{"format 5", "newer version", "up to 4"}},
+		{"a newer version that says which", "instanced journal 7\nwritten by instanced v9.8.7\n", []string{"format 7", "(v9.8.7)", "up to 4"}},
 		{"something else", "hello\n", []string{"not one of this program", "hello"}},
 		{"nothing", "", []string{"not one of this program"}},
 	} {

@@ -214,7 +214,10 @@ func (t *Term) claim(ctx context.Context) error {
 	}
 	owner := &storagev1.Owner{Address: j.config.Address, Process: j.process[:], SinceNs: nanoseconds(time.Now())}
 	resp, err := j.store.client.Txn(ctx).
-		If(clientv3.Compare(clientv3.CreateRevision(j.store.keys.owner), "=", 0)).
+		If(
+			clientv3.Compare(clientv3.CreateRevision(j.store.keys.owner), "=", 0),
+			clientv3.Compare(clientv3.ModRevision(j.store.keys.meta), "=", j.store.metaRevision.Load()), // for the format
+		).
 		Then(j.store.put(j.store.keys.owner, owner, options...)).
 		Commit()
 	switch {
@@ -281,7 +284,7 @@ func (t *Term) begin(ctx context.Context) (err error) {
 		j.log.InfoContext(ctx, "the format of the journal is raised; earlier versions of this program can no longer read it",
 			slog.Int("was", int(was)), slog.Int("format", oldestWritten))
 		meta := proto.CloneOf(c.meta)
-		meta.FormatVersion = oldestWritten
+		meta.FormatVersion, meta.ProgramVersion = oldestWritten, j.config.Version
 		ops = append(ops, j.store.put(j.store.keys.meta, meta))
 	}
 	if err := t.change(ctx, anchor{tip.head.Seq, tip.revision}, ops...); err != nil {

@@ -38,6 +38,8 @@ type store struct {
 	maxOps int
 	// meta is what was last read of the log's meta, nil before. It is not modified.
 	meta atomic.Pointer[storagev1.Meta]
+	// metaRevision is the revision at which that was written, 0 when there is none.
+	metaRevision atomic.Int64
 }
 
 // recent makes a read see all that was ever acknowledged, to whomever.
@@ -85,10 +87,10 @@ func (s *store) control(ctx context.Context, known uint64) (control, error) {
 		return control{}, err
 	}
 	c := control{revision: resp.Header.GetRevision()}
-	if kv := only(resp, 0); kv != nil {
-		if c.meta, err = s.readMeta(kv); err != nil {
-			return control{}, err
-		}
+	if kv := only(resp, 0); kv == nil {
+		s.metaRevision.Store(0)
+	} else if c.meta, err = s.readMeta(kv); err != nil {
+		return control{}, err
 	}
 	var list storagev1.Generations
 	var owner storagev1.Owner
@@ -149,11 +151,12 @@ func (s *store) readMeta(kv *mvccpb.KeyValue) (*storagev1.Meta, error) {
 	case v == 0, sealed != (v >= firstSealedFormat):
 		return nil, damaged(fmt.Sprintf("it says format %d", v))
 	case v > formatVersion:
-		return nil, errNewer("the log at "+strings.TrimSuffix(s.keys.prefix, "/")+" in etcd", int(v))
+		return nil, errNewer("the log at "+strings.TrimSuffix(s.keys.prefix, "/")+" in etcd", int(v), meta.GetProgramVersion())
 	case sealed && meta.GetChecksumsFromRevision() <= 0, len(meta.GetLogId()) != logIDSize:
 		return nil, damaged("it does not say which log it is")
 	}
 	s.meta.Store(&meta)
+	s.metaRevision.Store(kv.ModRevision)
 	return &meta, nil
 }
 
@@ -163,8 +166,9 @@ func newMeta(id logID, now time.Time) *storagev1.Meta {
 }
 
 // create writes the keys of a new log, unless another process does so first.
-func (s *store) create(ctx context.Context, id logID, now time.Time) error {
+func (s *store) create(ctx context.Context, id logID, now time.Time, program string) error {
 	meta := newMeta(id, now)
+	meta.ProgramVersion = program
 	s.meta.Store(meta)
 	list := generations{}.begin(0, now)
 	_, err := s.client.Txn(ctx).

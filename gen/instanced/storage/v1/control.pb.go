@@ -38,8 +38,11 @@ type Meta struct {
 	// From format 4 on: every value that was written at this revision of etcd or later
 	// has a checksum.
 	ChecksumsFromRevision int64 `protobuf:"varint,4,opt,name=checksums_from_revision,json=checksumsFromRevision,proto3" json:"checksums_from_revision,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// The version of the program that gave the log this format, for people whose program
+	// is too old for it; empty when it is not known.
+	ProgramVersion string `protobuf:"bytes,5,opt,name=program_version,json=programVersion,proto3" json:"program_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Meta) Reset() {
@@ -98,6 +101,13 @@ func (x *Meta) GetChecksumsFromRevision() int64 {
 		return x.ChecksumsFromRevision
 	}
 	return 0
+}
+
+func (x *Meta) GetProgramVersion() string {
+	if x != nil {
+		return x.ProgramVersion
+	}
+	return ""
 }
 
 // Generations are the stretches of the log, in order. Each reaches to the record
@@ -504,12 +514,13 @@ var File_instanced_storage_v1_control_proto protoreflect.FileDescriptor
 
 const file_instanced_storage_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\"instanced/storage/v1/control.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\x1a\x1einstanced/storage/v1/log.proto\"\xa0\x01\n" +
+	"\"instanced/storage/v1/control.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\x1a\x1einstanced/storage/v1/log.proto\"\xc9\x01\n" +
 	"\x04Meta\x12%\n" +
 	"\x0eformat_version\x18\x01 \x01(\rR\rformatVersion\x12\x15\n" +
 	"\x06log_id\x18\x02 \x01(\fR\x05logId\x12\"\n" +
 	"\rcreated_at_ns\x18\x03 \x01(\x03R\vcreatedAtNs\x126\n" +
-	"\x17checksums_from_revision\x18\x04 \x01(\x03R\x15checksumsFromRevision\"Q\n" +
+	"\x17checksums_from_revision\x18\x04 \x01(\x03R\x15checksumsFromRevision\x12'\n" +
+	"\x0fprogram_version\x18\x05 \x01(\tR\x0eprogramVersion\"Q\n" +
 	"\vGenerations\x12B\n" +
 	"\vgenerations\x18\x01 \x03(\v2 .instanced.storage.v1.GenerationR\vgenerations\"]\n" +
 	"\n" +

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/instanced/instanced/internal/journal"
+)
+
+func newUpgradeCommand(t *terminal) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "upgrade",
+		Short: "End an upgrade of the service",
+		Long: `A new version of the service reads the journal of the version before it and goes on in the
+same format, so that the version before can take over again. "instanced upgrade finalize" ends
+that: it raises the journal to the format of this version.`,
+		Example: examples("instanced upgrade finalize"),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("upgrade knows no %q; \"instanced upgrade --help\" lists what it knows", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newFinalizeCommand(t))
+	return cmd
+}
+
+func newFinalizeCommand(t *terminal) *cobra.Command {
+	var cfg serveConfig
+	cmd := &cobra.Command{
+		Use:   "finalize [flags]",
+		Short: "Raise the journal to the format of this version",
+		Long: `Finalize raises the journal in a data directory, or in an external etcd, to the newest format
+that this version knows. Versions that do not know it refuse the journal from then on, and
+there is no way back but a copy of it.
+
+The service must be stopped. With an external etcd all processes that share the journal must
+be of this version, or stopped: whether they are is not verified.`,
+		Example: examples(
+			"instanced upgrade finalize",
+			"instanced upgrade finalize --data-dir /var/lib/instanced -o json",
+			"instanced upgrade finalize --etcd-endpoints http://127.0.0.1:2379",
+		),
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+	}
+	cfg.bindJournal(cmd.Flags())
+	inEnvironment(cmd.Flags())
+	t.addAnswerFlags(cmd, "give up after this long; 0 means never")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		t.accepted = true
+		if err := cfg.checkJournal(cmd.Flags()); err != nil {
+			return err
+		}
+		ctx := cmd.Context()
+		if t.timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, t.timeout)
+			defer cancel()
+		}
+		was, is, err := journal.Finalize(ctx, journal.Config{
+			DataDir:   cfg.dataDir,
+			Endpoints: cfg.etcdEndpoints,
+			Prefix:    cfg.etcdPrefix,
+			Version:   buildVersion(),
+			Logger:    newLogger(serveConfig{logLevel: slog.LevelWarn}, t.stderr),
+		})
+		if err != nil {
+			return err
+		}
+		if t.output == outputJSON {
+			raw, err := json.Marshal(map[string]int{"was": was, "format": is})
+			if err != nil {
+				return err
+			}
+			return t.printRaw(raw)
+		}
+		text := fmt.Sprintf("is of format %d now; it was of format %d", is, was)
+		if was == is {
+			text = fmt.Sprintf("is of format %d already", is)
+		}
+		where := cfg.dataDir
+		if len(cfg.etcdEndpoints) > 0 {
+			where = "etcd, below " + cfg.etcdPrefix + ","
+		}
+		_, err = fmt.Fprintf(t.stdout, "the journal in %s %s\n", where, text)
+		return err
+	}
+	return cmd
+}
