@@ -48,6 +48,7 @@ soak: ## Kill, end, cut off and starve real processes under load, and more; FOR=
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestSoak$$' ./internal/soak
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestMemoryIsFlat$$' ./internal/soak
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run 'CutAnywhere|HandedBetween|ReconnectStorm|^TestParked$$' ./server
+	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestAFlippedBitOnDisk' ./internal/journal
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestEveryOutcomeIsOneOfSomeOneByOneOrder$$' ./internal/backend/ec2
 
 cover: ## Measure test coverage, generated code left out, into coverage.out

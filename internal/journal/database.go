@@ -35,6 +35,8 @@ const (
 	minPageSize            = 1 << 9
 	maxPageSize            = 1 << 16
 	maxTreeDepth           = 32
+	// maxNode is more than a node has: a few values, of 1.5 MiB at most.
+	maxNode = 32 << 20
 )
 
 // database is the file of an etcd while it is verified.
@@ -46,8 +48,6 @@ type database struct {
 	visited []uint64
 
 	prefix string
-	// last is the last revision that was seen.
-	last []byte
 	// others has a key of each prefix that is not the journal's, until its meta is seen.
 	others map[string]string
 	metas  map[string]bool
@@ -132,7 +132,7 @@ func (d *database) readMeta() (root uint64, err error) {
 	switch {
 	case !found:
 		return 0, &damage{what: "etcd's database", cause: errors.New("neither of its two meta pages is whole")}
-	case info.Size()/d.pageSize < int64(d.end): //nolint:gosec // both are far below 2^63 after the next comparison
+	case uint64(info.Size()/d.pageSize) < d.end:
 		return 0, &damage{what: "etcd's database", cause: fmt.Errorf("it has %d bytes, and should have %d pages of %d", info.Size(), d.end, d.pageSize)}
 	}
 	return root, nil
@@ -170,8 +170,8 @@ func (d *database) node(page uint64) ([]byte, error) {
 		return nil, damagedPage(page, "it says that it is page %d", id)
 	}
 	overflow := uint64(binary.LittleEndian.Uint32(node[12:]))
-	if page+overflow >= d.end {
-		return nil, damagedPage(page, "it goes on for %d pages, beyond the end", overflow)
+	if page+overflow >= d.end || overflow*uint64(d.pageSize) > maxNode {
+		return nil, damagedPage(page, "it goes on for %d pages", overflow)
 	}
 	for p := page; p <= page+overflow; p++ {
 		if d.visited[p/64]&(1<<(p%64)) != 0 {
@@ -180,7 +180,7 @@ func (d *database) node(page uint64) ([]byte, error) {
 		d.visited[p/64] |= 1 << (p % 64)
 	}
 	if overflow > 0 {
-		node = append(node, make([]byte, int64(overflow)*d.pageSize)...) //nolint:gosec // at most the size of the file
+		node = append(node, make([]byte, int64(overflow)*d.pageSize)...)
 		if err := d.readPages(node, page); err != nil {
 			return nil, err
 		}
@@ -189,7 +189,7 @@ func (d *database) node(page uint64) ([]byte, error) {
 }
 
 func (d *database) readPages(b []byte, page uint64) error {
-	_, err := d.file.ReadAt(b, int64(page)*d.pageSize) //nolint:gosec // below the size of the file
+	_, err := d.file.ReadAt(b, int64(page)*d.pageSize)
 	if errors.Is(err, io.EOF) {
 		return damagedPage(page, "the file ends before it")
 	}

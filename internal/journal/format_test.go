@@ -303,7 +303,7 @@ func TestAnExternalJournalIsFinalizedWhenNobodyOwnsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	follower := openJournal(t, c.config("follower"))
-	term := campaign(t, j)
+	campaign(t, j)
 	_, _, err = Finalize(t.Context(), config)
 	wantSentence(t, nil, err, "in use by the process at a", "stop all processes")
 	closeJournal(t, j)
@@ -312,8 +312,7 @@ func TestAnExternalJournalIsFinalizedWhenNobodyOwnsIt(t *testing.T) {
 		t.Fatalf("from %d to %d, %v", was, is, err)
 	}
 	// One that was there all the time knows both formats.
-	term = campaign(t, follower)
-	p := set(t, term, id(4), instance.StatePending)
+	p := set(t, campaign(t, follower), id(4), instance.StatePending)
 	other := openJournal(t, config)
 	if record, _ := other.Get(id(4)); record.Position != p {
 		t.Errorf("it is known as of %v, want %v", record.Position, p)

@@ -115,7 +115,7 @@ func (s *store) control(ctx context.Context, known uint64) (control, error) {
 	for _, g := range list.GetGenerations() {
 		c.generations = append(c.generations, generation{g.GetId(), g.GetFirstSeq(), fromNanoseconds(g.GetStartedAtNs())})
 	}
-	c.kept = uint64(resp.Responses[5].GetResponseRange().GetCount()) //nolint:gosec // never negative
+	c.kept = uint64(resp.Responses[5].GetResponseRange().GetCount())
 	if kv := only(resp, 5); kv != nil {
 		if c.first, err = s.keys.seq(kv.Key); err != nil {
 			return control{}, err

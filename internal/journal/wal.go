@@ -143,7 +143,7 @@ func (r *walReader) record(at int64, frame uint64, sum uint32) (record walRecord
 	if !ok {
 		return record, nil
 	}
-	record = walRecord{kind: fields[1], sum: uint32(fields[2]), data: data, end: begin + size + padding} //nolint:gosec // what is too large is no checksum
+	record = walRecord{kind: fields[1], sum: uint32(fields[2]), data: data, end: begin + size + padding}
 	if record.kind == walChecksum {
 		record.valid = sum == 0 || sum == record.sum
 	} else {
