@@ -113,6 +113,9 @@ func simulatorMessage(s *instance.SimulatorAttributes) *instancedv1.SimulatorAtt
 		MemoryLost:            s.MemoryLost,
 		CpuCredits:            s.CPUCredits,
 		BilledSeconds:         s.BilledSeconds,
+		SpotInstanceType:      s.SpotInstanceType,
+
+		InstanceInterruptionBehavior: s.InterruptionBehavior,
 	}
 }
 

@@ -118,8 +118,11 @@ type Launch struct {
 	AvailabilityZone string
 	Tenancy          string
 	CPUCredits       string
-	// Lifecycle is "spot" for Spot Instances, else empty.
+	// Lifecycle is "spot" for Spot Instances, else empty. SpotInstanceType and
+	// InterruptionBehavior are EC2's default when empty: one-time, terminate.
 	Lifecycle             string
+	SpotInstanceType      string
+	InterruptionBehavior  string
 	Tags                  map[string]string
 	HibernationConfigured bool
 	DisableAPIStop        bool

@@ -100,6 +100,12 @@ type SimulatorAttributes struct {
 	MemoryLost bool
 	// CPUCredits is "standard" or "unlimited"; empty for types without credits.
 	CPUCredits string
+	// SpotInstanceType is "one-time" or "persistent", the type of the Spot request of a Spot
+	// Instance, and InterruptionBehavior "terminate", "stop" or "hibernate": what an
+	// interruption does to it. Empty for other instances. A Spot Instance of an earlier
+	// version, for which both are empty, is persistent and stops.
+	SpotInstanceType     string
+	InterruptionBehavior string
 	// BilledSeconds is the usage charged up to the last change of state: at least
 	// 60 seconds for each start, then by the second, nothing while stopped.
 	BilledSeconds int64
@@ -114,7 +120,8 @@ type SimulatorAttributes struct {
 
 	// The transition under way. NextState is [StateUnspecified] when the instance
 	// is at rest, or stuck in a transitional state. NextAt of a terminated instance
-	// is when it vanishes.
+	// is when it vanishes, and of a Spot Instance that a user has stopped when its Spot
+	// request lets it be started again.
 	NextState  State
 	NextAt     time.Time
 	NextReason *StateReason

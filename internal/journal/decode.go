@@ -281,6 +281,10 @@ func readSimulator(f *message) *instance.SimulatorAttributes {
 			s.BilledFrom = fromNanoseconds(int64(f.scalar))
 		case 14:
 			s.Launched = nestedIn(f, readLaunched)
+		case 15:
+			s.SpotInstanceType = f.string()
+		case 16:
+			s.InterruptionBehavior = f.string()
 		}
 	}
 	return s

@@ -112,6 +112,8 @@ func appendSimulator(b []byte, field protowire.Number, s *instance.SimulatorAttr
 	if s.Launched != nil {
 		b = appendLaunched(b, 14, s.Launched)
 	}
+	b = appendString(b, 15, s.SpotInstanceType)
+	b = appendString(b, 16, s.InterruptionBehavior)
 	return shut(b, start)
 }
 

@@ -66,7 +66,9 @@ func (a args) launch() instance.Launch {
 		launch.Type = defaultType
 	}
 	launch.Forgotten += placement.forget("Affinity", "AvailabilityZoneId", "GroupId", "GroupName", "HostId", "HostResourceGroupArn", "PartitionNumber", "SpreadDomain")
-	launch.Forgotten += market.forget("SpotOptions")
+	spot := market.group("SpotOptions")
+	launch.SpotInstanceType, launch.InterruptionBehavior = spot.text("SpotInstanceType"), spot.text("InstanceInterruptionBehavior")
+	launch.Forgotten += spot.forget("BlockDurationMinutes", "MaxPrice", "ValidUntil")
 	launch.Forgotten += a.forget(withoutEffect...)
 	if token := launch.ClientToken; token != "" && !printable(token, lifecycle.MaxClientTokenLength) {
 		a.refuse(errInvalid(codeInvalidValue, "Invalid value '%s' for clientToken; at most %d characters of printable ASCII are allowed.", clip(token), lifecycle.MaxClientTokenLength))

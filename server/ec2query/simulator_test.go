@@ -21,8 +21,10 @@ func launchInput(token string) *ec2.RunInstancesInput {
 		Placement:           &types.Placement{AvailabilityZone: new("us-east-1b"), Tenancy: types.TenancyDedicated, GroupName: new("ignored")},
 		CreditSpecification: &types.CreditSpecificationRequest{CpuCredits: new("standard")},
 		HibernationOptions:  &types.HibernationOptionsRequest{Configured: new(true)},
-		DisableApiStop:      new(true), DisableApiTermination: new(true),
-		InstanceMarketOptions: &types.InstanceMarketOptionsRequest{MarketType: types.MarketTypeSpot, SpotOptions: &types.SpotMarketOptions{MaxPrice: new("1")}},
+		DisableApiStop:      new(true),
+		InstanceMarketOptions: &types.InstanceMarketOptionsRequest{MarketType: types.MarketTypeSpot, SpotOptions: &types.SpotMarketOptions{
+			MaxPrice: new("1"), SpotInstanceType: types.SpotInstanceTypePersistent, InstanceInterruptionBehavior: types.InstanceInterruptionBehaviorHibernate,
+		}},
 		TagSpecifications: []types.TagSpecification{
 			{ResourceType: types.ResourceTypeInstance, Tags: []types.Tag{{Key: new("team"), Value: new("red")}}},
 			{ResourceType: types.ResourceTypeVolume, Tags: []types.Tag{{Key: new("team"), Value: new("disk")}}},
@@ -66,7 +68,7 @@ func TestALaunchIsRecordedStreamedAndMadeOnce(t *testing.T) {
 	i := events.GetEvents()[0].GetInstance()
 	if i.GetInstanceType() != "t3.large" || i.GetAvailabilityZone() != "us-east-1b" || i.GetTenancy() != "dedicated" || i.GetInstanceLifecycle() != "spot" ||
 		i.GetTags()["team"] != "red" || len(i.GetTags()) != 1 || i.GetSimulator().GetCpuCredits() != "standard" || !i.GetSimulator().GetHibernationConfigured() ||
-		!i.GetSimulator().GetDisableApiStop() || !i.GetSimulator().GetDisableApiTermination() {
+		!i.GetSimulator().GetDisableApiStop() || i.GetSimulator().GetSpotInstanceType() != "persistent" || i.GetSimulator().GetInstanceInterruptionBehavior() != "hibernate" {
 		t.Errorf("recorded as %v", i)
 	}
 
@@ -75,13 +77,16 @@ func TestALaunchIsRecordedStreamedAndMadeOnce(t *testing.T) {
 		t.Errorf("with the same token: %+v, %v", again, err)
 	}
 	for name, change := range map[string]func(*ec2.RunInstancesInput){
-		"the number":               func(in *ec2.RunInstancesInput) { in.MaxCount = aws.Int32(2) },
-		"the key":                  func(in *ec2.RunInstancesInput) { in.KeyName = new("other") },
-		"the subnet":               func(in *ec2.RunInstancesInput) { in.SubnetId = new("subnet-2") },
-		"what is executed":         func(in *ec2.RunInstancesInput) { in.UserData = new("b3RoZXI=") },
-		"a volume":                 func(in *ec2.RunInstancesInput) { in.BlockDeviceMappings[0].Ebs.VolumeSize = aws.Int32(9) },
-		"the placement group":      func(in *ec2.RunInstancesInput) { in.Placement.GroupName = new("other") },
-		"the price":                func(in *ec2.RunInstancesInput) { in.InstanceMarketOptions.SpotOptions.MaxPrice = new("2") },
+		"the number":          func(in *ec2.RunInstancesInput) { in.MaxCount = aws.Int32(2) },
+		"the key":             func(in *ec2.RunInstancesInput) { in.KeyName = new("other") },
+		"the subnet":          func(in *ec2.RunInstancesInput) { in.SubnetId = new("subnet-2") },
+		"what is executed":    func(in *ec2.RunInstancesInput) { in.UserData = new("b3RoZXI=") },
+		"a volume":            func(in *ec2.RunInstancesInput) { in.BlockDeviceMappings[0].Ebs.VolumeSize = aws.Int32(9) },
+		"the placement group": func(in *ec2.RunInstancesInput) { in.Placement.GroupName = new("other") },
+		"the price":           func(in *ec2.RunInstancesInput) { in.InstanceMarketOptions.SpotOptions.MaxPrice = new("2") },
+		"what an interruption does": func(in *ec2.RunInstancesInput) {
+			in.InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior = types.InstanceInterruptionBehaviorStop
+		},
 		"the tags of volumes":      func(in *ec2.RunInstancesInput) { in.TagSpecifications[1].Tags[0].Value = new("other") },
 		"that there are any of it": func(in *ec2.RunInstancesInput) { in.TagSpecifications = in.TagSpecifications[:1] },
 	} {
@@ -278,5 +283,71 @@ func TestFiltersSelectByAllThatIsKnown(t *testing.T) {
 	}})
 	if err != nil || len(out.Reservations) != 1 || *out.Reservations[0].Instances[0].InstanceId != "i-0a000000000000001" {
 		t.Errorf("ids and filters together: %+v, %v", out, err)
+	}
+}
+
+func TestASpotInstanceObeysItsRequest(t *testing.T) {
+	srv := servertest.New(t, servertest.Options{Fleet: &instancedv1.CreateInstancesRequest{}})
+	client, ctx := sdk(t, srv), patient(t)
+	launch := func(kind types.SpotInstanceType, behavior types.InstanceInterruptionBehavior, protected bool) (string, error) {
+		in := &ec2.RunInstancesInput{
+			ImageId: new("ami-1"), MinCount: aws.Int32(1), MaxCount: aws.Int32(1), InstanceMarketOptions: &types.InstanceMarketOptionsRequest{
+				MarketType: types.MarketTypeSpot, SpotOptions: &types.SpotMarketOptions{SpotInstanceType: kind, InstanceInterruptionBehavior: behavior},
+			},
+		}
+		if protected {
+			in.DisableApiTermination = &protected
+		}
+		out, err := client.RunInstances(ctx, in)
+		if err != nil {
+			return "", err
+		}
+		return *out.Instances[0].InstanceId, nil
+	}
+	const (
+		oneTime, persistent   = types.SpotInstanceTypeOneTime, types.SpotInstanceTypePersistent
+		terminate, stop       = types.InstanceInterruptionBehaviorTerminate, types.InstanceInterruptionBehaviorStop
+		notSupported          = "The request with type 'one-time' is not supported when instanceInterruptionBehavior is set to 'stop'."
+		persistentTerminates  = "The terminate InstanceInterruptionBehavior is not supported when requestType is set to persistent."
+		notForSpot            = "'disableApiTermination' is not supported for spot instances."
+		combination, spotCode = "InvalidParameterCombination", "UnsupportedOperation"
+	)
+	for name, test := range map[string]struct {
+		kind          types.SpotInstanceType
+		behavior      types.InstanceInterruptionBehavior
+		protected     bool
+		code, message string
+	}{
+		"a one-time request that stops":                {oneTime, stop, false, combination, notSupported},
+		"a request of the default type that stops":     {"", stop, false, combination, notSupported},
+		"a persistent request without behavior":        {persistent, "", false, combination, persistentTerminates},
+		"a persistent request that terminates":         {persistent, terminate, false, combination, persistentTerminates},
+		"a type that does not exist":                   {"monthly", "", false, "InvalidParameterValue", "Value (monthly) for parameter spotInstanceType is invalid. Expecting one-time or persistent."},
+		"termination protection of a Spot Instance":    {"", "", true, spotCode, "The parameter " + notForSpot},
+		"termination protection of a persistent one":   {persistent, stop, true, spotCode, "The parameter " + notForSpot},
+		"an interruption behavior that does not exist": {persistent, "pause", false, "InvalidParameterValue", "Value (pause) for parameter instanceInterruptionBehavior is invalid. Expecting terminate, stop or hibernate."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := launch(test.kind, test.behavior, test.protected)
+			wantAPIError(t, err, 400, test.code, test.message)
+		})
+	}
+	for _, kind := range []types.SpotInstanceType{"", oneTime} {
+		id, err := launch(kind, "", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = client.StopInstances(ctx, &ec2.StopInstancesInput{InstanceIds: []string{id}})
+		wantAPIError(t, err, 400, spotCode, "You can't stop the Spot Instance '"+id+"' because it is associated with a one-time Spot Instance request. "+
+			"You can only stop Spot Instances associated with persistent Spot Instance requests.")
+		_, err = client.ModifyInstanceAttribute(ctx, &ec2.ModifyInstanceAttributeInput{InstanceId: &id, DisableApiTermination: &types.AttributeBooleanValue{Value: new(true)}})
+		wantAPIError(t, err, 400, spotCode, "Modifying "+notForSpot)
+	}
+	id, err := launch(persistent, stop, false)
+	if err == nil {
+		_, err = client.StopInstances(ctx, &ec2.StopInstancesInput{InstanceIds: []string{id}})
+	}
+	if err != nil {
+		t.Error(err)
 	}
 }

@@ -37,6 +37,8 @@ func Fleet(req *instancedv1.CreateInstancesRequest) ([]sim.Spec, []sim.Fault) {
 			Tenancy:               s.GetTenancy(),
 			RootDeviceType:        s.GetRootDeviceType(),
 			Lifecycle:             s.GetInstanceLifecycle(),
+			SpotInstanceType:      s.GetSpotInstanceType(),
+			InterruptionBehavior:  s.GetInstanceInterruptionBehavior(),
 			CPUCredits:            s.GetCpuCredits(),
 			HibernationConfigured: s.GetHibernationConfigured(),
 			DisableAPIStop:        s.GetDisableApiStop(),

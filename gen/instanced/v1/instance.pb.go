@@ -477,8 +477,14 @@ type SimulatorAttributes struct {
 	// moment of the answer; events and snapshots are as recorded, up to the last change of
 	// state.
 	BilledSeconds int64 `protobuf:"varint,7,opt,name=billed_seconds,json=billedSeconds,proto3" json:"billed_seconds,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The type of the Spot request of a Spot Instance: "one-time" or "persistent". Empty
+	// for other instances.
+	SpotInstanceType string `protobuf:"bytes,8,opt,name=spot_instance_type,json=spotInstanceType,proto3" json:"spot_instance_type,omitempty"`
+	// What a Spot interruption does to it: "terminate", "stop" or "hibernate". Empty for
+	// other instances.
+	InstanceInterruptionBehavior string `protobuf:"bytes,9,opt,name=instance_interruption_behavior,json=instanceInterruptionBehavior,proto3" json:"instance_interruption_behavior,omitempty"`
+	unknownFields                protoimpl.UnknownFields
+	sizeCache                    protoimpl.SizeCache
 }
 
 func (x *SimulatorAttributes) Reset() {
@@ -558,6 +564,20 @@ func (x *SimulatorAttributes) GetBilledSeconds() int64 {
 		return x.BilledSeconds
 	}
 	return 0
+}
+
+func (x *SimulatorAttributes) GetSpotInstanceType() string {
+	if x != nil {
+		return x.SpotInstanceType
+	}
+	return ""
+}
+
+func (x *SimulatorAttributes) GetInstanceInterruptionBehavior() string {
+	if x != nil {
+		return x.InstanceInterruptionBehavior
+	}
+	return ""
 }
 
 // InstanceFilter selects instances. Values within a field are alternatives;
@@ -760,7 +780,7 @@ const file_instanced_v1_instance_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +
 	"\n" +
-	"_simulator\"\xb7\x02\n" +
+	"_simulator\"\xab\x03\n" +
 	"\x13SimulatorAttributes\x12(\n" +
 	"\x10disable_api_stop\x18\x01 \x01(\bR\x0edisableApiStop\x126\n" +
 	"\x17disable_api_termination\x18\x02 \x01(\bR\x15disableApiTermination\x125\n" +
@@ -772,7 +792,9 @@ const file_instanced_v1_instance_proto_rawDesc = "" +
 	"memoryLost\x12\x1f\n" +
 	"\vcpu_credits\x18\x06 \x01(\tR\n" +
 	"cpuCredits\x12%\n" +
-	"\x0ebilled_seconds\x18\a \x01(\x03R\rbilledSeconds\"\xaa\x02\n" +
+	"\x0ebilled_seconds\x18\a \x01(\x03R\rbilledSeconds\x12,\n" +
+	"\x12spot_instance_type\x18\b \x01(\tR\x10spotInstanceType\x12D\n" +
+	"\x1einstance_interruption_behavior\x18\t \x01(\tR\x1cinstanceInterruptionBehavior\"\xaa\x02\n" +
 	"\x0eInstanceFilter\x12!\n" +
 	"\finstance_ids\x18\x01 \x03(\tR\vinstanceIds\x127\n" +
 	"\x06states\x18\x02 \x03(\x0e2\x1f.instanced.v1.InstanceStateNameR\x06states\x12+\n" +

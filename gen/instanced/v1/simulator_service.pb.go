@@ -236,9 +236,15 @@ type InstanceSpec struct {
 	// Termination protection.
 	DisableApiTermination bool `protobuf:"varint,12,opt,name=disable_api_termination,json=disableApiTermination,proto3" json:"disable_api_termination,omitempty"`
 	// How many to create of this kind, at most 10,000 in a call; 0 means 1.
-	Count         int32 `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Count int32 `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`
+	// "one-time" or "persistent", for Spot Instances; empty: persistent, so that it can be
+	// stopped. (RunInstances of the EC2 endpoint has EC2's default, one-time.)
+	SpotInstanceType string `protobuf:"bytes,14,opt,name=spot_instance_type,json=spotInstanceType,proto3" json:"spot_instance_type,omitempty"`
+	// What a Spot interruption does, for Spot Instances: "terminate" to a one-time one, "stop"
+	// or "hibernate" to a persistent one; empty: terminate, or stop.
+	InstanceInterruptionBehavior string `protobuf:"bytes,15,opt,name=instance_interruption_behavior,json=instanceInterruptionBehavior,proto3" json:"instance_interruption_behavior,omitempty"`
+	unknownFields                protoimpl.UnknownFields
+	sizeCache                    protoimpl.SizeCache
 }
 
 func (x *InstanceSpec) Reset() {
@@ -360,6 +366,20 @@ func (x *InstanceSpec) GetCount() int32 {
 		return x.Count
 	}
 	return 0
+}
+
+func (x *InstanceSpec) GetSpotInstanceType() string {
+	if x != nil {
+		return x.SpotInstanceType
+	}
+	return ""
+}
+
+func (x *InstanceSpec) GetInstanceInterruptionBehavior() string {
+	if x != nil {
+		return x.InstanceInterruptionBehavior
+	}
+	return ""
 }
 
 // CreateInstancesRequest is also the form of a fleet file, in YAML or JSON.
@@ -1101,7 +1121,7 @@ var File_instanced_v1_simulator_service_proto protoreflect.FileDescriptor
 
 const file_instanced_v1_simulator_service_proto_rawDesc = "" +
 	"\n" +
-	"$instanced/v1/simulator_service.proto\x12\finstanced.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1binstanced/v1/instance.proto\"\xee\x04\n" +
+	"$instanced/v1/simulator_service.proto\x12\finstanced.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1binstanced/v1/instance.proto\"\xe2\x05\n" +
 	"\fInstanceSpec\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\tR\n" +
 	"instanceId\x12#\n" +
@@ -1118,7 +1138,9 @@ const file_instanced_v1_simulator_service_proto_rawDesc = "" +
 	" \x01(\bR\x15hibernationConfigured\x12(\n" +
 	"\x10disable_api_stop\x18\v \x01(\bR\x0edisableApiStop\x126\n" +
 	"\x17disable_api_termination\x18\f \x01(\bR\x15disableApiTermination\x12\x14\n" +
-	"\x05count\x18\r \x01(\x05R\x05count\x1a7\n" +
+	"\x05count\x18\r \x01(\x05R\x05count\x12,\n" +
+	"\x12spot_instance_type\x18\x0e \x01(\tR\x10spotInstanceType\x12D\n" +
+	"\x1einstance_interruption_behavior\x18\x0f \x01(\tR\x1cinstanceInterruptionBehavior\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x7f\n" +

@@ -110,6 +110,8 @@ func (b *Backend) launch(s Spec, id instance.ID, now time.Time, launched *instan
 			DisableAPITermination: s.DisableAPITermination,
 			HibernationConfigured: s.HibernationConfigured,
 			CPUCredits:            s.CPUCredits,
+			SpotInstanceType:      s.SpotInstanceType,
+			InterruptionBehavior:  s.InterruptionBehavior,
 			EverRunning:           s.State != instance.StatePending,
 			Launched:              launched,
 		},

@@ -78,6 +78,28 @@ func errSpotRequest(id instance.ID) *instance.Error {
 		"You can't start the Spot Instance '%s' because the associated Spot Instance request is not in an appropriate state to support start.", id)
 }
 
+// errSpotOneTime is recorded.
+func errSpotOneTime(id instance.ID) *instance.Error {
+	return refused(instance.CodeUnsupportedOperation, id,
+		"You can't stop the Spot Instance '%s' because it is associated with a one-time Spot Instance request. "+
+			"You can only stop Spot Instances associated with persistent Spot Instance requests.", id)
+}
+
+// errSpotBehavior is recorded, of one-time requests that were to stop.
+func errSpotBehavior(spotType, behavior string) *instance.Error {
+	return errInvalid("InvalidParameterCombination", fmt.Sprintf(
+		"The request with type '%s' is not supported when instanceInterruptionBehavior is set to '%s'.", spotType, behavior))
+}
+
+// errSpotTerminationProtection is recorded for "Modifying"; inferred for a launch.
+func errSpotTerminationProtection(doing string) *instance.Error {
+	return &instance.Error{
+		Kind:    instance.KindPrecondition,
+		Code:    instance.CodeUnsupportedOperation,
+		Message: doing + " 'disableApiTermination' is not supported for spot instances.",
+	}
+}
+
 func errNotFound(ids ...instance.ID) *instance.Error {
 	message := fmt.Sprintf("The instance ID '%s' does not exist", ids[0])
 	if len(ids) > 1 {

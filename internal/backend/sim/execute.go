@@ -229,7 +229,7 @@ func (b *Backend) find(c *call) *instance.Error {
 
 // examine refuses what the state or an attribute of an instance forbids.
 func (b *Backend) examine(c *call) *instance.Error {
-	first := c.sift(func(m *machine, _ instance.ID) *instance.Error { return b.check(c.cmd, m.inst) })
+	first := c.sift(func(m *machine, _ instance.ID) *instance.Error { return b.check(c.cmd, m.inst, c.now) })
 	if first == nil || c.verb != instance.VerbTerminate {
 		return first
 	}

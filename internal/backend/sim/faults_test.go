@@ -143,18 +143,23 @@ func TestFallBackToStopped(t *testing.T) {
 		name string
 		give *instance.StateReason
 		want instance.StateReason
+		// transition is the state transition reason.
+		transition string
 	}{
 		{
 			"by default for a key that cannot be used", nil,
 			instance.StateReason{Code: "Client.InternalError", Message: "Client.InternalError: Client error on launch"},
+			"Server.InternalError",
 		},
 		{
 			"for want of capacity", &instance.StateReason{Code: "Server.InsufficientInstanceCapacity"},
 			instance.StateReason{Code: "Server.InsufficientInstanceCapacity", Message: "Server.InsufficientInstanceCapacity: Insufficient capacity to satisfy the request"},
+			"Server.InsufficientInstanceCapacity",
 		},
 		{
 			"for any reason", &instance.StateReason{Code: "Client.InvalidKMSKey.InvalidState", Message: "The KMS key provided is in an incorrect state"},
 			instance.StateReason{Code: "Client.InvalidKMSKey.InvalidState", Message: "The KMS key provided is in an incorrect state"},
+			"Client.InvalidKMSKey.InvalidState",
 		},
 	}
 	for _, test := range tests {
@@ -168,8 +173,8 @@ func TestFallBackToStopped(t *testing.T) {
 			time.Sleep(settled)
 			inState(t, b, other, instance.StateRunning)
 			inst := inState(t, b, id, instance.StateStopped)
-			if inst.StateReason == nil || *inst.StateReason != test.want || inst.PublicIPAddress != "" {
-				t.Fatalf("it stopped with %v and address %q", inst.StateReason, inst.PublicIPAddress)
+			if inst.StateReason == nil || *inst.StateReason != test.want || inst.StateTransitionReason != test.transition || inst.PublicIPAddress != "" {
+				t.Fatalf("it stopped with %v, %q and address %q", inst.StateReason, inst.StateTransitionReason, inst.PublicIPAddress)
 			}
 			equal(t, "states", statesOf(heard(), id), []instance.State{instance.StateStopped, instance.StatePending, instance.StateStopped})
 		})

@@ -38,8 +38,12 @@ func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instan
 	if launch.Count > maxLaunch {
 		return nil, errInstanceLimit(launch.Count, maxLaunch)
 	}
+	spec := specOf(launch)
+	if err := launchError(spec); err != nil {
+		return nil, err
+	}
 	var problems violations
-	fleet := b.expand([]Spec{specOf(launch)}, &problems)
+	fleet := b.expand([]Spec{spec}, &problems)
 	if err := problems.err(); err != nil {
 		return nil, err
 	}
@@ -65,7 +69,25 @@ func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instan
 // StatusDelay is how long after its launch an instance passes its status checks.
 func (b *Backend) StatusDelay() time.Duration { return b.scale(statusDelay) }
 
+// launchError returns what EC2 has to say against the Spot request of a launch.
+func launchError(s Spec) error {
+	if s.Lifecycle != lifecycleSpot {
+		return nil
+	}
+	if err := s.spotError(); err != nil {
+		return err
+	}
+	if s.DisableAPITermination {
+		return errSpotTerminationProtection("The parameter")
+	}
+	return nil
+}
+
 func specOf(l instance.Launch) Spec {
+	if l.Lifecycle == lifecycleSpot {
+		l.SpotInstanceType = cmp.Or(l.SpotInstanceType, spotOneTime)
+		l.InterruptionBehavior = cmp.Or(l.InterruptionBehavior, terminateBehavior)
+	}
 	return Spec{
 		Type:                  l.Type,
 		AvailabilityZone:      l.AvailabilityZone,
@@ -73,6 +95,8 @@ func specOf(l instance.Launch) Spec {
 		Tags:                  l.Tags,
 		Tenancy:               l.Tenancy,
 		Lifecycle:             l.Lifecycle,
+		SpotInstanceType:      l.SpotInstanceType,
+		InterruptionBehavior:  l.InterruptionBehavior,
 		CPUCredits:            l.CPUCredits,
 		HibernationConfigured: l.HibernationConfigured,
 		DisableAPIStop:        l.DisableAPIStop,

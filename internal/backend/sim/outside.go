@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -74,7 +75,7 @@ func (b *Backend) Change(ctx context.Context, changes []Change) error {
 	if err := checkChanges(changes); err != nil {
 		return err
 	}
-	if err := b.rehearse(changes); err != nil {
+	if err := b.rehearse(changes, now); err != nil {
 		return err
 	}
 	o := op{number: b.nextCall(), now: now}
@@ -138,7 +139,7 @@ func (c *Change) changesAttributes() bool {
 
 // rehearse goes through the changes on copies of the images, and reports the first
 // thing that will not work for each instance.
-func (b *Backend) rehearse(changes []Change) error {
+func (b *Backend) rehearse(changes []Change, now time.Time) error {
 	images := map[instance.ID]*instance.Instance{}
 	var missing []instance.ID
 	for i := range changes {
@@ -160,7 +161,7 @@ func (b *Backend) rehearse(changes []Change) error {
 			if image == nil {
 				continue // refused already
 			}
-			next, err := b.tryOut(&changes[i], image)
+			next, err := b.tryOut(&changes[i], image, now)
 			if err != nil {
 				refusals = append(refusals, err)
 			}
@@ -190,15 +191,20 @@ func joinRefusals(refusals []*instance.Error) error {
 
 // tryOut returns an image with the state and the attributes that the next change
 // will find.
-func (b *Backend) tryOut(c *Change, image *instance.Instance) (*instance.Instance, *instance.Error) {
+func (b *Backend) tryOut(c *Change, image *instance.Instance, now time.Time) (*instance.Instance, *instance.Error) {
 	if c.Type != "" && image.State != instance.StateStopped {
 		return nil, errNotStopped(image.ID)
+	}
+	if c.DisableAPITermination != nil && image.Lifecycle == lifecycleSpot {
+		err := errSpotTerminationProtection("Modifying")
+		err.InstanceIDs = []instance.ID{image.ID}
+		return nil, err
 	}
 	next := c.attributes(image)
 	if len(next.Tags) > maxTags {
 		return nil, refused(codeTagLimit, image.ID, "The instance '%s' would have more than %d tags.", image.ID, maxTags)
 	}
-	if err := b.checkAction(c.Action, next); err != nil {
+	if err := b.checkAction(c.Action, next, now); err != nil {
 		return nil, err
 	}
 	switch a := c.Action; {
@@ -263,12 +269,12 @@ func (a Action) terminates(inst *instance.Instance) bool {
 
 // checkAction says whether an action can be taken. Those of the console obey the
 // rules of the verbs.
-func (b *Backend) checkAction(a Action, inst *instance.Instance) *instance.Error {
+func (b *Backend) checkAction(a Action, inst *instance.Instance, now time.Time) *instance.Error {
 	switch a {
 	case ActionNone:
 		return nil
 	case ActionStart:
-		if err := b.checkStart(inst); err != nil && !interrupted(inst) {
+		if err := b.checkStart(inst, now); err != nil && !interrupted(inst) {
 			return err
 		}
 		return nil
@@ -281,6 +287,9 @@ func (b *Backend) checkAction(a Action, inst *instance.Instance) *instance.Error
 	case ActionSpotStop, ActionSpotTerminate, ActionSpotHibernate:
 		if inst.Lifecycle != lifecycleSpot {
 			return refused(instance.CodeUnsupportedOperation, inst.ID, "The instance '%s' is not a Spot Instance.", inst.ID)
+		}
+		if inst.Simulator.SpotInstanceType == spotOneTime && a != ActionSpotTerminate {
+			return refused(instance.CodeUnsupportedOperation, inst.ID, "The Spot Instance '%s' is terminated by an interruption: its request is one-time.", inst.ID)
 		}
 		if a == ActionSpotHibernate && !inst.Simulator.HibernationConfigured {
 			return errNoHibernation(inst.ID)

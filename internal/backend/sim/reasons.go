@@ -30,6 +30,20 @@ func userInitiated(at time.Time) string { return initiated("User", at) }
 // serviceInitiated is that of what EC2 did by itself.
 func serviceInitiated(at time.Time) string { return initiated("Service", at) }
 
+// fallBackTransition is the state transition reason of a start that fell back. That of a
+// launch error is recorded; inferred for the others.
+func fallBackTransition(r *instance.StateReason) string {
+	if r.Code == reasonLaunchError.Code {
+		return "Server.InternalError"
+	}
+	return r.Code
+}
+
+// userStopped reports whether it was a user who stopped an instance.
+func userStopped(inst *instance.Instance) bool {
+	return inst.StateReason != nil && (inst.StateReason.Code == reasonUserStop.Code || inst.StateReason.Code == reasonUserHibernate.Code)
+}
+
 func initiated(by string, at time.Time) string {
 	return by + " initiated (" + at.UTC().Format("2006-01-02 15:04:05") + " GMT)"
 }

@@ -21,6 +21,11 @@ const (
 	lifecycleSpot     = "spot"
 	creditsStandard   = "standard"
 	creditsUnlimited  = "unlimited"
+	spotOneTime       = "one-time"
+	spotPersistent    = "persistent"
+	terminateBehavior = "terminate"
+	stopBehavior      = "stop"
+	hibernateBehavior = "hibernate"
 )
 
 // maxCreate is how many instances one call creates.
@@ -46,6 +51,11 @@ type Spec struct {
 	RootDeviceType string
 	// Lifecycle is spot for a Spot Instance, else empty.
 	Lifecycle string
+	// SpotInstanceType is one-time or persistent, which is the default, and
+	// InterruptionBehavior terminate, of one-time requests, or stop or hibernate, of
+	// persistent ones. For Spot Instances only.
+	SpotInstanceType     string
+	InterruptionBehavior string
 	// CPUCredits is standard or unlimited, of burstable types only. When empty it is
 	// as EC2 has it: unlimited, but standard for a T2 and on a Dedicated Host.
 	CPUCredits            string
@@ -77,6 +87,11 @@ func (s Spec) complete(region string) Spec {
 	orDefault(&s.Tenancy, tenancyDefault)
 	orDefault(&s.RootDeviceType, rootEBS)
 	orDefault(&s.CPUCredits, defaultCredits(s.Type, s.Tenancy))
+	if s.Lifecycle == lifecycleSpot {
+		orDefault(&s.SpotInstanceType, spotPersistent)
+		orDefault(&s.InterruptionBehavior, map[bool]string{true: stopBehavior, false: terminateBehavior}[s.SpotInstanceType == spotPersistent])
+		s.HibernationConfigured = s.HibernationConfigured || s.InterruptionBehavior == hibernateBehavior
+	}
 	if s.State == instance.StateUnspecified {
 		s.State = instance.StateStopped
 	}
@@ -126,6 +141,7 @@ func (s *Spec) check(path, region string, problems *violations) {
 	if s.Lifecycle != "" {
 		oneOf(".instance_lifecycle", s.Lifecycle, lifecycleSpot)
 	}
+	s.checkSpot(path, problems)
 	if credits := []string{creditsStandard, creditsUnlimited}; s.CPUCredits != "" && !slices.Contains(credits, s.CPUCredits) {
 		oneOf(".cpu_credits", s.CPUCredits, credits...)
 	} else if s.CPUCredits != "" && !slices.Contains(burstable, family(s.Type)) {
@@ -145,6 +161,40 @@ func (s *Spec) check(path, region string, problems *violations) {
 	case s.Count > 1 && s.ID != "":
 		problems.add(path+".count", "is %d: want 1 for an instance with an id", s.Count)
 	}
+}
+
+// checkSpot reports what is wrong with the Spot request.
+func (s *Spec) checkSpot(path string, problems *violations) {
+	if s.Lifecycle != lifecycleSpot {
+		if s.SpotInstanceType+s.InterruptionBehavior != "" {
+			problems.add(path+".instance_lifecycle", "is %q: want %q for an instance with a Spot request", s.Lifecycle, lifecycleSpot)
+		}
+		return
+	}
+	if err := s.spotError(); err != nil {
+		problems.refuse(path+".spot_instance_type", err)
+	} else if s.SpotInstanceType == spotOneTime && (s.State == instance.StateStopped || s.State == instance.StateStopping) {
+		problems.add(path+".state", "is %s: a Spot Instance of a one-time request cannot be stopped", s.State)
+	}
+	if s.DisableAPITermination {
+		problems.refuse(path+".disable_api_termination", errSpotTerminationProtection("The parameter"))
+	}
+}
+
+// spotError returns EC2's error for a Spot request that cannot be.
+func (s *Spec) spotError() *instance.Error {
+	switch {
+	case s.SpotInstanceType != spotOneTime && s.SpotInstanceType != spotPersistent:
+		return errInvalid("InvalidParameterValue", fmt.Sprintf("Value (%.40s) for parameter spotInstanceType is invalid. Expecting %s or %s.", s.SpotInstanceType, spotOneTime, spotPersistent))
+	case !slices.Contains([]string{terminateBehavior, stopBehavior, hibernateBehavior}, s.InterruptionBehavior):
+		return errInvalid("InvalidParameterValue", fmt.Sprintf("Value (%.40s) for parameter instanceInterruptionBehavior is invalid. Expecting %s, %s or %s.",
+			s.InterruptionBehavior, terminateBehavior, stopBehavior, hibernateBehavior))
+	case s.SpotInstanceType == spotOneTime && s.InterruptionBehavior != terminateBehavior:
+		return errSpotBehavior(s.SpotInstanceType, s.InterruptionBehavior)
+	case s.SpotInstanceType == spotPersistent && s.InterruptionBehavior == terminateBehavior:
+		return errInvalid("InvalidParameterCombination", "The terminate InstanceInterruptionBehavior is not supported when requestType is set to persistent.")
+	}
+	return nil
 }
 
 func inRegion(zone, region string) bool {

@@ -14,6 +14,14 @@ const terminatedVisible = time.Hour
 // Source: EC2 User Guide, "Hibernate your instance", about two minutes.
 const hibernationWarmUp = 2 * time.Minute
 
+// After a user's stop the Spot request of a Spot Instance takes a while until it supports a
+// start. Source: EC2 User Guide, "Troubleshoot EC2 instance hibernation", about two minutes
+// after a hibernation; reports say less after a stop.
+const (
+	spotStopDelay      = 30 * time.Second
+	spotHibernateDelay = 2 * time.Minute
+)
+
 // span is a range of delays at speed 1.
 type span struct{ least, most time.Duration }
 
@@ -147,7 +155,7 @@ func (b *Backend) advance(m *machine) {
 	s := next.Simulator
 	next.State = s.NextState
 	if s.NextReason != nil {
-		next.StateReason = s.NextReason
+		next.StateReason, next.StateTransitionReason = s.NextReason, fallBackTransition(s.NextReason)
 	}
 	s.NextState, s.NextAt, s.NextReason = instance.StateUnspecified, time.Time{}, nil
 	var vanishes time.Time
@@ -156,6 +164,13 @@ func (b *Backend) advance(m *machine) {
 		s.EverRunning = true
 	case instance.StateStopped:
 		next.PublicIPAddress = ""
+		if next.Lifecycle == lifecycleSpot && userStopped(next) {
+			delay := spotStopDelay
+			if s.Hibernated {
+				delay = spotHibernateDelay
+			}
+			s.NextAt = wall(m.due.Add(b.scale(delay)))
+		}
 	case instance.StateTerminated:
 		next.PublicIPAddress, next.PrivateIPAddress = "", ""
 		vanishes = m.due.Add(terminatedVisible)

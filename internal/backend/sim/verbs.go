@@ -9,10 +9,10 @@ import (
 
 // check says whether the state and the attributes of an instance allow a verb.
 // The two functions here, check and apply, are the table of results by state.
-func (b *Backend) check(cmd instance.Command, inst *instance.Instance) *instance.Error {
+func (b *Backend) check(cmd instance.Command, inst *instance.Instance, now time.Time) *instance.Error {
 	switch cmd.Verb {
 	case instance.VerbStart:
-		return b.checkStart(inst)
+		return b.checkStart(inst, now)
 	case instance.VerbStop:
 		return b.checkStop(cmd, inst)
 	case instance.VerbReboot:
@@ -26,7 +26,7 @@ func (b *Backend) check(cmd instance.Command, inst *instance.Instance) *instance
 	return nil
 }
 
-func (b *Backend) checkStart(inst *instance.Instance) *instance.Error {
+func (b *Backend) checkStart(inst *instance.Instance, now time.Time) *instance.Error {
 	if inst.RootDeviceType == rootInstanceStore {
 		return errInstanceStore(inst.ID, "started")
 	}
@@ -37,7 +37,7 @@ func (b *Backend) checkStart(inst *instance.Instance) *instance.Error {
 		if unlimitedOnHost(inst) {
 			return errUnlimitedOnHost(b.config.Options.UnlimitedOnHostCode, inst.ID)
 		}
-		if interrupted(inst) {
+		if interrupted(inst) || inst.Lifecycle == lifecycleSpot && wall(now).Before(inst.Simulator.NextAt) {
 			return errSpotRequest(inst.ID)
 		}
 	case instance.StateUnspecified, instance.StatePending, instance.StateRunning:
@@ -79,6 +79,8 @@ func (b *Backend) checkStop(cmd instance.Command, inst *instance.Instance) *inst
 	case instance.StateUnspecified, instance.StateRunning:
 	}
 	switch s := inst.Simulator; {
+	case s.SpotInstanceType == spotOneTime:
+		return errSpotOneTime(inst.ID)
 	case s.DisableAPIStop:
 		return errProtected(inst.ID, "stopped", "disableApiStop")
 	case cmd.Hibernate && !s.HibernationConfigured:

@@ -424,9 +424,13 @@ type SimulatorAttributes struct {
 	// When the period began that billed_seconds does not include yet.
 	BilledFromNs int64 `protobuf:"varint,13,opt,name=billed_from_ns,json=billedFromNs,proto3" json:"billed_from_ns,omitempty"`
 	// How it was launched; absent for one that was put there otherwise.
-	Launched      *Launched `protobuf:"bytes,14,opt,name=launched,proto3" json:"launched,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Launched *Launched `protobuf:"bytes,14,opt,name=launched,proto3" json:"launched,omitempty"`
+	// The type of the Spot request, of a Spot Instance.
+	SpotInstanceType string `protobuf:"bytes,15,opt,name=spot_instance_type,json=spotInstanceType,proto3" json:"spot_instance_type,omitempty"`
+	// What a Spot interruption does to it.
+	InstanceInterruptionBehavior string `protobuf:"bytes,16,opt,name=instance_interruption_behavior,json=instanceInterruptionBehavior,proto3" json:"instance_interruption_behavior,omitempty"`
+	unknownFields                protoimpl.UnknownFields
+	sizeCache                    protoimpl.SizeCache
 }
 
 func (x *SimulatorAttributes) Reset() {
@@ -557,6 +561,20 @@ func (x *SimulatorAttributes) GetLaunched() *Launched {
 	return nil
 }
 
+func (x *SimulatorAttributes) GetSpotInstanceType() string {
+	if x != nil {
+		return x.SpotInstanceType
+	}
+	return ""
+}
+
+func (x *SimulatorAttributes) GetInstanceInterruptionBehavior() string {
+	if x != nil {
+		return x.InstanceInterruptionBehavior
+	}
+	return ""
+}
+
 // Launched is what is kept of the launch of an instance.
 type Launched struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -663,7 +681,7 @@ const file_instanced_storage_v1_instance_proto_rawDesc = "" +
 	"\x04same\x18\x03 \x01(\x04R\x04same\";\n" +
 	"\vStateReason\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\x84\x05\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\xf8\x05\n" +
 	"\x13SimulatorAttributes\x12(\n" +
 	"\x10disable_api_stop\x18\x01 \x01(\bR\x0edisableApiStop\x126\n" +
 	"\x17disable_api_termination\x18\x02 \x01(\bR\x15disableApiTermination\x125\n" +
@@ -686,7 +704,9 @@ const file_instanced_storage_v1_instance_proto_rawDesc = "" +
 	"nextReason\x12 \n" +
 	"\vtransitions\x18\f \x01(\x04R\vtransitions\x12$\n" +
 	"\x0ebilled_from_ns\x18\r \x01(\x03R\fbilledFromNs\x12:\n" +
-	"\blaunched\x18\x0e \x01(\v2\x1e.instanced.storage.v1.LaunchedR\blaunched\"\x87\x01\n" +
+	"\blaunched\x18\x0e \x01(\v2\x1e.instanced.storage.v1.LaunchedR\blaunched\x12,\n" +
+	"\x12spot_instance_type\x18\x0f \x01(\tR\x10spotInstanceType\x12D\n" +
+	"\x1einstance_interruption_behavior\x18\x10 \x01(\tR\x1cinstanceInterruptionBehavior\"\x87\x01\n" +
 	"\bLaunched\x12%\n" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12\x19\n" +
 	"\bimage_id\x18\x02 \x01(\tR\aimageId\x12!\n" +
