@@ -18,7 +18,9 @@ import (
 
 // environment is that of all processes, without what is meant for the tests.
 var environment = append(
-	slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "INSTANCED_") }),
+	slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "INSTANCED_") || strings.HasPrefix(v, "AWS_") }),
+	// The simulator takes any credentials.
+	"AWS_ACCESS_KEY_ID=AKIAINSTANCED", "AWS_SECRET_ACCESS_KEY=secret", "AWS_EC2_METADATA_DISABLED=true",
 	// Else each program that was built with the race detector takes a second to end.
 	"GORACE=atexit_sleep_ms=0")
 
@@ -139,6 +141,14 @@ func (p *process) signal(s syscall.Signal) bool {
 		p.t.Errorf("%v to the process on %s: %v", s, p.address, err)
 	}
 	return true
+}
+
+// pause stops the process by SIGSTOP, or lets it go on by SIGCONT.
+func (p *process) pause(s syscall.Signal) {
+	p.t.Helper()
+	if err := p.current().cmd.Process.Signal(s); err != nil {
+		p.t.Fatalf("%v to the process on %s: %v", s, p.address, err)
+	}
 }
 
 // kill ends the process at once.

@@ -28,6 +28,7 @@ func TestSoak(t *testing.T) {
 		{"taken over", takenOver},
 		{"rotated", rotated},
 		{"parted", parted},
+		{"fenced", fenced},
 		{"disconnected", disconnected},
 		{"full disk", fullDisk},
 		{"etcd away", etcdAway},
