@@ -62,6 +62,7 @@ func (s sourced) Retrieve(ctx context.Context) (aws.Credentials, error) {
 func newClient(cfg Config) *client {
 	api := awsec2.NewFromConfig(cfg.AWS, func(o *awsec2.Options) {
 		o.Retryer = aws.NopRetryer{}
+		o.APIOptions = append(o.APIOptions, withLegibleAnswers)
 		o.HTTPClient = newFencedClient(o.HTTPClient)
 		if o.Credentials != nil {
 			o.Credentials = sourced{o.Credentials}

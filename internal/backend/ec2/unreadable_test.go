@@ -1,6 +1,7 @@
 package ec2
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/http/httptest"
@@ -211,6 +212,45 @@ func TestAnUnreadableInstanceIsManagedAllTheSame(t *testing.T) {
 		b := connect(t, &endpoint{answer: r.answer}, func(c *Config) { c.Manage = map[string][]string{"team": nil} })
 		if e := execute(t.Context(), b, start(id(1)))[0].refusedAs(t); e.Kind != instance.KindUnavailable {
 			t.Errorf("error is %+v", e)
+		}
+	})
+}
+
+func TestACharacterThatXMLCannotHaveHidesNoInstance(t *testing.T) {
+	for name, test := range map[string]struct{ tag, want string }{
+		"a reference to it":      {"a&#x1b;[31mb", "a\uFFFD[31mb"},
+		"one by a decimal":       {"a&#0;b", "a\uFFFDb"},
+		"one to half a pair":     {"a&#xD800;b", "a\uFFFDb"},
+		"the character itself":   {"a\x1bb", "a\uFFFDb"},
+		"what is not UTF-8":      {"a\xffb", "a\uFFFDb"},
+		"one that it can have":   {"a&#x9;&#128512;&lt;&amp;#0;", "a\t\U0001F600<&#0;"},
+		"a character of any use": {"ä😀", "ä😀"},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			e := &endpoint{answer: func(context.Context, call) (reply, error) {
+				answer := described([]*instance.Instance{
+					{ID: id(1), State: instance.StateStopped, Tags: map[string]string{"team": "TAG"}}, {ID: id(2), State: instance.StateRunning},
+				}, "")
+				answer.body = strings.Replace(answer.body, "TAG", test.tag, 1)
+				return answer, nil
+			}}
+			all, _ := everything(t, connect(t, e), instance.DescribeQuery{All: true})
+			if len(all) != 2 || all[0].Tags["team"] != test.want {
+				t.Errorf("%d instances, %q", len(all), all[0].Tags["team"])
+			}
+		})
+	}
+}
+
+func FuzzLegible(f *testing.F) {
+	f.Add([]byte("<a>&#x1b;&#27;&#xD800;&#4294967295;\x00\xff</a>"))
+	f.Fuzz(func(t *testing.T, document []byte) {
+		out := legible(document)
+		if !legibleAlready(out) || !bytes.Equal(legible(out), out) {
+			t.Errorf("%q becomes %q", document, out)
+		}
+		if legibleAlready(document) && !reference.Match(document) && !bytes.Equal(out, document) {
+			t.Errorf("%q becomes %q, and was legible", document, out)
 		}
 	})
 }

@@ -1,0 +1,71 @@
+package ec2
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// withLegibleAnswers has answers made XML 1.0 before the SDK reads them. Whoever may tag an
+// instance may put a character into a tag that XML cannot have, and the SDK refuses all that
+// comes with it.
+func withLegibleAnswers(stack *middleware.Stack) error {
+	return stack.Deserialize.Add(middleware.DeserializeMiddlewareFunc("LegibleAnswers",
+		func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
+			out, metadata, err := next.HandleDeserialize(ctx, in)
+			response, ok := out.RawResponse.(*smithyhttp.Response)
+			if err != nil || !ok {
+				return out, metadata, err
+			}
+			body, err := io.ReadAll(response.Body)
+			closeErr := response.Body.Close()
+			if err != nil {
+				return out, metadata, fmt.Errorf("reading the answer: %w", err)
+			}
+			response.Body = io.NopCloser(bytes.NewReader(legible(body)))
+			return out, metadata, closeErr
+		}), middleware.After)
+}
+
+// reference finds references to characters by their numbers.
+var reference = regexp.MustCompile(`&#(?:[0-9]{1,9}|x[0-9A-Fa-f]{1,8});`)
+
+// legible returns a document with U+FFFD in place of what XML 1.0 does not allow.
+func legible(document []byte) []byte {
+	document = reference.ReplaceAllFunc(document, func(r []byte) []byte {
+		digits, base := r[2:len(r)-1], 10
+		if digits[0] == 'x' {
+			digits, base = digits[1:], 16
+		}
+		if n, err := strconv.ParseUint(string(digits), base, 32); err == nil && n <= utf8.MaxRune && allowed(rune(n)) {
+			return r
+		}
+		return []byte("\uFFFD")
+	})
+	if legibleAlready(document) {
+		return document
+	}
+	return bytes.Map(func(r rune) rune {
+		if !allowed(r) {
+			return utf8.RuneError
+		}
+		return r
+	}, document)
+}
+
+func legibleAlready(document []byte) bool {
+	return utf8.Valid(document) && bytes.IndexFunc(document, func(r rune) bool { return !allowed(r) }) < 0
+}
+
+// allowed reports whether XML 1.0 allows a character. Source: XML 1.0, section 2.2.
+func allowed(r rune) bool {
+	return r == '\t' || r == '\n' || r == '\r' ||
+		r >= 0x20 && r <= 0xD7FF || r >= 0xE000 && r <= 0xFFFD || r >= 0x10000 && r <= utf8.MaxRune
+}
