@@ -32,7 +32,8 @@ func TestWhatEC2HasAgainstUsIsSaid(t *testing.T) {
 				_, _ = fmt.Fprintf(w, "<Response><Errors><Error><Code>%s</Code><Message>said so</Message></Error></Errors><RequestID>r</RequestID></Response>", c.code)
 			}))
 			defer endpoint.Close()
-			log := newLogger(serveConfig{}, t.Output())
+			log, closeLog := newLogger(serveConfig{}, t.Output())
+			defer closeLog()
 			settings, err := loadAWS(t.Context(), awsFlags{region: "us-east-1", endpointURL: endpoint.URL}, log)
 			if err != nil {
 				t.Fatal(err)

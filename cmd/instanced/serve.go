@@ -163,7 +163,8 @@ func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet) error {
 // serve is the composition root: it makes every part, joins them, and takes them
 // apart again in the reverse order.
 func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
-	log := newLogger(cfg, t.stderr)
+	log, closeLog := newLogger(cfg, t.stderr)
+	defer closeLog()
 	var stopping time.Time
 	defer func() {
 		if !stopping.IsZero() {
@@ -356,12 +357,21 @@ func (d *drainDeadline) context(least time.Duration) (context.Context, context.C
 	return context.WithDeadline(context.Background(), at)
 }
 
-func newLogger(cfg serveConfig, w io.Writer) *slog.Logger {
+// newLogger returns the log of the service, and what writes the rest of it at the end. It
+// never holds up whoever logs.
+func newLogger(cfg serveConfig, w io.Writer) (log *slog.Logger, closeLog func()) {
 	opts := &slog.HandlerOptions{Level: cfg.logLevel}
-	if cfg.logFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
+	handlerOf := func(w io.Writer) slog.Handler {
+		if cfg.logFormat == "json" {
+			return slog.NewJSONHandler(w, opts)
+		}
+		return slog.NewTextHandler(w, opts)
 	}
-	return slog.New(slog.NewTextHandler(w, opts))
+	direct := slog.New(handlerOf(w))
+	queue := newLogQueue(w, func(lines int) {
+		direct.Error("log lines dropped: standard error was not read fast enough", "lines", lines)
+	})
+	return slog.New(handlerOf(queue)), queue.Close
 }
 
 // innermost is what the operating system said, without the path or address that the

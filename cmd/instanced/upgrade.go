@@ -64,12 +64,14 @@ be of this version, or stopped: whether they are is not verified.`,
 			ctx, cancel = context.WithTimeout(ctx, t.timeout)
 			defer cancel()
 		}
+		log, closeLog := newLogger(serveConfig{logLevel: slog.LevelWarn}, t.stderr)
+		defer closeLog()
 		was, is, err := journal.Finalize(ctx, journal.Config{
 			DataDir:   cfg.dataDir,
 			Endpoints: cfg.etcdEndpoints,
 			Prefix:    cfg.etcdPrefix,
 			Version:   buildVersion(),
-			Logger:    newLogger(serveConfig{logLevel: slog.LevelWarn}, t.stderr),
+			Logger:    log,
 		})
 		if err != nil {
 			return err

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+)
+
+// TestALogThatIsNotReadHoldsNoCallUp gives the service a pipe for standard error that is
+// read only after far more calls than there is room for their lines.
+func TestALogThatIsNotReadHoldsNoCallUp(t *testing.T) {
+	t.Parallel()
+	const callers, calls = 8, 1250
+	dir := t.TempDir()
+	stdout, err := os.Create(filepath.Join(dir, "stdout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stdout.Close() }()
+	unread, stderr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("instanced", "serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(dir, "data"))
+	cmd.Env = awsEnvironment()
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = stderr.Close() // the process has its own
+	defer func() { _ = cmd.Process.Kill() }()
+	var address string
+	eventually(t, "it serves", func() bool {
+		said, _ := os.ReadFile(stdout.Name()) // may not be whole yet
+		found := servesOn.FindSubmatch(said)
+		if found != nil {
+			address = string(found[1])
+		}
+		return found != nil
+	})
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	instances := instancedv1.NewInstanceServiceClient(conn)
+
+	ctx := patient(t)
+	var calling sync.WaitGroup
+	for range callers {
+		calling.Go(func() {
+			for range calls {
+				if _, err := instances.GetServerInfo(ctx, &instancedv1.GetServerInfoRequest{}); err != nil {
+					t.Errorf("a call while nobody reads the log: %v", err)
+					return
+				}
+			}
+		})
+	}
+	calling.Wait()
+	if t.Failed() {
+		return
+	}
+
+	reported, lines := 0, 0
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for log := bufio.NewScanner(unread); log.Scan(); {
+			lines++
+			if _, count, found := strings.Cut(log.Text(), "log lines dropped: standard error was not read fast enough\" lines="); found {
+				_, _ = fmt.Sscan(count, &reported)
+				// From now on nothing is dropped, and all that follows is read.
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+			}
+		}
+	}()
+	<-read
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the service ended with %v", err)
+	}
+	if reported == 0 || lines+reported < callers*calls {
+		t.Errorf("%d lines were written and %d reported as dropped, of at least %d", lines, reported, callers*calls)
+	}
+}
+
+func TestDroppedLogLinesAreCountedBehindThoseBeforeThem(t *testing.T) {
+	t.Parallel()
+	unread, stderr := io.Pipe()
+	queue := newLogQueue(stderr, func(lines int) { _, _ = fmt.Fprintf(stderr, "dropped %d\n", lines) })
+	line := []byte(strings.Repeat("x", 1<<10-1) + "\n")
+	// As much again may be on its way to the pipe.
+	const lines = 2*(maxQueuedLogBytes>>10) + 100
+	for range lines {
+		_, _ = queue.Write(line)
+	}
+	kept, reported := 0, 0
+	log := bufio.NewScanner(unread)
+	for reported == 0 && log.Scan() {
+		if _, err := fmt.Sscanf(log.Text(), "dropped %d", &reported); err != nil {
+			kept++
+		}
+	}
+	if kept+reported != lines || reported == 0 {
+		t.Errorf("%d lines came and %d were reported as dropped, of %d", kept, reported, lines)
+	}
+	_, _ = queue.Write([]byte("later\n"))
+	go func() {
+		queue.Close()
+		_ = stderr.Close()
+	}()
+	if rest, _ := io.ReadAll(unread); string(rest) != "later\n" {
+		t.Errorf("at the end came %q", rest)
+	}
+}
