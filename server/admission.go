@@ -36,13 +36,14 @@ const sheddingLogInterval = time.Second
 // gets half of them, two get a third each, and whoever comes next still finds some.
 type admission struct {
 	log             *slog.Logger
-	most            [kinds]int
 	mostConnections int
 
-	mu          sync.Mutex
-	taken       [kinds]int
-	principals  [kinds]map[string]int
+	mu sync.Mutex
+	// shares are those of the principals; connections count what they hold themselves.
+	shares      [kinds]instance.Shares
 	connections map[*connection]struct{}
+	// paid is until when is paid what floods have cost, see [admission.pay].
+	paid time.Time
 	// turns count ends of calls and begins of connections.
 	turns uint64
 	// shed counts calls since the log last spoke of them, at loggedAt.
@@ -53,9 +54,8 @@ type admission struct {
 func newAdmission(log *slog.Logger, requests, streams, connections int) *admission {
 	return &admission{
 		log:             log,
-		most:            [kinds]int{brief: requests, lasting: streams},
 		mostConnections: connections,
-		principals:      [kinds]map[string]int{brief: {}, lasting: {}},
+		shares:          [kinds]instance.Shares{brief: instance.NewShares(requests), lasting: instance.NewShares(streams)},
 		connections:     make(map[*connection]struct{}),
 	}
 }
@@ -75,7 +75,7 @@ type ticket struct {
 func (a *admission) admit(principal string, conn *connection) (ticket, error) {
 	t := ticket{admission: a, kind: brief, principal: principal, conn: conn}
 	a.mu.Lock()
-	admitted := a.take(brief, principal, conn)
+	admitted := a.takeLocked(brief, principal, conn)
 	a.mu.Unlock()
 	if !admitted {
 		return ticket{}, a.refuse(brief, principal, conn)
@@ -93,9 +93,9 @@ func (t *ticket) last() error {
 		a.mu.Unlock()
 		return context.Canceled
 	}
-	admitted := a.take(lasting, t.principal, t.conn)
+	admitted := a.takeLocked(lasting, t.principal, t.conn)
 	if admitted {
-		a.give(t.kind, t.principal, t.conn)
+		a.giveLocked(t.kind, t.principal, t.conn)
 		t.kind = lasting
 	}
 	a.mu.Unlock()
@@ -108,37 +108,34 @@ func (t *ticket) last() error {
 // leave gives the place back.
 func (t *ticket) leave() {
 	t.admission.mu.Lock()
-	t.admission.give(t.kind, t.principal, t.conn)
+	t.admission.giveLocked(t.kind, t.principal, t.conn)
 	t.left = true
 	t.admission.mu.Unlock()
 }
 
-// take takes a place if the caller may have one more. Callers that do not say who
-// they are are told apart by their connections alone.
-func (a *admission) take(k kind, principal string, conn *connection) bool {
-	left := a.most[k] - a.taken[k]
-	if conn.calls[k] >= left || principal != anonymous && a.principals[k][principal] >= left {
+// takeLocked takes a place if the caller may have one more.
+func (a *admission) takeLocked(k kind, principal string, conn *connection) bool {
+	if !a.shares[k].MayTake(conn.calls[k], 1) || !a.shares[k].Take(holderOf(principal), 1) {
 		return false
 	}
-	a.taken[k]++
 	conn.calls[k]++
-	if principal != anonymous {
-		a.principals[k][principal]++
-	}
 	return true
 }
 
-func (a *admission) give(k kind, principal string, conn *connection) {
-	a.taken[k]--
+func (a *admission) giveLocked(k kind, principal string, conn *connection) {
+	a.shares[k].Give(holderOf(principal), 1)
 	conn.calls[k]--
 	a.turns++
 	conn.turn = a.turns
+}
+
+// holderOf returns the holder of a principal's places. Callers that do not say who they
+// are are told apart by their connections alone.
+func holderOf(principal string) string {
 	if principal == anonymous {
-		return
+		return ""
 	}
-	if a.principals[k][principal]--; a.principals[k][principal] == 0 {
-		delete(a.principals[k], principal)
-	}
+	return principal
 }
 
 // refuse returns what a caller is told for whom there is no place. To return at
@@ -150,14 +147,14 @@ func (a *admission) refuse(k kind, principal string, conn *connection) error {
 		return &instance.Error{
 			Kind:       instance.KindExhausted,
 			Reason:     reasonTooManyStreams,
-			Message:    fmt.Sprintf("too many subscriptions and waits are under way: of %d places a caller may have as many as are left over", a.most[k]),
+			Message:    fmt.Sprintf("too many subscriptions and waits are under way: of %d places a caller may have as many as are left over", a.shares[k].Max()),
 			RetryAfter: time.Second + rand.N(2*time.Second), //nolint:gosec // to spread load takes no secret
 		}
 	}
 	return &instance.Error{
 		Kind:       instance.KindExhausted,
 		Reason:     reasonTooManyRequests,
-		Message:    fmt.Sprintf("too many calls are under way: of %d places a caller may have as many as are left over; nothing was changed by this call", a.most[k]),
+		Message:    fmt.Sprintf("too many calls are under way: of %d places a caller may have as many as are left over; nothing was changed by this call", a.shares[k].Max()),
 		RetryAfter: 100*time.Millisecond + rand.N(200*time.Millisecond), //nolint:gosec // as above
 	}
 }
@@ -172,7 +169,7 @@ func (a *admission) note(k kind, principal string) {
 		return
 	}
 	a.shed, a.loggedAt = 0, now
-	taken := a.taken
+	taken := [kinds]int{brief: a.shares[brief].Taken(), lasting: a.shares[lasting].Taken()}
 	a.mu.Unlock()
 	a.log.Warn("calls are shed", "calls", count, "one_of", principal, "of_lasting_kind", k == lasting,
 		"requests_under_way", taken[brief], "streams_under_way", taken[lasting])

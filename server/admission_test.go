@@ -16,7 +16,7 @@ func TestARequestThatComesAfterTheEndOfItsCallTakesNoPlace(t *testing.T) {
 	if err := ticket.last(); err == nil {
 		t.Error("it is admitted")
 	}
-	if none := [kinds]int{}; a.taken != none || conn.calls != none {
-		t.Errorf("taken are %v, and of the connection %v", a.taken, conn.calls)
+	if taken := a.shares[brief].Taken() + a.shares[lasting].Taken(); taken != 0 || conn.calls != [kinds]int{} {
+		t.Errorf("taken are %v, and of the connection %v", taken, conn.calls)
 	}
 }

@@ -14,11 +14,18 @@ import (
 // arrivalKey is the key of the function that ends a call whose request does not come.
 type arrivalKey struct{}
 
-// interruptible lets a call be ended while its request is received: grpc-go reads with
-// the context that is returned here, and with no other.
-func interruptibleArrival(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	return context.WithValue(ctx, arrivalKey{}, cancel), nil
+// begin returns what a call goes through when its headers have come, before it has a
+// goroutine. It counts those of methods that there are, which come to the gate then, and
+// lets each be ended while its request is received: grpc-go reads with the context that is
+// returned here, and with no other.
+func begin(methods map[string]bool) tap.ServerInHandle {
+	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
+		if methods[info.FullMethodName] {
+			connectionOf(ctx).begun++
+		}
+		ctx, cancel := context.WithCancelCause(ctx)
+		return context.WithValue(ctx, arrivalKey{}, cancel), nil
+	}
 }
 
 // arrival is how long a request may take from the headers of its call on.

@@ -167,7 +167,7 @@ func bareServer(b *testing.B, service instancedv1.InstanceServiceServer) string 
 	return lis.Addr().String()
 }
 
-func listen(b *testing.B) net.Listener {
+func listen(b testing.TB) net.Listener {
 	b.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -127,14 +127,20 @@ func (c chain) enterStream(ss grpc.ServerStream, info *grpc.StreamServerInfo) (*
 	}
 	var err error
 	if in.ctx, err = c.enter(identify(ss.Context()), &in.call); err == nil {
-		in.ticket, err = c.gate.admission.admit(callerOf(in.ctx).Principal, connectionOf(in.ctx))
+		conn := connectionOf(in.ctx)
+		if in.ticket, err = c.gate.admission.admit(callerOf(in.ctx).Principal, conn); err == nil {
+			conn.arrived.Add(1)
+		}
 	}
 	return in, err
 }
 
 func (c chain) leaveStream(in *streamIn, err error) error {
+	// Its place, or what it was counted as without one, is that of its handler, to the end.
 	if in.ticket.admission != nil {
-		in.ticket.leave()
+		defer in.ticket.leave()
+	} else {
+		defer connectionOf(in.ctx).arrived.Add(1)
 	}
 	return c.leave(in.ctx, &in.call, err)
 }

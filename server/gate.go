@@ -58,10 +58,13 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 			return chain(ctx, nil, &grpc.UnaryServerInfo{Server: srv, FullMethod: method}, func(context.Context, any) (any, error) { return nil, why })
 		}
 		ctx = identify(ctx)
-		t, err := g.admission.admit(callerOf(ctx).Principal, connectionOf(ctx))
+		conn := connectionOf(ctx)
+		t, err := g.admission.admit(callerOf(ctx).Principal, conn)
 		if err != nil {
+			defer conn.arrived.Add(1)
 			return refused(err)
 		}
+		conn.arrived.Add(1)
 		defer t.leave()
 		in := request{large: g.large, command: command}
 		defer in.forget()

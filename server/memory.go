@@ -30,7 +30,7 @@ func (r *memoryReport) use() *instancedv1.MemoryUse {
 	}
 	metrics.Read(runtime)
 	r.admission.mu.Lock()
-	streams := r.admission.taken[lasting]
+	streams := r.admission.shares[lasting].Taken()
 	r.admission.mu.Unlock()
 	return &instancedv1.MemoryUse{
 		RecentHistoryBytes:    m.Ring,

@@ -107,7 +107,8 @@ func New(cfg Config) *Server {
 		memory: &memoryReport{cfg.Lifecycle, a, cfg.Logger},
 	}
 	g := newGate(a, arrival(cfg.Deadline))
-	s.grpc = grpc.NewServer(slices.Concat(transport(a), chain{callLog{cfg.Logger}, s.drain, g, cfg.Deadline}.options())...)
+	methods := make(map[string]bool)
+	s.grpc = grpc.NewServer(slices.Concat(transport(a, methods), chain{callLog{cfg.Logger}, s.drain, g, cfg.Deadline}.options())...)
 	guarded := g.guard(s.grpc)
 	instancedv1.RegisterInstanceServiceServer(guarded, &service{
 		lifecycle: cfg.Lifecycle,
@@ -122,13 +123,18 @@ func New(cfg Config) *Server {
 	}
 	grpc_health_v1.RegisterHealthServer(guarded, s.health)
 	reflection.Register(s.grpc)
+	for service, info := range s.grpc.GetServiceInfo() {
+		for _, m := range info.Methods {
+			methods["/"+service+"/"+m.Name] = true
+		}
+	}
 	s.setHealth(grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	return s
 }
 
 // transport returns the options of the transport. A connection may have more streams
 // than are admitted, so that those beyond are refused rather than held up unheard.
-func transport(a *admission) []grpc.ServerOption {
+func transport(a *admission, methods map[string]bool) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(counted{insecure.NewCredentials(), a}),
 		grpc.ConnectionTimeout(handshakeTimeout),
@@ -138,10 +144,10 @@ func transport(a *admission) []grpc.ServerOption {
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
-		grpc.MaxConcurrentStreams(uint32(a.most[brief] + a.most[lasting])),
+		grpc.MaxConcurrentStreams(uint32((a.shares[brief].Max()+a.shares[lasting].Max())/2 + maxArriving)),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.InTapHandle(interruptibleArrival),
+		grpc.InTapHandle(begin(methods)),
 		grpc.WaitForHandlers(true),
 		grpc.NumStreamWorkers(streamWorkers),
 	}
