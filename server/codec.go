@@ -32,9 +32,13 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	if data.Len() > largeRequestBytes && !r.isLarge {
-		r.large <- struct{}{}
-		r.isLarge = true
+	if data.Len() > largeRequestBytes && r.leave == nil {
+		leave, err := r.enter()
+		if err != nil {
+			r.problem = err
+			return nil
+		}
+		r.leave = leave
 		wire := data.MaterializeToBuffer(mem.DefaultBufferPool())
 		defer wire.Free()
 		if elements(wire.ReadOnlyData(), r.into.ProtoReflect().Descriptor(), maxElements) > maxElements {

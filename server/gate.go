@@ -10,6 +10,7 @@ import (
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/lifecycle"
 )
 
 const (
@@ -24,11 +25,11 @@ const (
 type gate struct {
 	admission *admission
 	arrival   arrival
-	large     chan struct{}
+	large     *lifecycle.Places
 }
 
 func newGate(a *admission, arrives arrival) gate {
-	return gate{admission: a, arrival: arrives, large: make(chan struct{}, largeRequests)}
+	return gate{admission: a, arrival: arrives, large: lifecycle.NewPlaces(largeRequests)}
 }
 
 // guard returns a registrar of services whose methods are all behind the gate.
@@ -66,7 +67,7 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 		}
 		conn.arrived.Add(1)
 		defer t.leave()
-		in := request{large: g.large, command: command}
+		in := request{enter: g.enterLarge(ctx), command: command}
 		defer in.forget()
 		resp, err := handler(srv, ctx, func(into any) error {
 			in.into = into.(proto.Message)
@@ -92,7 +93,7 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 
 // receive receives a request of a stream, which lasts from the first one on.
 func (s *streamIn) receive(into any) error {
-	in := request{large: s.gate.large, into: into.(proto.Message)}
+	in := request{enter: s.gate.enterLarge(s.ctx), into: into.(proto.Message)}
 	defer in.forget()
 	receive := func() error { return s.ServerStream.RecvMsg(&in) }
 	if s.ticket.kind == lasting {
@@ -110,22 +111,33 @@ func (s *streamIn) receive(into any) error {
 	return in.problem
 }
 
+// enterLarge returns what gives a large request of a caller its place.
+func (g gate) enterLarge(ctx context.Context) func() (leave func(), err error) {
+	return func() (func(), error) {
+		holders := []any{connectionOf(ctx)}
+		if principal := callerOf(ctx).Principal; principal != anonymous {
+			holders = append(holders, principal)
+		}
+		return g.large.Enter(ctx, holders...)
+	}
+}
+
 // request is a request while it is decoded.
 type request struct {
 	into  proto.Message
-	large chan struct{}
+	enter func() (leave func(), err error)
 	// command is whether it may not have fields that are not known.
 	command bool
-	// isLarge is whether it has one of the places of large requests.
-	isLarge bool
+	// leave gives up the place of a large request; nil for none.
+	leave   func()
 	problem error
 }
 
 // forget gives up the place of a large request.
 func (r *request) forget() {
-	if r.isLarge {
-		<-r.large
-		r.isLarge = false
+	if r.leave != nil {
+		r.leave()
+		r.leave = nil
 	}
 }
 

@@ -55,7 +55,7 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 		return CommandResponse{}, err
 	}
 	before := s.journal.Head()
-	if err := s.learn(ctx, cmd.IDs); err != nil {
+	if err := s.learn(ctx, cmd.Principal, cmd.IDs); err != nil {
 		return CommandResponse{}, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -277,7 +277,7 @@ func withChanges(err error, changes []instance.StateChange) error {
 
 // learn makes sure that the journal knows those of the instances that exist: what it
 // does not know is looked up once at the backend. Only the owner can do so.
-func (s *Service) learn(ctx context.Context, ids []instance.ID) error {
+func (s *Service) learn(ctx context.Context, principal string, ids []instance.ID) error {
 	var unknown []instance.ID
 	for _, id := range ids {
 		if _, found := s.journal.Get(id); !found {
@@ -287,7 +287,7 @@ func (s *Service) learn(ctx context.Context, ids []instance.ID) error {
 	if len(unknown) == 0 || s.term.Load() == nil {
 		return nil
 	}
-	return s.looker.lookUp(ctx, unknown)
+	return s.looker.lookUp(ctx, principal, unknown)
 }
 
 // NotFound is the error of EC2 for instances that do not exist; nil for none.

@@ -11,7 +11,7 @@ import (
 )
 
 // Describe returns a page of instances from the journal.
-func (s *Service) Describe(ctx context.Context, _ Caller, req DescribeRequest) (DescribeResponse, error) {
+func (s *Service) Describe(ctx context.Context, caller Caller, req DescribeRequest) (DescribeResponse, error) {
 	var c checker
 	filter := c.filter("filter", req.Filter)
 	size := c.pageSize(req.PageSize)
@@ -28,7 +28,7 @@ func (s *Service) Describe(ctx context.Context, _ Caller, req DescribeRequest) (
 			return DescribeResponse{}, err
 		}
 	}
-	if err := s.mustKnow(ctx, filter.IDs); err != nil {
+	if err := s.mustKnow(ctx, caller.Principal, filter.IDs); err != nil {
 		return DescribeResponse{}, err
 	}
 	// Taken before the snapshot: at worst too old, which the caller will forgive.
@@ -53,8 +53,8 @@ func (s *Service) Describe(ctx context.Context, _ Caller, req DescribeRequest) (
 }
 
 // mustKnow refuses ids that neither the journal nor the backend knows.
-func (s *Service) mustKnow(ctx context.Context, ids []instance.ID) error {
-	if err := s.learn(ctx, ids); err != nil {
+func (s *Service) mustKnow(ctx context.Context, principal string, ids []instance.ID) error {
+	if err := s.learn(ctx, principal, ids); err != nil {
 		return err
 	}
 	var missing []instance.ID

@@ -45,20 +45,43 @@ type looker struct {
 	open   bool
 	wanted map[instance.ID]*look
 	wake   chan struct{}
+	// lookUps are the places of ids that callers wait to have looked up, askers those who
+	// do, and turns in which order.
+	lookUps instance.Shares
+	askers  map[string]*asker
+	turns   []*asker
+}
+
+// maxLookUps is how many ids may wait to be looked up for all callers together.
+const maxLookUps = 10_000
+
+// asker is a principal and the ids that it waits to have looked up. Those that are no
+// longer wanted have been looked up for somebody else.
+type asker struct {
+	principal string
+	ids       []instance.ID
+}
+
+// waiter is told when an instance was looked at. It has room for it.
+type waiter struct {
+	told chan<- error
+	// principal is who has the place of a look-up.
+	principal string
+	lookUp    bool
 }
 
 // look is the wish to see one instance.
 type look struct {
 	trust     trust
 	notBefore time.Time
-	// unlessAbsent leaves out what is known not to exist.
-	unlessAbsent bool
 	// repeat is whether to try again when the backend does not answer.
 	repeat bool
 	// acks are called when what was seen is recorded; waiters are told then, or when
 	// the backend did not answer. They have room for it.
 	acks    []func()
-	waiters []chan error
+	waiters []waiter
+	// service is whether the service itself wants it, rather than callers who look it up.
+	service bool
 }
 
 func newLooker(s *Service) *looker {
@@ -66,35 +89,40 @@ func newLooker(s *Service) *looker {
 		s:      s,
 		wanted: make(map[instance.ID]*look),
 		wake:   make(chan struct{}, 1),
+
+		lookUps: instance.NewShares(maxLookUps),
+		askers:  make(map[string]*asker),
 	}
 }
 
-// request asks for instances to be looked at soon.
+// request asks for instances to be looked at soon. Where nobody waits, nothing can fail.
 func (l *looker) request(ids ...instance.ID) {
-	l.want(ids, look{repeat: true})
+	_ = l.want(ids, look{repeat: true})
 }
 
 // requestFor asks for the instance of a notice, which is acknowledged afterwards.
 func (l *looker) requestFor(n instance.Notice) {
-	l.want([]instance.ID{n.ID}, look{repeat: true, acks: []func(){n.Ack}})
+	_ = l.want([]instance.ID{n.ID}, look{repeat: true, acks: []func(){n.Ack}})
 }
 
 // look looks at instances and returns when what was seen is recorded.
 func (l *looker) look(ctx context.Context, ids []instance.ID, how trust) error {
-	return l.await(ctx, ids, look{trust: how})
+	return l.await(ctx, ids, look{trust: how}, waiter{})
 }
 
 // lookUp looks at instances that are not known, except for those of which the backend
-// said a moment ago that they do not exist.
-func (l *looker) lookUp(ctx context.Context, ids []instance.ID) error {
-	return l.await(ctx, ids, look{unlessAbsent: true})
+// said a moment ago that they do not exist. Principals take turns, and may have as many
+// look-ups waiting as are left over of maxLookUps.
+func (l *looker) lookUp(ctx context.Context, principal string, ids []instance.ID) error {
+	return l.await(ctx, ids, look{}, waiter{principal: principal, lookUp: true})
 }
 
-func (l *looker) await(ctx context.Context, ids []instance.ID, wish look) error {
+func (l *looker) await(ctx context.Context, ids []instance.ID, wish look, w waiter) error {
 	told := make(chan error, len(ids))
-	wish.waiters = []chan error{told}
-	if !l.want(ids, wish) {
-		return errEnding()
+	w.told = told
+	wish.waiters = []waiter{w}
+	if err := l.want(ids, wish); err != nil {
+		return err
 	}
 	for range ids {
 		select {
@@ -109,25 +137,90 @@ func (l *looker) await(ctx context.Context, ids []instance.ID, wish look) error 
 	return nil
 }
 
-// want adds wishes to those that there are. It is false, and nobody is told, when nobody
-// looks; wishes for which nobody waits are kept then.
-func (l *looker) want(ids []instance.ID, wish look) bool {
+// want adds wishes to those that there are. When nobody looks it fails for those who
+// wait; other wishes are kept then.
+func (l *looker) want(ids []instance.ID, wish look) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.open && len(wish.waiters) > 0 {
-		return false
+		return errEnding()
 	}
-	for _, id := range ids {
-		if wish.unlessAbsent && l.s.absent.has(id) {
-			for _, waiter := range wish.waiters {
-				waiter <- nil
-			}
-			continue
+	if len(wish.waiters) == 0 || !wish.waiters[0].lookUp {
+		wish.service = true
+		for _, id := range ids {
+			l.add(id, wish)
 		}
+		l.signal()
+		return nil
+	}
+	w := wish.waiters[0]
+	unknown := make([]instance.ID, 0, len(ids))
+	for _, id := range ids {
+		if l.s.absent.has(id) {
+			w.told <- nil
+		} else {
+			unknown = append(unknown, id)
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	if !l.lookUps.Take(w.principal, len(unknown)) {
+		return errTooManyLookUps()
+	}
+	for _, id := range unknown {
 		l.add(id, wish)
 	}
+	l.ask(w.principal, unknown)
 	l.signal()
-	return true
+	return nil
+}
+
+// ask puts ids behind those that a principal waits for. The caller holds the lock.
+func (l *looker) ask(principal string, ids []instance.ID) {
+	a := l.askers[principal]
+	if a == nil {
+		a = &asker{principal: principal}
+		l.askers[principal] = a
+		l.turns = append(l.turns, a)
+	}
+	a.ids = append(a.ids, ids...)
+}
+
+// nextLookUp returns an id that a caller waits for, of each principal in turn; false when
+// there is none. The caller holds the lock.
+func (l *looker) nextLookUp() (instance.ID, bool) {
+	for len(l.turns) > 0 {
+		a := l.turns[0]
+		l.turns = l.turns[1:]
+		id := a.ids[0]
+		if a.ids = a.ids[1:]; len(a.ids) > 0 {
+			l.turns = append(l.turns, a)
+		} else {
+			delete(l.askers, a.principal)
+		}
+		if w := l.wanted[id]; w != nil && !w.service {
+			return id, true
+		}
+	}
+	return "", false
+}
+
+// notify tells a waiter, and gives the place of its look-up back. The caller holds the lock.
+func (l *looker) notify(w waiter, err error) {
+	w.told <- err
+	if w.lookUp {
+		l.lookUps.Give(w.principal, 1)
+	}
+}
+
+func errTooManyLookUps() error {
+	return &instance.Error{
+		Kind:       instance.KindExhausted,
+		Reason:     "TOO_MANY_LOOK_UPS",
+		Message:    fmt.Sprintf("too many ids that are not known wait to be looked up at the backend: of %d places a caller may have as many as are left over; nothing was changed", maxLookUps),
+		RetryAfter: time.Second,
+	}
 }
 
 // begin lets wishes be waited for, until run ends.
@@ -144,7 +237,7 @@ func (l *looker) end() {
 	l.open = false
 	for _, w := range l.wanted {
 		for _, waiter := range w.waiters {
-			waiter <- errEnding()
+			l.notify(waiter, errEnding())
 		}
 		w.waiters = nil
 	}
@@ -159,6 +252,7 @@ func (l *looker) add(id instance.ID, wish look) {
 	}
 	w.trust = w.trust || wish.trust
 	w.repeat = w.repeat || wish.repeat
+	w.service = w.service || wish.service
 	w.acks = append(w.acks, wish.acks...)
 	w.waiters = append(w.waiters, wish.waiters...)
 	if wish.notBefore.Before(w.notBefore) {
@@ -224,24 +318,24 @@ func (l *looker) failed(looks map[instance.ID]*look, err error) {
 	defer l.mu.Unlock()
 	for id, w := range looks {
 		for _, waiter := range w.waiters {
-			waiter <- err
+			l.notify(waiter, err)
 		}
 		if w.repeat {
-			l.add(id, look{trust: w.trust, repeat: true, acks: w.acks, notBefore: time.Now().Add(retryLook)})
+			l.add(id, look{trust: w.trust, repeat: true, service: true, acks: w.acks, notBefore: time.Now().Add(retryLook)})
 		}
 	}
 }
 
-// due takes the wishes that are due, and tells when the next will be.
+// due takes the wishes that are due, and tells when the next will be. Half of a look is for
+// what callers look up, if there is as much, the rest for the service itself, and what is
+// left for either.
 func (l *looker) due() (due map[instance.ID]*look, next time.Time) {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	due = make(map[instance.ID]*look)
-	for id, w := range l.wanted {
+	take := func(id instance.ID, w *look) {
 		switch {
-		case len(due) == mostLooked:
-			return due, now
 		case w.notBefore.After(now):
 			next = earlier(next, w.notBefore)
 		case l.s.tracker.deferDescribe(id):
@@ -251,6 +345,31 @@ func (l *looker) due() (due map[instance.ID]*look, next time.Time) {
 			due[id] = w
 			delete(l.wanted, id)
 		}
+	}
+	lookUps := func(limit int) {
+		for len(due) < limit {
+			id, ok := l.nextLookUp()
+			if !ok {
+				return
+			}
+			w := l.wanted[id]
+			if take(id, w); due[id] == nil {
+				w.service = true // it has had its turn
+			}
+		}
+	}
+	lookUps(mostLooked / 2)
+	for id, w := range l.wanted {
+		if len(due) == mostLooked {
+			return due, now
+		}
+		if w.service {
+			take(id, w)
+		}
+	}
+	lookUps(mostLooked)
+	if len(due) == mostLooked {
+		next = now
 	}
 	return due, next
 }
@@ -305,7 +424,7 @@ func (l *looker) describe(ctx context.Context, looks map[instance.ID]*look) erro
 			l.s.absent.add(id)
 			l.s.unreadable.remove(id)
 		}
-		w.tell()
+		l.fulfil(w)
 	}
 	return nil
 }
@@ -313,6 +432,7 @@ func (l *looker) describe(ctx context.Context, looks map[instance.ID]*look) erro
 // again renews a wish that was not fulfilled.
 func (l *looker) again(id instance.ID, w *look, delay time.Duration) {
 	again := *w
+	again.service = true // it has had its turn
 	again.notBefore = time.Now().Add(delay)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -325,19 +445,21 @@ func (l *looker) tell(looks map[instance.ID]*look, unreadable map[instance.ID]bo
 	for id := range unreadable {
 		if w := looks[id]; w != nil {
 			l.s.absent.add(id) // as far as looking it up again soon is concerned
-			w.tell()
+			l.fulfil(w)
 			delete(looks, id)
 		}
 	}
 }
 
-// tell tells all who wait for a look that it has taken place.
-func (w *look) tell() {
+// fulfil tells all who wait for a look that it has taken place.
+func (l *looker) fulfil(w *look) {
 	for _, ack := range w.acks {
 		ack()
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, waiter := range w.waiters {
-		waiter <- nil
+		l.notify(waiter, nil)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 
 // Wait returns when each instance has reached one of the wanted states, or no longer
 // can, or the time is over. It costs the backend nothing.
-func (s *Service) Wait(ctx context.Context, _ Caller, req WaitRequest) (WaitResponse, error) {
+func (s *Service) Wait(ctx context.Context, caller Caller, req WaitRequest) (WaitResponse, error) {
 	var c checker
 	ids := c.ids("instance_ids", req.InstanceIDs, 1)
 	c.states("states", req.States)
@@ -40,7 +40,7 @@ func (s *Service) Wait(ctx context.Context, _ Caller, req WaitRequest) (WaitResp
 		}
 		after = position
 	}
-	if err := s.mustKnow(waitCtx, ids); err != nil && !over() {
+	if err := s.mustKnow(waitCtx, caller.Principal, ids); err != nil && !over() {
 		return WaitResponse{}, err
 	}
 	head := s.journal.Head()

@@ -1,10 +1,10 @@
 package ec2query
 
 import (
-	"context"
 	"math"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,54 +18,37 @@ const (
 	defaultMaxConnections = 5000
 )
 
-// admission bounds the calls that are under way. A principal may have as many places as
-// are left over: one that floods the door gets half of them, and whoever comes next still
-// finds some.
+// admission bounds the calls that are under way, in shares of the principals.
 type admission struct {
-	most       int
-	mu         sync.Mutex
-	taken      int
-	principals map[string]int
+	mu     sync.Mutex
+	shares instance.Shares
 }
 
 // enter takes a place, which leave gives back.
 func (a *admission) enter(principal string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.principals[principal] >= a.most-a.taken {
+	if !a.shares.Take(principal, 1) {
 		return errBusy()
 	}
-	if a.principals == nil {
-		a.principals = make(map[string]int)
-	}
-	a.taken++
-	a.principals[principal]++
 	return nil
 }
 
 func (a *admission) leave(principal string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.taken--
-	if a.principals[principal]--; a.principals[principal] == 0 {
-		delete(a.principals, principal)
-	}
+	a.shares.Give(principal, 1)
 }
 
-// reading bounds how many requests are being read at once, from the form to what is wrong
-// with it: that takes a processor and no time beside, but up to fifty times the memory of
-// the form.
-type reading chan struct{}
-
-// begin waits for a place, which the function that it returns gives back, however often
-// it is called.
-func (r reading) begin(ctx context.Context) (end func(), err error) {
-	select {
-	case r <- struct{}{}:
-		return sync.OnceFunc(func() { <-r }), nil
-	case <-ctx.Done():
-		return nil, errBusy()
+// claimedKey returns the access key that a request names, which is not verified: it only
+// divides the places of those that are being read, before their forms can be.
+func claimedKey(r *http.Request) string {
+	credential := r.URL.Query().Get("X-Amz-Credential")
+	if _, signed, ok := strings.Cut(r.Header.Get("Authorization"), "Credential="); ok {
+		credential = signed
 	}
+	key, _, _ := strings.Cut(credential, "/")
+	return key
 }
 
 func errBusy() error {

@@ -64,7 +64,7 @@ func TestErrorsBecomeWhatAnSDKActsOnRightly(t *testing.T) {
 }
 
 func TestOneCallerLeavesRoomForOthers(t *testing.T) {
-	a := &admission{most: 100}
+	a := &admission{shares: instance.NewShares(100)}
 	var taken int
 	for a.enter("greedy") == nil {
 		taken++
@@ -83,7 +83,7 @@ func TestOneCallerLeavesRoomForOthers(t *testing.T) {
 	for range taken {
 		a.leave("greedy")
 	}
-	if a.taken != 0 || len(a.principals) != 0 {
-		t.Errorf("left behind: %d, %v", a.taken, a.principals)
+	if taken := a.shares.Taken(); taken != 0 {
+		t.Errorf("%d places are still taken", taken)
 	}
 }

@@ -91,9 +91,9 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return nil, err
 	}
-	read, err := d.reading.begin(ctx)
+	read, err := d.reading.Enter(ctx, claimedKey(r))
 	if err != nil {
-		return nil, err
+		return nil, errBusy()
 	}
 	defer read()
 	form, err := plain(r, sent)

@@ -1,14 +1,11 @@
 package ec2query
 
 import (
-	"context"
 	"errors"
 	"net/url"
 	"reflect"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -191,29 +188,6 @@ func TestAFormOfASDKIsRead(t *testing.T) {
 	if err := a.err(); err != nil {
 		t.Error(err)
 	}
-}
-
-func TestAsManyRequestsAreReadAtOnceAsThereIsRoomFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		room := make(reading, 1)
-		end, err := room.begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		late, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if _, err := room.begin(late); refusalOf(err, "").code != instance.CodeRequestLimitExceeded {
-			t.Errorf("without room: %v", err)
-		}
-		end()
-		end()
-		if _, err := room.begin(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if len(room) != 1 {
-			t.Errorf("%d are being read, want 1", len(room))
-		}
-	})
 }
 
 func TestParametersAreForgottenWhenTheyHaveBeenRead(t *testing.T) {
