@@ -80,7 +80,8 @@ const (
 
 // Read reads. From a connection that floods the service it does so slowly: each call that
 // is read gets a goroutine if only to be refused, each frame takes the processor, and the
-// calls of others would wait behind thousands of them: BenchmarkShedding, BenchmarkFlood.
+// calls of others would wait behind thousands of them: BenchmarkShedding,
+// TestFloodsCostWhoeverSendsThem.
 //
 // When it is called, the transport has handled all whole frames that were read before.
 func (c *connection) Read(p []byte) (int, error) {
