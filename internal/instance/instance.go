@@ -3,7 +3,10 @@ package instance
 import (
 	"fmt"
 	"maps"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // ID is the id of an instance: "i-" and 8 or 17 lower-case hex digits.
@@ -22,7 +25,7 @@ func ParseID(s string) (ID, error) {
 		return "", &Error{
 			Kind:    KindInvalid,
 			Code:    CodeMalformedID,
-			Message: fmt.Sprintf("Invalid id: %q", clip(s, 64)),
+			Message: fmt.Sprintf("Invalid id: \"%s\"", clip(s, 64)),
 		}
 	}
 	return ID(s), nil
@@ -38,12 +41,23 @@ func isLowerHex(s string) bool {
 	return true
 }
 
-// clip bounds what is quoted of a caller's input in an error text.
+// clip bounds what is quoted of a caller's input in an error text, and leaves out what
+// cannot be printed.
 func clip(s string, most int) string {
-	if len(s) <= most {
-		return s
+	more := ""
+	if len(s) > most {
+		end := most
+		for end > 0 && !utf8.RuneStart(s[end]) {
+			end--
+		}
+		s, more = s[:end], "…"
 	}
-	return s[:most] + "…"
+	return strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
+			return utf8.RuneError
+		}
+		return c
+	}, s) + more
 }
 
 // Instance is what is known of one instance, as EC2's DescribeInstances tells it.
@@ -117,6 +131,8 @@ type SimulatorAttributes struct {
 	// Launched is how it was launched; nil for one that was put there otherwise. It is
 	// never modified.
 	Launched *Launched
+	// LaunchIndex is which one it is of those that were launched together, from 0.
+	LaunchIndex uint64
 
 	// The transition under way. NextState is [StateUnspecified] when the instance
 	// is at rest, or stuck in a transitional state. NextAt of a terminated instance

@@ -285,6 +285,8 @@ func readSimulator(f *message) *instance.SimulatorAttributes {
 			s.SpotInstanceType = f.string()
 		case 16:
 			s.InterruptionBehavior = f.string()
+		case 17:
+			s.LaunchIndex = f.scalar
 		}
 	}
 	return s

@@ -114,6 +114,7 @@ func appendSimulator(b []byte, field protowire.Number, s *instance.SimulatorAttr
 	}
 	b = appendString(b, 15, s.SpotInstanceType)
 	b = appendString(b, 16, s.InterruptionBehavior)
+	b = appendVarint(b, 17, s.LaunchIndex)
 	return shut(b, start)
 }
 

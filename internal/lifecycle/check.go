@@ -49,23 +49,31 @@ func sameCode(violations []instance.Violation) bool {
 }
 
 // ids checks a list of ids and returns it without repetitions. Every malformed id
-// is reported.
+// is reported; a repeated one only once where there are more than MaxInstanceIDs.
 func (c *checker) ids(field string, ids []string, least int) []instance.ID {
 	switch {
 	case len(ids) < least:
 		c.add(field, "names no instance: want 1 to %d ids", MaxInstanceIDs)
 		return nil
 	case len(ids) > MaxInstanceIDs:
-		c.add(field, "has %d ids: want at most %d", len(ids), MaxInstanceIDs)
-		return nil
+		if distinct := countDistinct(ids); distinct > MaxInstanceIDs {
+			c.add(field, "has %d ids: want at most %d", distinct, MaxInstanceIDs)
+			return nil
+		}
 	}
-	parsed := make([]instance.ID, 0, len(ids))
-	var seen map[instance.ID]struct{}
+	parsed := make([]instance.ID, 0, min(len(ids), MaxInstanceIDs))
+	var seen map[string]struct{}
 	if len(ids) > 1 {
-		seen = make(map[instance.ID]struct{}, len(ids))
+		seen = make(map[string]struct{}, cap(parsed))
 	}
 	for i, s := range ids {
+		if _, repeated := seen[s]; repeated {
+			continue
+		}
 		id, err := instance.ParseID(s)
+		if seen != nil && (err == nil || len(ids) > MaxInstanceIDs) {
+			seen[s] = struct{}{}
+		}
 		if err != nil {
 			malformed := asError(err)
 			if c.code == "" {
@@ -78,15 +86,17 @@ func (c *checker) ids(field string, ids []string, least int) []instance.ID {
 			})
 			continue
 		}
-		if seen != nil {
-			if _, repeated := seen[id]; repeated {
-				continue
-			}
-			seen[id] = struct{}{}
-		}
 		parsed = append(parsed, id)
 	}
 	return parsed
+}
+
+func countDistinct(texts []string) int {
+	seen := make(map[string]struct{}, len(texts))
+	for _, s := range texts {
+		seen[s] = struct{}{}
+	}
+	return len(seen)
 }
 
 // printable checks that a text is printable ASCII of at most so many characters.

@@ -2,6 +2,7 @@ package ec2query
 
 import (
 	"context"
+	"slices"
 
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
@@ -45,12 +46,12 @@ func (d *Door) act(ctx context.Context, c *call) (reply, error) {
 	if do == nil {
 		return nil, errInvalid(codeInvalidAction, "The action %s is not valid for this web service.", clip(c.action))
 	}
-	switch v := c.args.text("Version"); v {
-	case version:
-	case "":
+	c.version = c.args.text("Version")
+	switch {
+	case c.version == "":
 		return nil, errMissing("Version")
-	default:
-		return nil, errInvalid("NoSuchVersion", "The requested version (%s) is not valid; want %s.", clip(v), version)
+	case !slices.Contains(versions, c.version):
+		return nil, errInvalid("NoSuchVersion", "The requested version (%s) of service AmazonEC2 does not exist", clip(c.version))
 	}
 	return do(d, ctx, c)
 }

@@ -71,8 +71,11 @@ func printable(s string, most int) bool {
 	return len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// version2 are the parameters of Signature Version 2, by which requests are not verified.
-var version2 = []string{"AWSAccessKeyId", "Expires", "SecurityToken", "Signature", "SignatureMethod", "SignatureVersion", "Timestamp"}
+// version2 are the parameters of Signature Version 2, by which requests are not verified:
+// they get what Regions of EC2 answer that do not know it any more.
+var version2 = []string{"AWSAccessKeyId", "Expires", "Signature", "SignatureMethod", "SignatureVersion", "Timestamp"}
+
+var errNotValidated = errInvalid(codeAuthFailure, "AWS was not able to validate the provided access credentials")
 
 // identify finds out who calls. Without credentials the access key id is the name of a
 // principal, and anybody may take it.
@@ -86,7 +89,11 @@ func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error
 	if s == nil && err != nil {
 		return err
 	}
+	c.args.ignore("SecurityToken") // means nothing here, in whatever version
 	old := c.args.has("AWSAccessKeyId") || c.args.has("SignatureVersion")
+	if old && s != nil {
+		return errTwoSigned
+	}
 	keys := d.keys()
 	if keys == nil {
 		name := c.args.text("AWSAccessKeyId")
@@ -109,8 +116,8 @@ func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error
 	switch {
 	case err != nil:
 		return err
-	case s == nil && old:
-		return errUnclear
+	case old:
+		return errNotValidated
 	case s == nil:
 		return errNoToken
 	}
@@ -119,7 +126,7 @@ func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error
 	}
 	known, ok := keys[s.accessKeyID]
 	if !ok {
-		return errInvalid(codeAuthFailure, "AWS was not able to validate the provided access credentials")
+		return errNotValidated
 	}
 	if err := s.verify(r, query, body, known.secret, time.Now()); err != nil {
 		return err
@@ -153,15 +160,22 @@ func refuseBrowsers(r *http.Request) error {
 // a form, a link or a picture can have. A page may not set headers of its own choice at
 // another origin, unless that allows it when asked, which this door never does. Programs
 // that sign in their parameters have no such header: they are known by their user agent,
-// which pages may not set either, and which begins alike in all browsers.
+// which pages may not set either.
 func refuseForms(r *http.Request, signed bool) error {
 	for name, values := range r.Header {
 		if name == "Authorization" && strings.HasPrefix(values[0], "AWS") || strings.HasPrefix(name, amzPrefix) || strings.HasPrefix(name, "Amz-Sdk-") {
 			return nil
 		}
 	}
-	if agent := r.UserAgent(); signed && agent != "" && !strings.HasPrefix(agent, "Mozilla/") {
+	if signed && !isBrowser(r.UserAgent()) {
 		return nil
 	}
 	return errInvalid(codeAccessDenied, "A web page could have sent this request, which is not allowed without credentials; sign it, with any access key and secret.")
+}
+
+// isBrowser reports whether a user agent may be that of a browser, which all begin alike.
+// Perl's AnyEvent::HTTP, by which VM::EC2 calls, begins as they do.
+func isBrowser(agent string) bool {
+	mozilla := strings.HasPrefix(agent, "Mozilla/") && !strings.Contains(agent, "; AnyEvent-HTTP/")
+	return agent == "" || mozilla || strings.HasPrefix(agent, "Opera/")
 }

@@ -12,10 +12,13 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// Limits of pages. A request that gives no size gets pages of the largest.
+// Limits of pages. A request that gives no size gets pages of the largest. Clients of
+// older versions know no pages, or do not expect any unless they ask for them: so many
+// instances come in one.
 const (
-	leastPage = 5
-	mostPage  = lifecycle.MaxPageSize
+	leastPage  = 5
+	mostPage   = lifecycle.MaxPageSize
+	maxOldPage = 10_000
 )
 
 // page is which part of a selection is asked for.
@@ -24,6 +27,15 @@ type page struct {
 	token string
 	// asked is whether the request says anything of pages.
 	asked bool
+}
+
+// page reads which part of a selection is asked for, in the version that the caller speaks.
+func (c *call) page(ids []string) page {
+	p := c.args.page(ids)
+	if !p.asked && c.version != version {
+		p.size = maxOldPage
+	}
+	return p
 }
 
 // page reads MaxResults and NextToken. They exclude a list of ids.
@@ -104,7 +116,7 @@ func (d *Door) instances(ctx context.Context, c *call, s selection) ([]*instance
 	var found []*instance.Instance
 	// The service layer bounds its pages in bytes, too.
 	for {
-		req.PageSize = s.page.size - len(found)
+		req.PageSize = min(s.page.size-len(found), lifecycle.MaxPageSize)
 		response, err := d.lifecycle.Describe(ctx, c.caller, req)
 		if err := cmp.Or(err, ctx.Err(), s.filter.err()); err != nil {
 			return nil, "", badToken(err)
@@ -150,7 +162,7 @@ type describeInstancesReply struct {
 func (d *Door) describeInstances(ctx context.Context, c *call) (reply, error) {
 	s := selection{ids: c.args.instanceIDs()}
 	c.ids = len(s.ids)
-	s.page = c.args.page(s.ids)
+	s.page = c.page(s.ids)
 	s.filter = c.args.filter(instanceFilters)
 	c.args.ignore("IncludeManagedResources")
 	dryRun := c.args.on("DryRun")
@@ -277,7 +289,7 @@ func (d *Door) describeInstanceStatus(ctx context.Context, c *call) (reply, erro
 			"Please specify fewer than %[2]d instance IDs.", len(s.ids), maxStatusIDs))
 	}
 	now := time.Now()
-	s.page = c.args.page(s.ids)
+	s.page = c.page(s.ids)
 	s.filter = c.args.filter(d.statusFilters(now))
 	s.filter.runningOnly = !c.args.on("IncludeAllInstances")
 	c.args.ignore("IncludeManagedResources")

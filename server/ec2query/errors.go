@@ -176,6 +176,10 @@ func messageOf(e *instance.Error) string {
 	}
 	var said []string
 	for _, v := range e.Violations[:min(len(e.Violations), most)] {
+		if v.Reason == codeInvalidValue { // EC2's text names the parameter in its own way
+			said = append(said, v.Description)
+			continue
+		}
 		said = append(said, parameterOf(v.Field)+": "+v.Description)
 	}
 	message := strings.Join(said, "; ")

@@ -1,6 +1,7 @@
 package ec2query
 
 import (
+	"maps"
 	"runtime"
 	"slices"
 	"strconv"
@@ -48,7 +49,7 @@ func one(value func(*instance.Instance) string) field {
 var instanceFilters = fields{
 	"availability-zone":   one(func(i *instance.Instance) string { return i.AvailabilityZone }),
 	"client-token":        one(func(i *instance.Instance) string { return launchedOf(i).ClientToken }),
-	"image-id":            one(func(i *instance.Instance) string { return launchedOf(i).ImageID }),
+	"image-id":            one(imageOf),
 	"instance-id":         one(func(i *instance.Instance) string { return string(i.ID) }),
 	"instance-lifecycle":  one(func(i *instance.Instance) string { return i.Lifecycle }),
 	"instance-state-code": one(func(i *instance.Instance) string { return strconv.Itoa(int(i.State.Code())) }),
@@ -74,9 +75,14 @@ var instanceFilters = fields{
 		}
 		return i.StateReason.Message
 	}),
+	"dns-name":         one(publicNameOf),
+	"private-dns-name": one(privateNameOf),
+	"launch-index":     one(func(i *instance.Instance) string { return strconv.FormatUint(launchIndexOf(i), 10) }),
 	"hibernation-options.configured": one(func(i *instance.Instance) string {
 		return strconv.FormatBool(i.Simulator != nil && i.Simulator.HibernationConfigured)
 	}),
+	// EC2 answers tag-value, and has dropped it from its documentation.
+	"tag-value": func(i *instance.Instance) []string { return slices.Collect(maps.Values(i.Tags)) },
 	"tag-key": func(i *instance.Instance) []string {
 		keys := make([]string, 0, len(i.Tags))
 		for key := range i.Tags {

@@ -70,6 +70,15 @@ func etcd(t testing.TB) string {
 // id returns the id of the n-th instance of a fleet.
 func id(n int) string { return fmt.Sprintf("i-%017x", n+1) }
 
+// distinctIDs returns so many ids.
+func distinctIDs(count int) []string {
+	ids := make([]string, count)
+	for n := range ids {
+		ids[n] = id(n)
+	}
+	return ids
+}
+
 // httpClient makes connections of its own, which are closed when the test ends.
 func httpClient(t testing.TB) *http.Client {
 	transport := &http.Transport{MaxIdleConnsPerHost: 256}

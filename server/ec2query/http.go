@@ -26,7 +26,9 @@ const maxBodyBytes = 256 << 10
 // call is one request on its way through the door.
 type call struct {
 	action string
-	caller lifecycle.Caller
+	// version is that of the protocol which the caller speaks.
+	version string
+	caller  lifecycle.Caller
 	// verified is whether the principal has proven who it is.
 	verified bool
 	args     args
@@ -48,7 +50,7 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var document []byte
 	var refused refusal
 	if err == nil {
-		document, err = encode(c.action, answer, c.caller.RequestID)
+		document, err = encode(c.action, c.version, answer, c.caller.RequestID)
 	}
 	if err != nil {
 		refused = refusalOf(err, c.caller.RequestID)

@@ -93,6 +93,15 @@ func numbered(name string, count int, value string) string {
 	return b.String()
 }
 
+// each is a list of values.
+func each(name string, values []string) string {
+	var b strings.Builder
+	for n, value := range values {
+		fmt.Fprintf(&b, "&%s.%d=%s", name, n+1, value)
+	}
+	return b.String()
+}
+
 // keyed is so many different tags.
 func keyed(name string, count int) string {
 	var b strings.Builder
@@ -148,9 +157,9 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 		{"51 filters", describe + numbered("Filter", 51, "") + "&Filter.1.Name=x", 400, "FilterLimitExceeded", "50"},
 		{"a value that is too long", describe + "&Filter.1.Name=instance-id&Filter.1.Value.1=" + strings.Repeat("ä", 256), 400, "InvalidParameterValue", "255"},
 		{"an unknown id", describe + "&InstanceId.1=i-0ffffffffffffffff", 400, "InvalidInstanceID.NotFound", "The instance ID 'i-0ffffffffffffffff' does not exist"},
-		{"1,001 ids", describe + numbered("InstanceId", 1001, documented), 400, "ResourceCountExceeded", "exceeded"},
+		{"1,001 ids", describe + each("InstanceId", distinctIDs(1001)), 400, "ResourceCountExceeded", "exceeded"},
 		{
-			"101 ids for a status", "Action=DescribeInstanceStatus" + versioned + numbered("InstanceId", 101, documented), 400, "InvalidRequest",
+			"101 ids for a status", "Action=DescribeInstanceStatus" + versioned + each("InstanceId", distinctIDs(101)), 400, "InvalidRequest",
 			"101 exceeds the maximum number of instance IDs that can be specificied (100). Please specify fewer than 100 instance IDs.",
 		},
 		{"a filter of another action", "Action=DescribeInstanceStatus" + versioned + "&Filter.1.Name=tenancy&Filter.1.Value.1=x", 400, "InvalidParameterValue", "The filter 'tenancy' is invalid"},
@@ -163,22 +172,28 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 		{"a launch of more at least than at most", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=3&MaxCount=2", 400, "InvalidParameterValue", "minCount"},
 		{"a launch of too many", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1001", 400, "InstanceLimitExceeded", "You have requested more instances (1001) than your current instance limit of 1000 allows"},
 		{"a launch of far too many", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=20000", 400, "InstanceLimitExceeded", "(20000)"},
-		{"a launch of no type", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&InstanceType=huge", 400, "InvalidParameterValue", "InstanceType: is \"huge\": want one such as t3.micro"},
+		{"a launch of no type", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&InstanceType=huge", 400, "InvalidParameterValue", "Invalid value 'huge' for InstanceType."},
+		{"a launch of a type that does not exist", launch + "&InstanceType=t3.micpo", 400, "InvalidParameterValue", "Invalid value 't3.micpo' for InstanceType."},
 		{"a launch of no tenancy", launch + "&Placement.Tenancy=foo", 400, "InvalidParameterValue", "Placement.Tenancy: is \"foo\": want one of default, dedicated, host"},
 		{"a launch in no market", launch + "&InstanceMarketOptions.MarketType=foo", 400, "InvalidParameterValue", "InstanceMarketOptions.MarketType: is \"foo\": want one of spot"},
 		{"a launch with no credits", launch + "&CreditSpecification.CpuCredits=foo", 400, "InvalidParameterValue", "CreditSpecification.CpuCredits: is \"foo\": want one of standard, unlimited"},
 		{"a launch with credits of other types", launch + "&CreditSpecification.CpuCredits=standard", 400, "InvalidParameterValue", "CreditSpecification.CpuCredits: does not apply to m1.small: want a burstable type of t2, t3, t3a, t4g"},
-		{"a launch that is wrong in more than one way", launch + "&InstanceType=huge&Placement.Tenancy=foo", 400, "InvalidParameterValue", "InstanceType: is \"huge\": want one such as t3.micro; Placement.Tenancy: is \"foo\": want one of default, dedicated, host"},
+		{"a launch that is wrong in more than one way", launch + "&CreditSpecification.CpuCredits=foo&Placement.Tenancy=foo", 400, "InvalidParameterValue", "Placement.Tenancy: is \"foo\": want one of default, dedicated, host; CreditSpecification.CpuCredits: is \"foo\": want one of standard, unlimited"},
 		{"a launch with a tag of AWS", launch + "&TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=aws:a", 400, "InvalidParameterValue", "TagSpecification.Tag: have the key \"aws:a\": the prefix aws: is reserved"},
 		{"a launch with a token that is not ASCII", launch + "&ClientToken=%C3%A9", 400, "InvalidParameterValue", "Invalid value 'é' for clientToken; at most 64 characters of printable ASCII are allowed."},
 		{"a launch with a token of several lines", launch + "&ClientToken=a%0A", 400, "InvalidParameterValue", "clientToken"},
 		{"a launch with a token that is too long", launch + "&ClientToken=" + strings.Repeat("x", 65), 400, "InvalidParameterValue", "clientToken"},
 		{"additional information that is too long", "Action=StartInstances" + versioned + "&InstanceId.1=" + documented + "&AdditionalInfo=" + strings.Repeat("x", 1025), 400, "InvalidParameterValue", "AdditionalInfo: has 1025 bytes: want at most 1024"},
-		{"a launch in no zone", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.AvailabilityZone=mars-1a", 400, "InvalidParameterValue", "Placement.AvailabilityZone: is \"mars-1a\": want one of Region us-east-1, such as us-east-1a"},
+		{"a launch in no zone", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.AvailabilityZone=mars-1a", 400, "InvalidParameterValue", "Invalid availability zone: [mars-1a]"},
+		{"a launch in a zone of another Region", launch + "&Placement.AvailabilityZone=eu-west-1a", 400, "InvalidParameterValue", "Invalid availability zone: [eu-west-1a]"},
+		{"an unknown list", "Action=CreateTags" + versioned + "&Resources.0=" + documented + "&Tags.0.Key=a", 400, "UnknownParameter", "The parameter Resources is not recognized"},
+		{"a malformed id with quotation marks", "Action=StopInstances" + versioned + "&InstanceId.1=" + url.QueryEscape(`i-"ä"\`), 400, "InvalidInstanceID.Malformed", `Invalid id: "i-"ä"\"`},
+		{"a future version", "Action=StartInstances&Version=2099-01-01&InstanceId.1=" + documented, 400, "NoSuchVersion", "The requested version (2099-01-01) of service AmazonEC2 does not exist"},
+		{"tags to delete of nothing", "Action=DeleteTags" + versioned + "&Tag.1.Key=a", 400, "MissingParameter", "The request must contain the parameter resourceIdSet"},
 		{"a launch with what nobody knows", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.Planet=mars", 400, "UnknownParameter", "Placement.Planet"},
 		{"tags of another resource", "Action=CreateTags" + versioned + "&ResourceId.1=vol-1&Tag.1.Key=a", 400, "InvalidID", "vol-1"},
 		{"no tags", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented, 400, "MissingParameter", "Tag"},
-		{"tags of nothing", "Action=CreateTags" + versioned + "&Tag.1.Key=a", 400, "MissingParameter", "ResourceId"},
+		{"tags of nothing", "Action=CreateTags" + versioned + "&Tag.1.Key=a", 400, "MissingParameter", "The request must contain the parameter resourceIdSet"},
 		{"tags of AWS", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + "&Tag.1.Key=aws:a", 400, "InvalidParameterValue", "Tag: have the key \"aws:a\": the prefix aws: is reserved"},
 		{"a tag that is too long", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented + "&Tag.1.Key=a&Tag.1.Value=" + strings.Repeat("x", 257), 400, "InvalidParameterValue", "Tag[\"a\"]: is too long: want at most 256 characters"},
 		{"tags of an unknown instance", "Action=CreateTags" + versioned + "&ResourceId.1=i-0ffffffffffffffff&Tag.1.Key=a", 400, "InvalidInstanceID.NotFound", ""},
@@ -193,7 +208,7 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 		{"an attribute of a list of instances", attribute + "&InstanceId.1=" + documented + "&DisableApiStop.Value=true", 400, "UnknownParameter", "The parameter InstanceId.1 is not recognized"},
 		{"an attribute that is not simulated, of no instance", attribute + "&UserData.Value=x", 400, "MissingParameter", "InstanceId"},
 		{"an attribute of a name that is not simulated, of no instance", attribute + "&Attribute=userData&Value=x", 400, "MissingParameter", "InstanceId"},
-		{"a type of no form", attribute + "&InstanceId=" + documented + "&InstanceType.Value=huge", 400, "InvalidParameterValue", "InstanceType: is \"huge\": want one such as t3.micro"},
+		{"a type of no form", attribute + "&InstanceId=" + documented + "&InstanceType.Value=huge", 400, "InvalidParameterValue", "Invalid value 'huge' for InstanceType."},
 		{"a type of a running instance", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=i-0a000000000000001&InstanceType.Value=t3.nano", 400, "IncorrectInstanceState", "The instance 'i-0a000000000000001' is not in the 'stopped' state."},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -394,6 +409,7 @@ func TestAWebPageCannotSendARequest(t *testing.T) {
 		"a signature in a header":                   send("POST", "", stop, "Authorization", "AWS4-HMAC-SHA256 Credential=ana/x"),
 		"a SDK that does not sign":                  send("POST", "", stop, "Amz-Sdk-Invocation-Id", "x"),
 		"a program that signs by version 2":         send("POST", "", version2, "User-Agent", "Boto/2.49.0 Python/2.7.18 Linux/6.1"),
+		"VM::EC2":                                   send("POST", "", version2, "User-Agent", "Mozilla/5.0 (compatible; U; AnyEvent-HTTP/2.25; +http://software.schmorp.de/pkg/AnyEvent)"),
 		"a program that signs by version 2, a link": send("GET", version2, "", "User-Agent", "libcloud/2.0.0"),
 		"a signed link in a program":                send("GET", presigned, "", "User-Agent", "curl/8.5.0"),
 	} {

@@ -27,9 +27,11 @@ const (
 // node is a parameter, the name of a group of them, or both. Names are split at their
 // dots: Filter.1.Value.2 is four nodes deep.
 type node struct {
-	value    string
-	set      bool
-	used     bool
+	value string
+	set   bool
+	used  bool
+	// known is whether an action has looked for it, or for something below it.
+	known    bool
 	children map[string]*node
 }
 
@@ -126,7 +128,7 @@ func (n *node) at(name string) *node {
 
 // use marks a node and all below it as known.
 func (n *node) use() {
-	n.used = true
+	n.used, n.known = true, true
 	for _, child := range n.children {
 		child.use()
 	}
@@ -144,6 +146,19 @@ func (n *node) unused() (name string, found bool) {
 		}
 	}
 	return "", false
+}
+
+// unknown is [node.unused] as EC2 names it: what begins with a name that nobody asked for
+// is named by that alone, Resources.0 as Resources.
+func (n *node) unknown() (name string, found bool) {
+	if name, found = n.unused(); !found {
+		return "", false
+	}
+	name = name[1:]
+	if first, _, _ := strings.Cut(name, "."); !n.children[first].known {
+		name = first
+	}
+	return name, true
 }
 
 // args is what an action reads its parameters from. The first thing that is wrong with
@@ -168,8 +183,8 @@ func (a args) err() error {
 	if bad, ok := errors.AsType[*instance.Error](*a.bad); ok && bad.Code != instance.CodeMissingParameter {
 		return bad
 	}
-	if name, found := a.node.unused(); found {
-		return errUnknown(name[1:])
+	if name, found := a.node.unknown(); found {
+		return errUnknown(name)
 	}
 	return *a.bad
 }
@@ -180,8 +195,17 @@ func (a args) refuse(err error) {
 	}
 }
 
+// child returns the node of a name, which is known from then on; nil if there is none.
+func (a args) child(name string) *node {
+	child := a.node.children[name]
+	if child != nil {
+		child.known = true
+	}
+	return child
+}
+
 func (a args) take(name string) (string, bool) {
-	leaf := a.node.children[name]
+	leaf := a.child(name)
 	if leaf == nil || !leaf.set {
 		return "", false
 	}
@@ -190,7 +214,7 @@ func (a args) take(name string) (string, bool) {
 }
 
 // has reports whether there is a parameter of the name, or one below it.
-func (a args) has(name string) bool { return a.node.children[name] != nil }
+func (a args) has(name string) bool { return a.child(name) != nil }
 
 // ignore takes note of parameters that are known and change nothing, and of all below
 // them.
@@ -275,16 +299,17 @@ func (a args) number(name string) *int {
 	return new(int(n))
 }
 
-// indices returns the indices of a list in their order. They count from 1, and may have
-// holes. What is not written as a number is written is left for [args.err].
+// indices returns the indices of a list in their order. They count from 1, or from 0 as
+// some clients do, and may have holes. What is not written as a number is written is left
+// for [args.err].
 func (a args) indices(name string) []int {
-	list := a.node.children[name]
+	list := a.child(name)
 	if list == nil {
 		return nil
 	}
 	indices := make([]int, 0, len(list.children))
 	for part := range list.children {
-		if i, err := strconv.Atoi(part); err == nil && i >= 1 && i <= maxIndex && strconv.Itoa(i) == part {
+		if i, err := strconv.Atoi(part); err == nil && i >= 0 && i <= maxIndex && strconv.Itoa(i) == part {
 			indices = append(indices, i)
 		}
 	}
@@ -292,9 +317,13 @@ func (a args) indices(name string) []int {
 	return indices
 }
 
-// list returns a list of texts, such as InstanceId.1, InstanceId.2.
+// list returns a list of texts, such as InstanceId.1, InstanceId.2. A list of one may
+// come without an index.
 func (a args) list(name string) []string {
 	var values []string
+	if value, ok := a.take(name); ok {
+		values = append(values, value)
+	}
 	for _, i := range a.indices(name) {
 		if value, ok := (args{node: a.node.children[name], bad: a.bad}).take(strconv.Itoa(i)); ok {
 			values = append(values, value)
@@ -315,7 +344,7 @@ func (a args) groups(name string) []args {
 
 // group returns what stands below a name, such as Placement; nothing if nothing does.
 func (a args) group(name string) args {
-	child := a.node.children[name]
+	child := a.child(name)
 	if child == nil {
 		child = &node{}
 	}
@@ -371,9 +400,20 @@ func clip(s string) string {
 	return s[:end] + "…"
 }
 
-// instanceIDs returns the ids that a command names, or why there are none to name.
+// distinct returns a list of texts, each once.
+func (a args) distinct(name string) []string {
+	seen := make(map[string]bool)
+	return slices.DeleteFunc(a.list(name), func(value string) bool {
+		again := seen[value]
+		seen[value] = true
+		return again
+	})
+}
+
+// instanceIDs returns the ids that a command names, each once, or why there are none to
+// name.
 func (a args) instanceIDs() []string {
-	ids := a.list("InstanceId")
+	ids := a.distinct("InstanceId")
 	switch {
 	case len(ids) > maxIDs:
 		a.refuse(errTooMany())

@@ -15,23 +15,19 @@ import (
 // tagged reads the resources of CreateTags and DeleteTags: instances alone have tags
 // here.
 func (a args) tagged() []instance.ID {
-	names := a.list("ResourceId")
+	names := a.distinct("ResourceId")
 	switch {
 	case len(names) == 0:
-		a.refuse(errMissing("ResourceId"))
+		a.refuse(errMissing("resourceIdSet"))
 	case len(names) > maxIDs:
 		a.refuse(errTooMany())
 	}
 	var ids []instance.ID
-	seen := make(map[string]bool)
 	for _, name := range names {
 		if !strings.HasPrefix(name, "i-") {
 			a.refuse(errInvalid("InvalidID", "The ID '%s' is not valid", clip(name)))
 		}
-		if !seen[name] {
-			seen[name] = true
-			ids = append(ids, a.id(name))
-		}
+		ids = append(ids, a.id(name))
 	}
 	return ids
 }
@@ -103,14 +99,12 @@ var tagFilters = fields{
 	"key":           instanceFilters["tag-key"],
 	"resource-id":   instanceFilters["instance-id"],
 	"resource-type": one(func(*instance.Instance) string { return "instance" }),
-	"value": func(i *instance.Instance) []string {
-		return slices.Collect(maps.Values(i.Tags))
-	},
+	"value":         instanceFilters["tag-value"],
 }
 
 func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
 	f := c.args.filter(tagFilters)
-	p := c.args.page(nil)
+	p := c.page(nil)
 	from, after, err := parseTagToken(f, p.token)
 	if err != nil {
 		c.args.refuse(err)

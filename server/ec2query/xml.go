@@ -2,19 +2,27 @@ package ec2query
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/xml"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// namespace is that of the one version which is spoken.
-const (
-	version   = "2016-11-15"
-	namespace = "http://ec2.amazonaws.com/doc/" + version + "/"
-)
+// version is the one that EC2's present clients speak.
+const version = "2016-11-15"
+
+// versions are those of EC2 since 2012. The answers are the same in all but their
+// namespace: what is not in an older version is left unread by its clients.
+var versions = []string{
+	"2012-03-01", "2012-04-01", "2012-05-01", "2012-06-01", "2012-06-15", "2012-07-20", "2012-08-15", "2012-10-01", "2012-12-01",
+	"2013-02-01", "2013-06-15", "2013-07-15", "2013-08-15", "2013-10-01", "2013-10-15",
+	"2014-02-01", "2014-05-01", "2014-06-15", "2014-09-01", "2014-10-01", "2015-03-01", "2015-04-15", "2015-10-01",
+	"2016-04-01", "2016-09-15", version,
+}
 
 // head begins every answer.
 type head struct {
@@ -22,15 +30,19 @@ type head struct {
 	RequestID string `xml:"requestId"`
 }
 
-func (h *head) stamp(requestID string) { h.Namespace, h.RequestID = namespace, requestID }
+func (h *head) stamp(version, requestID string) {
+	h.Namespace, h.RequestID = "http://ec2.amazonaws.com/doc/"+version+"/", requestID
+}
 
 // reply is an answer: a pointer to a structure that begins with a [head].
-type reply interface{ stamp(requestID string) }
+type reply interface {
+	stamp(version, requestID string)
+}
 
-// encode returns the document of an answer. Characters that XML cannot carry become
-// U+FFFD.
-func encode(action string, r reply, requestID string) ([]byte, error) {
-	r.stamp(requestID)
+// encode returns the document of an answer in a version. Characters that XML cannot carry
+// become U+FFFD.
+func encode(action, version string, r reply, requestID string) ([]byte, error) {
+	r.stamp(version, requestID)
 	return document(r, action+"Response")
 }
 
@@ -117,15 +129,16 @@ type configuredItem struct {
 	Configured bool `xml:"configured"`
 }
 
-// instanceItem is an instance as DescribeInstances tells it. Host names are empty, as
-// they are in EC2 where there is no DNS for them.
+// instanceItem is an instance as DescribeInstances tells it. ImageID and LaunchIndex are
+// always there: there are clients that crash without them.
 type instanceItem struct {
 	ID               instance.ID     `xml:"instanceId"`
-	ImageID          string          `xml:"imageId,omitempty"`
+	ImageID          string          `xml:"imageId"`
 	State            stateItem       `xml:"instanceState"`
 	PrivateDNSName   string          `xml:"privateDnsName"`
 	DNSName          string          `xml:"dnsName"`
 	Reason           string          `xml:"reason"`
+	LaunchIndex      uint64          `xml:"amiLaunchIndex"`
 	Type             string          `xml:"instanceType"`
 	LaunchTime       string          `xml:"launchTime"`
 	Placement        placementItem   `xml:"placement"`
@@ -143,9 +156,12 @@ func instanceOf(i *instance.Instance) instanceItem {
 	launched := launchedOf(i)
 	item := instanceItem{
 		ID:               i.ID,
-		ImageID:          launched.ImageID,
+		ImageID:          imageOf(i),
+		LaunchIndex:      launchIndexOf(i),
 		ClientToken:      launched.ClientToken,
 		State:            stateOf(i.State),
+		PrivateDNSName:   privateNameOf(i),
+		DNSName:          publicNameOf(i),
 		Reason:           i.StateTransitionReason,
 		Type:             i.Type,
 		LaunchTime:       timestamp(i.LaunchTime),
@@ -163,6 +179,52 @@ func instanceOf(i *instance.Instance) instanceItem {
 		item.Hibernation = &configuredItem{s.HibernationConfigured}
 	}
 	return item
+}
+
+// unknownImage stands for the image of an instance of the simulator that was not launched
+// from one.
+const unknownImage = "ami-0abcdef1234567890"
+
+// imageOf returns the image of an instance, empty where it is not known.
+func imageOf(i *instance.Instance) string {
+	if i.Simulator == nil {
+		return ""
+	}
+	return cmp.Or(launchedOf(i).ImageID, unknownImage)
+}
+
+func launchIndexOf(i *instance.Instance) uint64 {
+	if i.Simulator == nil {
+		return 0
+	}
+	return i.Simulator.LaunchIndex
+}
+
+// The host names are those of a default VPC, which are made from addresses. Source: EC2
+// User Guide, "EC2 instance hostnames and domains".
+
+func privateNameOf(i *instance.Instance) string {
+	if i.Region == "us-east-1" {
+		return hostName("ip-", i.PrivateIPAddress, ".ec2.internal")
+	}
+	return hostName("ip-", i.PrivateIPAddress, "."+i.Region+".compute.internal")
+}
+
+func publicNameOf(i *instance.Instance) string {
+	switch {
+	case i.Region == "us-east-1":
+		return hostName("ec2-", i.PublicIPAddress, ".compute-1.amazonaws.com")
+	case strings.HasPrefix(i.Region, "cn-"):
+		return hostName("ec2-", i.PublicIPAddress, "."+i.Region+".compute.amazonaws.com.cn")
+	}
+	return hostName("ec2-", i.PublicIPAddress, "."+i.Region+".compute.amazonaws.com")
+}
+
+func hostName(prefix, address, domain string) string {
+	if address == "" {
+		return ""
+	}
+	return prefix + strings.ReplaceAll(address, ".", "-") + domain
 }
 
 // timestamp is how EC2 writes a time.

@@ -42,12 +42,13 @@ func TestDocumentsAreInEC2sForm(t *testing.T) {
 		Lifecycle: "spot", Tags: map[string]string{"b": "2", "a": "1"},
 		Simulator: &instance.SimulatorAttributes{
 			HibernationConfigured: true,
+			LaunchIndex:           3,
 			Launched:              &instance.Launched{ReservationID: "r-1", ImageID: "ami-1", ClientToken: "t"},
 		},
 	}
 	const instanceXML = `<instancesSet><item><instanceId>i-1234567890abcdef0</instanceId><imageId>ami-1</imageId>` +
-		`<instanceState><code>80</code><name>stopped</name></instanceState><privateDnsName></privateDnsName><dnsName></dnsName>` +
-		`<reason>User initiated</reason><instanceType>t3.micro</instanceType><launchTime>2026-01-02T03:04:05.000Z</launchTime>` +
+		`<instanceState><code>80</code><name>stopped</name></instanceState><privateDnsName>ip-10-0-0-1.ec2.internal</privateDnsName><dnsName>ec2-198-18-0-1.compute-1.amazonaws.com</dnsName>` +
+		`<reason>User initiated</reason><amiLaunchIndex>3</amiLaunchIndex><instanceType>t3.micro</instanceType><launchTime>2026-01-02T03:04:05.000Z</launchTime>` +
 		`<placement><availabilityZone>us-east-1a</availabilityZone><groupName></groupName><tenancy>default</tenancy></placement>` +
 		`<privateIpAddress>10.0.0.1</privateIpAddress><ipAddress>198.18.0.1</ipAddress>` +
 		`<stateReason><code>c</code><message>m</message></stateReason><rootDeviceType>ebs</rootDeviceType>` +
@@ -83,7 +84,7 @@ func TestDocumentsAreInEC2sForm(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := string(must(encode(test.action, test.reply, "the-id")))
+			got := string(must(encode(test.action, version, test.reply, "the-id")))
 			want := xml.Header + `<` + test.action + `Response xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>the-id</requestId>` +
 				test.want + `</` + test.action + `Response>`
 			if got != want {
@@ -103,7 +104,7 @@ func TestDocumentsAreInEC2sForm(t *testing.T) {
 func TestWhatXMLCannotCarryIsReplaced(t *testing.T) {
 	hostile := "]]><x a='\"&#0;\x00\x01\x0b\x1f\u0085\u2028\ufffe\uffff\xff\t\r\n"
 	i := &instance.Instance{ID: "i-1", Tags: map[string]string{hostile: hostile}, StateTransitionReason: hostile}
-	document := must(encode("DescribeInstances", &describeInstancesReply{Reservations: list[*reservationItem]{reservations([]*instance.Instance{i})}}, "id"))
+	document := must(encode("DescribeInstances", version, &describeInstancesReply{Reservations: list[*reservationItem]{reservations([]*instance.Instance{i})}}, "id"))
 	wellFormed(t, document)
 	var read struct {
 		Tags []tagItem `xml:"reservationSet>item>instancesSet>item>tagSet>item"`
@@ -125,7 +126,7 @@ func FuzzDocumentsAreWellFormed(f *testing.F) {
 			ID: instance.ID("i-" + a), Type: b, StateTransitionReason: c, AvailabilityZone: a, Tags: map[string]string{a: b, c: a},
 			StateReason: &instance.StateReason{Code: b, Message: c}, State: instance.StateRunning,
 		}
-		wellFormed(t, must(encode("DescribeInstances", &describeInstancesReply{Reservations: list[*reservationItem]{reservations([]*instance.Instance{i})}, NextToken: c}, a)))
+		wellFormed(t, must(encode("DescribeInstances", version, &describeInstancesReply{Reservations: list[*reservationItem]{reservations([]*instance.Instance{i})}, NextToken: c}, a)))
 		wellFormed(t, must(encodeError(refusal{code: a, message: b}, c)))
 		if strings.ContainsAny(clip(a), "\x00") && !strings.Contains(a, "\x00") {
 			t.Error("clip adds something")

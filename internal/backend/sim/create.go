@@ -82,7 +82,7 @@ func (b *Backend) add(specs []Spec, now time.Time, launched *instance.Launched) 
 			for id == "" || s.ID == "" && (taken[id] || b.machines[id] != nil) {
 				id = b.newID()
 			}
-			created = append(created, b.launch(s, id, now, launched))
+			created = append(created, b.launch(s, id, now, launched, uint64(len(created))))
 			b.ids = append(b.ids, id)
 		}
 	}
@@ -91,7 +91,7 @@ func (b *Backend) add(specs []Spec, now time.Time, launched *instance.Launched) 
 }
 
 // launch puts a new instance into its first state.
-func (b *Backend) launch(s Spec, id instance.ID, now time.Time, launched *instance.Launched) *instance.Instance {
+func (b *Backend) launch(s Spec, id instance.ID, now time.Time, launched *instance.Launched, index uint64) *instance.Instance {
 	inst := &instance.Instance{
 		ID:               id,
 		AccountID:        b.config.AccountID,
@@ -115,6 +115,9 @@ func (b *Backend) launch(s Spec, id instance.ID, now time.Time, launched *instan
 			EverRunning:           s.State != instance.StatePending,
 			Launched:              launched,
 		},
+	}
+	if launched != nil {
+		inst.Simulator.LaunchIndex = index
 	}
 	m := &machine{slot: -1}
 	b.machines[id] = m

@@ -247,3 +247,12 @@ func errAnswerLost() *instance.Error {
 		OutcomeUnknown: true,
 	}
 }
+
+// errInvalidValue has the text of EC2 for a value that is none.
+func errInvalidValue(format string, value string) *instance.Error {
+	return errInvalid("InvalidParameterValue", fmt.Sprintf(format, value))
+}
+
+func errInvalidType(name string) *instance.Error {
+	return errInvalidValue("Invalid value '%s' for InstanceType.", name)
+}

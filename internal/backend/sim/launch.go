@@ -35,6 +35,12 @@ func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instan
 	if before, err := b.launchedBefore(launch.ClientToken, digest); err != nil || before != nil {
 		return before, err
 	}
+	switch {
+	case launch.AvailabilityZone != "" && !inRegion(launch.AvailabilityZone, b.config.Region):
+		return nil, errInvalidValue("Invalid availability zone: [%s]", launch.AvailabilityZone)
+	case !typeForm.MatchString(launch.Type):
+		return nil, errInvalidType(launch.Type)
+	}
 	if launch.Count > maxLaunch {
 		return nil, errInstanceLimit(launch.Count, maxLaunch)
 	}

@@ -125,7 +125,7 @@ func (c *Change) check(path string, problems *violations) {
 		}
 	}
 	if c.Type != "" && !typeForm.MatchString(c.Type) {
-		problems.add(path+".instance_type", "is %q: want one such as t3.micro", c.Type)
+		problems.refuse(path+".instance_type", errInvalidType(c.Type))
 	}
 }
 

@@ -66,8 +66,9 @@ type Spec struct {
 	Count int
 }
 
-// typeForm is the form of an instance type, such as u-6tb1.metal.
-var typeForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}\.[a-z0-9-]{1,30}$`)
+// typeForm is the form of an instance type, such as u-6tb1.metal. New families come all
+// the time, sizes do not.
+var typeForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}\.(nano|micro|small|medium|large|([1-9][0-9]{0,2})?xlarge|metal(-[1-9][0-9]{0,2}xl)?)$`)
 
 // burstable lists the families with CPU credits.
 var burstable = []string{"t2", "t3", "t3a", "t4g"}

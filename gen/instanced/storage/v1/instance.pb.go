@@ -429,8 +429,10 @@ type SimulatorAttributes struct {
 	SpotInstanceType string `protobuf:"bytes,15,opt,name=spot_instance_type,json=spotInstanceType,proto3" json:"spot_instance_type,omitempty"`
 	// What a Spot interruption does to it.
 	InstanceInterruptionBehavior string `protobuf:"bytes,16,opt,name=instance_interruption_behavior,json=instanceInterruptionBehavior,proto3" json:"instance_interruption_behavior,omitempty"`
-	unknownFields                protoimpl.UnknownFields
-	sizeCache                    protoimpl.SizeCache
+	// Which one it is of those that were launched together, from 0.
+	LaunchIndex   uint64 `protobuf:"varint,17,opt,name=launch_index,json=launchIndex,proto3" json:"launch_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SimulatorAttributes) Reset() {
@@ -575,6 +577,13 @@ func (x *SimulatorAttributes) GetInstanceInterruptionBehavior() string {
 	return ""
 }
 
+func (x *SimulatorAttributes) GetLaunchIndex() uint64 {
+	if x != nil {
+		return x.LaunchIndex
+	}
+	return 0
+}
+
 // Launched is what is kept of the launch of an instance.
 type Launched struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -681,7 +690,7 @@ const file_instanced_storage_v1_instance_proto_rawDesc = "" +
 	"\x04same\x18\x03 \x01(\x04R\x04same\";\n" +
 	"\vStateReason\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\xf8\x05\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\x9b\x06\n" +
 	"\x13SimulatorAttributes\x12(\n" +
 	"\x10disable_api_stop\x18\x01 \x01(\bR\x0edisableApiStop\x126\n" +
 	"\x17disable_api_termination\x18\x02 \x01(\bR\x15disableApiTermination\x125\n" +
@@ -706,7 +715,8 @@ const file_instanced_storage_v1_instance_proto_rawDesc = "" +
 	"\x0ebilled_from_ns\x18\r \x01(\x03R\fbilledFromNs\x12:\n" +
 	"\blaunched\x18\x0e \x01(\v2\x1e.instanced.storage.v1.LaunchedR\blaunched\x12,\n" +
 	"\x12spot_instance_type\x18\x0f \x01(\tR\x10spotInstanceType\x12D\n" +
-	"\x1einstance_interruption_behavior\x18\x10 \x01(\tR\x1cinstanceInterruptionBehavior\"\x87\x01\n" +
+	"\x1einstance_interruption_behavior\x18\x10 \x01(\tR\x1cinstanceInterruptionBehavior\x12!\n" +
+	"\flaunch_index\x18\x11 \x01(\x04R\vlaunchIndex\"\x87\x01\n" +
 	"\bLaunched\x12%\n" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12\x19\n" +
 	"\bimage_id\x18\x02 \x01(\tR\aimageId\x12!\n" +
