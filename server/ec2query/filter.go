@@ -21,7 +21,7 @@ const (
 )
 
 // What the filters of a request may cost, in steps: a step compares one value, or one
-// character with 64 of a pattern.
+// character with a pattern.
 const (
 	maxFilterSteps = 20_000_000 // a fraction of a second
 	// yieldInterval is after how many steps others get the processor.

@@ -10,8 +10,7 @@ import (
 //
 // It is matched by all of its positions at once, each a bit: bit n is set while what was
 // read of a text may be what the first n tokens stand for. So a text is matched in time
-// proportional to its length, whatever the pattern: a character takes one step for each
-// 64 tokens.
+// proportional to its length, whatever the pattern.
 type glob struct {
 	// tokens is how many there are, at most maxFilterLength.
 	tokens int
@@ -68,18 +67,17 @@ func parseGlob(value string) (pattern *glob, text string) {
 	return g, ""
 }
 
-// match reports whether the pattern stands for a text, and in how many steps that was
-// found out.
+// match reports whether the pattern stands for a text, and in how many steps, one for a
+// character, that was found out.
 func (g *glob) match(text string) (matches bool, steps int) {
-	words := g.tokens/64 + 1
 	var at positions
 	at.add(0)
-	g.skip(&at, words)
+	g.skip(&at)
 	for _, char := range text {
-		steps += words
+		steps++
 		here := g.chars[char]
 		var alive, carry uint64
-		for n := range words {
+		for n := range at {
 			moving := at[n] & (here[n] | g.one[n])
 			at[n] = at[n]&g.any[n] | moving<<1 | carry
 			carry = moving >> 63
@@ -88,7 +86,7 @@ func (g *glob) match(text string) (matches bool, steps int) {
 		if alive == 0 {
 			return false, steps
 		}
-		g.skip(&at, words)
+		g.skip(&at)
 	}
 	return at.has(g.tokens), steps + 1
 }
@@ -96,9 +94,9 @@ func (g *glob) match(text string) (matches bool, steps int) {
 // skip lets wildcards stand for nothing: from a position within a row of wildcards all
 // behind it can be had, up to the end of the row. Added to the row, a position carries
 // over to that end, and changes the bits between, but for those of other positions.
-func (g *glob) skip(at *positions, words int) {
+func (g *glob) skip(at *positions) {
 	var carry uint64
-	for n := range words {
+	for n := range at {
 		row := g.skipped[n]
 		var sum uint64
 		sum, carry = bits.Add64(row, at[n]&row, carry)

@@ -31,12 +31,14 @@ func TestOlderClientsAreAnswered(t *testing.T) {
 		{"boto", "POST", "2014-10-01", "Action=DescribeInstances" + signed2, []string{"User-Agent", "Boto/2.49.0 Python/2.7.18"}, "<amiLaunchIndex>0</amiLaunchIndex>"},
 		{
 			"boto, a start", "POST", "2014-10-01", "Action=StartInstances&InstanceId.1=" + documented + signed2,
-			[]string{"User-Agent", "Boto/2.49.0 Python/2.7.18"}, "<previousState><code>80</code>",
+			[]string{"User-Agent", "Boto/2.49.0 Python/2.7.18"},
+			"<previousState><code>80</code>",
 		},
 		{"Net::Amazon::EC2", "POST", "2014-06-15", "Action=DescribeInstanceStatus" + signed2, []string{"User-Agent", "libwww-perl/6.68"}, "<instanceStatusSet>"},
 		{
 			"VM::EC2, with a session token", "POST", "2014-05-01", "Action=DescribeTags&SecurityToken=t" + signed2,
-			[]string{"User-Agent", "Mozilla/5.0 (compatible; U; AnyEvent-HTTP/2.25; +http://software.schmorp.de/pkg/AnyEvent)"}, "<tagSet><item>",
+			[]string{"User-Agent", "Mozilla/5.0 (compatible; U; AnyEvent-HTTP/2.25; +http://software.schmorp.de/pkg/AnyEvent)"},
+			"<tagSet><item>",
 		},
 		{"fog", "POST", "2016-11-15", "Action=DescribeInstances&InstanceId.0=" + documented, []string{"Authorization", signed4, "User-Agent", "fog/2.3.0"}, documented},
 		{"fog, tags", "POST", "2014-10-01", "Action=CreateTags&ResourceId.0=" + documented + "&Tag.0.Key=k&Tag.0.Value=v", []string{"Authorization", signed4}, "<return>true</return>"},

@@ -66,27 +66,27 @@ func readSignature(header http.Header, query form) (*signature, error) {
 		return nil, nil
 	}
 	method, rest, _ := strings.Cut(authorization[0], " ")
-	s, clear := &signature{}, method == algorithm
+	s, wellFormed := &signature{}, method == algorithm
 	given := make(map[string]bool)
 	for part := range strings.SplitSeq(rest, ",") {
 		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")
-		clear = clear && !given[name]
+		wellFormed = wellFormed && !given[name]
 		given[name] = true
 		switch name {
 		case "Credential":
-			clear = s.scope(value) && clear
+			wellFormed = s.scope(value) && wellFormed
 		case "SignedHeaders":
 			s.headers = strings.Split(value, ";")
 		case "Signature":
 			s.hex = value
 		default:
-			clear = false
+			wellFormed = false
 		}
 	}
 	if dates := header["X-Amz-Date"]; len(dates) == 1 {
 		s.date = dates[0]
 	}
-	return s, s.check(clear)
+	return s, s.check(wellFormed)
 }
 
 func presignature(query form) (*signature, error) {
@@ -117,11 +117,11 @@ func (s *signature) scope(text string) bool {
 	return s.accessKeyID != ""
 }
 
-// check refuses what is not clear, has not all parts, or parts that do not fit together.
-func (s *signature) check(clear bool) error {
+// check refuses what is not well formed, has not all parts, or parts that do not fit together.
+func (s *signature) check(wellFormed bool) error {
 	var err error
 	s.at, err = time.Parse(amzTime, s.date)
-	if !clear || err != nil || s.at.Format(amzTime) != s.date || s.day != s.at.Format(amzDay) ||
+	if !wellFormed || err != nil || s.at.Format(amzTime) != s.date || s.day != s.at.Format(amzDay) ||
 		s.accessKeyID == "" || s.hex == "" || !slices.Contains(s.headers, "host") {
 		return errUnclear
 	}
