@@ -138,38 +138,71 @@ func (d *database) readMeta() (root uint64, err error) {
 	return root, nil
 }
 
-// element is a key with its value, of a leaf.
+// node is one or more pages in a row. Of all but the first, only what is asked for is read.
+type node struct {
+	database *database
+	page     uint64
+	size     int64
+	first    []byte
+}
+
+// bytes reads a part of the node. ok is false for what reaches beyond its end.
+func (n *node) bytes(from, to int64) (b []byte, ok bool, err error) {
+	switch {
+	case from > to || to > n.size:
+		return nil, false, nil
+	case to <= int64(len(n.first)):
+		return n.first[from:to:to], true, nil
+	}
+	b = make([]byte, to-from)
+	return b, true, n.database.readAt(b, n.page, from)
+}
+
+// element is a key of a leaf, with the place of its value, or of a branch, with the page
+// below it.
 type element struct {
-	key, value []byte
+	key        []byte
 	bucket     bool
+	node       *node
+	begin, end int64
+	child      uint64
+}
+
+// value reads the value from an offset on, at most so much of it.
+func (e *element) value(from, most int64) ([]byte, error) {
+	b, ok, err := e.node.bytes(e.begin+from, min(e.begin+from+most, e.end))
+	if err == nil && !ok {
+		err = damagedPage(e.node.page, "a value reaches beyond its end")
+	}
+	return b, err
 }
 
 // tree verifies the tree below a page, whose keys are from low, and below high unless
 // that is nil, and calls each for every element in order.
 func (d *database) tree(page uint64, low, high []byte, depth int, each func(page uint64, e element) error) error {
-	node, err := d.node(page)
+	n, err := d.node(page)
 	if err != nil {
 		return err
 	}
 	if depth > maxTreeDepth {
 		return damagedPage(page, "the tree is deeper than any can be")
 	}
-	return d.walk(page, node, low, high, depth, each)
+	return d.walk(n, low, high, depth, each)
 }
 
-// node reads the pages of a node, which no other node has.
-func (d *database) node(page uint64) ([]byte, error) {
+// node reads the first of the pages of a node, which no other node has.
+func (d *database) node(page uint64) (*node, error) {
 	if page < 2 || page >= d.end {
 		return nil, damagedPage(page, "there is no such page")
 	}
-	node := make([]byte, d.pageSize)
-	if err := d.readPages(node, page); err != nil {
+	first := make([]byte, d.pageSize)
+	if err := d.readAt(first, page, 0); err != nil {
 		return nil, err
 	}
-	if id := binary.LittleEndian.Uint64(node); id != page {
+	if id := binary.LittleEndian.Uint64(first); id != page {
 		return nil, damagedPage(page, "it says that it is page %d", id)
 	}
-	overflow := uint64(binary.LittleEndian.Uint32(node[12:]))
+	overflow := uint64(binary.LittleEndian.Uint32(first[12:]))
 	if page+overflow >= d.end || overflow*uint64(d.pageSize) > maxNode {
 		return nil, damagedPage(page, "it goes on for %d pages", overflow)
 	}
@@ -179,17 +212,12 @@ func (d *database) node(page uint64) ([]byte, error) {
 		}
 		d.visited[p/64] |= 1 << (p % 64)
 	}
-	if overflow > 0 {
-		node = append(node, make([]byte, int64(overflow)*d.pageSize)...)
-		if err := d.readPages(node, page); err != nil {
-			return nil, err
-		}
-	}
-	return node, nil
+	return &node{database: d, page: page, size: int64(1+overflow) * d.pageSize, first: first}, nil
 }
 
-func (d *database) readPages(b []byte, page uint64) error {
-	_, err := d.file.ReadAt(b, int64(page)*d.pageSize)
+// readAt reads from an offset in a page on.
+func (d *database) readAt(b []byte, page uint64, offset int64) error {
+	_, err := d.file.ReadAt(b, int64(page)*d.pageSize+offset)
 	if errors.Is(err, io.EOF) {
 		return damagedPage(page, "the file ends before it")
 	}
@@ -197,23 +225,24 @@ func (d *database) readPages(b []byte, page uint64) error {
 }
 
 // walk verifies one node, and what is below it.
-func (d *database) walk(page uint64, node, low, high []byte, depth int, each func(page uint64, e element) error) error {
-	flags, count := binary.LittleEndian.Uint16(node[8:]), int(binary.LittleEndian.Uint16(node[10:]))
+func (d *database) walk(n *node, low, high []byte, depth int, each func(page uint64, e element) error) error {
+	page := n.page
+	flags, count := binary.LittleEndian.Uint16(n.first[8:]), int(binary.LittleEndian.Uint16(n.first[10:]))
 	if flags != branchPage && flags != leafPage {
 		return damagedPage(page, "it is neither a branch nor a leaf")
 	}
 	if flags == branchPage && count == 0 {
 		return damagedPage(page, "it is a branch without anything below it")
 	}
-	if pageHeader+count*leafElement > len(node) {
-		return damagedPage(page, "it has more elements than there is room for")
-	}
 	var before []byte
+	var following *element
 	for i := range count {
-		at := pageHeader + i*leafElement
-		e, child, ok := readElement(node, at, flags)
-		if !ok {
-			return damagedPage(page, "element %d reaches beyond its end", i)
+		e := following
+		if e == nil {
+			var err error
+			if e, err = n.element(i, flags); err != nil {
+				return err
+			}
 		}
 		if bytes.Compare(e.key, low) < 0 || high != nil && bytes.Compare(e.key, high) >= 0 ||
 			i > 0 && bytes.Compare(e.key, before) <= 0 {
@@ -221,53 +250,70 @@ func (d *database) walk(page uint64, node, low, high []byte, depth int, each fun
 		}
 		before = e.key
 		if flags == leafPage {
-			if err := each(page, e); err != nil {
+			if err := each(page, *e); err != nil {
 				return err
 			}
 			continue
 		}
 		next := high
-		if i+1 < count {
-			following, _, ok := readElement(node, at+branchElement, flags)
-			if !ok {
-				return damagedPage(page, "element %d reaches beyond its end", i+1)
+		if following = nil; i+1 < count {
+			var err error
+			if following, err = n.element(i+1, flags); err != nil {
+				return err
 			}
 			next = following.key
 		}
-		if err := d.tree(child, e.key, next, depth+1, each); err != nil {
+		if err := d.tree(e.child, e.key, next, depth+1, each); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// readElement reads the element of a node at an offset. Of a branch it has only a key.
-func readElement(node []byte, at int, flags uint16) (e element, child uint64, ok bool) {
-	fields, valueSize := node[at:], int64(0)
+// element reads the i-th element of a node.
+func (n *node) element(i int, flags uint16) (*element, error) {
+	beyond := func(err error) error {
+		if err != nil {
+			return err
+		}
+		return damagedPage(n.page, "element %d reaches beyond its end", i)
+	}
+	at := pageHeader + int64(i)*leafElement
+	fields, ok, err := n.bytes(at, at+leafElement)
+	if !ok || err != nil {
+		return nil, beyond(err)
+	}
+	e, valueSize := &element{node: n}, int64(0)
 	if flags == leafPage {
 		leaf := binary.LittleEndian.Uint32(fields)
 		if leaf > bucketFlag {
-			return e, 0, false
+			return nil, damagedPage(n.page, "element %d is of an unknown kind", i)
 		}
 		e.bucket = leaf == bucketFlag
 		fields = fields[4:]
 		valueSize = int64(binary.LittleEndian.Uint32(fields[8:]))
 	} else {
-		child = binary.LittleEndian.Uint64(fields[8:])
+		e.child = binary.LittleEndian.Uint64(fields[8:])
 	}
-	begin := int64(at) + int64(binary.LittleEndian.Uint32(fields))
-	keyEnd := begin + int64(binary.LittleEndian.Uint32(fields[4:]))
-	end := keyEnd + valueSize
-	if begin == keyEnd || end > int64(len(node)) {
-		return e, 0, false
+	begin := at + int64(binary.LittleEndian.Uint32(fields))
+	e.begin = begin + int64(binary.LittleEndian.Uint32(fields[4:]))
+	e.end = e.begin + valueSize
+	if begin == e.begin || e.end > n.size {
+		return nil, beyond(nil)
 	}
-	e.key, e.value = node[begin:keyEnd:keyEnd], node[keyEnd:end:end]
-	return e, child, true
+	if e.key, ok, err = n.bytes(begin, e.begin); !ok || err != nil {
+		return nil, beyond(err)
+	}
+	return e, nil
 }
 
 // bucket verifies one of the buckets.
 func (d *database) bucket(page uint64, e element) error {
-	if len(e.value) < bucketHeader {
+	value, err := e.value(0, e.end-e.begin)
+	if err != nil {
+		return err
+	}
+	if len(value) < bucketHeader {
 		return damagedPage(page, "the bucket %q has no root", e.key)
 	}
 	each := func(page uint64, e element) error {
@@ -281,19 +327,24 @@ func (d *database) bucket(page uint64, e element) error {
 		each = d.revision
 	case "meta":
 		each = func(_ uint64, e element) error {
-			if string(e.key) == "consistent_index" && len(e.value) == 8 {
-				d.applied = binary.BigEndian.Uint64(e.value)
+			value, err := e.value(0, e.end-e.begin)
+			if string(e.key) == "consistent_index" && len(value) == 8 {
+				d.applied = binary.BigEndian.Uint64(value)
 			}
-			return nil
+			return err
 		}
 	}
-	if root := binary.LittleEndian.Uint64(e.value); root != 0 {
+	if root := binary.LittleEndian.Uint64(value); root != 0 {
 		return d.tree(root, nil, nil, 0, each)
 	}
-	if len(e.value) < bucketHeader+pageHeader {
+	if len(value) < bucketHeader+pageHeader {
 		return damagedPage(page, "the bucket %q has no page", e.key)
 	}
-	return d.walk(page, e.value[bucketHeader:], nil, nil, 0, each)
+	inline := value[bucketHeader:]
+	if flags := binary.LittleEndian.Uint16(inline[8:]); flags != leafPage {
+		return damagedPage(page, "the bucket %q is no leaf", e.key)
+	}
+	return d.walk(&node{database: d, page: page, size: int64(len(inline)), first: inline}, nil, nil, 0, each)
 }
 
 // A key of the bucket "key" is a revision: 8 bytes, '_', 8 bytes and, where that deletes
@@ -310,7 +361,10 @@ func (d *database) revision(page uint64, e element) error {
 		return damagedPage(page, "%x is not a revision", e.key)
 	}
 	revision := binary.BigEndian.Uint64(e.key)
-	key, modified, ok := readKeyValue(e.value)
+	key, modified, ok, err := readKeyValue(&e)
+	if err != nil {
+		return err
+	}
 	if !ok || deletes != (modified == 0) || !deletes && modified != revision {
 		return damagedPage(page, "revision %d is not that of a key with a value", revision)
 	}
@@ -318,36 +372,50 @@ func (d *database) revision(page uint64, e element) error {
 }
 
 // readKeyValue returns of a mvccpb.KeyValue the key and its revision, and whether it is
-// all that etcd writes and nothing else.
-func readKeyValue(b []byte) (key []byte, modified uint64, ok bool) {
+// all that etcd writes and nothing else. What the key has as its value is not read.
+func readKeyValue(e *element) (key []byte, modified uint64, ok bool, err error) {
+	const enough = 4 << 10 // for all before the value, with a key of more than a client token has
+	b, err := e.value(0, enough)
+	if err != nil {
+		return nil, 0, false, err
+	}
 	seen := 0
-	for len(b) > 0 {
+	for at := int64(0); at < e.end-e.begin; {
 		field, kind, n := protowire.ConsumeTag(b)
 		if n < 0 || field > 6 || seen&(1<<field) != 0 {
-			return nil, 0, false
+			return nil, 0, false, nil
 		}
 		seen |= 1 << field
 		b = b[n:]
+		at += int64(n)
+		var number uint64
 		switch {
-		case kind == protowire.BytesType && (field == 1 || field == 5):
-			var value []byte
-			if value, n = protowire.ConsumeBytes(b); field == 1 {
-				key = value
+		case field == 1 && kind == protowire.BytesType:
+			key, n = protowire.ConsumeBytes(b)
+		case field == 5 && kind == protowire.BytesType:
+			number, n = protowire.ConsumeVarint(b)
+			if n < 0 || number > uint64(e.end-e.begin-at-int64(n)) {
+				return nil, 0, false, nil
 			}
-		case kind == protowire.VarintType && field != 1 && field != 5:
-			var number uint64
+			at += int64(n) + int64(number)
+			if b, err = e.value(at, enough); err != nil {
+				return nil, 0, false, err
+			}
+			continue
+		case field != 1 && field != 5 && kind == protowire.VarintType:
 			if number, n = protowire.ConsumeVarint(b); field == 3 {
 				modified = number
 			}
 		default:
-			return nil, 0, false
+			return nil, 0, false, nil
 		}
 		if n < 0 {
-			return nil, 0, false
+			return nil, 0, false, nil
 		}
 		b = b[n:]
+		at += int64(n)
 	}
-	return key, modified, len(key) > 0
+	return key, modified, len(key) > 0, nil
 }
 
 // known reports damage for a key that nobody writes: nothing but journals is in there. A

@@ -40,11 +40,14 @@ type walReader struct {
 	// at is where the next record begins, and sum is the checksum of all before it.
 	at  int64
 	sum uint32
+	// buffer has the record that was read last.
+	buffer []byte
 	// index and term are those of the last entry; index is 0 before the first.
 	index, term uint64
 }
 
-// walRecord is a record that could be read, and whether its checksum is right.
+// walRecord is a record that could be read, and whether its checksum is right. Its data is
+// gone when another one is read.
 type walRecord struct {
 	kind  uint64
 	sum   uint32
@@ -128,14 +131,16 @@ func (r *walReader) record(at int64, frame uint64, sum uint32) (record walRecord
 	if size == 0 || size > r.size-begin-padding {
 		return record, nil
 	}
-	b := make([]byte, 1, 1+size)
+	r.buffer = slices.Grow(r.buffer[:0], 1)
+	b := r.buffer[:1]
 	if _, err := r.file.ReadAt(b, begin); err != nil {
 		return record, err
 	}
 	if b[0] != 1<<3 { // the tag of the type: where there are only zeros, that is all to be read
 		return record, nil
 	}
-	b = b[:size]
+	r.buffer = slices.Grow(r.buffer[:0], int(size))
+	b = r.buffer[:size]
 	if _, err := r.file.ReadAt(b, begin); err != nil {
 		return record, err
 	}
