@@ -315,6 +315,7 @@ func (p *pollPlan) turn(now time.Time) (ids []instance.ID) {
 func (s *Service) reconcileRegularly(ctx context.Context) {
 	arrived := time.Now().Add(s.cfg.CallTimeout)
 	for {
+		began := time.Now()
 		delay := s.cfg.ReconcileInterval + rand.N(s.cfg.ReconcileInterval/10+1) //nolint:gosec // jitter
 		if err := s.reconcile(ctx, cautious); err != nil {
 			if ctx.Err() != nil {
@@ -328,8 +329,8 @@ func (s *Service) reconcileRegularly(ctx context.Context) {
 		} else {
 			s.becomeReady()
 		}
-		if left := time.Until(arrived); left > 0 {
-			delay = min(delay, left)
+		if began.Before(arrived) { // what arrived after it began may be missing, however long it took
+			delay = min(delay, time.Until(arrived))
 		}
 		select {
 		case <-time.After(delay):

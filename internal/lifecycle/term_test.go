@@ -3,6 +3,7 @@ package lifecycle_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -96,5 +97,44 @@ func TestANewOwnerLooksAgainWhenWhatWasSentBeforeHasArrived(t *testing.T) {
 	f.wait(t, cursor, instance.StatePending, first)
 	if n, took := d.all.Load(), time.Since(began); n != 2 || took < 500*time.Millisecond {
 		t.Errorf("everything was described %d times within %v", n, took)
+	}
+}
+
+// overrun has everything change behind the first comparison with the backend, which takes
+// longer than a call to it.
+type overrun struct {
+	lifecycle.Backend
+	once   sync.Once
+	change func()
+}
+
+func (o *overrun) Describe(ctx context.Context, query instance.DescribeQuery) (instance.DescribePage, error) {
+	page, err := o.Backend.Describe(ctx, query)
+	if query.All {
+		o.once.Do(o.change)
+	}
+	return page, err
+}
+
+// TestANewOwnerLooksAgainHoweverLongItLooked: what arrives at the backend after its page was
+// read is missing, also when the comparison ends after all has arrived.
+func TestANewOwnerLooksAgainHoweverLongItLooked(t *testing.T) {
+	const callTimeout = 100 * time.Millisecond
+	o := &overrun{}
+	f := start(t, options{
+		sim: sim.Config{Speed: 0.01, Faults: []sim.Fault{{Kind: sim.NoticeLost}}}, callTimeout: callTimeout,
+		wrap: func(b lifecycle.Backend) lifecycle.Backend {
+			o.Backend = b
+			o.change = func() {
+				if _, err := b.Execute(t.Context(), instance.Command{Verb: instance.VerbStart, IDs: []instance.ID{first}}); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(2 * callTimeout) // a backend that is so slow
+			}
+			return o
+		},
+	})
+	if r := f.wait(t, "", instance.StatePending, first); r[0].Outcome != lifecycle.Reached {
+		t.Errorf("what an earlier owner started while everything was described is %+v", r[0])
 	}
 }
