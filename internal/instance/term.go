@@ -21,9 +21,8 @@ type Term interface {
 	Done() <-chan struct{}
 }
 
-// CheckTerm returns nil while a command of the term may be sent to the backend, and an
-// error of [ReasonNotOwner] from then on, for ever. Without a term commands may always be
-// sent.
+// CheckTerm returns nil while a command of the term may be sent to the backend, else an
+// error of [ReasonNotOwner]. Without a term commands may always be sent.
 func CheckTerm(t Term) *Error {
 	if t == nil || t.Remaining() >= MinTermLeft {
 		return nil

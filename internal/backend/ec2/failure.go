@@ -47,8 +47,6 @@ type failure struct {
 	credentials bool
 	// answered is true when it is EC2 that says so.
 	answered bool
-	// fenced is true when this process did not send the call, as its term may be over.
-	fenced bool
 	// unreached is true when EC2 did not get the call, or did not answer in time.
 	unreached bool
 }
@@ -63,7 +61,7 @@ func (e *credentialsError) Unwrap() error { return e.err }
 func failureOf(err error, asked []instance.ID) *failure {
 	f := &failure{asked: len(asked)}
 	if fenced, ok := errors.AsType[*instance.Error](err); ok {
-		f.reaction, f.fenced, f.err = everyone, true, fenced
+		f.reaction, f.err = everyone, fenced // not sent
 		return f
 	}
 	f.err = &instance.Error{Kind: instance.KindUnavailable, Cause: err, RetryAfter: retryUnavailable}

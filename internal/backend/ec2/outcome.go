@@ -135,19 +135,25 @@ func (r *round) refuseAll(group []unit, err *instance.Error) {
 	}
 }
 
-// refuseUnsent refuses units whose next call was not sent. Nothing was changed, unless an
-// earlier call did whose outcome was never known for certain.
-func (r *round) refuseUnsent(group []unit, err *instance.Error) {
-	for _, u := range group {
-		if !slices.ContainsFunc(u.ids, func(id instance.ID) bool { _, doubted := r.before[id]; return doubted }) {
-			r.refuse(u, err)
-			continue
+// refuseUnsent refuses a unit whose next call did not get to EC2. Nothing was changed, unless
+// an earlier call did of which that is not certain.
+func (r *round) refuseUnsent(u unit, err *instance.Error) {
+	if slices.ContainsFunc(u.ids, func(id instance.ID) bool { _, doubted := r.before[id]; return doubted }) {
+		err = &instance.Error{
+			Kind:           instance.KindUnavailable,
+			Reason:         reasonLost,
+			Message:        "whether an earlier try of the call was carried out is unknown, and EC2 could not be asked again",
+			RetryAfter:     err.RetryAfter,
+			OutcomeUnknown: true,
+			Cause:          err,
 		}
-		lost := *err
-		lost.Reason, lost.OutcomeUnknown = reasonLost, true
-		lost.Message = "the answer of EC2 was lost, and this process can no longer ask again; whether the call was carried out is unknown"
-		lost.Cause = err
-		r.refuse(u, &lost)
+	}
+	r.refuse(u, err)
+}
+
+func (r *round) refuseAllUnsent(group []unit, err *instance.Error) {
+	for _, u := range group {
+		r.refuseUnsent(u, err)
 	}
 }
 
@@ -215,7 +221,7 @@ func (r *round) dismissLate(group []unit, wait time.Duration, f *failure) (rest 
 			err = r.d.errLimit(now, wait)
 			r.b.mu.Unlock()
 		}
-		r.refuse(u, err)
+		r.refuseUnsent(u, err)
 	}
 	return rest
 }

@@ -222,3 +222,46 @@ func TestAThrottledBatchWaitsWhole(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatAnEarlierTryDidStaysUnknown loses the answer to a start, which shows only later, so
+// that it is tried again, which fails before EC2 carries it out: that nothing was changed by
+// the last try says nothing of the one before.
+func TestWhatAnEarlierTryDidStaysUnknown(t *testing.T) {
+	throttled := refusal(503, "RequestLimitExceeded", "Request limit exceeded.")
+	tests := map[string]struct {
+		deadline time.Duration
+		again    func(context.Context, *Backend) (reply, error)
+	}{
+		"EC2 cannot be reached":      {time.Minute, func(ctx context.Context, _ *Backend) (reply, error) { return reply{}, refused(ctx) }},
+		"a proxy refuses":            {time.Minute, func(context.Context, *Backend) (reply, error) { return reply{403, "<html>Forbidden</html>"}, nil }},
+		"EC2 throttles for too long": {5 * time.Second, func(context.Context, *Backend) (reply, error) { return throttled, nil }},
+		"this process ends as it waits": {time.Minute, func(_ context.Context, b *Backend) (reply, error) {
+			time.AfterFunc(time.Second, b.Close)
+			return throttled, nil
+		}},
+	}
+	for name, test := range tests {
+		bubble(t, name, func(t *testing.T) {
+			f, lost := &fleet{}, false
+			var b *Backend
+			e := &endpoint{latency: always(time.Millisecond)}
+			e.answer = func(ctx context.Context, c call) (reply, error) {
+				switch {
+				case c.action == "DescribeInstances":
+					return f.answer(ctx, c)
+				case !lost:
+					lost = true
+					return reply{}, errLost
+				}
+				return test.again(ctx, b)
+			}
+			b = connect(t, e, func(c *Config) { c.Limits.Start = ActionLimits{Requests: &Limit{Capacity: 2, Refill: 0.1}} })
+			ctx, cancel := context.WithTimeout(t.Context(), test.deadline)
+			defer cancel()
+			err := execute(ctx, b, start(id(1)))[0].refusedAs(t)
+			if !lost || !err.OutcomeUnknown || err.Kind != instance.KindUnavailable || strings.Contains(err.Message, "nothing was changed") {
+				t.Errorf("got %+v, want that nobody knows what became of it", err)
+			}
+		})
+	}
+}

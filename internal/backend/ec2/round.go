@@ -97,12 +97,12 @@ func (r *round) attempt(ctx context.Context, group []unit) (rest []unit, f *fail
 			r.split(ctx, group, f)
 			return nil, nil
 		case everyone, later:
-			if f.fenced {
-				r.refuseUnsent(group, f.err)
-				return nil, nil
-			}
 			for _, u := range group {
-				r.refuse(u, f.errorFor(u.ids))
+				if f.answered {
+					r.refuse(u, f.errorFor(u.ids))
+				} else {
+					r.refuseUnsent(u, f.errorFor(u.ids))
+				}
 			}
 			return nil, nil
 		}
@@ -123,7 +123,7 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 			r.release()
 			group = r.dismissLate(group, wait, f)
 			if err := r.pause(ctx, wait); err != nil {
-				r.refuseUnsent(group, err)
+				r.refuseAllUnsent(group, err)
 				return nil, nil, nil
 			}
 			group = r.b.present(group)
@@ -134,7 +134,7 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 			}
 		}
 		if !r.hold(ids) {
-			r.refuseAll(group, errClosing())
+			r.refuseAllUnsent(group, errClosing())
 			return nil, nil, nil
 		}
 		r.sent = time.Now()
