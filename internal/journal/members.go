@@ -50,6 +50,8 @@ type member struct {
 	conn     *memberConn
 	// failures counts the probes in a row that were not answered.
 	failures int
+	// replaced is whether conn was made since the member stopped answering.
+	replaced bool
 }
 
 // memberConn is a connection to a member. It is closed, and all that waits for it fails, when
@@ -190,18 +192,23 @@ func (m *members) probed(ctx context.Context, member *member, err error) {
 		if member.failures >= maxProbeFailures {
 			m.log.InfoContext(ctx, "a member of etcd answers again", slog.String("endpoint", member.endpoint))
 		}
-		member.failures = 0
+		member.failures, member.replaced = 0, false
 		return
 	}
 	member.failures++
 	if member.failures == maxProbeFailures {
 		m.log.WarnContext(ctx, "a member of etcd does not answer", slog.String("endpoint", member.endpoint), slog.Any("error", err))
 	}
-	if member.failures < maxProbeFailures || m.list[m.current] != member {
+	if member.failures < maxProbeFailures {
 		return
 	}
-	m.advanceLocked()
-	if !m.healthyLocked(m.current) {
+	current := m.list[m.current] == member
+	if current {
+		m.advanceLocked()
+	}
+	// A request that failed may have made another member the current one before: watches and
+	// other requests wait for this one still.
+	if !m.healthyLocked(m.current) || member.replaced && !current {
 		return
 	}
 	fresh, err := m.connect(member.endpoint)
@@ -210,7 +217,7 @@ func (m *members) probed(ctx context.Context, member *member, err error) {
 		return
 	}
 	lost := member.conn
-	member.conn = fresh
+	member.conn, member.replaced = fresh, true
 	m.probing.Go(func() { _ = lost.Close() }) // says that its context was cancelled
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -145,5 +146,47 @@ func TestAnOwnerOutlivesAMemberThatHangs(t *testing.T) {
 				return m.healthyLocked(0)
 			})
 		})
+	}
+}
+
+// TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo: a request that failed was sooner than
+// the probes, which have to end the watches all the same.
+func TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo(t *testing.T) {
+	m := &members{log: testLogger(t), zap: zap.NewNop(), stop: func() {}}
+	defer m.close()
+	for range 3 {
+		conn, err := m.connect("http://" + freeAddress(t)) // where nobody listens
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.list = append(m.list, &member{conn: conn})
+	}
+	silent := m.list[0]
+	lost := silent.conn
+	m.failed(lost, context.DeadlineExceeded)
+	if m.conn() == lost {
+		t.Fatal("a member that did not answer is still used")
+	}
+	for range 3 * maxProbeFailures {
+		m.probed(t.Context(), silent, context.DeadlineExceeded)
+	}
+	fresh := silent.conn
+	if fresh == lost {
+		t.Fatal("the connection is kept")
+	}
+	select {
+	case <-lost.Ctx().Done():
+	case <-time.After(10 * time.Second):
+		t.Error("what waits for an answer over it goes on to wait")
+	}
+	if fresh.Ctx().Err() != nil {
+		t.Error("it is connected to anew with each probe")
+	}
+	m.probed(t.Context(), silent, nil)
+	for range maxProbeFailures {
+		m.probed(t.Context(), silent, context.DeadlineExceeded)
+	}
+	if silent.conn == fresh {
+		t.Error("it is not taken out again")
 	}
 }
