@@ -86,8 +86,8 @@ func (on *commandOnInstance) told(known journal.Record) instance.StateChange {
 func (c *inflightCommand) outcomes(result instance.Result, err error) (instance.Result, error) {
 	known := make(map[instance.ID]instance.StateChange)
 	for i := range c.on {
-		if on := &c.on[i]; on.step.Load() != nil {
-			step := on.step.Load()
+		on := &c.on[i]
+		if step := on.step.Load(); step != nil {
 			known[on.id] = instance.StateChange{ID: on.id, Previous: step.from, Current: step.to, At: step.at}
 		}
 	}
