@@ -104,7 +104,7 @@ and the AWS ones.`,
 	cfg.bindJournal(flags)
 	bind(flags, &cfg.retention, "retention", "duration", "24h", "keep history so long", parsePositiveDuration)
 	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "keep no more history than this", parseJournalSize)
-	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "refuse changes when the disk has less left than this; 0 means never", parseSize)
+	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "refuse changes when the disk has less left than this; at least 128MiB are always left to the journal", parseSize)
 	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "keep so many client tokens at the most", parseCount(1))
 	bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "work on so many calls at once at the most; one caller gets half of them", parseCount(2))
 	bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "serve so many subscriptions and waits at once at the most; one caller gets half of them", parseCount(2))

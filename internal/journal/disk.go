@@ -14,14 +14,17 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// leastToStart is the free space below which etcd is not started at all: it
+// minToStart is the free space below which etcd is not started at all: it
 // allocates files of 64 MiB, and ends the process when it cannot.
-const leastToStart = 160 << 20
+const minToStart = 160 << 20
 
 const (
-	// mostFloor bounds how much space is left for what etcd has begun, and for the
+	// diskFloor is how much space is always left for what etcd has begun, and for the
 	// files of 64 MiB that it allocates ahead.
-	mostFloor = 128 << 20
+	diskFloor = 128 << 20
+	// scarce is the free space below which space is reserved for etcd's database, also
+	// when changes are refused only at the floor.
+	scarce = 2 * diskFloor
 	// checkAge and floorAge are how old a measurement of the free space may be: for
 	// those who ask before they change anything, and for those who write.
 	checkAge, floorAge = time.Second, 10 * time.Millisecond
@@ -33,11 +36,12 @@ const (
 	reserved, reserveEvery = 32 << 20, 100 * time.Millisecond
 )
 
-// disk watches the space that is free where the log is. A nil disk watches
-// nothing.
+// disk watches the space that is free where the log is. A nil disk, that of an external
+// etcd, watches nothing.
 type disk struct {
 	path string
-	// least is the free space, in bytes, below which no changes are begun.
+	// least is the free space, in bytes, below which no changes are begun; it is never
+	// below the floor.
 	least int64
 	// floor is the free space below which etcd is given nothing to write: it ends the
 	// process when the disk is full.
@@ -66,9 +70,9 @@ type measurement struct {
 }
 
 func newDisk(path string, least int64, statfs func(string) (int64, error), log *slog.Logger) *disk {
-	d := &disk{path: path, least: least, statfs: statfs, log: log}
+	d := &disk{path: path, least: max(least, diskFloor), statfs: statfs, log: log}
 	d.database = filepath.Join(path, "etcd", "member", "snap", "db")
-	d.floor.Store(min(least, mostFloor))
+	d.floor.Store(diskFloor)
 	return d
 }
 
@@ -91,7 +95,7 @@ func (d *disk) measure(age time.Duration) *measurement {
 	m := &measurement{at: time.Now()}
 	if m.free, m.err = d.statfs(d.path); m.err == nil {
 		d.tell(m)
-		if d.low && m.at.Sub(d.reservedAt) >= reserveEvery {
+		if (d.low || m.free < scarce) && m.at.Sub(d.reservedAt) >= reserveEvery {
 			d.reservedAt = m.at
 			d.reserve()
 		}
@@ -182,14 +186,13 @@ func (d *disk) start() error {
 	if d == nil {
 		return nil
 	}
-	least := min(d.least, leastToStart)
 	free, err := d.statfs(d.path)
 	if err != nil {
 		return fmt.Errorf("the free disk space of the data directory %s cannot be told: %w", d.path, reason(err))
 	}
-	if free < least {
+	if free < minToStart {
 		return fmt.Errorf("the data directory %s has %d MiB of free disk space; at least %d MiB are needed to start",
-			d.path, free>>20, least>>20)
+			d.path, free>>20, minToStart>>20)
 	}
 	return nil
 }

@@ -121,8 +121,9 @@ func TestAnUpdateThatWaitsForSpaceWasNotDoneWhenTheTermEnds(t *testing.T) {
 
 func TestScarceSpaceIsToldOnce(t *testing.T) {
 	var log bytes.Buffer
-	free := int64(1000)
-	d := newDisk("/data", 1600, func(string) (int64, error) { return free, nil }, slog.New(slog.NewTextHandler(&log, nil)))
+	const mib = 1 << 20
+	var free int64
+	d := newDisk("/data", 1600*mib, func(string) (int64, error) { return free * mib, nil }, slog.New(slog.NewTextHandler(&log, nil)))
 	for _, free = range []int64{2000, 1599, 100, 1600, 1599, 1699, 1700, 5000} {
 		d.measure(0)
 	}
@@ -148,8 +149,9 @@ func wantTold(t *testing.T, log *bytes.Buffer, warnings ...string) {
 func TestTheEndOfScarceSpaceIsToldAsItsBeginning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
+		const mib = 1 << 20
 		free := int64(1599)
-		d := newDisk("/data", 1600, func(string) (int64, error) { return free, nil }, slog.New(slog.NewTextHandler(&log, nil)))
+		d := newDisk("/data", 1600*mib, func(string) (int64, error) { return free * mib, nil }, slog.New(slog.NewTextHandler(&log, nil)))
 		d.measure(0)
 		free = 1601
 		d.measure(0)
@@ -175,8 +177,44 @@ func await(t *testing.T, so func() bool) {
 	}
 }
 
+func TestSomeDiskIsLeftToEtcdHoweverLittleIsAskedFor(t *testing.T) {
+	for name, asked := range map[string]int64{"none": -1, "a byte": 1, "less than etcd needs": diskFloor - 1} {
+		t.Run(name, func(t *testing.T) {
+			var free atomic.Int64
+			config := testConfig(t)
+			config.MinFreeDisk = asked
+			statfs := func(string) (int64, error) { return free.Load(), nil }
+			free.Store(minToStart - 1)
+			j, err := openWith(t.Context(), config, statfs)
+			wantSentence(t, j, err, config.DataDir, "160 MiB")
+
+			free.Store(minToStart)
+			if j, err = openWith(t.Context(), config, statfs); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { closeJournal(t, j) })
+			term := campaign(t, j)
+			set(t, term, id(1), instance.StateStopped)
+			free.Store(diskFloor - 1)
+			await(t, func() bool { return term.Writable() != nil })
+			wantReason(t, term.Writable(), instance.KindExhausted, ReasonFull)
+			_, err = term.Update(t.Context(), func(*Tx) error { t.Error("an update is run"); return nil })
+			wantReason(t, err, instance.KindExhausted, ReasonFull)
+			free.Store(minToStart)
+			await(t, func() bool { return term.Writable() == nil })
+			set(t, term, id(1), instance.StatePending)
+		})
+	}
+}
+
 // A disk that is really full, of which a part remains to nobody but etcd.
 func TestAJournalOutlivesAFullDisk(t *testing.T) {
+	for name, asked := range map[string]int64{"with a limit": 200 << 20, "with the floor alone": -1} {
+		t.Run(name, func(t *testing.T) { outliveAFullDisk(t, asked) })
+	}
+}
+
+func outliveAFullDisk(t *testing.T, minFreeDisk int64) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=700m"); err != nil {
 		t.Skipf("SKIPPED, needs the right to mount: %v", err)
@@ -187,7 +225,7 @@ func TestAJournalOutlivesAFullDisk(t *testing.T) {
 		}
 	})
 	config := testConfig(t)
-	config.DataDir, config.MinFreeDisk = filepath.Join(dir, "data"), 200<<20
+	config.DataDir, config.MinFreeDisk = filepath.Join(dir, "data"), minFreeDisk
 	j, term := own(t, config)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

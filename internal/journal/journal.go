@@ -40,9 +40,10 @@ type Config struct {
 	// of the embedded etcd may take twice that on disk, and always 64 MiB.
 	MaxBytes int64
 	// MinFreeDisk is the free disk space, in bytes, below which [Term.Writable] says
-	// that the journal is full; 512 MiB by default, negative for no limit at all.
-	// Below 128 MiB nothing more is written, not even what was begun before, until
-	// there is space again. Only for the embedded etcd.
+	// that the journal is full; 512 MiB by default, and never less than 128 MiB, which is
+	// what a negative one means too. Below 128 MiB nothing more is written, not even what
+	// was begun before, until there is space again: etcd ends the process when the disk is
+	// full. For the same reason Open fails with less than 160 MiB. Only for the embedded etcd.
 	MinFreeDisk int64
 	// MaxClientTokens is how many client tokens are kept, 200,000 by default.
 	MaxClientTokens int
@@ -213,9 +214,7 @@ func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error
 	if j.dir, err = openDir(j.config.DataDir, j.config.Version); err != nil {
 		return err
 	}
-	if j.config.MinFreeDisk > 0 {
-		j.disk = newDisk(j.config.DataDir, j.config.MinFreeDisk, statfs, j.log)
-	}
+	j.disk = newDisk(j.config.DataDir, j.config.MinFreeDisk, statfs, j.log)
 	if err := j.disk.start(); err != nil {
 		return err
 	}

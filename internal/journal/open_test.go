@@ -149,7 +149,7 @@ func TestADiskThatIsNearlyFullTakesNoWrites(t *testing.T) {
 
 func TestFreeSpaceIsAskedForOnceASecond(t *testing.T) {
 	asked := 0
-	d := newDisk("/", 10, func(string) (int64, error) { asked++; return 100, nil }, testLogger(t))
+	d := newDisk("/", 10, func(string) (int64, error) { asked++; return 1 << 30, nil }, testLogger(t))
 	for range 1000 {
 		if err := d.check(); err != nil {
 			t.Fatal(err)
