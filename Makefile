@@ -50,6 +50,7 @@ soak: ## Kill, end, cut off and starve real processes under load, and more; FOR=
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run 'CutAnywhere|HandedBetween|ReconnectStorm|^TestParked$$' ./server
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestAFlippedBitOnDisk' ./internal/journal
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestEveryOutcomeIsOneOfSomeOneByOneOrder$$' ./internal/backend/ec2
+	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestAJournalCanAlwaysBeWrittenAgain$$' ./internal/journal
 
 cover: ## Measure test coverage, generated code left out, into coverage.out
 	go test -coverprofile=coverage.out -coverpkg="$$(go list ./... | grep -v /gen/ | paste -sd, -)" ./...

@@ -105,7 +105,7 @@ and the AWS ones.`,
 	bind(flags, &cfg.retention, "retention", "duration", "24h", "keep history so long", parsePositiveDuration)
 	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "keep no more history than this", parseJournalSize)
 	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "refuse changes when the disk has less left than this; at least 128MiB are always left to the journal", parseSize)
-	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "keep so many client tokens at the most", parseCount(1))
+	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "maximum number of client tokens to keep; a principal may have as many as it leaves free", parseCount(1))
 	bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "work on so many calls at once at the most; one caller gets half of them", parseCount(2))
 	bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "serve so many subscriptions and waits at once at the most; one caller gets half of them", parseCount(2))
 	bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "keep so many connections at the most", parseCount(1))

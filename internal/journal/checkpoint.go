@@ -23,8 +23,9 @@ const (
 	tidyEvery = time.Minute
 )
 
-// maintain does what a term does beside writing, until it ends.
+// maintain does what a term does beside writing, until it is about to end.
 func (t *Term) maintain() {
+	ctx := t.maintaining
 	regularly := time.NewTicker(tendEvery)
 	defer regularly.Stop()
 	tidy := time.NewTicker(tidyEvery)
@@ -33,32 +34,34 @@ func (t *Term) maintain() {
 		var what string
 		var err error
 		select {
-		case <-t.ctx.Done():
+		case <-ctx.Done():
 			return
 		case now := <-regularly.C:
 			if t.journal.disk.room() != nil {
 				continue // which the disk has told the log
 			}
 			what = "write a checkpoint"
-			if err = t.checkpointIfDue(t.ctx, now); err == nil {
-				what, err = "trim its history", t.trim(t.ctx, now)
+			if err = t.checkpointIfDue(ctx, now); err == nil {
+				what, err = "trim its history", t.trim(ctx, now)
 			}
 		case now := <-tidy.C:
 			if t.journal.disk.room() != nil {
 				continue
 			}
 			what = "expire client tokens"
-			if err = t.expireTokens(t.ctx, now); err == nil {
-				what, err = "compact etcd", t.compact(t.ctx)
+			if _, err = t.expireTokens(ctx, now); err == nil {
+				what, err = "compact etcd", t.compact(ctx)
 			}
 		case <-t.grown:
 			if t.journal.disk.room() == nil {
-				what, err = "write a checkpoint", t.checkpointIfDue(t.ctx, time.Now())
+				what, err = "write a checkpoint", t.checkpointIfDue(ctx, time.Now())
 			}
 		case <-t.room:
-			what, err = "make room in etcd", t.makeRoom(t.ctx)
+			if t.journal.disk.room() == nil {
+				what, err = "make room", t.makeRoom(ctx)
+			}
 		}
-		if err != nil && t.ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil {
 			t.journal.log.Warn("the journal could not "+what+"; it will try again", slog.Any("error", err))
 		}
 	}
@@ -132,18 +135,18 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 	}
 	t.saved, t.savedAt = head, at
 	t.savedBytes.Store(end)
-	signal(t.checkpointed)
+	signal(t.unblocked)
 	return nil
 }
 
-// mostBehind is how much of the log there may be after the checkpoint. History is never
-// trimmed beyond that, so that etcd's quota must be large enough for the one and the other.
-func (c *Config) mostBehind() uint64 { return uint64(c.quota() / 4) }
-
-// grow has a checkpoint written if the log has become much longer since the last one.
+// grow has a checkpoint written if the log has become much longer since the last one, and
+// room made if there is little.
 func (t *Term) grow(bytes uint64) {
 	if bytes-t.savedBytes.Load() >= checkpointBytes {
 		signal(t.grown)
+	}
+	if crowded, _ := t.crowded(); crowded {
+		signal(t.room)
 	}
 }
 

@@ -50,7 +50,7 @@ func (w *writer) commit(b *batch) error {
 	if err := w.term.Err(); err != nil {
 		return err // the view may be that of a log which this term never owned
 	}
-	if err := w.awaitCheckpoint(tip.bytes); err != nil {
+	if err := w.awaitRoom(tip.bytes); err != nil {
 		return err
 	}
 	if r := b.record; r != nil {
@@ -62,32 +62,44 @@ func (w *writer) commit(b *batch) error {
 		r.Bytes = len(b.encoded)
 	}
 	revision, err := w.transact(w.request(b, tip))
-	if err != nil || b.record == nil {
+	if err != nil {
 		return err
+	}
+	defer func() { w.term.grow(j.view.tip().bytes) }()
+	if b.record == nil {
+		return nil
 	}
 	if !j.view.publish(published{b.record, revision, tip.bytes + uint64(len(b.value))}) {
 		_ = w.term.end(errNotOwner(errLost))
 		return unknown(w.term.ended())
 	}
-	w.term.grow(j.view.tip().bytes)
 	return nil
 }
 
-// awaitCheckpoint holds the log up where it is so far ahead of the checkpoint that etcd
-// might have no room for the next one, nor for anything else for ever.
-func (w *writer) awaitCheckpoint(bytes uint64) error {
+// awaitRoom stalls the writer while the database is as large as it may be, or the log so far
+// ahead of the checkpoint that trimming it could not make room. At the end of the term nobody
+// makes room any more, and what is left to write is little.
+func (w *writer) awaitRoom(bytes uint64) error {
 	t := w.term
-	for bytes-t.savedBytes.Load() > t.journal.config.mostBehind() {
-		signal(t.grown)
+	for t.maintaining.Err() == nil {
+		var why *instance.Error
+		if bytes-t.savedBytes.Load() > t.journal.budget.maxBehind() {
+			signal(t.grown)
+			why = errUnavailable("no checkpoint of the journal can be written, so that nothing can be recorded", nil)
+		} else if _, full := t.crowded(); full {
+			signal(t.room)
+			why = errFull("the database of the journal is as large as it may be; room is being made")
+		} else {
+			return nil
+		}
 		select {
-		case <-t.checkpointed:
+		case <-t.unblocked:
 		case <-time.After(attemptTimeout):
-			w.stalled.Store(errUnavailable("no checkpoint of the journal can be written, so that nothing can be recorded", nil))
-		case <-t.ctx.Done():
-			return t.Err()
+			w.stalled.Store(why)
+		case <-t.maintaining.Done():
 		}
 	}
-	return nil
+	return t.Err()
 }
 
 // signal asks for what a channel with room for one stands for.

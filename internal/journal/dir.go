@@ -194,7 +194,7 @@ func (d *dataDir) verifyEtcd(k *keys) error {
 	return nil
 }
 
-// errMmapTooLarge is what bbolt says of a quota that no address space has room for.
+// errMmapTooLarge is what bbolt says of a database that no address space has room for.
 var errMmapTooLarge = errors.New("mmap too large")
 
 // explainEtcd says why etcd's files cannot be used: they are damaged, unless the operating

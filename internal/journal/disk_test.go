@@ -180,6 +180,7 @@ func await(t *testing.T, so func() bool) {
 func TestSomeDiskIsLeftToEtcdHoweverLittleIsAskedFor(t *testing.T) {
 	for name, asked := range map[string]int64{"none": -1, "a byte": 1, "less than etcd needs": diskFloor - 1} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var free atomic.Int64
 			config := testConfig(t)
 			config.MinFreeDisk = asked

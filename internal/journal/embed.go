@@ -25,7 +25,7 @@ const startTimeout = 2 * time.Minute
 
 // startEtcd runs an etcd of one member in this process. It listens nowhere: its
 // only client is in the process, and it has no peers.
-func startEtcd(ctx context.Context, dir string, quota int64, log *slog.Logger) (*embed.Etcd, error) {
+func startEtcd(ctx context.Context, dir string, log *slog.Logger) (*embed.Etcd, error) {
 	cfg := embed.NewConfig()
 	cfg.Name = "instanced"
 	cfg.Dir = dir
@@ -42,7 +42,7 @@ func startEtcd(ctx context.Context, dir string, quota int64, log *slog.Logger) (
 	// What has been applied is kept in memory, and read again at a start, until the
 	// next snapshot; with batches of up to 1 MiB that must not be many.
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 1000, 1
-	cfg.QuotaBackendBytes = quota
+	cfg.QuotaBackendBytes = -1 // none: the budget is ours to keep, and etcd would refuse what makes room
 	cfg.MaxTxnOps = embeddedTxnOps
 
 	e, err := startOrExplain(ctx, cfg, log)

@@ -120,6 +120,7 @@ func TestEveryFieldOfATokenIsStored(t *testing.T) {
 func fullToken() *Token {
 	return &Token{
 		Key:         "alice/StartInstances/once",
+		Principal:   "alice",
 		Fingerprint: []byte{1, 2, 3},
 		CreatedAt:   launch,
 		Intent:      Position{Generation: 5, Seq: 6},

@@ -17,7 +17,7 @@ const (
 	ReasonUnavailable = "JOURNAL_UNAVAILABLE"
 	// ReasonFull: there is no room to write. KindExhausted.
 	ReasonFull = "JOURNAL_FULL"
-	// ReasonTooManyTokens: as many client tokens as may be are in use. KindExhausted.
+	// ReasonTooManyTokens: the client tokens of a principal take up its share. KindExhausted.
 	ReasonTooManyTokens = "TOO_MANY_CLIENT_TOKENS"
 	// ReasonCursorUnreadable: not a cursor, or not whole. KindInvalid.
 	ReasonCursorUnreadable = "CURSOR_UNREADABLE"
@@ -61,11 +61,12 @@ func errFull(message string) *instance.Error {
 	return &instance.Error{Kind: instance.KindExhausted, Reason: ReasonFull, Message: message}
 }
 
-func errTooManyTokens(most int) *instance.Error {
+func errTooManyTokens(principal string) *instance.Error {
 	return &instance.Error{
-		Kind:    instance.KindExhausted,
-		Reason:  ReasonTooManyTokens,
-		Message: fmt.Sprintf("%d client tokens are in use, which is the most that are kept; each is free again when it expires", most),
+		Kind:   instance.KindExhausted,
+		Reason: ReasonTooManyTokens,
+		Message: fmt.Sprintf("%q has as many client tokens in use as it leaves free to others; each is free again when it expires. "+
+			"Nothing was changed; a call without a client token can be carried out", principal),
 	}
 }
 

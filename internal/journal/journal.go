@@ -37,7 +37,8 @@ type Config struct {
 	Retention time.Duration
 	// MaxBytes is how much history is kept, in bytes; 1 GiB by default, at least 1 MiB. Of
 	// small batches no more than one for each KiB of it are kept. The database
-	// of the embedded etcd may take twice that on disk, and always 64 MiB.
+	// of the embedded etcd may take twice that on disk, and always 64 MiB: history gives way when
+	// it would take more. Only what is known of the instances may make it larger.
 	MaxBytes int64
 	// MinFreeDisk is the free disk space, in bytes, below which [Term.Writable] says
 	// that the journal is full; 512 MiB by default, and never less than 128 MiB, which is
@@ -45,7 +46,9 @@ type Config struct {
 	// was begun before, until there is space again: etcd ends the process when the disk is
 	// full. For the same reason Open fails with less than 160 MiB. Only for the embedded etcd.
 	MinFreeDisk int64
-	// MaxClientTokens is how many client tokens are kept, 200,000 by default.
+	// MaxClientTokens is how many client tokens are kept, 200,000 by default. Together they take at
+	// most a quarter of what the database may take, and those of one principal no more than it
+	// leaves free.
 	MaxClientTokens int
 	// TokenLifetime is how long each is kept, 24 hours by default.
 	TokenLifetime time.Duration
@@ -75,9 +78,6 @@ const MinMaxBytes = 1 << 20
 // batchBudget is for how many bytes of [Config.MaxBytes] one batch may be kept: however small
 // batches are, etcd holds their keys in memory.
 const batchBudget = 1 << 10
-
-// quota is how large the database of an embedded etcd may become.
-func (c *Config) quota() int64 { return max(2*c.MaxBytes, leastQuota) }
 
 func (c Config) withDefaults() Config {
 	c.Prefix = or(strings.TrimRight(c.Prefix, "/"), "/instanced")
@@ -114,6 +114,7 @@ type Journal struct {
 	dir    *dataDir    // nil for an external etcd
 	disk   *disk       // nil for an external etcd
 	server *embed.Etcd // nil for an external etcd
+	budget budget
 	store  *store
 	view   *view
 	// cursors are remembered, as many ask for the same.
@@ -167,6 +168,7 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 	}
 	j.log = j.config.Logger
 	j.maxBatches = uint64(j.config.MaxBytes / batchBudget)
+	j.budget = j.config.budget()
 	j.view = newView(j.config.RingBytes)
 	_, _ = rand.Read(j.process[:]) // never fails: crypto/rand ends the process instead
 	if j.config.MaxBytes < MinMaxBytes {
@@ -221,12 +223,18 @@ func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error
 	if err := j.dir.verifyEtcd(&k); err != nil {
 		return err
 	}
-	j.server, err = startEtcd(ctx, j.dir.etcd(), j.config.quota(), j.log)
+	j.server, err = startEtcd(ctx, j.dir.etcd(), j.log)
 	if err != nil {
 		return err
 	}
 	j.store = embeddedStore(j.server, k)
-	return j.dir.hasStarted()
+	if err := j.dir.hasStarted(); err != nil {
+		return err
+	}
+	if err := j.lift(ctx); err != nil {
+		return err
+	}
+	return j.shrink(ctx)
 }
 
 // disconnect closes what connect opened, in the reverse order.

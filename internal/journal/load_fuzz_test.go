@@ -17,7 +17,7 @@ import (
 // FuzzLoad: whatever stands under the keys of a log, reading it neither panics nor hangs.
 // It is refused, or it is a log whose end, instances and cursors agree with each other.
 func FuzzLoad(f *testing.F) {
-	server, err := startEtcd(f.Context(), f.TempDir(), leastQuota, slog.New(slog.DiscardHandler))
+	server, err := startEtcd(f.Context(), f.TempDir(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.Fatal(err)
 	}

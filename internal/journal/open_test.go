@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -224,21 +225,39 @@ func TestAJournalWithoutEtcdsLogIsRefused(t *testing.T) {
 const refuseEnv = "JOURNAL_TEST_REFUSE"
 
 func openDamaged(dir string) {
-	dir, maxBytes, _ := strings.Cut(dir, "?")
-	config := Config{DataDir: dir, MinFreeDisk: -1}
-	_, _ = fmt.Sscan(maxBytes, &config.MaxBytes)
-	_, err := Open(context.Background(), config)
+	dir, more, _ := strings.Cut(dir, "?")
+	if more, _ := strconv.ParseUint(more, 10, 64); more > 0 {
+		limitMemory(more)
+	}
+	_, err := Open(context.Background(), Config{DataDir: dir, MinFreeDisk: -1})
 	fmt.Printf("the error is: %v\n", err)
 	os.Exit(0)
 }
 
-// openedApart opens a journal in such a process, and returns what it says.
-func openedApart(t *testing.T, dir string, maxBytes int64) string {
+// limitMemory lets the process have only so many bytes of addresses more than it has.
+func limitMemory(more uint64) {
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		panic(err)
+	}
+	var pages uint64
+	if _, err := fmt.Sscan(string(text), &pages); err != nil {
+		panic(err)
+	}
+	all := pages*uint64(os.Getpagesize()) + more
+	if err := unix.Setrlimit(unix.RLIMIT_AS, &unix.Rlimit{Cur: all, Max: all}); err != nil {
+		panic(err)
+	}
+}
+
+// openedApart opens a journal in such a process, which can have only so many bytes of
+// addresses more unless that is 0, and returns what it says.
+func openedApart(t *testing.T, dir string, more uint64) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	command := exec.CommandContext(ctx, os.Args[0])
-	command.Env = append(os.Environ(), fmt.Sprintf("%s=%s?%d", refuseEnv, dir, maxBytes))
+	command.Env = append(os.Environ(), fmt.Sprintf("%s=%s?%d", refuseEnv, dir, more))
 	output, err := command.CombinedOutput()
 	if err != nil {
 		t.Errorf("the process: %v", err)

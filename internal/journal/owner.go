@@ -27,16 +27,22 @@ type Term struct {
 	tokens     *tokenIndex
 	writer     *writer
 
-	// ctx ends with the term.
-	ctx    context.Context
-	cancel context.CancelFunc
+	// ctx ends with the term, and maintaining when the term is about to end: then nothing is
+	// tidied any more, nor is it waited for.
+	ctx             context.Context
+	cancel          context.CancelFunc
+	maintaining     context.Context
+	stopMaintaining context.CancelFunc
 	// work is what runs during the term.
 	work sync.WaitGroup
 	// renewed is how etcd last extended the lease; nil for the embedded etcd.
 	renewed atomic.Pointer[renewal]
 	// room asks for room to be made in etcd, and grown for it to be looked whether a
-	// checkpoint is due; checkpointed is signalled when one was written.
-	room, grown, checkpointed chan struct{}
+	// checkpoint is due; unblocked is signalled when either was done.
+	room, grown, unblocked chan struct{}
+	// limit is how many bytes of the embedded etcd's database may be in use before the
+	// writer waits.
+	limit atomic.Int64
 	// maintenance is held by the task that is under way. It guards saved, the last
 	// batch that the checkpoint in etcd reflects, when that was written in this term,
 	// and compactable, a revision before which nothing is needed.
@@ -114,13 +120,15 @@ func (j *Journal) awaitTermEnd(ctx context.Context) error {
 // somebody else did first.
 func (j *Journal) tryCampaign(ctx context.Context) (*Term, error) {
 	t := &Term{
-		journal:      j,
-		room:         make(chan struct{}, 1),
-		grown:        make(chan struct{}, 1),
-		checkpointed: make(chan struct{}, 1),
-		maintenance:  newMutex(),
+		journal:     j,
+		room:        make(chan struct{}, 1),
+		grown:       make(chan struct{}, 1),
+		unblocked:   make(chan struct{}, 1),
+		maintenance: newMutex(),
 	}
+	t.limit.Store(int64(j.budget))
 	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.maintaining, t.stopMaintaining = context.WithCancel(t.ctx)
 	t.writer = newWriter(t)
 	err := t.acquire(ctx)
 	if err == nil {
@@ -202,8 +210,20 @@ func (s *store) awaitDeletion(ctx context.Context, key string, revision int64) e
 // errTaken means that another process became the owner first.
 var errTaken = errors.New("another process owns the journal")
 
-// claim creates the owner key, unless somebody else was faster.
-func (t *Term) claim(ctx context.Context) error {
+// claim creates the owner key, unless somebody else was faster. An external etcd may have
+// used up its quota; then, as long as nobody owns the log, what has expired goes, and
+// history, so that its operator can make room.
+func (t *Term) claim(ctx context.Context) (err error) {
+	if err = t.tryClaim(ctx); !noSpace(err) {
+		return err
+	}
+	if t.saved, err = t.journal.store.checkpointed(ctx); err != nil {
+		return err
+	}
+	return t.makeRoom(ctx)
+}
+
+func (t *Term) tryClaim(ctx context.Context) error {
 	j := t.journal
 	var options []clientv3.OpOption
 	if !j.store.embedded {
@@ -221,14 +241,6 @@ func (t *Term) claim(ctx context.Context) error {
 		Then(j.store.put(j.store.keys.owner, owner, options...)).
 		Commit()
 	switch {
-	case noSpace(err) && j.store.embedded:
-		if t.saved, err = j.store.checkpointed(ctx); err != nil {
-			return err
-		}
-		if err := t.makeRoom(ctx); err != nil {
-			return err
-		}
-		return t.claim(ctx)
 	case err != nil:
 		return err
 	case !resp.Succeeded:
@@ -292,11 +304,21 @@ func (t *Term) begin(ctx context.Context) (err error) {
 	}
 	j.view.setGenerations(list)
 	t.generation = list.last().id
-	t.tokens, err = j.store.loadTokens(ctx)
-	return err
+	if t.tokens, err = j.store.loadTokens(ctx); err != nil {
+		return err
+	}
+	if use := t.tokens.inUse(); use.bytes > j.budget.tokens() {
+		j.log.WarnContext(ctx, "client tokens take more of the journal than their share; new ones are refused until enough have expired",
+			slog.Int("client_tokens", use.count), slog.Int64("client_token_bytes", use.bytes), slog.Int64("max_client_token_bytes", j.budget.tokens()))
+	}
+	if crowded, _ := t.crowded(); crowded {
+		signal(t.room)
+	}
+	return nil
 }
 
-// owns is the comparison that only the owner's transactions pass.
+// owns is the comparison that only the owner's transactions pass; before the claim, only
+// those made while nobody owns the log.
 func (t *Term) owns() clientv3.Cmp {
 	return clientv3.Compare(clientv3.CreateRevision(t.journal.store.keys.owner), "=", t.revision)
 }
@@ -366,6 +388,7 @@ func (t *Term) Writable() error {
 // resign ends the term in good order: all updates are written, the checkpoint
 // reflects them, and the next owner need not wait.
 func (t *Term) resign(ctx context.Context) error {
+	t.stopMaintaining()
 	t.writer.close(errClosed())
 	select {
 	case <-t.writer.finished:

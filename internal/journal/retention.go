@@ -3,8 +3,6 @@ package journal
 import (
 	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"math"
 	"time"
 
@@ -12,13 +10,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-const (
-	// trimKeys is the most batches that one transaction deletes.
-	trimKeys = 2000
-	// leastQuota is the least size of the embedded etcd, in bytes, however little
-	// history is kept: it holds the checkpoint and the client tokens too.
-	leastQuota = 64 << 20
-)
+// trimKeys is the most keys that one transaction deletes.
+const trimKeys = 2000
 
 // trim deletes the history that is older, or longer, than what is kept. Too long a
 // history is cut to nine tenths, so that it is not cut all the time.
@@ -143,45 +136,4 @@ func (s *store) compact(ctx context.Context, revision int64, options ...clientv3
 		return nil
 	}
 	return err
-}
-
-// makeRoom is what is done when etcd's quota is used up: half of the history goes.
-// The embedded etcd is then made smaller and told to take writes again; of an
-// external one that is for its operator to do.
-func (t *Term) makeRoom(ctx context.Context) error {
-	if err := t.maintenance.lock(ctx); err != nil {
-		return err
-	}
-	defer t.maintenance.unlock()
-	j := t.journal
-	if full := j.disk.room(); full != nil {
-		return full
-	}
-	j.log.WarnContext(ctx, "etcd has used up its quota; trimming history to make room")
-	if err := t.trimTo(ctx, time.Time{}, uint64(j.config.MaxBytes/2)); err != nil {
-		return err
-	}
-	revision, err := j.store.revision(ctx)
-	if err != nil {
-		return err
-	}
-	if err := j.store.compact(ctx, revision, clientv3.WithCompactPhysical()); err != nil {
-		return fmt.Errorf("compact etcd: %w", err)
-	}
-	if !j.store.embedded {
-		return errors.New("etcd has used up its quota: its operator has to defragment it and to disarm the alarm")
-	}
-	// It makes a copy, and removes the old one when that is complete.
-	if err := j.disk.roomFor(j.server.Server.Backend().SizeInUse()); err != nil {
-		return err
-	}
-	// Through the client it panics, in an etcd that is embedded.
-	if err := j.server.Server.Backend().Defrag(); err != nil {
-		return fmt.Errorf("defragment etcd: %w", err)
-	}
-	if _, err := j.store.client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
-		return fmt.Errorf("disarm the alarm of etcd: %w", err)
-	}
-	j.log.InfoContext(ctx, "etcd has room again", slog.Int64("history_bytes", int64(j.view.kept())))
-	return nil
 }

@@ -9,15 +9,18 @@ type Stats struct {
 	RingBatches int
 	RingBytes   int64
 	Instances   int
-	// ClientTokens are those in use; only the owner knows, elsewhere it is 0.
-	ClientTokens int
+	// ClientTokens are those in use, and ClientTokenBytes is what they take in etcd, with
+	// their keys and what is kept free for answers. Only the owner knows; elsewhere they are 0.
+	ClientTokens     int
+	ClientTokenBytes int64
 }
 
 // Stats returns how large the journal is.
 func (j *Journal) Stats() Stats {
 	s := j.view.stats()
 	if t := j.currentTerm(); t != nil {
-		s.ClientTokens = t.tokens.len()
+		use := t.tokens.inUse()
+		s.ClientTokens, s.ClientTokenBytes = use.count, use.bytes
 	}
 	return s
 }

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -18,6 +17,9 @@ import (
 type Token struct {
 	// Key tells the token from every other: at most 1 KiB, of any bytes.
 	Key string
+	// Principal is whose token it is: each has a share of those that are kept. It is empty
+	// for tokens that were recorded before principals were.
+	Principal string
 	// Fingerprint is a digest of the request.
 	Fingerprint []byte
 	// CreatedAt is when the token is taken to have been created; it expires
@@ -39,80 +41,57 @@ type Answer struct {
 	Cursor, EndCursor string
 }
 
-// tokenIndex is which tokens there are, and how old they are, as of what the
-// writer has gathered. What they say is read from etcd when somebody asks.
-type tokenIndex struct {
-	mu      sync.Mutex
-	created map[string]time.Time
-}
-
-func (x *tokenIndex) get(key string) (created time.Time, ok bool) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	created, ok = x.created[key]
-	return created, ok
-}
-
-func (x *tokenIndex) len() int {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return len(x.created)
-}
-
-// apply notes what becomes of tokens.
-func (x *tokenIndex) apply(changes map[string]tokenChange) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for key, c := range changes {
-		if c.deleted {
-			delete(x.created, key)
-		} else {
-			x.created[key] = c.created
-		}
-	}
-}
-
-// drop forgets the tokens created before a time.
-func (x *tokenIndex) drop(before time.Time) (dropped int) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for key, created := range x.created {
-		if created.Before(before) {
-			delete(x.created, key)
-			dropped++
-		}
-	}
-	return dropped
-}
-
 // tokenChange is what becomes of one token in an update.
 type tokenChange struct {
-	created time.Time
-	value   []byte // nil when deleted
+	created   time.Time
+	principal string
+	value     []byte // nil when deleted
+	// bytes is what the token counts for.
+	bytes   int64
 	deleted bool
 }
 
-// loadTokens reads which tokens there are; their values stay where they are.
+// answerBytes and answerBytesPerID are what an intent counts for beside its own size, so
+// that there is room for the answer, which is never refused.
+const answerBytes, answerBytesPerID = 128, 40
+
+// countedBytes returns what a token counts for, given what is stored for it: the key in etcd
+// and the value.
+func countedBytes(stored int, answered bool, ids int) int64 {
+	if !answered {
+		stored += answerBytes + answerBytesPerID*ids
+	}
+	return int64(stored)
+}
+
+// loadTokens reads which tokens there are. What they say is not kept.
 func (s *store) loadTokens(ctx context.Context) (*tokenIndex, error) {
-	const page = 5000
-	x := &tokenIndex{created: map[string]time.Time{}}
+	const firstPage, largestPage, bytes = 50, 5000, 4 << 20
+	x := newTokenIndex()
 	from, end := s.keys.tokens, clientv3.GetPrefixRangeEnd(s.keys.tokens)
-	for {
-		resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithKeysOnly(), s.recent())
+	for page := int64(firstPage); ; {
+		resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), s.recent())
 		if err != nil {
 			return nil, err
 		}
+		read := int64(0)
 		for _, kv := range resp.Kvs {
 			key, created, err := s.keys.token(kv.Key)
 			if err != nil {
 				return nil, err
 			}
-			x.created[key] = created
+			// One that is damaged takes as much room; who asks for it is told.
+			var m storagev1.Token
+			_ = s.get(kv, &m)
+			stored := len(kv.Key) + len(kv.Value)
+			x.put(key, created, m.GetPrincipal(), countedBytes(stored, m.GetAnswer() != nil, len(m.GetInstanceIds())))
+			read += int64(stored)
 			from = string(kv.Key) + "\x00"
 		}
 		if !resp.More {
 			return x, nil
 		}
+		page = min(max(page*bytes/max(read, 1), 1), 2*page, largestPage)
 	}
 }
 
@@ -153,14 +132,25 @@ func (t *Term) tokenHorizon(now time.Time) time.Time {
 	return now.Add(-t.journal.config.TokenLifetime)
 }
 
-// expireTokens deletes the tokens that have expired, in one range.
-func (t *Term) expireTokens(ctx context.Context, now time.Time) error {
-	horizon := t.tokenHorizon(now)
-	if t.tokens.drop(horizon) == 0 {
-		return nil
-	}
+// expireTokens deletes the tokens that have expired, and says how many.
+func (t *Term) expireTokens(ctx context.Context, now time.Time) (expired int, err error) {
 	k := &t.journal.store.keys
-	return t.change(ctx, anchor{}, clientv3.OpDelete(k.tokens, clientv3.WithRange(k.tokensBefore(horizon))))
+	if t.tokens == nil { // in a term that has not begun
+		return 0, t.change(ctx, anchor{}, clientv3.OpDelete(k.tokens, clientv3.WithRange(k.tokensBefore(t.tokenHorizon(now)))))
+	}
+	for {
+		oldest := t.tokens.createdBefore(t.tokenHorizon(now), trimKeys)
+		if len(oldest) == 0 {
+			return expired, nil
+		}
+		last := oldest[len(oldest)-1]
+		end := k.tokenKey(last.created, last.key) + "\x00"
+		if err := t.change(ctx, anchor{}, clientv3.OpDelete(k.tokens, clientv3.WithRange(end))); err != nil {
+			return expired, err
+		}
+		t.tokens.drop(oldest)
+		expired += len(oldest)
+	}
 }
 
 func appendToken(b []byte, t *Token) []byte {
@@ -170,6 +160,7 @@ func appendToken(b []byte, t *Token) []byte {
 		IntentGeneration: t.Intent.Generation,
 		IntentSeq:        t.Intent.Seq,
 		InstanceIds:      fromIDs(t.IDs),
+		Principal:        t.Principal,
 	}
 	if a := t.Answer; a != nil {
 		m.Answer = &storagev1.Answer{Cursor: a.Cursor, EndCursor: a.EndCursor}
@@ -214,6 +205,7 @@ func decodeToken(key string, message []byte) (Token, error) {
 		CreatedAt:   fromNanoseconds(m.GetCreatedAtNs()),
 		Intent:      Position{Generation: m.GetIntentGeneration(), Seq: m.GetIntentSeq()},
 		IDs:         toIDs(m.GetInstanceIds()),
+		Principal:   m.GetPrincipal(),
 	}
 	if a := m.GetAnswer(); a != nil {
 		t.Answer = &Answer{Cursor: a.GetCursor(), EndCursor: a.GetEndCursor()}

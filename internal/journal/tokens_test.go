@@ -2,10 +2,12 @@ package journal
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -107,14 +109,33 @@ func TestTokensOfOneBatchDoNotMixUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(term.tokens.created, x.created); diff != "" || len(x.created) != 2 {
+	wantSameIndex(t, term.tokens, x)
+	if len(x.byKey) != 2 {
+		t.Errorf("%d tokens, want 2", len(x.byKey))
+	}
+}
+
+// wantSameIndex fails the test unless the index is what a start makes of what is in etcd.
+func wantSameIndex(t *testing.T, index, etcd *tokenIndex) {
+	t.Helper()
+	options := cmp.Options{cmp.AllowUnexported(tokenIndex{}, indexedToken{}, tokenUse{}), cmpopts.IgnoreTypes(sync.Mutex{}),
+		cmpopts.IgnoreFields(tokenIndex{}, "byAge"), cmpopts.IgnoreFields(indexedToken{}, "place")}
+	if diff := cmp.Diff(index, etcd, options); diff != "" {
 		t.Errorf("etcd and the index differ (-index +etcd):\n%s", diff)
+	}
+	for place, known := range index.byAge {
+		if known.place != place || index.byKey[known.key] != known {
+			t.Errorf("the token %q is not where it should be by age", known.key)
+		}
+	}
+	if len(index.byAge) != len(index.byKey) {
+		t.Errorf("%d tokens by age, and %d by key", len(index.byAge), len(index.byKey))
 	}
 }
 
 func TestTooManyTokensAreRefused(t *testing.T) {
 	config := testConfig(t)
-	config.MaxClientTokens = 3
+	config.MaxClientTokens = 5 // 3 of which one principal may have
 	j, term := own(t, config)
 	put := func(keys ...string) error {
 		_, err := term.Update(t.Context(), func(tx *Tx) error {
@@ -154,15 +175,16 @@ func TestTokensExpire(t *testing.T) {
 	putToken(t, term, young)
 	wantToken(t, term, "old", nil) // already before it is deleted
 	wantToken(t, term, "young", &young)
-	if err := term.expireTokens(t.Context(), now); err != nil {
-		t.Fatal(err)
+	if n, err := term.expireTokens(t.Context(), now); err != nil || n != 1 {
+		t.Fatalf("%d expired, %v", n, err)
 	}
 	x, err := j.store.loadTokens(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := x.created["young"]; !ok || len(x.created) != 1 || j.Stats().ClientTokens != 1 {
-		t.Errorf("in etcd are %v, and %d are counted", x.created, j.Stats().ClientTokens)
+	wantSameIndex(t, term.tokens, x)
+	if x.byKey["young"] == nil || len(x.byKey) != 1 || j.Stats().ClientTokens != 1 {
+		t.Errorf("in etcd are %v, and %d are counted", x.byKey, j.Stats().ClientTokens)
 	}
 }
 

@@ -24,7 +24,8 @@ type Tx struct {
 
 	tokens     map[string]tokenChange
 	tokenBytes int
-	newTokens  int
+	// newTokens are those that replace none.
+	newTokens tokenUse
 
 	err error
 }
@@ -34,7 +35,7 @@ func (tx *Tx) begin(position Position) {
 	clear(tx.known)
 	clear(tx.tokens)
 	tx.entries, tx.encoded, tx.ends = tx.entries[:0], tx.encoded[:0], tx.ends[:0]
-	tx.tokenBytes, tx.newTokens = 0, 0
+	tx.tokenBytes, tx.newTokens = 0, tokenUse{}
 	tx.position, tx.asked, tx.err = position, false, nil
 }
 
@@ -93,9 +94,12 @@ func (tx *Tx) Append(c instance.Change) {
 }
 
 // PutToken writes a client token, in place of the one with the same key. Without
-// a CreatedAt it gets that of the token it replaces, or else the present. Beyond
-// [Config.MaxClientTokens] the update fails with [ReasonTooManyTokens].
+// a CreatedAt it gets that of the token it replaces, or else the present. The update
+// fails with [ReasonTooManyTokens] when a new token is beyond the share of its principal:
+// it may have as many tokens as it leaves free of [Config.MaxClientTokens], and as many
+// bytes as it leaves free of a quarter of what the database may take.
 func (tx *Tx) PutToken(t Token) {
+	term := tx.writer.term
 	created, replaces := tx.token(t.Key)
 	if t.CreatedAt.IsZero() {
 		t.CreatedAt = time.Now()
@@ -103,21 +107,22 @@ func (tx *Tx) PutToken(t Token) {
 			t.CreatedAt = created
 		}
 	}
-	if !replaces {
-		most := tx.writer.term.journal.config.MaxClientTokens
-		if tx.writer.term.tokens.len()+tx.newTokens >= most {
-			tx.err = errTooManyTokens(most)
-			return
-		}
-		tx.newTokens++
-	}
-	value := appendToken(tx.writer.term.journal.store.beginValue(nil), &t)
-	if len(value)+len(t.Key) > requestBytes {
-		tx.fail(fmt.Sprintf("a client token of %d bytes, which is more than %d", len(value), requestBytes))
+	c := tokenChange{created: fromNanoseconds(nanoseconds(t.CreatedAt)), principal: t.Principal, value: appendToken(term.journal.store.beginValue(nil), &t)}
+	if len(c.value)+len(t.Key) > requestBytes {
+		tx.fail(fmt.Sprintf("a client token of %d bytes, which is more than %d", len(c.value), requestBytes))
 		return
 	}
-	tx.tokenBytes += len(value) + len(t.Key)
-	tx.tokens[t.Key] = tokenChange{created: fromNanoseconds(nanoseconds(t.CreatedAt)), value: value}
+	c.bytes = countedBytes(len(term.journal.store.keys.tokenKey(c.created, t.Key))+len(c.value), t.Answer != nil, len(t.IDs))
+	if !replaces {
+		tx.newTokens.add(1, c.bytes)
+		most := tokenUse{term.journal.config.MaxClientTokens, term.journal.budget.tokens()}
+		if !term.tokens.admits(t.Principal, tx.newTokens, most) {
+			tx.err = errTooManyTokens(t.Principal)
+			return
+		}
+	}
+	tx.tokenBytes += len(c.value) + len(t.Key)
+	tx.tokens[t.Key] = c
 }
 
 // DeleteToken deletes a client token, if there is one with that key.

@@ -100,6 +100,7 @@ func (c *tokenCalls) join(token journal.Token, run func(context.Context) (Comman
 func (s *Service) onceByToken(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause) (CommandResponse, error) {
 	token := journal.Token{
 		Key:         tokenKey(cause),
+		Principal:   cause.Principal,
 		Fingerprint: fingerprint(cmd),
 		IDs:         cmd.IDs,
 	}

@@ -123,7 +123,9 @@ type Token struct {
 	// The instances that the request names.
 	InstanceIds []string `protobuf:"bytes,5,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
 	// The answer; absent until there is one.
-	Answer        *Answer `protobuf:"bytes,6,opt,name=answer,proto3" json:"answer,omitempty"`
+	Answer *Answer `protobuf:"bytes,6,opt,name=answer,proto3" json:"answer,omitempty"`
+	// Whose token it is; absent in older ones.
+	Principal     string `protobuf:"bytes,7,opt,name=principal,proto3" json:"principal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -198,6 +200,13 @@ func (x *Token) GetAnswer() *Answer {
 		return x.Answer
 	}
 	return nil
+}
+
+func (x *Token) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
 }
 
 // Answer is what the first caller was told.
@@ -514,7 +523,7 @@ var File_instanced_storage_v1_token_proto protoreflect.FileDescriptor
 
 const file_instanced_storage_v1_token_proto_rawDesc = "" +
 	"\n" +
-	" instanced/storage/v1/token.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\"\xf2\x01\n" +
+	" instanced/storage/v1/token.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\"\x90\x02\n" +
 	"\x05Token\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\fR\vfingerprint\x12\"\n" +
 	"\rcreated_at_ns\x18\x02 \x01(\x03R\vcreatedAtNs\x12+\n" +
@@ -522,7 +531,8 @@ const file_instanced_storage_v1_token_proto_rawDesc = "" +
 	"\n" +
 	"intent_seq\x18\x04 \x01(\x04R\tintentSeq\x12!\n" +
 	"\finstance_ids\x18\x05 \x03(\tR\vinstanceIds\x124\n" +
-	"\x06answer\x18\x06 \x01(\v2\x1c.instanced.storage.v1.AnswerR\x06answer\"\xb7\x01\n" +
+	"\x06answer\x18\x06 \x01(\v2\x1c.instanced.storage.v1.AnswerR\x06answer\x12\x1c\n" +
+	"\tprincipal\x18\a \x01(\tR\tprincipal\"\xb7\x01\n" +
 	"\x06Answer\x12;\n" +
 	"\achanges\x18\x01 \x03(\v2!.instanced.storage.v1.StateChangeR\achanges\x129\n" +
 	"\bfailures\x18\x02 \x03(\v2\x1d.instanced.storage.v1.FailureR\bfailures\x12\x16\n" +
