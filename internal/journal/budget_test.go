@@ -141,7 +141,7 @@ func TestAJournalThatAnEarlierVersionFilledIsWrittenAgain(t *testing.T) {
 				kept++
 			}
 			key := j.store.keys.tokenKey(time.Now().Add(-age), fmt.Sprint(size))
-			ops = append(ops, putBytes(key, j.store.seal(appendToken(j.store.beginValue(nil), token), 0, key)))
+			ops = append(ops, putBytes(key, j.store.seal(appendToken(j.store.beginValue(nil), token, logID{}, false), 0, key)))
 			size += tokenSize
 		}
 		if err := term.change(t.Context(), anchor{}, ops...); err != nil {

@@ -3,8 +3,11 @@ package journal
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,19 +104,88 @@ func TestEveryFieldOfARecordIsStored(t *testing.T) {
 }
 
 func TestEveryFieldOfATokenIsStored(t *testing.T) {
-	want := fullToken()
-	value := appendToken(nil, want)
-	var m storagev1.Token
-	if err := proto.Unmarshal(value, &m); err != nil {
-		t.Fatal(err)
+	plain := fullToken()
+	log := logID{1, 2, 3}
+	compact := fullToken()
+	compact.IDs = []instance.ID{id(3), "i-0123abcd", id(1), "I-0123ABCD", id(2)}
+	compact.Answer.Cursor, compact.Answer.EndCursor = encodeCursor(log, Position{1, 2}), encodeCursor(log, Position{3, 4})
+	first := compact.Answer.Changes[0]
+	first.ID = "i-0123abcd"
+	compact.Answer.Changes = []instance.StateChange{first, {ID: "I-0123ABCD", Previous: instance.StateRunning, Current: instance.StateRunning}}
+	compact.Answer.Failures[0].Err.Message = noise(100) // too little to compress
+	compact.Answer.Failures[0].Err.InstanceIDs = []instance.ID{"i"}
+	large := *compact
+	answer := *compact.Answer
+	answer.Failures = slices.Repeat(compact.Answer.Failures, 20)
+	large.Answer = &answer
+	var all storagev1.Token
+	for _, c := range []struct {
+		token     *Token
+		compactly bool
+	}{{plain, false}, {plain, true}, {compact, false}, {compact, true}, {&large, true}} {
+		value := appendToken(nil, c.token, log, c.compactly)
+		var m storagev1.Token
+		if err := proto.Unmarshal(value, &m); err != nil {
+			t.Fatal(err)
+		}
+		got, err := decodeToken(c.token.Key, value, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(*c.token, got); diff != "" {
+			t.Errorf("the token came back otherwise (-want +got):\n%s", diff)
+		}
+		if all.Answer != nil {
+			m.Answer = nil // its fields are set already
+		}
+		proto.Merge(&all, &m)
 	}
-	wantComplete(t, m.ProtoReflect())
-	got, err := decodeToken(want.Key, value)
-	if err != nil {
-		t.Fatal(err)
+	wantComplete(t, all.ProtoReflect())
+}
+
+func TestTokensAreStoredInFewBytes(t *testing.T) {
+	log := logID{1, 2, 3}
+	token := func(ids int, refused bool) *Token {
+		token := &Token{
+			Key: strings.Repeat("k", 32), Principal: "arn:aws:iam::123456789012:user/alice", Fingerprint: make([]byte, 32), CreatedAt: launch,
+			Intent: Position{1 << 63, 1 << 30},
+			Answer: &Answer{Cursor: encodeCursor(log, Position{1 << 63, 1 << 30}), EndCursor: encodeCursor(log, Position{1 << 63, 1<<30 + 1})},
+		}
+		for range ids {
+			id := instance.ID(fmt.Sprintf("i-%016x%x", rand.Uint64(), rand.IntN(16)))
+			token.IDs = append(token.IDs, id)
+			if refused && rand.IntN(2) == 0 {
+				token.Answer.Failures = append(token.Answer.Failures, instance.Failure{ID: id, Err: &instance.Error{
+					Kind: instance.KindPrecondition, Code: instance.CodeIncorrectInstanceState, InstanceIDs: []instance.ID{id},
+					Message: fmt.Sprintf("The instance '%s' is not in a state from which it can be started.", id),
+				}})
+				continue
+			}
+			token.Answer.Changes = append(token.Answer.Changes, instance.StateChange{
+				ID: id, Previous: instance.StateStopped, Current: instance.StatePending, At: launch,
+			})
+		}
+		return token
 	}
-	if diff := cmp.Diff(*want, got); diff != "" {
-		t.Errorf("the token came back otherwise (-want +got):\n%s", diff)
+	for _, c := range []struct {
+		name    string
+		ids     int
+		refused bool
+		most    int
+	}{
+		{"one instance", 1, false, 180},
+		{"1,000 instances", 1000, false, 9000 + 300},
+		{"1,000 instances, half of them refused", 1000, true, 9000 + 500*100},
+	} {
+		token := token(c.ids, c.refused)
+		before, size := len(appendToken(nil, token, log, false)), len(appendToken(nil, token, log, true))
+		t.Logf("%s: %d bytes, %d in format 3", c.name, size, before)
+		if size > c.most {
+			t.Errorf("the token of %s takes %d bytes, want at most %d", c.name, size, c.most)
+		}
+		if reserved := countedBytes(0, &Token{IDs: token.IDs}) + int64(len(appendToken(nil, &Token{IDs: token.IDs, Fingerprint: token.Fingerprint}, log, true))); !c.refused && reserved < int64(size) {
+			t.Errorf("the intent of %s counts for %d bytes, and the answer takes %d", c.name, reserved, size)
+		}
 	}
 }
 
@@ -363,18 +435,29 @@ func FuzzDecodeInstanceRecord(f *testing.F) {
 }
 
 func FuzzDecodeToken(f *testing.F) {
-	f.Add(appendToken(nil, fullToken()))
+	log := logID{1, 2, 3}
+	token := fullToken()
+	f.Add(appendToken(nil, token, log, false))
+	token.Answer.Cursor, token.Answer.EndCursor = encodeCursor(log, Position{1, 2}), encodeCursor(log, Position{3, 4})
+	f.Add(appendToken(nil, token, log, true))
+	token.Answer.Changes[0].ID = id(3)
+	f.Add(appendToken(nil, token, log, true))
+	token.IDs = append(token.IDs, "i-0123abcd", "i-0123ABCD")
+	token.Answer.Failures = slices.Repeat(token.Answer.Failures, 20)
+	f.Add(appendToken(nil, token, log, true))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		token, err := decodeToken("key", value)
+		token, err := decodeToken("key", value, log)
 		if err != nil {
 			return
 		}
-		again, err := decodeToken("key", appendToken(nil, &token))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(token, again); diff != "" {
-			t.Fatalf("came back otherwise:\n%s", diff)
+		for _, compactly := range []bool{false, true} {
+			again, err := decodeToken("key", appendToken(nil, &token, log, compactly), log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(token, again); diff != "" {
+				t.Fatalf("came back otherwise:\n%s", diff)
+			}
 		}
 	})
 }

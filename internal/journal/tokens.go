@@ -57,9 +57,9 @@ const answerBytes, answerBytesPerID = 128, 40
 
 // countedBytes returns what a token counts for, given what is stored for it: the key in etcd
 // and the value.
-func countedBytes(stored int, answered bool, ids int) int64 {
-	if !answered {
-		stored += answerBytes + answerBytesPerID*ids
+func countedBytes(stored int, t *Token) int64 {
+	if t.Answer == nil {
+		stored += answerBytes + answerBytesPerID*len(t.IDs)
 	}
 	return int64(stored)
 }
@@ -81,10 +81,9 @@ func (s *store) loadTokens(ctx context.Context) (*tokenIndex, error) {
 				return nil, err
 			}
 			// One that is damaged takes as much room; who asks for it is told.
-			var m storagev1.Token
-			_ = s.get(kv, &m)
+			token, _ := s.token(key, kv)
 			stored := len(kv.Key) + len(kv.Value)
-			x.put(key, created, m.GetPrincipal(), countedBytes(stored, m.GetAnswer() != nil, len(m.GetInstanceIds())))
+			x.put(key, created, token.Principal, countedBytes(stored, &token))
 			read += int64(stored)
 			from = string(kv.Key) + "\x00"
 		}
@@ -153,7 +152,8 @@ func (t *Term) expireTokens(ctx context.Context, now time.Time) (expired int, er
 	}
 }
 
-func appendToken(b []byte, t *Token) []byte {
+// appendToken encodes a token of a log, in the compact form if so.
+func appendToken(b []byte, t *Token, log logID, compactly bool) []byte {
 	m := &storagev1.Token{
 		Fingerprint:      t.Fingerprint,
 		CreatedAtNs:      nanoseconds(t.CreatedAt),
@@ -178,8 +178,14 @@ func appendToken(b []byte, t *Token) []byte {
 			})
 		}
 	}
+	if compactly {
+		compact(m, t, log)
+	}
 	return appendMessage(b, m)
 }
+
+// logID returns the id of the log, once that is known.
+func (s *store) logID() logID { return logID(s.meta.Load().GetLogId()) }
 
 // token decodes a client token that was read.
 func (s *store) token(key string, kv *mvccpb.KeyValue) (Token, error) {
@@ -187,14 +193,14 @@ func (s *store) token(key string, kv *mvccpb.KeyValue) (Token, error) {
 	if err != nil {
 		return Token{}, err
 	}
-	t, err := decodeToken(key, message)
+	t, err := decodeToken(key, message, s.logID())
 	if err != nil {
 		return Token{}, damagedValue(kv.Key, err)
 	}
 	return t, nil
 }
 
-func decodeToken(key string, message []byte) (Token, error) {
+func decodeToken(key string, message []byte, log logID) (Token, error) {
 	var m storagev1.Token
 	if err := proto.Unmarshal(message, &m); err != nil {
 		return Token{}, err
@@ -207,8 +213,17 @@ func decodeToken(key string, message []byte) (Token, error) {
 		IDs:         toIDs(m.GetInstanceIds()),
 		Principal:   m.GetPrincipal(),
 	}
-	if a := m.GetAnswer(); a != nil {
-		t.Answer = &Answer{Cursor: a.GetCursor(), EndCursor: a.GetEndCursor()}
+	var err error
+	if packed := m.GetPackedIds(); len(packed) > 0 {
+		if t.IDs, err = unpackIDs(packed); err != nil {
+			return Token{}, err
+		}
+	}
+	if t.Answer, err = compacted(&m, t.IDs, log); err != nil {
+		return Token{}, err
+	}
+	if a := m.GetAnswer(); a != nil && t.Answer == nil {
+		t.Answer = &Answer{Cursor: a.GetCursor(), EndCursor: a.GetEndCursor(), Failures: toFailures(a.GetFailures())}
 		for _, c := range a.GetChanges() {
 			t.Answer.Changes = append(t.Answer.Changes, instance.StateChange{
 				ID:       instance.ID(c.GetInstanceId()),
@@ -217,13 +232,15 @@ func decodeToken(key string, message []byte) (Token, error) {
 				At:       fromNanoseconds(c.GetAtNs()),
 			})
 		}
-		for _, f := range a.GetFailures() {
-			t.Answer.Failures = append(t.Answer.Failures, instance.Failure{
-				ID: instance.ID(f.GetInstanceId()), Err: decodeError(f.GetError()),
-			})
-		}
 	}
 	return t, nil
+}
+
+func toFailures(stored []*storagev1.Failure) (failures []instance.Failure) {
+	for _, f := range stored {
+		failures = append(failures, instance.Failure{ID: instance.ID(f.GetInstanceId()), Err: decodeError(f.GetError())})
+	}
+	return failures
 }
 
 // encodeError keeps what the caller was told. The violations of an error that is

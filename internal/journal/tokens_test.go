@@ -118,8 +118,10 @@ func TestTokensOfOneBatchDoNotMixUp(t *testing.T) {
 // wantSameIndex fails the test unless the index is what a start makes of what is in etcd.
 func wantSameIndex(t *testing.T, index, etcd *tokenIndex) {
 	t.Helper()
-	options := cmp.Options{cmp.AllowUnexported(tokenIndex{}, indexedToken{}, tokenUse{}), cmpopts.IgnoreTypes(sync.Mutex{}),
-		cmpopts.IgnoreFields(tokenIndex{}, "byAge"), cmpopts.IgnoreFields(indexedToken{}, "place")}
+	options := cmp.Options{
+		cmp.AllowUnexported(tokenIndex{}, indexedToken{}, tokenUse{}), cmpopts.IgnoreTypes(sync.Mutex{}),
+		cmpopts.IgnoreFields(tokenIndex{}, "byAge"), cmpopts.IgnoreFields(indexedToken{}, "place"),
+	}
 	if diff := cmp.Diff(index, etcd, options); diff != "" {
 		t.Errorf("etcd and the index differ (-index +etcd):\n%s", diff)
 	}

@@ -107,12 +107,17 @@ func (tx *Tx) PutToken(t Token) {
 			t.CreatedAt = created
 		}
 	}
-	c := tokenChange{created: fromNanoseconds(nanoseconds(t.CreatedAt)), principal: t.Principal, value: appendToken(term.journal.store.beginValue(nil), &t)}
+	s := term.journal.store
+	c := tokenChange{
+		created:   fromNanoseconds(nanoseconds(t.CreatedAt)),
+		principal: t.Principal,
+		value:     appendToken(s.beginValue(nil), &t, s.logID(), s.seals()), // both from format 4 on
+	}
 	if len(c.value)+len(t.Key) > requestBytes {
 		tx.fail(fmt.Sprintf("a client token of %d bytes, which is more than %d", len(c.value), requestBytes))
 		return
 	}
-	c.bytes = countedBytes(len(term.journal.store.keys.tokenKey(c.created, t.Key))+len(c.value), t.Answer != nil, len(t.IDs))
+	c.bytes = countedBytes(len(s.keys.tokenKey(c.created, t.Key))+len(c.value), &t)
 	if !replaces {
 		tx.newTokens.add(1, c.bytes)
 		most := tokenUse{term.journal.config.MaxClientTokens, term.journal.budget.tokens()}

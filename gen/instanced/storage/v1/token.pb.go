@@ -125,9 +125,15 @@ type Token struct {
 	// The answer; absent until there is one.
 	Answer *Answer `protobuf:"bytes,6,opt,name=answer,proto3" json:"answer,omitempty"`
 	// Whose token it is; absent in older ones.
-	Principal     string `protobuf:"bytes,7,opt,name=principal,proto3" json:"principal,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Principal string `protobuf:"bytes,7,opt,name=principal,proto3" json:"principal,omitempty"`
+	// From format 4 on, in place of instance_ids: the instances, packed.
+	PackedIds []byte `protobuf:"bytes,8,opt,name=packed_ids,json=packedIds,proto3" json:"packed_ids,omitempty"`
+	// From format 4 on, in place of answer.
+	CompactAnswer *CompactAnswer `protobuf:"bytes,9,opt,name=compact_answer,json=compactAnswer,proto3" json:"compact_answer,omitempty"`
+	// A CompactAnswer compressed with S2, in place of it where that is shorter.
+	CompressedAnswer []byte `protobuf:"bytes,10,opt,name=compressed_answer,json=compressedAnswer,proto3" json:"compressed_answer,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Token) Reset() {
@@ -209,6 +215,184 @@ func (x *Token) GetPrincipal() string {
 	return ""
 }
 
+func (x *Token) GetPackedIds() []byte {
+	if x != nil {
+		return x.PackedIds
+	}
+	return nil
+}
+
+func (x *Token) GetCompactAnswer() *CompactAnswer {
+	if x != nil {
+		return x.CompactAnswer
+	}
+	return nil
+}
+
+func (x *Token) GetCompressedAnswer() []byte {
+	if x != nil {
+		return x.CompressedAnswer
+	}
+	return nil
+}
+
+// CompactAnswer is an Answer whose changes are of instances that the request names, in
+// their order. Of each change it has one element in each of the first four lists.
+type CompactAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many of the instances of the request come between the one of the change before,
+	// or the beginning, and this one.
+	SkippedIds []uint32 `protobuf:"varint,1,rep,packed,name=skipped_ids,json=skippedIds,proto3" json:"skipped_ids,omitempty"`
+	// The states in which the request found the instances.
+	Previous []InstanceState `protobuf:"varint,2,rep,packed,name=previous,proto3,enum=instanced.storage.v1.InstanceState" json:"previous,omitempty"`
+	// The states in which the request left them.
+	Current []InstanceState `protobuf:"varint,3,rep,packed,name=current,proto3,enum=instanced.storage.v1.InstanceState" json:"current,omitempty"`
+	// When the changes were made: nanoseconds after the change before, or 1970.
+	AtStepNs []int64 `protobuf:"zigzag64,4,rep,packed,name=at_step_ns,json=atStepNs,proto3" json:"at_step_ns,omitempty"`
+	// Why the other instances were refused.
+	Failures []*Failure `protobuf:"bytes,5,rep,name=failures,proto3" json:"failures,omitempty"`
+	// A position of this log at or before the first change.
+	Position *TokenPosition `protobuf:"bytes,6,opt,name=position,proto3" json:"position,omitempty"`
+	// The position of this log behind the last change.
+	EndPosition   *TokenPosition `protobuf:"bytes,7,opt,name=end_position,json=endPosition,proto3" json:"end_position,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactAnswer) Reset() {
+	*x = CompactAnswer{}
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactAnswer) ProtoMessage() {}
+
+func (x *CompactAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactAnswer.ProtoReflect.Descriptor instead.
+func (*CompactAnswer) Descriptor() ([]byte, []int) {
+	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CompactAnswer) GetSkippedIds() []uint32 {
+	if x != nil {
+		return x.SkippedIds
+	}
+	return nil
+}
+
+func (x *CompactAnswer) GetPrevious() []InstanceState {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *CompactAnswer) GetCurrent() []InstanceState {
+	if x != nil {
+		return x.Current
+	}
+	return nil
+}
+
+func (x *CompactAnswer) GetAtStepNs() []int64 {
+	if x != nil {
+		return x.AtStepNs
+	}
+	return nil
+}
+
+func (x *CompactAnswer) GetFailures() []*Failure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+func (x *CompactAnswer) GetPosition() *TokenPosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *CompactAnswer) GetEndPosition() *TokenPosition {
+	if x != nil {
+		return x.EndPosition
+	}
+	return nil
+}
+
+// TokenPosition is a position of the log that a cursor stands for.
+type TokenPosition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The generation.
+	Generation uint64 `protobuf:"fixed64,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The sequence number.
+	Seq           uint64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenPosition) Reset() {
+	*x = TokenPosition{}
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenPosition) ProtoMessage() {}
+
+func (x *TokenPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenPosition.ProtoReflect.Descriptor instead.
+func (*TokenPosition) Descriptor() ([]byte, []int) {
+	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TokenPosition) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *TokenPosition) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
 // Answer is what the first caller was told.
 type Answer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -226,7 +410,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_instanced_storage_v1_token_proto_msgTypes[1]
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +422,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_storage_v1_token_proto_msgTypes[1]
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +435,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{1}
+	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Answer) GetChanges() []*StateChange {
@@ -299,7 +483,7 @@ type StateChange struct {
 
 func (x *StateChange) Reset() {
 	*x = StateChange{}
-	mi := &file_instanced_storage_v1_token_proto_msgTypes[2]
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +495,7 @@ func (x *StateChange) String() string {
 func (*StateChange) ProtoMessage() {}
 
 func (x *StateChange) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_storage_v1_token_proto_msgTypes[2]
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +508,7 @@ func (x *StateChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateChange.ProtoReflect.Descriptor instead.
 func (*StateChange) Descriptor() ([]byte, []int) {
-	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{2}
+	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StateChange) GetInstanceId() string {
@@ -368,7 +552,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_instanced_storage_v1_token_proto_msgTypes[3]
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +564,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_storage_v1_token_proto_msgTypes[3]
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +577,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{3}
+	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Failure) GetInstanceId() string {
@@ -435,7 +619,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_instanced_storage_v1_token_proto_msgTypes[4]
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -447,7 +631,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_instanced_storage_v1_token_proto_msgTypes[4]
+	mi := &file_instanced_storage_v1_token_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -460,7 +644,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{4}
+	return file_instanced_storage_v1_token_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Error) GetKind() ErrorKind {
@@ -523,7 +707,7 @@ var File_instanced_storage_v1_token_proto protoreflect.FileDescriptor
 
 const file_instanced_storage_v1_token_proto_rawDesc = "" +
 	"\n" +
-	" instanced/storage/v1/token.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\"\x90\x02\n" +
+	" instanced/storage/v1/token.proto\x12\x14instanced.storage.v1\x1a#instanced/storage/v1/instance.proto\"\xa8\x03\n" +
 	"\x05Token\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\fR\vfingerprint\x12\"\n" +
 	"\rcreated_at_ns\x18\x02 \x01(\x03R\vcreatedAtNs\x12+\n" +
@@ -532,7 +716,27 @@ const file_instanced_storage_v1_token_proto_rawDesc = "" +
 	"intent_seq\x18\x04 \x01(\x04R\tintentSeq\x12!\n" +
 	"\finstance_ids\x18\x05 \x03(\tR\vinstanceIds\x124\n" +
 	"\x06answer\x18\x06 \x01(\v2\x1c.instanced.storage.v1.AnswerR\x06answer\x12\x1c\n" +
-	"\tprincipal\x18\a \x01(\tR\tprincipal\"\xb7\x01\n" +
+	"\tprincipal\x18\a \x01(\tR\tprincipal\x12\x1d\n" +
+	"\n" +
+	"packed_ids\x18\b \x01(\fR\tpackedIds\x12J\n" +
+	"\x0ecompact_answer\x18\t \x01(\v2#.instanced.storage.v1.CompactAnswerR\rcompactAnswer\x12+\n" +
+	"\x11compressed_answer\x18\n" +
+	" \x01(\fR\x10compressedAnswer\"\x92\x03\n" +
+	"\rCompactAnswer\x12\x1f\n" +
+	"\vskipped_ids\x18\x01 \x03(\rR\n" +
+	"skippedIds\x12?\n" +
+	"\bprevious\x18\x02 \x03(\x0e2#.instanced.storage.v1.InstanceStateR\bprevious\x12=\n" +
+	"\acurrent\x18\x03 \x03(\x0e2#.instanced.storage.v1.InstanceStateR\acurrent\x12\x1c\n" +
+	"\n" +
+	"at_step_ns\x18\x04 \x03(\x12R\batStepNs\x129\n" +
+	"\bfailures\x18\x05 \x03(\v2\x1d.instanced.storage.v1.FailureR\bfailures\x12?\n" +
+	"\bposition\x18\x06 \x01(\v2#.instanced.storage.v1.TokenPositionR\bposition\x12F\n" +
+	"\fend_position\x18\a \x01(\v2#.instanced.storage.v1.TokenPositionR\vendPosition\"A\n" +
+	"\rTokenPosition\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x06R\n" +
+	"generation\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\xb7\x01\n" +
 	"\x06Answer\x12;\n" +
 	"\achanges\x18\x01 \x03(\v2!.instanced.storage.v1.StateChangeR\achanges\x129\n" +
 	"\bfailures\x18\x02 \x03(\v2\x1d.instanced.storage.v1.FailureR\bfailures\x12\x16\n" +
@@ -590,31 +794,39 @@ func file_instanced_storage_v1_token_proto_rawDescGZIP() []byte {
 }
 
 var file_instanced_storage_v1_token_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_instanced_storage_v1_token_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_instanced_storage_v1_token_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_instanced_storage_v1_token_proto_goTypes = []any{
-	(ErrorKind)(0),      // 0: instanced.storage.v1.ErrorKind
-	(*Token)(nil),       // 1: instanced.storage.v1.Token
-	(*Answer)(nil),      // 2: instanced.storage.v1.Answer
-	(*StateChange)(nil), // 3: instanced.storage.v1.StateChange
-	(*Failure)(nil),     // 4: instanced.storage.v1.Failure
-	(*Error)(nil),       // 5: instanced.storage.v1.Error
-	nil,                 // 6: instanced.storage.v1.Error.MetadataEntry
-	(InstanceState)(0),  // 7: instanced.storage.v1.InstanceState
+	(ErrorKind)(0),        // 0: instanced.storage.v1.ErrorKind
+	(*Token)(nil),         // 1: instanced.storage.v1.Token
+	(*CompactAnswer)(nil), // 2: instanced.storage.v1.CompactAnswer
+	(*TokenPosition)(nil), // 3: instanced.storage.v1.TokenPosition
+	(*Answer)(nil),        // 4: instanced.storage.v1.Answer
+	(*StateChange)(nil),   // 5: instanced.storage.v1.StateChange
+	(*Failure)(nil),       // 6: instanced.storage.v1.Failure
+	(*Error)(nil),         // 7: instanced.storage.v1.Error
+	nil,                   // 8: instanced.storage.v1.Error.MetadataEntry
+	(InstanceState)(0),    // 9: instanced.storage.v1.InstanceState
 }
 var file_instanced_storage_v1_token_proto_depIdxs = []int32{
-	2, // 0: instanced.storage.v1.Token.answer:type_name -> instanced.storage.v1.Answer
-	3, // 1: instanced.storage.v1.Answer.changes:type_name -> instanced.storage.v1.StateChange
-	4, // 2: instanced.storage.v1.Answer.failures:type_name -> instanced.storage.v1.Failure
-	7, // 3: instanced.storage.v1.StateChange.previous:type_name -> instanced.storage.v1.InstanceState
-	7, // 4: instanced.storage.v1.StateChange.current:type_name -> instanced.storage.v1.InstanceState
-	5, // 5: instanced.storage.v1.Failure.error:type_name -> instanced.storage.v1.Error
-	0, // 6: instanced.storage.v1.Error.kind:type_name -> instanced.storage.v1.ErrorKind
-	6, // 7: instanced.storage.v1.Error.metadata:type_name -> instanced.storage.v1.Error.MetadataEntry
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	4,  // 0: instanced.storage.v1.Token.answer:type_name -> instanced.storage.v1.Answer
+	2,  // 1: instanced.storage.v1.Token.compact_answer:type_name -> instanced.storage.v1.CompactAnswer
+	9,  // 2: instanced.storage.v1.CompactAnswer.previous:type_name -> instanced.storage.v1.InstanceState
+	9,  // 3: instanced.storage.v1.CompactAnswer.current:type_name -> instanced.storage.v1.InstanceState
+	6,  // 4: instanced.storage.v1.CompactAnswer.failures:type_name -> instanced.storage.v1.Failure
+	3,  // 5: instanced.storage.v1.CompactAnswer.position:type_name -> instanced.storage.v1.TokenPosition
+	3,  // 6: instanced.storage.v1.CompactAnswer.end_position:type_name -> instanced.storage.v1.TokenPosition
+	5,  // 7: instanced.storage.v1.Answer.changes:type_name -> instanced.storage.v1.StateChange
+	6,  // 8: instanced.storage.v1.Answer.failures:type_name -> instanced.storage.v1.Failure
+	9,  // 9: instanced.storage.v1.StateChange.previous:type_name -> instanced.storage.v1.InstanceState
+	9,  // 10: instanced.storage.v1.StateChange.current:type_name -> instanced.storage.v1.InstanceState
+	7,  // 11: instanced.storage.v1.Failure.error:type_name -> instanced.storage.v1.Error
+	0,  // 12: instanced.storage.v1.Error.kind:type_name -> instanced.storage.v1.ErrorKind
+	8,  // 13: instanced.storage.v1.Error.metadata:type_name -> instanced.storage.v1.Error.MetadataEntry
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_instanced_storage_v1_token_proto_init() }
@@ -629,7 +841,7 @@ func file_instanced_storage_v1_token_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_instanced_storage_v1_token_proto_rawDesc), len(file_instanced_storage_v1_token_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
