@@ -33,11 +33,16 @@ func listenEC2(cfg serveConfig, log *slog.Logger) (net.Listener, ec2query.Creden
 	if host, _, _ := net.SplitHostPort(cfg.ec2Listen); credentials == nil && !onLoopback(host) {
 		return nil, nil, usagef("--ec2-listen: %q is not on loopback, and nobody has to prove who they are; --ec2-credentials names a file of access keys", cfg.ec2Listen)
 	}
-	lis, err := net.Listen("tcp", cfg.ec2Listen)
+	lis, err := listenForEC2(cfg.ec2Listen)
+	return lis, credentials, err
+}
+
+func listenForEC2(address string) (net.Listener, error) {
+	lis, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, nil, fmt.Errorf("cannot listen on %s: %w; --ec2-listen names another address", cfg.ec2Listen, innermost(err))
+		return nil, fmt.Errorf("cannot listen on %s: %w; --ec2-listen names another address", address, innermost(err))
 	}
-	return lis, credentials, nil
+	return lis, nil
 }
 
 // readCredentials returns nil for no file. It warns of one that every user of the machine

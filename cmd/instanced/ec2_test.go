@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"log/slog"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -28,5 +30,51 @@ func TestACredentialsFileThatOthersCanReadIsWarnedOf(t *testing.T) {
 		if got := strings.Contains(said, "level=WARN") && strings.Contains(said, name) && strings.Contains(said, "chmod o-rw"); got != warned || strings.Contains(said, "topsecret") {
 			t.Errorf("%v: warned %v: %s", mode, got, said)
 		}
+	}
+}
+
+// TestTheEC2PortIsOpenOnceCallsAreAnswered holds the start up by an etcd that never
+// answers.
+func TestTheEC2PortIsOpenOnceCallsAreAnswered(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	ports := make([]string, 2)
+	for n := range ports {
+		lis, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports[n] = lis.Addr().String()
+		_ = lis.Close() // free for the service
+	}
+	cmd := exec.Command("instanced", "serve", "--listen", ports[0], "--ec2-listen", ports[1], "--etcd-endpoints", "http://"+silent.Addr().String())
+	cmd.Env = awsEnvironment()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // killed
+	}()
+	accepts := func(address string) bool {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	}
+	eventually(t, "it listens for gRPC", func() bool { return accepts(ports[0]) })
+	eventually(t, "nobody is accepted at the EC2 port", func() bool { return !accepts(ports[1]) })
+	if !accepts(ports[0]) {
+		t.Fatal("it has ended")
+	}
+
+	_, endpoint := withDoor(t)
+	if !accepts(endpoint) {
+		t.Error("a service that says where it serves does not accept calls at the EC2 port")
 	}
 }

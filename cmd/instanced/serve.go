@@ -193,6 +193,11 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		return fmt.Errorf("cannot listen on %s: %w; --listen names another address", cfg.listen, innermost(err))
 	}
 	defer func() { _ = lis.Close() }() // closed already once it was served
+	if ec2Listener != nil {
+		// It can be had. Clients of EC2 know no health checks: the port is open for them
+		// once they are answered.
+		_ = ec2Listener.Close()
+	}
 
 	j, err := journal.Open(ctx, journal.Config{
 		DataDir:         cfg.dataDir,
@@ -276,8 +281,9 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 			err = errors.Join(err, <-served)
 		}
 	}()
+	var door *ec2query.Door
 	if ec2Listener != nil {
-		door := ec2query.New(ec2query.Config{
+		door = ec2query.New(ec2query.Config{
 			Lifecycle:   svc,
 			Simulator:   controls,
 			Credentials: credentials,
@@ -287,8 +293,6 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 			MaxConnections: cfg.maxConnections,
 		})
 		reload.door.Store(door)
-		drainers = append(drainers, door)
-		go func() { served <- door.Serve(ec2Listener) }()
 	}
 
 	ready := svc.Ready()
@@ -300,8 +304,14 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 				cfg: cfg, address: lis.Addr().String(), info: svc.Info(), begun: begun > 0,
 				faults: backing.faults, awsRegion: backing.aws.Region, records: j.Snapshot().Records,
 			}
-			if ec2Listener != nil {
-				g.ec2Listen = ec2Listener.Addr()
+			if door != nil {
+				again, err := listenForEC2(ec2Listener.Addr().String())
+				if err != nil {
+					return err
+				}
+				g.ec2Listen = again.Addr()
+				drainers = append(drainers, door)
+				go func() { served <- door.Serve(again) }()
 			}
 			log.Info("serving", g.particulars()...)
 			g.print(t.stdout)
