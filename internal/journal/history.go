@@ -3,7 +3,6 @@ package journal
 import (
 	"bytes"
 	"context"
-	"slices"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -36,6 +35,10 @@ type HistoryEntry struct {
 func (j *Journal) History(ctx context.Context, ids []instance.ID, after Position, limit int) (HistoryPage, error) {
 	page := HistoryPage{Next: after}
 	p := pager{store: j.store}
+	of := make(map[instance.ID]bool, len(ids))
+	for _, id := range ids {
+		of[id] = true
+	}
 	for looked := 0; looked < historyBytes && len(page.Entries) < limit; {
 		head := j.Head()
 		if err := j.view.check(j.view.logID(), page.Next); err != nil {
@@ -53,7 +56,7 @@ func (j *Journal) History(ctx context.Context, ids []instance.ID, after Position
 			if batches[i].seq > head.Seq || len(page.Entries) >= limit {
 				break
 			}
-			size, err := j.take(&page, batches[i], ids)
+			size, err := j.take(&page, batches[i], of)
 			if err != nil && page.Next != after {
 				return page, nil // what comes before the damage; the next page tells
 			}
@@ -68,7 +71,7 @@ func (j *Journal) History(ctx context.Context, ids []instance.ID, after Position
 
 // take adds to a page the events of one batch that are of the instances, and returns how
 // much it has looked at.
-func (j *Journal) take(p *HistoryPage, s stored, ids []instance.ID) (size int, err error) {
+func (j *Journal) take(p *HistoryPage, s stored, of map[instance.ID]bool) (size int, err error) {
 	message, err := j.store.unseal(s.kv)
 	if err != nil {
 		return 0, err
@@ -77,7 +80,7 @@ func (j *Journal) take(p *HistoryPage, s stored, ids []instance.ID) (size int, e
 	if err != nil {
 		return 0, damagedValue(s.kv.Key, err)
 	}
-	if !mentions(changes, ids) {
+	if !mentions(changes, of) {
 		p.Next = Position{Generation: h.generation, Seq: s.seq}
 		return len(changes), nil
 	}
@@ -87,7 +90,7 @@ func (j *Journal) take(p *HistoryPage, s stored, ids []instance.ID) (size int, e
 	}
 	for i := range b.Events {
 		e := &b.Events[i]
-		if len(ids) == 0 || slices.Contains(ids, e.Change.ID()) {
+		if len(of) == 0 || of[e.Change.ID()] {
 			p.Entries = append(p.Entries, HistoryEntry{b.Position, e.Index, b.RecordedAt, e.Change})
 		}
 	}
@@ -95,10 +98,19 @@ func (j *Journal) take(p *HistoryPage, s stored, ids []instance.ID) (size int, e
 	return len(changes), nil
 }
 
+// maxSearched is for how many ids it is faster to search encoded changes than to decode them.
+const maxSearched = 8
+
 // mentions reports whether one of the ids may occur in encoded changes: ids are written as
-// they are, and most batches have none of them.
-func mentions(changes []byte, ids []instance.ID) bool {
-	return len(ids) == 0 || slices.ContainsFunc(ids, func(id instance.ID) bool {
-		return bytes.Contains(changes, []byte(id))
-	})
+// they are, and most batches have none of a few.
+func mentions(changes []byte, of map[instance.ID]bool) bool {
+	if len(of) == 0 || len(of) > maxSearched {
+		return true
+	}
+	for id := range of {
+		if bytes.Contains(changes, []byte(id)) {
+			return true
+		}
+	}
+	return false
 }

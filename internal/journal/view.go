@@ -283,6 +283,21 @@ func (v *view) putUnsaved(records map[instance.ID]*Record) {
 // Snapshot returns the fold up to the head. Callers at one position share it.
 func (j *Journal) Snapshot() Snapshot { return j.view.takeSnapshot() }
 
+// Lookup returns what is known of some instances at the head, in the order of ids; those
+// that are not known are left out. It costs no more than that, however many others there are.
+func (j *Journal) Lookup(ids []instance.ID) Snapshot {
+	v := j.view
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	found := Snapshot{Position: v.head, Records: make([]*Record, 0, len(ids))}
+	for _, id := range ids {
+		if record, ok := v.records[id]; ok {
+			found.Records = append(found.Records, record)
+		}
+	}
+	return found
+}
+
 // takeSnapshot brings the last snapshot up to date. Under the lock that the writer
 // needs it only takes what changed since.
 func (v *view) takeSnapshot() Snapshot {

@@ -33,7 +33,12 @@ func (s *Service) Describe(ctx context.Context, caller Caller, req DescribeReque
 	}
 	// Taken before the snapshot: at worst too old, which the caller will forgive.
 	response := DescribeResponse{LastReconciled: s.LastReconciled()}
-	snapshot := s.journal.Snapshot()
+	var snapshot journal.Snapshot
+	if len(filter.IDs) > 0 {
+		snapshot = s.journal.Lookup(filter.IDs)
+	} else {
+		snapshot = s.journal.Snapshot()
+	}
 	response.Cursor = s.journal.Cursor(snapshot.Position)
 	records := snapshot.Records
 	first := sort.Search(len(records), func(i int) bool { return string(records[i].Instance.ID) > after })

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,11 @@ type looker struct {
 	open   bool
 	wanted map[instance.ID]*look
 	wake   chan struct{}
+	// waited has those of wanted that the service itself waits for, background the others
+	// that it wants.
+	waited, background lookQueue
+	// examined counts the wishes that were looked at to find those that are due.
+	examined int
 	// lookUps are the places of ids that callers wait to have looked up, askers those who
 	// do, and turns in which order.
 	lookUps instance.Shares
@@ -72,8 +78,11 @@ type waiter struct {
 
 // look is the wish to see one instance.
 type look struct {
+	id        instance.ID
 	trust     trust
 	notBefore time.Time
+	// place is where it is in its queue, -1 when it is in none.
+	place int
 	// repeat is whether to try again when the backend does not answer.
 	repeat bool
 	// acks are called when what was seen is recorded; waiters are told then, or when
@@ -239,7 +248,9 @@ func (l *looker) end() {
 		for _, waiter := range w.waiters {
 			l.notify(waiter, errEnding())
 		}
+		l.leaveQueue(w)
 		w.waiters = nil
+		l.enterQueue(w)
 	}
 }
 
@@ -247,9 +258,10 @@ func (l *looker) end() {
 func (l *looker) add(id instance.ID, wish look) {
 	w := l.wanted[id]
 	if w == nil {
-		w = &look{notBefore: wish.notBefore}
+		w = &look{id: id, notBefore: wish.notBefore, place: -1}
 		l.wanted[id] = w
 	}
+	l.leaveQueue(w)
 	w.trust = w.trust || wish.trust
 	w.repeat = w.repeat || wish.repeat
 	w.service = w.service || wish.service
@@ -258,6 +270,41 @@ func (l *looker) add(id instance.ID, wish look) {
 	if wish.notBefore.Before(w.notBefore) {
 		w.notBefore = wish.notBefore
 	}
+	l.enterQueue(w)
+}
+
+// queueOf returns the queue of a wish of the service.
+func (l *looker) queueOf(w *look) *lookQueue {
+	if len(w.waiters) > 0 {
+		return &l.waited
+	}
+	return &l.background
+}
+
+// enterQueue queues a wish of the service; what callers look up has its turn.
+func (l *looker) enterQueue(w *look) {
+	if w.service {
+		heap.Push(l.queueOf(w), w)
+	}
+}
+
+func (l *looker) leaveQueue(w *look) {
+	if w.place >= 0 {
+		heap.Remove(l.queueOf(w), w.place)
+	}
+}
+
+// retry looks at once at instances whose description was deferred.
+func (l *looker) retry(ids []instance.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range ids {
+		if w := l.wanted[id]; w != nil && w.place >= 0 {
+			w.notBefore = time.Time{}
+			heap.Fix(l.queueOf(w), w.place)
+		}
+	}
+	l.signal()
 }
 
 func (l *looker) signal() {
@@ -334,17 +381,17 @@ func (l *looker) due() (due map[instance.ID]*look, next time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	due = make(map[instance.ID]*look)
-	take := func(id instance.ID, w *look) {
-		switch {
-		case w.notBefore.After(now):
-			next = earlier(next, w.notBefore)
-		case l.s.tracker.deferDescribe(id):
-			// The command's end wakes the looker, unless it takes too long.
-			next = earlier(next, now.Add(maxHold))
-		default:
-			due[id] = w
-			delete(l.wanted, id)
+	take := func(w *look) {
+		l.examined++
+		l.leaveQueue(w)
+		if l.s.tracker.deferDescribe(w.id) {
+			// The command's end has it retried, unless it takes too long.
+			w.service, w.notBefore = true, now.Add(maxHold)
+			l.enterQueue(w)
+			return
 		}
+		due[w.id] = w
+		delete(l.wanted, w.id)
 	}
 	lookUps := func(limit int) {
 		for len(due) < limit {
@@ -352,26 +399,53 @@ func (l *looker) due() (due map[instance.ID]*look, next time.Time) {
 			if !ok {
 				return
 			}
-			w := l.wanted[id]
-			if take(id, w); due[id] == nil {
-				w.service = true // it has had its turn
-			}
+			take(l.wanted[id])
 		}
 	}
 	lookUps(mostLooked / 2)
-	for id, w := range l.wanted {
-		if len(due) == mostLooked {
-			return due, now
-		}
-		if w.service {
-			take(id, w)
+	for _, queue := range []*lookQueue{&l.waited, &l.background} {
+		for len(*queue) > 0 && len(due) < mostLooked && !(*queue)[0].notBefore.After(now) {
+			take((*queue)[0])
 		}
 	}
 	lookUps(mostLooked)
+	for _, queue := range []lookQueue{l.waited, l.background} {
+		if len(queue) > 0 {
+			next = earlier(next, queue[0].notBefore)
+		}
+	}
 	if len(due) == mostLooked {
 		next = now
 	}
 	return due, next
+}
+
+// lookQueue is a heap of wishes, the first due one on top.
+type lookQueue []*look
+
+func (q lookQueue) Len() int           { return len(q) }
+func (q lookQueue) Less(i, j int) bool { return q[i].notBefore.Before(q[j].notBefore) }
+
+func (q lookQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+
+// Push is for package heap.
+func (q *lookQueue) Push(x any) {
+	w := x.(*look)
+	w.place = len(*q)
+	*q = append(*q, w)
+}
+
+// Pop is for package heap.
+func (q *lookQueue) Pop() any {
+	last := len(*q) - 1
+	w := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	w.place = -1
+	return w
 }
 
 // describe asks the backend for instances and records what it says.

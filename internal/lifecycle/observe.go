@@ -47,7 +47,7 @@ func (s *Service) hear(ctx context.Context, term *journal.Term) {
 			}
 			batch = drain(notices, append(batch, n))
 		case <-s.tracker.wake:
-			s.looker.signal()
+			s.looker.retry(s.tracker.takeDescribable())
 		case <-again:
 			s.tracker.expire()
 		}

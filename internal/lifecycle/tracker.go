@@ -49,8 +49,9 @@ type tracker struct {
 	holding map[instance.ID]*track
 	// released are notices that need no longer be held back.
 	released []instance.Notice
-	// wake is signalled when an instance of which a description was deferred can be
-	// described, or when there are released notices.
+	// describable are instances of which a description was deferred, and need no longer be.
+	describable []instance.ID
+	// wake is signalled when there are released notices or describable instances.
 	wake chan struct{}
 	// restored is when the backend was last set to what the journal knew. What was done to
 	// it before is undone.
@@ -224,8 +225,12 @@ func (t *tracker) moveLocked(on *commandOnInstance, state commandState, at time.
 	if tr.active > 0 {
 		return
 	}
-	if tr.describeDeferred || len(tr.held) > 0 {
+	if tr.describeDeferred {
 		tr.describeDeferred = false
+		t.describable = append(t.describable, on.id)
+		t.signalLocked()
+	}
+	if len(tr.held) > 0 {
 		t.releaseLocked(on.id, tr)
 		t.signalLocked()
 	}
@@ -269,7 +274,7 @@ func (tr *track) blocks(at, now time.Time) bool {
 }
 
 // deferDescribe reports whether a description of the instance has to wait for a command. If
-// so, wake is signalled once it need not.
+// so, it becomes describable once it need not.
 func (t *tracker) deferDescribe(id instance.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -279,6 +284,15 @@ func (t *tracker) deferDescribe(id instance.ID) bool {
 	}
 	tr.describeDeferred = true
 	return true
+}
+
+// takeDescribable returns the instances that have become describable.
+func (t *tracker) takeDescribable() []instance.ID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ids := t.describable
+	t.describable = nil
+	return ids
 }
 
 // admit returns the notices that can be recorded, those released before among them, and

@@ -235,7 +235,8 @@ type InstanceSpec struct {
 	DisableApiStop bool `protobuf:"varint,11,opt,name=disable_api_stop,json=disableApiStop,proto3" json:"disable_api_stop,omitempty"`
 	// Termination protection.
 	DisableApiTermination bool `protobuf:"varint,12,opt,name=disable_api_termination,json=disableApiTermination,proto3" json:"disable_api_termination,omitempty"`
-	// How many to create of this kind, at most 10,000 in a call; 0 means 1.
+	// How many to create of this kind, 0 means 1. At most 10,000 instances in a call,
+	// and 1,000,000 in a fleet file.
 	Count int32 `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`
 	// "one-time" or "persistent", for Spot Instances; empty: persistent, so that it can be
 	// stopped. (RunInstances of the EC2 endpoint has EC2's default, one-time.)

@@ -35,8 +35,12 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 		return instance.Result{}, errNotFound(strangers...)
 	}
 	var result instance.Result
-	all := cmd.IDs
-	cmd.IDs = slices.DeleteFunc(slices.Clone(all), func(id instance.ID) bool { return slices.Contains(strangers, id) })
+	order := make(map[instance.ID]int, len(cmd.IDs))
+	for i, id := range cmd.IDs {
+		order[id] = i
+	}
+	strange := setOf(strangers)
+	cmd.IDs = slices.DeleteFunc(slices.Clone(cmd.IDs), func(id instance.ID) bool { return strange[id] })
 	if len(cmd.IDs) > 0 {
 		if result, err = b.execute(ctx, cmd); err != nil {
 			return result, err
@@ -45,7 +49,7 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 	for _, id := range strangers {
 		result.Failures = append(result.Failures, instance.Failure{ID: id, Err: errNotFound(id)})
 	}
-	slices.SortFunc(result.Failures, func(x, y instance.Failure) int { return slices.Index(all, x.ID) - slices.Index(all, y.ID) })
+	slices.SortFunc(result.Failures, func(x, y instance.Failure) int { return order[x.ID] - order[y.ID] })
 	return result, nil
 }
 

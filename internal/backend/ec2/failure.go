@@ -39,8 +39,10 @@ const (
 type failure struct {
 	reaction reaction
 	err      *instance.Error
-	// named are the instances of the call that the text names.
-	named []instance.ID
+	// named are the instances of the call that the text names, and isNamed is the set of
+	// them, once it is needed.
+	named   []instance.ID
+	isNamed map[instance.ID]bool
 	// asked is how many instances the call was for.
 	asked int
 	// credentials is true when the service itself was refused.
@@ -163,9 +165,12 @@ var codeForm = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]{0,99}$`)
 // instances alone.
 func (f *failure) errorFor(ids []instance.ID) *instance.Error {
 	e := *f.err
+	if f.isNamed == nil {
+		f.isNamed = setOf(f.named)
+	}
 	var own []instance.ID
 	for _, id := range ids {
-		if slices.Contains(f.named, id) {
+		if f.isNamed[id] {
 			own = append(own, id)
 		}
 	}

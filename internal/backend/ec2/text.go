@@ -22,12 +22,23 @@ var (
 // namedIn returns those of the ids of a call that a text names, in the order of the text.
 func namedIn(text string, asked []instance.ID) []instance.ID {
 	var named []instance.ID
+	left := setOf(asked)
 	for _, s := range idForm.FindAllString(text, -1) {
-		if id := instance.ID(s); slices.Contains(asked, id) && !slices.Contains(named, id) {
+		if id := instance.ID(s); left[id] {
+			delete(left, id)
 			named = append(named, id)
 		}
 	}
 	return named
+}
+
+// setOf returns a set of ids.
+func setOf(ids []instance.ID) map[instance.ID]bool {
+	set := make(map[instance.ID]bool, len(ids))
+	for _, id := range ids {
+		set[id] = true
+	}
+	return set
 }
 
 // notFoundText is EC2's text for instances that do not exist.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -26,7 +25,7 @@ func (b *Backend) Create(ctx context.Context, specs []Spec, faults ...Fault) ([]
 	if len(specs)+len(faults) == 0 {
 		problems.add("instances", "are missing: want at least one")
 	}
-	fleet := b.expand(specs, &problems)
+	fleet := b.expand(specs, maxCreate, "in a call", &problems)
 	for i, s := range fleet {
 		if b.machines[s.ID] != nil {
 			problems.add(fmt.Sprintf("instances[%d].instance_id", i), "is %s, which exists already", s.ID)
@@ -44,9 +43,9 @@ func (b *Backend) Create(ctx context.Context, specs []Spec, faults ...Fault) ([]
 }
 
 // expand completes and checks specifications.
-func (b *Backend) expand(specs []Spec, problems *violations) []Spec {
-	if len(specs) > maxCreate {
-		problems.add("instances", "are %d: want at most %d in a call", len(specs), maxCreate)
+func (b *Backend) expand(specs []Spec, most int, where string, problems *violations) []Spec {
+	if len(specs) > most {
+		problems.add("instances", "are %d: want at most %d %s", len(specs), most, where)
 		return nil
 	}
 	fleet := make([]Spec, 0, len(specs))
@@ -63,8 +62,8 @@ func (b *Backend) expand(specs []Spec, problems *violations) []Spec {
 		total += max(s.Count, 0)
 		fleet = append(fleet, s)
 	}
-	if total > maxCreate {
-		problems.add("instances", "are %d: want at most %d in a call", total, maxCreate)
+	if total > most {
+		problems.add("instances", "are %d: want at most %d %s", total, most, where)
 	}
 	return fleet
 }
@@ -83,10 +82,9 @@ func (b *Backend) add(specs []Spec, now time.Time, launched *instance.Launched) 
 				id = b.newID()
 			}
 			created = append(created, b.launch(s, id, now, launched, uint64(len(created))))
-			b.ids = append(b.ids, id)
+			b.ids, b.unsorted = append(b.ids, id), true
 		}
 	}
-	slices.Sort(b.ids)
 	return created
 }
 
@@ -122,6 +120,7 @@ func (b *Backend) launch(s Spec, id instance.ID, now time.Time, launched *instan
 	m := &machine{slot: -1}
 	b.machines[id] = m
 	b.settleIn(m, inst, now)
+	b.noteLaunch(inst)
 	return inst
 }
 

@@ -159,3 +159,41 @@ func TestBuiltinFleet(t *testing.T) {
 		}
 	})
 }
+
+// A fleet may be larger than what one call creates, and than the notices that are kept.
+func TestAFleetIsLargerThanACall(t *testing.T) {
+	const inCall, inFleet = 10_000, 1_000_000
+	const size = 2*inCall + 1
+	b := sim.New(sim.Config{Fleet: []sim.Spec{{Count: size}}})
+	t.Cleanup(b.Close)
+	if err := b.Restore(nil); err != nil {
+		t.Fatal(err)
+	}
+	var last instance.ID
+	seen := 0
+	for query := (instance.DescribeQuery{All: true}); ; {
+		page, err := b.Describe(t.Context(), query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range page.Instances {
+			if i.ID <= last {
+				t.Fatalf("%s comes after %s", i.ID, last)
+			}
+			last = i.ID
+		}
+		if seen += len(page.Instances); page.NextPageToken == "" {
+			break
+		}
+		query.PageToken = page.NextPageToken
+	}
+	if seen != size {
+		t.Errorf("%d instances are described, want %d", seen, size)
+	}
+	if _, err := b.Create(t.Context(), []sim.Spec{{Count: inCall + 1}}); err == nil {
+		t.Error("a call created more than it may")
+	}
+	if sim.New(sim.Config{Fleet: []sim.Spec{{Count: inFleet}, {}}}).Err() == nil {
+		t.Error("a fleet without bounds is accepted")
+	}
+}

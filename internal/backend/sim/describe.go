@@ -40,7 +40,7 @@ func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (i
 		return instance.DescribePage{}, err
 	}
 	if query.All {
-		return b.page(o, query, b.ids, after), nil
+		return b.page(o, query, b.sortedIDs(), after), nil
 	}
 	return b.page(o, query, asked, after), nil
 }

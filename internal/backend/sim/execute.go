@@ -2,7 +2,6 @@ package sim
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -135,6 +134,7 @@ func (b *Backend) resolve(c *call) *instance.Error {
 	default:
 		return errInvalid("InvalidAction", "The action "+string(c.verb)+" is not valid for this web service.")
 	}
+	var missing map[instance.ID]bool
 	c.ids = make([]instance.ID, 0, len(c.cmd.IDs))
 	c.machines = make([]*machine, 0, len(c.cmd.IDs))
 	for _, id := range c.cmd.IDs {
@@ -146,9 +146,13 @@ func (b *Backend) resolve(c *call) *instance.Error {
 			if err := malformed(id); err != nil {
 				return err
 			}
-			if slices.Contains(c.ids, id) {
+			if missing[id] {
 				continue
 			}
+			if missing == nil {
+				missing = map[instance.ID]bool{}
+			}
+			missing[id] = true
 		} else {
 			if m.named == c.number {
 				continue

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -49,7 +50,7 @@ func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instan
 		return nil, err
 	}
 	var problems violations
-	fleet := b.expand([]Spec{spec}, &problems)
+	fleet := b.expand([]Spec{spec}, maxCreate, "in a call", &problems)
 	if err := problems.err(); err != nil {
 		return nil, err
 	}
@@ -120,6 +121,18 @@ func digestOf(l instance.Launch) string {
 	return hex.EncodeToString(sum[:16])
 }
 
+// noteLaunch keeps an instance under the client token of its launch.
+func (b *Backend) noteLaunch(inst *instance.Instance) {
+	l := inst.Simulator.Launched
+	if l == nil || l.ClientToken == "" {
+		return
+	}
+	if b.launches[l.ClientToken] == nil {
+		b.launches[l.ClientToken] = map[instance.ID]struct{}{}
+	}
+	b.launches[l.ClientToken][inst.ID] = struct{}{}
+}
+
 // launchedBefore returns the instances that a client token has launched.
 func (b *Backend) launchedBefore(token, digest string) ([]*instance.Instance, error) {
 	if token == "" {
@@ -127,13 +140,9 @@ func (b *Backend) launchedBefore(token, digest string) ([]*instance.Instance, er
 	}
 	var before []*instance.Instance
 	terminated := true
-	for _, id := range b.ids {
+	for _, id := range slices.Sorted(maps.Keys(b.launches[token])) {
 		inst := b.machines[id].inst
-		l := inst.Simulator.Launched
-		if l == nil || l.ClientToken != token {
-			continue
-		}
-		if l.Digest != digest {
+		if inst.Simulator.Launched.Digest != digest {
 			return nil, &instance.Error{
 				Kind: instance.KindConflict, Code: "IdempotentParameterMismatch",
 				Message: "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",

@@ -74,8 +74,7 @@ func (b *Backend) remember(m *machine, at time.Time) {
 	m.past = append(m.past, version{inst: m.inst, until: at})
 }
 
-// adopt takes over an instance that the journal knows. The ids have to be sorted
-// afterwards.
+// adopt takes over an instance that the journal knows.
 func (b *Backend) adopt(inst *instance.Instance, now time.Time) {
 	m := &machine{inst: inst, slot: -1}
 	if s := inst.Simulator; inst.State == instance.StateRunning && s.BilledFrom.IsZero() {
@@ -83,9 +82,10 @@ func (b *Backend) adopt(inst *instance.Instance, now time.Time) {
 		m.inst.Simulator.BilledFrom = inst.LaunchTime
 	}
 	if _, known := b.machines[inst.ID]; !known {
-		b.ids = append(b.ids, inst.ID)
+		b.ids, b.unsorted = append(b.ids, inst.ID), true
 	}
 	b.machines[inst.ID] = m
+	b.noteLaunch(inst)
 	switch s := inst.Simulator; {
 	case s.NextState != instance.StateUnspecified:
 		b.put(m, now.Add(s.NextAt.Sub(wall(now))))
@@ -108,7 +108,22 @@ func (b *Backend) named(ids []instance.ID) []*machine {
 // drop forgets a machine.
 func (b *Backend) drop(m *machine) {
 	delete(b.machines, m.inst.ID)
-	if i, found := slices.BinarySearch(b.ids, m.inst.ID); found {
-		b.ids = slices.Delete(b.ids, i, i+1)
+	b.unsorted = true
+	if l := m.inst.Simulator.Launched; l != nil {
+		if delete(b.launches[l.ClientToken], m.inst.ID); len(b.launches[l.ClientToken]) == 0 {
+			delete(b.launches, l.ClientToken)
+		}
 	}
+}
+
+// sortedIDs returns the ids of all machines in their order. They are put in order only when
+// somebody asks for that: whoever creates or drops an instance does not pay for all others.
+func (b *Backend) sortedIDs() []instance.ID {
+	if b.unsorted {
+		b.ids = slices.DeleteFunc(b.ids, func(id instance.ID) bool { return b.machines[id] == nil })
+		slices.Sort(b.ids)
+		b.ids = slices.Compact(b.ids)
+		b.unsorted = false
+	}
+	return b.ids
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -141,12 +140,14 @@ func (c *Change) changesAttributes() bool {
 // thing that will not work for each instance.
 func (b *Backend) rehearse(changes []Change, now time.Time) error {
 	images := map[instance.ID]*instance.Instance{}
+	unknown := map[instance.ID]bool{}
 	var missing []instance.ID
 	for i := range changes {
 		for _, id := range changes[i].IDs {
 			if m := b.machines[id]; m != nil {
 				images[id] = m.inst
-			} else if !slices.Contains(missing, id) {
+			} else if !unknown[id] {
+				unknown[id] = true
 				missing = append(missing, id)
 			}
 		}

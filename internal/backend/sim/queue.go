@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"container/heap"
 	"container/list"
 	"context"
 	"log/slog"
@@ -19,21 +20,48 @@ type queue struct {
 	log        *slog.Logger
 	bestEffort bool // a notice leaves the queue when it is delivered
 
-	mu       sync.Mutex
-	waiting  *list.List    // of instance.Notice, oldest first; delivered ones too
-	next     *list.Element // the first that the consumer has not got
-	late     []lateNotice  // the first due one first
-	consumer *consumer
-	dropping bool // the last push dropped a notice
-	closed   bool
+	mu      sync.Mutex
+	waiting *list.List    // of instance.Notice, oldest first; delivered ones too
+	next    *list.Element // the first that the consumer has not got
+	late    lateQueue
+	// overtaken are those of late that the next notice of their instance passes.
+	overtaken map[instance.ID][]*lateNotice
+	consumer  *consumer
+	dropping  bool // the last push dropped a notice
+	closed    bool
 }
 
 type lateNotice struct {
 	instance.Notice
-	due time.Time
-	// overtaken is true for one that becomes due when the next notice of its
-	// instance has passed it.
-	overtaken bool
+	due   time.Time
+	place int // in the queue
+}
+
+// lateQueue is a heap, the first due one on top.
+type lateQueue []*lateNotice
+
+func (q lateQueue) Len() int           { return len(q) }
+func (q lateQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+
+func (q lateQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+
+// Push is for package heap.
+func (q *lateQueue) Push(x any) {
+	l := x.(*lateNotice)
+	l.place = len(*q)
+	*q = append(*q, l)
+}
+
+// Pop is for package heap.
+func (q *lateQueue) Pop() any {
+	last := len(*q) - 1
+	l := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	return l
 }
 
 // consumer is whoever ranges over the notices.
@@ -53,6 +81,7 @@ func (q *queue) clear() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.waiting, q.next, q.late = list.New(), nil, nil
+	q.overtaken = map[instance.ID][]*lateNotice{}
 }
 
 // close ends the consumer and all that come after it.
@@ -91,26 +120,24 @@ func (q *queue) push(n instance.Notice) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.append(n)
-	q.late = slices.DeleteFunc(q.late, func(l lateNotice) bool {
-		if l.overtaken && l.ID == n.ID {
-			q.append(l.Notice)
-			return true
-		}
-		return false
-	})
+	passed := q.overtaken[n.ID]
+	delete(q.overtaken, n.ID)
+	for _, l := range passed {
+		heap.Remove(&q.late, l.place)
+		q.append(l.Notice)
+	}
 }
 
-// pushLate queues a notice for later.
+// pushLate queues a notice for later: until a time or, if it is to be overtaken, until the
+// next one of its instance if that comes first.
 func (q *queue) pushLate(n instance.Notice, due time.Time, overtaken bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	i, _ := slices.BinarySearchFunc(q.late, due, func(l lateNotice, t time.Time) int {
-		if l.due.After(t) {
-			return 1
-		}
-		return -1 // behind those that are due at the same time
-	})
-	q.late = slices.Insert(q.late, i, lateNotice{Notice: n, due: due, overtaken: overtaken})
+	l := &lateNotice{Notice: n, due: due}
+	heap.Push(&q.late, l)
+	if overtaken {
+		q.overtaken[n.ID] = append(q.overtaken[n.ID], l)
+	}
 	q.bound()
 	q.wakeConsumer()
 }
@@ -137,8 +164,21 @@ func (q *queue) bound() {
 	if oldest := q.waiting.Front(); oldest != nil {
 		q.remove(oldest)
 	} else {
-		q.late = slices.Delete(q.late, 0, 1)
+		q.popLate()
 	}
+}
+
+// popLate takes the first due one of the late notices.
+func (q *queue) popLate() instance.Notice {
+	l := heap.Pop(&q.late).(*lateNotice)
+	if of := q.overtaken[l.ID]; len(of) > 0 {
+		if of = slices.DeleteFunc(of, func(o *lateNotice) bool { return o == l }); len(of) == 0 {
+			delete(q.overtaken, l.ID)
+		} else {
+			q.overtaken[l.ID] = of
+		}
+	}
+	return l.Notice
 }
 
 // remove takes a notice off the queue. It may be gone already.
@@ -169,9 +209,7 @@ func (q *queue) take(c *consumer) (n instance.Notice, ok bool, wait time.Duratio
 	}
 	now := time.Now()
 	for len(q.late) > 0 && !q.late[0].due.After(now) {
-		due := q.late[0].Notice
-		q.late = slices.Delete(q.late, 0, 1)
-		q.append(due)
+		q.append(q.popLate())
 	}
 	e := q.next
 	if e == nil {

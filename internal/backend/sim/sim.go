@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"slices"
 	"sync"
 	"time"
 
@@ -62,7 +61,10 @@ type Backend struct {
 	mu       sync.Mutex
 	closed   bool
 	machines map[instance.ID]*machine
-	ids      []instance.ID // the keys of machines, sorted
+	ids      []instance.ID // the keys of machines; see sortedIDs
+	unsorted bool          // whether ids has others, or an order of its own
+	// launches are the instances of each client token.
+	launches map[string]map[instance.ID]struct{}
 	schedule schedule
 	timer    *time.Timer // fires when the first of schedule is due
 	armed    time.Time   // when the timer fires; zero when it does not
@@ -84,6 +86,7 @@ func New(config Config) *Backend {
 		config:   config,
 		log:      cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
 		machines: map[instance.ID]*machine{},
+		launches: map[string]map[instance.ID]struct{}{},
 		buckets:  newBuckets(),
 	}
 	b.notices = newQueue(b.log, config.Options.BestEffortNotices)
@@ -134,7 +137,6 @@ func (b *Backend) Restore(known []*instance.Instance) error {
 		b.adopt(inst, now)
 		b.idSalt ^= draw(0, drawID, inst.ID, 0)
 	}
-	slices.Sort(b.ids)
 	return nil
 }
 
@@ -165,7 +167,7 @@ func (b *Backend) checkSpeed() error {
 
 func (b *Backend) expandFleet() error {
 	var problems violations
-	b.fleet = b.expand(b.config.Fleet, &problems)
+	b.fleet = b.expand(b.config.Fleet, maxFleet, "in a fleet", &problems)
 	return problems.err()
 }
 
@@ -179,7 +181,8 @@ func (b *Backend) populate(now time.Time) {
 // clear forgets all instances and all notices of them.
 func (b *Backend) clear() {
 	b.machines = map[instance.ID]*machine{}
-	b.ids = nil
+	b.launches = map[string]map[instance.ID]struct{}{}
+	b.ids, b.unsorted = nil, false
 	b.schedule = nil
 	b.idSalt = 0
 	b.notices.clear()

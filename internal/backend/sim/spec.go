@@ -28,8 +28,13 @@ const (
 	hibernateBehavior = "hibernate"
 )
 
-// maxCreate is how many instances one call creates.
-const maxCreate = 10000
+const (
+	// maxCreate is how many instances one call creates.
+	maxCreate = 10_000
+	// maxFleet is how many instances a fleet has to begin with: more than a journal of the
+	// default size keeps.
+	maxFleet = 1_000_000
+)
 
 // Spec describes instances to create. The zero value is one stopped t3.micro.
 type Spec struct {
@@ -157,8 +162,8 @@ func (s *Spec) check(path, region string, problems *violations) {
 		}
 	}
 	switch {
-	case s.Count < 0 || s.Count > maxCreate:
-		problems.add(path+".count", "is %d: want 0, which means 1, to %d", s.Count, maxCreate)
+	case s.Count < 0 || s.Count > maxFleet:
+		problems.add(path+".count", "is %d: want 0, which means 1, to %d", s.Count, maxFleet)
 	case s.Count > 1 && s.ID != "":
 		problems.add(path+".count", "is %d: want 1 for an instance with an id", s.Count)
 	}
