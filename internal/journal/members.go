@@ -225,9 +225,11 @@ func (m *members) probed(ctx context.Context, member *member, err error) {
 // taken out, for as long as ctx lasts and it takes to notice a silent member.
 func readFrom[T any](ctx context.Context, m *members, read func(*clientv3.Client) (T, error)) (T, error) {
 	for began := time.Now(); ; {
-		conn := m.conn()
+		conn, asked := m.conn(), time.Now()
 		result, err := read(conn.Client)
-		m.failed(conn, err)
+		if ctx.Err() == nil || time.Since(asked) >= probeTimeout { // else the caller's hurry says nothing of the member
+			m.failed(conn, err)
+		}
 		if !unanswered(err) || ctx.Err() != nil || time.Since(began) > readRetryTimeout {
 			return result, err
 		}

@@ -2,10 +2,12 @@ package journal
 
 import (
 	"context"
+	"errors"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -188,5 +190,22 @@ func TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo(t *testing.T) {
 	}
 	if silent.conn == fresh {
 		t.Error("it is not taken out again")
+	}
+}
+
+// TestACallerInAHurryDoesNotMoveEverybodyToAnotherMember: that a read was given less time than
+// a probe says nothing of the member.
+func TestACallerInAHurryDoesNotMoveEverybodyToAnotherMember(t *testing.T) {
+	for deadline, moves := range map[time.Duration]bool{time.Millisecond: false, probeTimeout: true} {
+		synctest.Test(t, func(t *testing.T) {
+			m := &members{list: []*member{{conn: &memberConn{}}, {conn: &memberConn{}}}}
+			ctx, cancel := context.WithTimeout(t.Context(), deadline)
+			defer cancel()
+			used := m.conn()
+			_, err := readFrom(ctx, m, func(*clientv3.Client) (int, error) { <-ctx.Done(); return 0, ctx.Err() })
+			if !errors.Is(err, context.DeadlineExceeded) || (m.conn() != used) != moves {
+				t.Errorf("after a read within %v: %v, another member is used %v", deadline, err, m.conn() != used)
+			}
+		})
 	}
 }
