@@ -260,7 +260,7 @@ type silentBackend struct {
 
 func (s *silentBackend) Describe(ctx context.Context, q instance.DescribeQuery) (instance.DescribePage, error) {
 	if s.failures.Add(-1) >= 0 {
-		return instance.DescribePage{}, &instance.Error{Kind: instance.KindUnavailable, Reason: "BACKEND_UNAVAILABLE", Message: "it is silent"}
+		return instance.DescribePage{}, &instance.Error{Kind: instance.KindUnavailable, Reason: "BACKEND_UNAVAILABLE", Message: "it is silent; nothing was changed"}
 	}
 	return s.Backend.Describe(ctx, q)
 }

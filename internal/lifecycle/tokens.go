@@ -143,6 +143,9 @@ func (s *Service) executeWithToken(ctx context.Context, term *journal.Term, cmd 
 	case found:
 		token = kept
 		changed, own, err := s.changedSince(ctx, token, cause)
+		if e, ok := errors.AsType[*instance.Error](err); ok {
+			return CommandResponse{}, e.UnknownOutcome() // of the try that wrote the intent
+		}
 		if err != nil {
 			return CommandResponse{}, err
 		}

@@ -3,6 +3,7 @@ package lifecycle_test
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -246,5 +247,26 @@ func TestARebootOfUnknownOutcomeIsNotRepeated(t *testing.T) {
 	}
 	if n := next.calls.Load(); n != 0 {
 		t.Errorf("the backend got %d commands", n)
+	}
+}
+
+// TestARetryThatCannotLookDoesNotSayThatNothingWasChanged: the try before it may have changed
+// something, as long as the backend does not say what became of that.
+func TestARetryThatCannotLookDoesNotSayThatNothingWasChanged(t *testing.T) {
+	b := &silentBackend{}
+	f := start(t, options{
+		sim:  sim.Config{Faults: []sim.Fault{{Kind: sim.AnswerLost, Remaining: 1}}},
+		wrap: func(inner lifecycle.Backend) lifecycle.Backend { b.Backend = inner; return b },
+	})
+	b.failures.Store(math.MaxInt64)
+	defer b.failures.Store(0)
+	req := lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: []string{first}, ClientToken: "lost"}
+	for n, try := range []string{"the first try", "its retry"} {
+		_, err := f.Command(t.Context(), caller, req)
+		if e, ok := errors.AsType[*instance.Error](err); !ok || !e.OutcomeUnknown {
+			t.Errorf("%s got %v, want that the outcome is unknown", try, err)
+		} else if n == 1 && (e.Reason != "BACKEND_UNAVAILABLE" || strings.Contains(e.Message, "nothing was changed")) {
+			t.Errorf("%s got %v, want that the backend does not describe the instance", try, err)
+		}
 	}
 }
