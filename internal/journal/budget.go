@@ -72,6 +72,13 @@ func (t *Term) makeRoom(ctx context.Context) error {
 	if crowded, _ := t.crowded(); !crowded {
 		return nil
 	}
+	return t.makeRoomLocked(ctx)
+}
+
+// makeRoomLocked makes room in the database of the embedded etcd. The caller holds
+// maintenance.
+func (t *Term) makeRoomLocked(ctx context.Context) error {
+	j := t.journal
 	begun, before := time.Now(), j.inUse()
 	expired, err := t.expireTokens(ctx, begun)
 	if err != nil {
@@ -80,7 +87,7 @@ func (t *Term) makeRoom(ctx context.Context) error {
 	if err := t.checkpointLocked(ctx); err != nil {
 		return err
 	}
-	if err := j.compactAll(ctx); err != nil {
+	if err := t.compactAll(ctx); err != nil {
 		return err
 	}
 	kept := j.view.kept()
@@ -89,7 +96,7 @@ func (t *Term) makeRoom(ctx context.Context) error {
 		if err := t.trimTo(ctx, time.Time{}, kept-min(kept, uint64(excess))); err != nil {
 			return err
 		}
-		if err := j.compactAll(ctx); err != nil {
+		if err := t.compactAll(ctx); err != nil {
 			return err
 		}
 	}
@@ -120,14 +127,15 @@ func (t *Term) makeRoomElsewhere(ctx context.Context) error {
 	if err := t.trimTo(ctx, time.Time{}, uint64(j.config.MaxBytes/2)); err != nil {
 		return err
 	}
-	if err := j.compactAll(ctx); err != nil {
+	if err := t.compactAll(ctx); err != nil {
 		return err
 	}
 	return errors.New("etcd has used up its quota: its operator has to defragment it and to disarm the alarm")
 }
 
-// compactAll lets etcd forget the past at once, and brings what is in use up to date.
-func (j *Journal) compactAll(ctx context.Context) error {
+// compactAll lets etcd forget the past at once, and returns when what is in use is known.
+func (t *Term) compactAll(ctx context.Context) error {
+	j := t.journal
 	revision, err := j.store.revision(ctx)
 	if err != nil {
 		return err
@@ -135,9 +143,16 @@ func (j *Journal) compactAll(ctx context.Context) error {
 	if err := j.store.compact(ctx, revision, clientv3.WithCompactPhysical()); err != nil {
 		return fmt.Errorf("compact etcd: %w", err)
 	}
-	if j.server != nil {
-		// What one commit frees counts as free in the next.
-		j.server.Server.Backend().ForceCommit()
+	if !j.store.embedded {
+		return nil
+	}
+	// What is freed counts as free some commits later, once nobody can read it any more, and
+	// nothing is committed unless something was written.
+	const commits = 4
+	for range commits {
+		if err := t.change(ctx, anchor{}, j.store.putGenerations(j.view.listGenerations())); err != nil {
+			return err
+		}
 		j.server.Server.Backend().ForceCommit()
 	}
 	return nil

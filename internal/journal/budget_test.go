@@ -365,8 +365,11 @@ func loadOnBudget(t *testing.T, seed uint64) {
 	if _, err := term.expireTokens(t.Context(), time.Now().Add(25*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	term.limit.Store(1) // as if it were time to
-	if err := term.makeRoom(t.Context()); err != nil {
+	if err := term.maintenance.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer term.maintenance.unlock()
+	if err := term.makeRoomLocked(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if inUse := j.inUse(); inUse > int64(total)/4*3 || term.limit.Load() != int64(total) {
