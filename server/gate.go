@@ -10,7 +10,6 @@ import (
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/instance"
-	"github.com/instanced/instanced/internal/lifecycle"
 )
 
 const (
@@ -25,11 +24,11 @@ const (
 type gate struct {
 	admission *admission
 	arrival   arrival
-	large     *lifecycle.Places
+	large     *instance.Places
 }
 
 func newGate(a *admission, arrives arrival) gate {
-	return gate{admission: a, arrival: arrives, large: lifecycle.NewPlaces(largeRequests)}
+	return gate{admission: a, arrival: arrives, large: instance.NewPlaces(largeRequests)}
 }
 
 // guard returns a registrar of services whose methods are all behind the gate.

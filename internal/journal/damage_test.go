@@ -49,7 +49,7 @@ func recall(dir string) {
 	}
 	head := j.Head()
 	for at := j.Oldest(); at.Seq < head.Seq; {
-		page, err := j.History(ctx, nil, at, 5)
+		page, err := j.History(ctx, "", nil, at, 5)
 		if err != nil {
 			fail("history", err)
 			break
@@ -409,7 +409,7 @@ func TestHistoryBehindADamagedBatchIsServed(t *testing.T) {
 	}
 	spoil(t, j, j.store.keys.logKey(positions[3].Seq))
 
-	page, err := j.History(t.Context(), nil, from, 100)
+	page, err := j.History(t.Context(), "", nil, from, 100)
 	if err != nil || len(page.Entries) != 3 || page.Done || page.Next != positions[2] {
 		t.Fatalf("before the damage are %d events up to %v, done %t, %v", len(page.Entries), page.Next, page.Done, err)
 	}
@@ -425,8 +425,8 @@ func TestHistoryBehindADamagedBatchIsServed(t *testing.T) {
 		}
 		return p
 	}
-	_, err = j.History(t.Context(), nil, page.Next, 100)
-	page, err = j.History(t.Context(), nil, behind(err), 100)
+	_, err = j.History(t.Context(), "", nil, page.Next, 100)
+	page, err = j.History(t.Context(), "", nil, behind(err), 100)
 	if err != nil || len(page.Entries) != 2 || !page.Done {
 		t.Errorf("behind the damage are %d events, done %t, %v", len(page.Entries), page.Done, err)
 	}

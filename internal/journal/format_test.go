@@ -99,7 +99,7 @@ func TestALogOfFormat1IsReadAndGoesOnInThePresentOne(t *testing.T) {
 	then := change(id(1), instance.StateRunning)
 	then.Type, then.Before = instance.ChangeState, want[1].After
 	want = append(want, then)
-	page, err := j.History(t.Context(), nil, j.Oldest(), 10)
+	page, err := j.History(t.Context(), "", nil, j.Oldest(), 10)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func wantOfFormat3(t *testing.T, j *Journal, term *Term) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the instances are others (-want +got):\n%s", diff)
 	}
-	page, err := j.History(t.Context(), nil, j.Oldest(), 100)
+	page, err := j.History(t.Context(), "", nil, j.Oldest(), 100)
 	if err != nil || len(page.Entries) < 15 {
 		t.Fatalf("history has %d events, %v", len(page.Entries), err)
 	}

@@ -131,8 +131,8 @@ type Journal struct {
 	// damaged has the numbers of the damaged batches that the log was told of.
 	damaged sync.Map
 
-	// pageReads has one element for each page that is being read.
-	pageReads chan struct{}
+	// pageReads has a place for each page that is being read.
+	pageReads *instance.Places
 
 	mu sync.Mutex
 	// term is the last time of ownership, nil before the first. Guarded by mu, as
@@ -164,7 +164,7 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 		feed:     newMutex(),
 		campaign: newMutex(),
 
-		pageReads: make(chan struct{}, pageReads),
+		pageReads: instance.NewPlaces(pageReads),
 	}
 	j.log = j.config.Logger
 	j.maxBatches = uint64(j.config.MaxBytes / batchBudget)

@@ -43,7 +43,7 @@ func FuzzLoad(f *testing.F) {
 	f.Fuzz(func(t *testing.T, meta, generations, owner, head, checkpoint, batch, record []byte) {
 		number++
 		config := Config{Prefix: fmt.Sprintf("/fuzz-%d", number)}.withDefaults()
-		j := &Journal{config: config, log: config.Logger, feed: newMutex(), campaign: newMutex(), pageReads: make(chan struct{}, pageReads), view: newView(config.RingBytes)}
+		j := &Journal{config: config, log: config.Logger, feed: newMutex(), campaign: newMutex(), pageReads: instance.NewPlaces(pageReads), view: newView(config.RingBytes)}
 		j.store = embeddedStore(server, newKeys(config.Prefix))
 		defer func() {
 			if err := j.store.client.Close(); err != nil && !errors.Is(err, context.Canceled) {

@@ -115,7 +115,7 @@ func TestAnOwnerOutlivesAMemberThatHangs(t *testing.T) {
 			if b, err := r.Next(ctx); err != nil || b.Position != after {
 				t.Fatalf("the follower reads %v, %v", b, err)
 			}
-			if _, err := owner.History(ctx, []instance.ID{id(1)}, owner.Oldest(), 10); err != nil {
+			if _, err := owner.History(ctx, "", []instance.ID{id(1)}, owner.Oldest(), 10); err != nil {
 				t.Errorf("history cannot be read: %v", err)
 			}
 			for time.Since(hung) < owner.config.OwnerTTL+2*time.Second {

@@ -15,7 +15,8 @@ const (
 	// firstPage and largestPage are numbers of batches in a page.
 	firstPage, largestPage = 8, 256
 	// pageReads is how many pages are read from etcd at a time for all readers, so
-	// that their number does not multiply what a page may take while it is read.
+	// that their number does not multiply what a page may take while it is read. One
+	// caller gets half of them.
 	pageReads = 4
 )
 

@@ -14,6 +14,8 @@ import (
 type Reader struct {
 	journal  *Journal
 	position Position
+	// caller is who takes turns with others for pages of the log.
+	caller string
 	// interest is that of one which waits for changes of some instances only.
 	interest *interest
 	// before is the position of the batch before last, the one that Next returned last.
@@ -29,6 +31,13 @@ type Reader struct {
 // snapshot or a batch gave.
 func (j *Journal) Read(after Position) *Reader {
 	return &Reader{journal: j, position: after, pager: pager{store: j.store}}
+}
+
+// For sets on whose behalf the log is read, such as a principal, and returns the reader:
+// callers take turns when many have fallen out of the ring. It is called before Next.
+func (r *Reader) For(caller string) *Reader {
+	r.caller = caller
+	return r
 }
 
 // ReadOf returns a reader for whom only batches with changes of some instances matter: it
@@ -136,7 +145,7 @@ func (r *Reader) after(ctx context.Context, position Position) (*Batch, error) {
 // when it has to be looked for again.
 func (r *Reader) fromLog(ctx context.Context, position Position) (*Batch, error) {
 	if len(r.page) == 0 || r.page[0].seq != position.Seq+1 {
-		page, err := r.journal.readPage(ctx, &r.pager, position)
+		page, err := r.journal.readPage(ctx, r.caller, &r.pager, position)
 		if err != nil || len(page) == 0 {
 			return nil, err
 		}
@@ -153,19 +162,18 @@ func (r *Reader) fromLog(ctx context.Context, position Position) (*Batch, error)
 
 // readPage reads the page of the log that follows a position before the head. It
 // is empty when the view was wrong about the log, and was brought up to date.
-func (j *Journal) readPage(ctx context.Context, p *pager, after Position) ([]stored, error) {
+func (j *Journal) readPage(ctx context.Context, caller string, p *pager, after Position) ([]stored, error) {
 	ctx, leave, err := j.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	select {
-	case j.pageReads <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	finish, err := j.pageReads.Enter(ctx, caller)
+	if err != nil {
+		return nil, err
 	}
 	page, err := p.next(ctx, after.Seq)
-	<-j.pageReads
+	finish()
 	if errors.Is(err, errGap) || (err == nil && len(page) == 0) {
 		err = j.refresh(ctx) // retention, or a log that has gone back
 	}

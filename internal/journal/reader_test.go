@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -317,7 +318,7 @@ func TestHistoryIsInPages(t *testing.T) {
 	var got []string
 	pages := 0
 	for after, done := from, false; !done; pages++ {
-		page, err := j.History(t.Context(), []instance.ID{id(0), id(2)}, after, 7)
+		page, err := j.History(t.Context(), "", []instance.ID{id(0), id(2)}, after, 7)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -335,11 +336,11 @@ func TestHistoryIsInPages(t *testing.T) {
 	if pages < len(want)/7 {
 		t.Errorf("%d pages", pages)
 	}
-	all, err := j.History(t.Context(), nil, from, 1000)
+	all, err := j.History(t.Context(), "", nil, from, 1000)
 	if err != nil || len(all.Entries) != 60 || !all.Done || all.Next != j.Head() {
 		t.Errorf("without ids: %d events, done %v at %v, %v", len(all.Entries), all.Done, all.Next, err)
 	}
-	_, err = j.History(t.Context(), nil, Position{from.Generation + 1, 0}, 10)
+	_, err = j.History(t.Context(), "", nil, Position{from.Generation + 1, 0}, 10)
 	wantReason(t, err, instance.KindOutOfRange, ReasonCursorRolledBack)
 }
 
@@ -395,4 +396,47 @@ func TestAGapIsToldFromTheEndOfTheLogHoweverWideItIs(t *testing.T) {
 	if page, err := p.next(t.Context(), end); len(page) != 0 || err != nil {
 		t.Errorf("at the end of the log: %v, %v", page, err)
 	}
+}
+
+// TestManyReadersOfOneCallerLeavePagesForOthers has one caller have far more readers behind
+// the ring than pages are read at once, none of which comes back: another's page is read.
+func TestManyReadersOfOneCallerLeavePagesForOthers(t *testing.T) {
+	config := testConfig(t)
+	config.RingBytes = 1
+	j, term := own(t, config)
+	from := j.Head()
+	for n := range 10 {
+		set(t, term, id(n), instance.StateStopped)
+	}
+	// Its reads of pages do not end: each place that it gets is kept.
+	ctx, cancel := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	var got atomic.Int64
+	for range 50 * pageReads {
+		flood.Go(func() {
+			if leave, err := j.pageReads.Enter(ctx, "flood"); err == nil {
+				got.Add(1)
+				<-ctx.Done()
+				leave()
+			}
+		})
+	}
+	for got.Load() < pageReads/2 {
+		runtime.Gosched()
+	}
+	for _, caller := range []string{"alice", ""} {
+		b, err := j.Read(from).For(caller).Next(t.Context())
+		if err != nil || b.Position.Seq != from.Seq+1 {
+			t.Errorf("%q: %v, %v", caller, b, err)
+		}
+		page, err := j.History(t.Context(), caller, nil, from, 5)
+		if err != nil || len(page.Entries) != 5 {
+			t.Errorf("%q: %d events, %v", caller, len(page.Entries), err)
+		}
+	}
+	if n := got.Load(); n != pageReads/2 {
+		t.Errorf("the flood has %d places of %d", n, pageReads)
+	}
+	cancel()
+	flood.Wait()
 }

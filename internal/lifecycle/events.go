@@ -9,7 +9,7 @@ import (
 )
 
 // Events returns a page of the recorded history of instances.
-func (s *Service) Events(ctx context.Context, _ Caller, req EventsRequest) (EventsResponse, error) {
+func (s *Service) Events(ctx context.Context, caller Caller, req EventsRequest) (EventsResponse, error) {
 	var c checker
 	ids := c.ids("instance_ids", req.InstanceIDs, 1)
 	size := c.pageSize(req.PageSize)
@@ -29,7 +29,7 @@ func (s *Service) Events(ctx context.Context, _ Caller, req EventsRequest) (Even
 	default:
 		mark.after = s.journal.Oldest()
 	}
-	page, err := s.journal.History(ctx, ids, mark.after, size+int(mark.skip))
+	page, err := s.journal.History(ctx, caller.Principal, ids, mark.after, size+int(mark.skip))
 	if err != nil {
 		return EventsResponse{}, err
 	}

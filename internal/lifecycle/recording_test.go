@@ -100,7 +100,7 @@ func TestWhatIsOwedIsRecordedFirst(t *testing.T) {
 			if err := later(s, term, time.Now().Add(time.Second)); err != nil {
 				t.Fatal(err)
 			}
-			page, err := s.journal.History(t.Context(), nil, began, 10)
+			page, err := s.journal.History(t.Context(), "", nil, began, 10)
 			if err != nil || len(page.Entries) == 0 {
 				t.Fatalf("%d changes, %v", len(page.Entries), err)
 			}

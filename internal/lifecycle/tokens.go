@@ -195,7 +195,7 @@ func (s *Service) changedSince(ctx context.Context, token journal.Token, cause i
 	}
 	own = make(map[instance.ID]instance.StateChange)
 	for after := token.Intent; ; {
-		page, err := s.journal.History(ctx, token.IDs, after, MaxPageSize)
+		page, err := s.journal.History(ctx, cause.Principal, token.IDs, after, MaxPageSize)
 		if e := asError(err); err != nil && e.Kind == instance.KindOutOfRange {
 			return true, nil, nil // it is so long ago that nobody knows
 		}

@@ -50,7 +50,7 @@ func (s *Service) Wait(ctx context.Context, caller Caller, req WaitRequest) (Wai
 	}
 	w.open = len(ids)
 	w.lookAtPresent()
-	reader := s.journal.ReadOf(ids, after)
+	reader := s.journal.ReadOf(ids, after).For(caller.Principal)
 	defer reader.Close()
 	if err := w.readOn(waitCtx, reader, head); err != nil {
 		if !over() {

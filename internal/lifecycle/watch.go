@@ -46,6 +46,7 @@ func matchOf(f *instance.Filter, c *instance.Change) Match {
 // goroutine and needs no closing.
 type Watch struct {
 	s          *Service
+	principal  string
 	filter     *instance.Filter
 	interval   time.Duration
 	onUnusable UnusableCursorPolicy
@@ -57,10 +58,11 @@ type Watch struct {
 
 // Watch begins a subscription. It returns once every change acknowledged from now on
 // will be delivered; a cursor that this process has not seen yet is waited for.
-func (s *Service) Watch(ctx context.Context, _ Caller, req WatchRequest) (*Watch, error) {
+func (s *Service) Watch(ctx context.Context, caller Caller, req WatchRequest) (*Watch, error) {
 	var c checker
 	w := &Watch{
 		s:          s,
+		principal:  caller.Principal,
 		filter:     c.filter("filter", req.Filter),
 		interval:   c.duration("progress_interval", req.ProgressInterval, MinProgressInterval, MaxProgressInterval, DefaultProgress),
 		onUnusable: req.OnUnusable,
@@ -76,13 +78,13 @@ func (s *Service) Watch(ctx context.Context, _ Caller, req WatchRequest) (*Watch
 	}
 	switch {
 	case req.FromNow:
-		w.reader = s.journal.Read(s.journal.Head())
+		w.reader = s.journal.Read(s.journal.Head()).For(w.principal)
 	case req.AfterCursor == "":
 		w.begin("")
 	default:
 		position, err := s.resolve(ctx, "after_cursor", req.AfterCursor)
 		if err == nil {
-			w.reader = s.journal.Read(position)
+			w.reader = s.journal.Read(position).For(w.principal)
 		} else if !w.beginAgain(err) {
 			return nil, err
 		}
@@ -94,7 +96,7 @@ func (s *Service) Watch(ctx context.Context, _ Caller, req WatchRequest) (*Watch
 func (w *Watch) begin(reason string) {
 	all := w.s.journal.Snapshot()
 	w.snapshot = &Snapshot{Reason: reason, Records: all.Records}
-	w.reader = w.s.journal.Read(all.Position)
+	w.reader = w.s.journal.Read(all.Position).For(w.principal)
 }
 
 // beginAgain begins anew where the subscriber wants that of an unusable cursor.

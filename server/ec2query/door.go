@@ -74,7 +74,7 @@ type Door struct {
 	// reading has the places of requests that are being read, from the form to what is
 	// wrong with it: that takes a processor and no time beside, but up to fifty times the
 	// memory of the form. One caller gets half of them, one for each processor.
-	reading     *lifecycle.Places
+	reading     *instance.Places
 	admission   admission
 	connections connections
 }
@@ -92,7 +92,7 @@ func New(cfg Config) *Door {
 		simulator:   cfg.Simulator,
 		log:         cfg.Logger,
 		deadline:    cfg.Deadline,
-		reading:     lifecycle.NewPlaces(2 * runtime.GOMAXPROCS(0)),
+		reading:     instance.NewPlaces(2 * runtime.GOMAXPROCS(0)),
 		admission:   admission{shares: instance.NewShares(cmp.Or(cfg.MaxRequests, defaultMaxRequests))},
 		connections: connections{most: cmp.Or(cfg.MaxConnections, defaultMaxConnections)},
 	}

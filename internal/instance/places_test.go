@@ -1,13 +1,14 @@
-package lifecycle_test
+package instance_test
 
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
-	"github.com/instanced/instanced/internal/lifecycle"
+	"github.com/instanced/instanced/internal/instance"
 )
 
 // TestALineOfOneHolderIsPassedByTheNext has one holder wait for far more places than there
@@ -16,7 +17,7 @@ func TestALineOfOneHolderIsPassedByTheNext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const places, calls = 4, 100
-		p := lifecycle.NewPlaces(places)
+		p := instance.NewPlaces(places)
 		end := make(chan struct{})
 		var entered atomic.Int64
 		for connection := range calls {
@@ -51,7 +52,7 @@ func TestALineOfOneHolderIsPassedByTheNext(t *testing.T) {
 
 func TestWhoeverNoLongerWaitsForAPlaceTakesNone(t *testing.T) {
 	t.Parallel()
-	p := lifecycle.NewPlaces(1)
+	p := instance.NewPlaces(1)
 	leave, err := p.Enter(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
@@ -65,4 +66,35 @@ func TestWhoeverNoLongerWaitsForAPlaceTakesNone(t *testing.T) {
 	if _, err := p.Enter(t.Context(), "c"); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestThoseWhoWaitTakeTurns has one caller wait many times before another comes: of what
+// becomes free each gets every other place.
+func TestThoseWhoWaitTakeTurns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := instance.NewPlaces(1)
+		leave, err := p.Enter(t.Context(), "first")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var order []string
+		for _, caller := range []string{"a", "a", "a", "a", "b", "b"} {
+			go func() {
+				leave, err := p.Enter(t.Context(), caller)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				order = append(order, caller)
+				leave()
+			}()
+			synctest.Wait()
+		}
+		leave()
+		synctest.Wait()
+		if want := []string{"a", "b", "a", "b", "a", "a"}; !slices.Equal(order, want) {
+			t.Errorf("served in the order %v, want %v", order, want)
+		}
+	})
 }
