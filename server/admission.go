@@ -37,6 +37,7 @@ const sheddingLogInterval = time.Second
 type admission struct {
 	log             *slog.Logger
 	mostConnections int
+	unsent          unsentBudget
 
 	mu sync.Mutex
 	// shares are those of the principals; connections count what they hold themselves.

@@ -114,6 +114,7 @@ type streamIn struct {
 	gate gate
 	// ticket is zero for one that was not admitted.
 	ticket ticket
+	unsent unsentMessages
 	// speaks is whether its caller may speak for as long as it lasts.
 	speaks bool
 }
@@ -142,11 +143,22 @@ func (c chain) leaveStream(in *streamIn, err error) error {
 	} else {
 		defer connectionOf(in.ctx).arrived.Add(1)
 	}
-	return c.leave(in.ctx, &in.call, err)
+	err = c.leave(in.ctx, &in.call, err)
+	in.unsent.settle(in.ServerStream.Context(), connectionOf(in.ctx))
+	return err
 }
 
 // Context returns the context in which the stream is handled.
 func (s *streamIn) Context() context.Context { return s.ctx }
+
+// SendMsg sends a message.
+func (s *streamIn) SendMsg(m any) error {
+	data, err := s.gate.codec.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return s.ServerStream.SendMsg(s.unsent.mark(data))
+}
 
 // RecvMsg receives a request. It ends with the context, also for handlers that do not look
 // at that while they wait for their caller to speak, as those of reflection do. A receiver

@@ -22,6 +22,9 @@ type connection struct {
 	calls [kinds]int
 	turn  uint64
 
+	// unsent is guarded by the budget of the admission.
+	unsent unsentOf
+
 	// refused counts the calls that were refused since the connection was last read,
 	// arrived those that were admitted, or were refused and have ended.
 	refused atomic.Int64
@@ -208,6 +211,7 @@ func (c *connection) Close() error {
 	c.admission.mu.Lock()
 	delete(c.admission.connections, c)
 	c.admission.mu.Unlock()
+	c.admission.unsent.close(c)
 	return c.Conn.Close()
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -25,10 +27,11 @@ type gate struct {
 	admission *admission
 	arrival   arrival
 	large     *instance.Places
+	codec     codec
 }
 
 func newGate(a *admission, arrives arrival) gate {
-	return gate{admission: a, arrival: arrives, large: instance.NewPlaces(largeRequests)}
+	return gate{admission: a, arrival: arrives, large: instance.NewPlaces(largeRequests), codec: newCodec()}
 }
 
 // guard returns a registrar of services whose methods are all behind the gate.
@@ -86,7 +89,14 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 		if in.problem != nil {
 			return refused(in.problem)
 		}
-		return resp, err
+		if err != nil {
+			return nil, err
+		}
+		data, err := g.codec.Marshal(resp)
+		if err != nil {
+			return nil, status.Errorf(codes.Internal, "the response cannot be encoded: %v", err)
+		}
+		return conn.queue(ctx, data)
 	}
 }
 

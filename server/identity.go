@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -65,9 +66,18 @@ func identify(ctx context.Context) context.Context {
 			Violations: violations,
 		}
 	}
+	sendPlain(ctx)
 	// It fails for a caller that has gone, who needs no header.
 	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDKey, caller.RequestID))
 	return context.WithValue(ctx, identityKey{}, id)
+}
+
+// sendPlain has responses sent as they are, also to callers that compress their requests:
+// grpc-go does not tell how long it keeps what it has compressed.
+func sendPlain(ctx context.Context) {
+	if s, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ SendCompress() string }); ok && s.SendCompress() != "" {
+		_ = grpc.SetSendCompressor(ctx, encoding.Identity) // always allowed before the header
+	}
 }
 
 // refusalOf returns why a caller is refused whose metadata is not what it should be.
