@@ -20,7 +20,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -140,8 +142,9 @@ func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act fun
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		t.accepted = true
 		opts := client.Options{Principal: t.principal, MaxAttempts: 3, OnRetry: t.tellRetry}
+		opts.DialOptions = sendableRequests()
 		if t.output != outputJSON {
-			opts.DialOptions = append(printableResponses(), grpc.WithStatsHandler(connections{made: func() { t.away.back(t) }}))
+			opts.DialOptions = append(append(opts.DialOptions, printableResponses()...), grpc.WithStatsHandler(connections{made: func() { t.away.back(t) }}))
 		}
 		c, err := t.dial(opts)
 		if err != nil {
@@ -235,6 +238,43 @@ func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Cont
 
 // HandleRPC implements [stats.Handler].
 func (connections) HandleRPC(context.Context, stats.RPCStats) {}
+
+// sendableRequests refuses a request with a text that is not UTF-8 before grpc does, which
+// says no more than that something failed, as if the request might have arrived.
+func sendableRequests() []grpc.DialOption {
+	check := func(req any) error {
+		if m, ok := req.(proto.Message); ok {
+			if _, err := proto.Marshal(m); err != nil {
+				return status.Error(codes.InvalidArgument, "the request has a text that is not UTF-8")
+			}
+		}
+		return nil
+	}
+	unary := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if err := check(req); err != nil {
+			return err
+		}
+		return invoke(ctx, method, req, reply, conn, opts...)
+	}
+	stream := func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		s, err := open(ctx, desc, conn, method, opts...)
+		return sendableStream{s, check}, err
+	}
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(unary), grpc.WithChainStreamInterceptor(stream)}
+}
+
+type sendableStream struct {
+	grpc.ClientStream
+	check func(req any) error
+}
+
+// SendMsg sends a message that can be sent.
+func (s sendableStream) SendMsg(m any) error {
+	if err := s.check(m); err != nil {
+		return err
+	}
+	return s.ClientStream.SendMsg(m)
+}
 
 // ids returns the ids of a command line. A single "-" stands for those on standard
 // input, separated by blanks or line ends, which are waited for until ctx is done.
