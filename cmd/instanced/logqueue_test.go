@@ -96,6 +96,40 @@ func TestALogThatIsNotReadHoldsNoCallUp(t *testing.T) {
 	}
 }
 
+func TestALogWhoseReaderHasGoneEndsNothing(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command("instanced", "serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(t.TempDir(), "data"))
+	cmd.Env = awsEnvironment()
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, stderr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = gone.Close()
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = stderr.Close() // the process has its own
+	defer func() { _ = cmd.Process.Kill() }()
+	said := bufio.NewScanner(stdout)
+	serves := false
+	for !serves && said.Scan() {
+		serves = servesOn.MatchString(said.Text())
+	}
+	if !serves {
+		t.Fatalf("the service ended before it served: %v", cmd.Wait())
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	_, _ = io.Copy(io.Discard, stdout)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the service ended with %v", err)
+	}
+}
+
 func TestDroppedLogLinesAreCountedBehindThoseBeforeThem(t *testing.T) {
 	t.Parallel()
 	unread, stderr := io.Pipe()

@@ -21,22 +21,38 @@ func main() {
 }
 
 // untilSignal returns a context that ends with the first signal that asks for an orderly
-// end; the second one does not ask. A hangup reloads where there is something to reload.
+// end; the second one does not ask. A hangup reloads where there is something to reload,
+// and means nothing to a process that was started to outlive it, as nohup does.
 func (t *terminal) untilSignal() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	end := func(s os.Signal) {
+		if ctx.Err() != nil {
+			os.Exit(exitInterrupted)
+		}
+		cancel(fmt.Errorf("%w by signal: %v", context.Canceled, s))
+	}
+	ends := make(chan os.Signal, 2)
+	signal.Notify(ends, os.Interrupt, syscall.SIGTERM)
+	// Hangups wait for a reload that takes long, in a channel of their own: however many
+	// there are, they must not hold up the signals that end the process.
+	hangups := make(chan os.Signal, 1)
+	outlives := signal.Ignored(syscall.SIGHUP)
+	signal.Notify(hangups, syscall.SIGHUP)
 	closed := terminalClosed()
 	go func() {
-		for s := range signals {
-			if reload := t.onHangup.Load(); s == syscall.SIGHUP && reload != nil && !closed() {
+		for s := range ends {
+			end(s)
+		}
+	}()
+	go func() {
+		for s := range hangups {
+			reload := t.onHangup.Load()
+			switch {
+			case !outlives && (reload == nil || closed()):
+				end(s)
+			case reload != nil:
 				(*reload)()
-				continue
 			}
-			if ctx.Err() != nil {
-				os.Exit(exitInterrupted)
-			}
-			cancel(fmt.Errorf("%w by signal: %v", context.Canceled, s))
 		}
 	}()
 	return ctx

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -163,6 +164,10 @@ func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet) error {
 // serve is the composition root: it makes every part, joins them, and takes them
 // apart again in the reverse order.
 func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
+	// A hangup ends nothing while the service starts, either.
+	t.onHangup.Store(new(func() {}))
+	// Nor does a log whose reader has gone away: its lines are lost.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	log, closeLog := newLogger(cfg, t.stderr)
 	defer closeLog()
 	var stopping time.Time
@@ -266,7 +271,6 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 	reload := &reload{log: log, cfg: cfg, backing: backing}
 	reloaded := func() { reload.run(ctx) }
 	t.onHangup.Store(&reloaded)
-	defer t.onHangup.Store(nil)
 	srv := server.New(settings)
 	served := make(chan error, 2)
 	go func() { served <- srv.Serve(lis) }()
