@@ -104,7 +104,7 @@ func (b *Backend) furnish(l Limits) {
 	pump := func(d *desk) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.pump(d)
+		b.pumpDue(d)
 	}
 	for _, d := range []*desk{
 		newDesk(instance.VerbStart, start, instances(instance.VerbStart, l.Start), pump),
@@ -126,13 +126,16 @@ func (b *Backend) Close() {
 		d.timer.Stop()
 		for _, l := range d.lanes {
 			for _, c := range l.waiting {
+				if !c.isWaiting() {
+					continue
+				}
 				units := c.units(c.waiting)
 				c.waiting = nil
 				for _, u := range units {
 					u.settle(nil, u.ids, errClosing())
 				}
 			}
-			l.waiting = nil
+			l.waiting, l.live, l.pos = nil, 0, 0
 		}
 	}
 	for _, cancel := range b.rounds {
@@ -170,9 +173,7 @@ func (b *Backend) Buckets() []instance.TokenBucket {
 	for _, verb := range []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbTerminate} {
 		d := b.desks[verb]
 		instances := d.instances.standing(now)
-		for _, a := range d.accounts {
-			instances.Waiting += a.ids
-		}
+		instances.Waiting = d.ids
 		list = append(list, d.requests.standing(now), instances)
 	}
 	return list

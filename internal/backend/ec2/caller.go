@@ -13,7 +13,8 @@ type caller struct {
 	cmd      instance.Command
 	seq      uint64    // in the order of arrival
 	deadline time.Time // zero for none
-	account  *account
+	tenant   *tenant
+	queue    *queue
 	// waiting are the ids that have not gone out: all or none of a whole call.
 	waiting []instance.ID
 	// gone is true for one that has left: nobody listens.

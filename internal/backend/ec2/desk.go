@@ -2,6 +2,7 @@ package ec2
 
 import (
 	"cmp"
+	"container/heap"
 	"math"
 	"slices"
 	"time"
@@ -30,19 +31,46 @@ type desk struct {
 	// instances has a token for each instance of a call; nil for RebootInstances.
 	instances *bucket
 	// most is how many instances EC2 is known to take in one call.
-	most     int
-	lanes    map[kind]*lane
-	accounts map[string]*account
-	clock    float64 // virtual time, in calls
-	timer    *time.Timer
+	most         int
+	lanes        map[kind]*lane
+	tenants      map[string]*tenant
+	clock        float64 // virtual time, in calls
+	timer        *time.Timer
+	callers, ids int    // waiting
+	seq          uint64 // of the newest tenant
+	idle         idleTenants
+	// fronts has the tenants that are first in any lane, by how many those are.
+	fronts tree
+
+	// shared is how many tokens of the instance bucket each of those got who lack some.
+	shared float64
+	// filling has them, by the value of shared at which they have all that they ask for.
+	filling    tree
+	fillingIDs int     // for which they wait
+	held       float64 // the credit of all others
+
+	// short has the queues in the lanes that are open, if anybody in them waits for
+	// tokens only.
+	short shortQueues
+	// stale is true when the queues have to be looked at again.
+	stale bool
+	// opensAt is when another lane opens; zero for never.
+	opensAt time.Time
+	// visits is how many callers, tenants and queues were looked at.
+	visits int
 }
 
 // lane holds the calls of one kind.
 type lane struct {
 	kind
-	waiting []*caller // in the order of arrival
-	rounds  int       // on their way
-	newest  time.Time // when the last of them began
+	queues map[*tenant]*queue
+	// waiting are the callers in the order of arrival; those who have left or gone out stay
+	// until they are the more. live still wait, the first of them at pos.
+	waiting   []*caller
+	live, pos int
+	front     *tenant   // of the first; nil for none
+	rounds    int       // on their way
+	newest    time.Time // when the last of them began
 }
 
 func newDesk(verb instance.Verb, requests, instances *bucket, pump func(*desk)) *desk {
@@ -52,8 +80,9 @@ func newDesk(verb instance.Verb, requests, instances *bucket, pump func(*desk)) 
 		instances: instances,
 		most:      mostIDs,
 		lanes:     make(map[kind]*lane),
-		accounts:  make(map[string]*account),
+		tenants:   make(map[string]*tenant),
 	}
+	d.fronts.steps, d.filling.steps, d.short.steps = &d.visits, &d.visits, &d.visits
 	d.timer = time.AfterFunc(time.Hour, func() { pump(d) })
 	d.timer.Stop()
 	return d
@@ -70,69 +99,69 @@ func (d *desk) reserve(k kind) float64 {
 
 // enter adds a caller to those who wait.
 func (d *desk) enter(c *caller) {
-	a := d.account(c.cmd.Principal)
-	c.account = a
-	a.callers++
-	if !c.cmd.DryRun {
-		a.ids += len(c.waiting)
-	}
+	t := d.tenant(c.cmd.Principal)
 	k := c.kind()
-	if d.lanes[k] == nil {
-		d.lanes[k] = &lane{kind: k}
+	l := d.lanes[k]
+	if l == nil {
+		l = &lane{kind: k, queues: make(map[*tenant]*queue)}
+		d.lanes[k] = l
 	}
-	d.lanes[k].waiting = append(d.lanes[k].waiting, c)
+	q := l.queues[t]
+	if q == nil {
+		q = &queue{lane: l, tenant: t}
+		l.queues[t] = q
+	}
+	c.tenant, c.queue = t, q
+	d.callers++
+	t.callers++
+	if !c.cmd.DryRun {
+		d.setWaiting(t, t.ids+len(c.waiting))
+	}
+	q.list = append(q.list, c)
+	q.live++
+	l.waiting = append(l.waiting, c)
+	l.live++
+	d.setFront(l)
 }
 
-func (d *desk) account(principal string) *account {
-	a := d.accounts[principal]
-	if a == nil {
-		a = &account{principal: principal}
-		d.accounts[principal] = a
+func (d *desk) tenant(principal string) *tenant {
+	t := d.tenants[principal]
+	if t == nil {
+		d.seq++
+		t = &tenant{principal: principal, seq: d.seq}
+		d.tenants[principal] = t
 	}
-	return a
+	return t
 }
 
 // leave removes what of a caller has not gone out.
 func (d *desk) leave(c *caller) {
-	l := d.lanes[c.kind()]
-	if l == nil || len(c.waiting) == 0 {
-		return
-	}
-	l.waiting = slices.DeleteFunc(l.waiting, func(other *caller) bool { return other == c })
-	d.took(c, len(c.waiting))
-	c.waiting = nil
-	d.tidy(l)
-}
-
-// took says that so many ids of a caller wait no longer.
-func (d *desk) took(c *caller, n int) {
-	if !c.cmd.DryRun {
-		c.account.ids -= n
-	}
-	if n == len(c.waiting) {
-		c.account.callers--
+	if c.isWaiting() {
+		d.take(c, nil)
+		d.tidy(c.queue.lane)
 	}
 }
 
 // tidy drops what nobody needs any more.
 func (d *desk) tidy(l *lane) {
-	if len(l.waiting) == 0 && l.rounds == 0 {
+	if l.live == 0 && l.rounds == 0 {
 		delete(d.lanes, l.kind)
 	}
-	idle := true
-	for name, a := range d.accounts {
-		if a.callers == 0 {
-			a.credit = 0
-			if a.calls <= d.clock {
-				delete(d.accounts, name)
-				continue
-			}
+	for len(d.idle) > 0 && d.idle[0].until <= d.clock {
+		d.visits++
+		t := heap.Pop(&d.idle).(idleTenant).tenant
+		switch {
+		case t.callers > 0:
+			t.idle = false
+		case t.calls > d.clock:
+			heap.Push(&d.idle, idleTenant{t, t.calls})
+		default:
+			delete(d.tenants, t.principal)
 		}
-		idle = idle && a.callers == 0
 	}
-	if idle {
-		clear(d.accounts)
-		d.clock = 0
+	if d.callers == 0 && len(d.tenants) > 0 {
+		d.tenants, d.idle = make(map[string]*tenant), nil
+		d.clock, d.shared, d.held = 0, 0, 0
 	}
 }
 
@@ -148,11 +177,20 @@ func (l *lane) opens(now time.Time) time.Duration {
 	return max(0, overtake-now.Sub(l.newest))
 }
 
-// candidate is a lane from which a batch could go out, and the account whose turn it is.
+// untilOpen returns how long it takes until a lane and the request bucket allow a batch;
+// negative when only the end of another one helps.
+func (d *desk) untilOpen(l *lane, now time.Time) time.Duration {
+	if opens := l.opens(now); opens != 0 {
+		return opens
+	}
+	return d.requests.until(now, 1+d.reserve(l.kind))
+}
+
+// candidate is a lane from which a batch could go out, and the tenant whose turn it is.
 type candidate struct {
 	*lane
-	turn *account
-	due  float64
+	turn *tenant
+	at   float64 // virtual time
 	seq  uint64
 }
 
@@ -161,13 +199,11 @@ type candidate struct {
 func (d *desk) candidates(now time.Time, free func(instance.ID) bool) (list []candidate, wait time.Duration) {
 	wait = never
 	for _, l := range d.lanes {
-		if len(l.waiting) == 0 {
+		d.visits++
+		if l.live == 0 {
 			continue
 		}
-		opens := l.opens(now)
-		if opens == 0 {
-			opens = d.requests.until(now, 1+d.reserve(l.kind))
-		}
+		opens := d.untilOpen(l, now)
 		switch {
 		case opens < 0:
 			continue
@@ -177,17 +213,18 @@ func (d *desk) candidates(now time.Time, free func(instance.ID) bool) (list []ca
 		}
 		next := candidate{lane: l}
 		for _, c := range l.waiting {
-			if next.turn != nil && d.due(c.account) >= next.due || !c.mayGo(free) {
+			d.visits++
+			if !c.isWaiting() || next.turn != nil && d.virtualTime(c.tenant) >= next.at || !c.mayGo(free) {
 				continue
 			}
-			next.turn, next.due, next.seq = c.account, d.due(c.account), c.seq
+			next.turn, next.at, next.seq = c.tenant, d.virtualTime(c.tenant), c.seq
 		}
 		if next.turn != nil {
 			list = append(list, next)
 		}
 	}
 	slices.SortFunc(list, func(x, y candidate) int {
-		return cmp.Or(cmp.Compare(x.due, y.due), cmp.Compare(x.seq, y.seq))
+		return cmp.Or(cmp.Compare(x.at, y.at), cmp.Compare(x.seq, y.seq))
 	})
 	return list, wait
 }

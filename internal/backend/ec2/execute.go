@@ -83,9 +83,7 @@ func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.R
 		return c.result()
 	}
 	c.gone = true
-	d := b.desks[cmd.Verb]
-	d.leave(c)
-	b.pump(d)
+	b.leave(b.desks[cmd.Verb], c)
 	return instance.Result{}, ctx.Err()
 }
 
@@ -101,13 +99,11 @@ func (b *Backend) withdraw(c *caller) {
 	if len(c.waiting) == 0 {
 		return
 	}
-	d := b.desks[c.cmd.Verb]
 	units := c.units(c.waiting)
-	d.leave(c)
+	b.leave(b.desks[c.cmd.Verb], c)
 	for _, u := range units {
 		u.settle(nil, u.ids, instance.CheckTerm(c.cmd.Term))
 	}
-	b.pump(d)
 }
 
 // submit puts a caller among those who wait, and sends what can go out. It refuses one
@@ -127,7 +123,7 @@ func (b *Backend) submit(cmd instance.Command, deadline time.Time) (*caller, err
 		return nil, err
 	}
 	d.enter(c)
-	b.pump(d)
+	b.pumpEntered(d, c)
 	return c, nil
 }
 
@@ -136,7 +132,11 @@ func (d *desk) tooLate(c *caller, now time.Time) error {
 	if c.deadline.IsZero() {
 		return nil
 	}
-	wait := d.wait(now, d.account(c.cmd.Principal), len(c.cmd.IDs), c.kind())
+	t := d.tenants[c.cmd.Principal]
+	if t == nil {
+		t = new(tenant)
+	}
+	wait := d.wait(now, t, len(c.cmd.IDs), c.kind())
 	if wait == 0 || !now.Add(wait).After(c.deadline) {
 		return nil
 	}
@@ -148,12 +148,8 @@ func (d *desk) errLimit(now time.Time, wait time.Duration) *instance.Error {
 	text := fmt.Sprintf("EC2's rate limits do not allow this %s within its deadline: its request bucket holds %.1f of %g and gains %g a second",
 		d.verb, max(0, d.requests.level), d.requests.capacity, d.requests.rate(now))
 	if d.instances != nil {
-		waiting := 0
-		for _, a := range d.accounts {
-			waiting += a.ids
-		}
 		text += fmt.Sprintf(", its instance bucket %.0f of %g and %g a second, and %d instances are waiting",
-			max(0, d.instances.level), d.instances.capacity, d.instances.rate(now), waiting)
+			max(0, d.instances.level), d.instances.capacity, d.instances.rate(now), d.ids)
 	}
 	return &instance.Error{
 		Kind:       instance.KindExhausted,
@@ -169,28 +165,27 @@ func (b *Backend) pump(d *desk) {
 	if b.closed {
 		return
 	}
-	free := func(id instance.ID) bool { return b.busy[id] == nil }
 	for {
 		now := time.Now()
-		list, wait := d.candidates(now, free)
+		d.allocate(now)
+		d.clearHeads()
+		list, wait := d.candidates(now, b.isFree)
 		sent := false
 		for _, c := range list {
-			group, later := d.gather(c, now, free)
-			if len(group) > 0 {
+			if group := d.gather(c, now, b.isFree); len(group) > 0 {
 				b.launch(d, c.lane, group, now)
 				sent = true
 				break
 			}
-			wait = min(wait, later)
 		}
 		if sent {
 			continue
 		}
+		d.opensAt = time.Time{}
 		if wait < never {
-			d.timer.Reset(wait)
-		} else {
-			d.timer.Stop()
+			d.opensAt = now.Add(wait)
 		}
+		d.arm(now)
 		return
 	}
 }

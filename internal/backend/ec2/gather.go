@@ -2,7 +2,6 @@ package ec2
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 
@@ -17,65 +16,53 @@ type gathering struct {
 	ids   map[instance.ID]struct{}
 	group []unit
 	// charged are the principals in the batch, and for how many instances.
-	charged map[*account]int
-	// short are the accounts whose next unit has too few tokens, and how few.
-	short map[*account]float64
+	charged map[*tenant]int
+	// short are the callers that come next of tenants who have too few tokens.
+	short []*caller
 }
 
 // gather takes from a lane what may go out in one call: the caller whose turn it is
-// first, then of every principal alike. If tokens are short it takes nothing, and tells
-// how long that will be so.
-func (d *desk) gather(c candidate, now time.Time, free func(instance.ID) bool) ([]unit, time.Duration) {
+// first, then of every principal alike. If tokens are short it takes nothing, and notes
+// who waits for them.
+func (d *desk) gather(c candidate, now time.Time, free func(instance.ID) bool) []unit {
 	for concentrated := false; ; concentrated = true {
-		d.fund(now)
+		d.allocate(now)
 		g := &gathering{
 			d:       d,
 			free:    free,
 			ids:     make(map[instance.ID]struct{}),
-			charged: make(map[*account]int),
-			short:   make(map[*account]float64),
+			charged: make(map[*tenant]int),
 		}
 		g.fill(c.lane, c.turn)
 		if len(g.group) > 0 {
-			g.depart(c)
-			return g.group, 0
+			g.seal(c)
+			return g.group
 		}
-		if len(g.short) == 0 {
-			return nil, never
+		if len(g.short) > 0 && d.bucketFull() && !concentrated {
+			d.allocateAllTo(c.turn)
+			continue
 		}
-		if full := d.instances.until(now, d.instances.capacity); full > 0 {
-			return nil, min(full, g.patience(now))
+		for _, short := range g.short {
+			short.queue.pos = 0
+			d.setHead(short.queue, short)
 		}
-		if concentrated {
-			return nil, never
-		}
-		d.concentrate(c.turn)
+		return nil
 	}
-}
-
-// patience is how long it takes until the first of those who are short has enough, when
-// all of them share what comes.
-func (g *gathering) patience(now time.Time) time.Duration {
-	least := slices.Min(slices.Collect(maps.Values(g.short)))
-	needed := 0.0
-	for _, w := range g.d.wanting(func(a *account) float64 { return float64(a.ids) - a.credit }) {
-		needed += min(w.missing, least)
-	}
-	return max(time.Millisecond, g.d.instances.filling(now, needed))
 }
 
 // fill takes what fits, in turns that double.
-func (g *gathering) fill(l *lane, turn *account) {
-	queues := make(map[*account][]*caller)
-	var order []*account
+func (g *gathering) fill(l *lane, turn *tenant) {
+	queues := make(map[*tenant][]*caller)
+	var order []*tenant
 	for _, c := range l.waiting {
-		if !c.mayGo(g.free) {
+		g.d.visits++
+		if !c.isWaiting() || !c.mayGo(g.free) {
 			continue
 		}
-		if queues[c.account] == nil {
-			order = append(order, c.account)
+		if queues[c.tenant] == nil {
+			order = append(order, c.tenant)
 		}
-		queues[c.account] = append(queues[c.account], c)
+		queues[c.tenant] = append(queues[c.tenant], c)
 	}
 	i := slices.Index(order, turn)
 	if i < 0 {
@@ -83,13 +70,13 @@ func (g *gathering) fill(l *lane, turn *account) {
 	}
 	order[0], order[i] = order[i], order[0]
 	for quantum := 1; len(order) > 0 && len(g.ids) < g.d.most; quantum *= 2 {
-		order = slices.DeleteFunc(order, func(a *account) bool {
+		order = slices.DeleteFunc(order, func(a *tenant) bool {
 			for len(queues[a]) > 0 && g.charged[a] < quantum {
 				c := queues[a][0]
 				if !g.add(c, quantum-g.charged[a]) {
 					return true
 				}
-				if !c.mayGo(g.free) || len(c.waiting) == 0 {
+				if !c.isWaiting() || !c.mayGo(g.free) {
 					queues[a] = queues[a][1:]
 				}
 			}
@@ -116,15 +103,14 @@ func (g *gathering) add(c *caller, turn int) bool {
 			rest = append(rest, id)
 		default:
 			fresh++
-			g.pay(c, id)
+			g.charge(c, id)
 			ids = append(ids, id)
 		}
 	}
 	if len(ids) == 0 {
 		return false
 	}
-	g.d.took(c, len(ids))
-	c.waiting = rest
+	g.d.take(c, rest)
 	g.group = append(g.group, c.units(ids)...)
 	return true
 }
@@ -144,48 +130,45 @@ func (g *gathering) addWhole(c *caller) bool {
 		return false
 	}
 	for _, id := range fresh {
-		g.pay(c, id)
+		g.charge(c, id)
 	}
 	g.group = append(g.group, c.units(c.waiting)...)
-	g.d.took(c, len(c.waiting))
-	c.waiting = nil
+	g.d.take(c, nil)
 	return true
 }
 
-// afford reports whether the account has the tokens for n instances. Where the bucket
+// afford reports whether the tenant has the tokens for n instances. Where the bucket
 // could never hold so many, a full one is enough.
 func (g *gathering) afford(c *caller, n int) bool {
 	if g.d.instances == nil {
 		return true
 	}
-	short := min(float64(n), g.d.instances.capacity) - c.account.credit
-	if short <= hair {
+	if min(float64(n), g.d.instances.capacity)-g.d.credit(c.tenant) <= hair {
 		return true
 	}
-	g.short[c.account] = short
+	g.short = append(g.short, c)
 	return false
 }
 
-// pay puts an id into the batch.
-func (g *gathering) pay(c *caller, id instance.ID) {
+// charge puts an id into the batch.
+func (g *gathering) charge(c *caller, id instance.ID) {
 	g.ids[id] = struct{}{}
 	if c.cmd.DryRun {
 		return
 	}
-	g.charged[c.account]++
+	g.charged[c.tenant]++
 	if g.d.instances != nil {
-		c.account.credit = max(0, c.account.credit-1)
+		g.d.setShare(c.tenant, c.tenant.ids, max(0, g.d.credit(c.tenant)-1))
 		g.d.instances.level--
 	}
 }
 
-// depart removes what is in the batch from the lane, and charges for the call.
-func (g *gathering) depart(c candidate) {
-	c.waiting = slices.DeleteFunc(c.waiting, func(w *caller) bool { return len(w.waiting) == 0 })
+// seal charges for the call.
+func (g *gathering) seal(c candidate) {
 	g.d.requests.level--
 	if len(g.charged) == 0 {
 		g.charged[c.turn] = 0
 	}
-	g.d.served(g.charged, c.due)
+	g.d.chargeCall(g.charged, c.at)
 	slices.SortStableFunc(g.group, func(x, y unit) int { return cmp.Compare(x.seq, y.seq) })
 }

@@ -105,13 +105,13 @@ func (b *Backend) turnAway() {
 	defer b.mu.Unlock()
 	for _, d := range b.desks {
 		for _, l := range d.lanes {
-			for len(l.waiting) > 0 {
+			for l.live > 0 {
 				away := b.client.reach.known()
 				if away == nil {
 					// An answer has come meanwhile.
 					return
 				}
-				c := l.waiting[0]
+				c := l.waiting[l.pos]
 				units := c.units(c.waiting)
 				d.leave(c)
 				for _, u := range units {

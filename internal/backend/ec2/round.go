@@ -242,10 +242,17 @@ func (r *round) hold(ids []instance.ID) bool {
 	if b.closed {
 		return false
 	}
+	grown := false
 	for _, id := range ids {
 		if b.busy[id] == nil {
 			b.busy[id] = r
 			r.held = append(r.held, id)
+			grown = true
+		}
+	}
+	if grown {
+		for _, d := range b.desks {
+			d.stale = true
 		}
 	}
 	return true
