@@ -202,12 +202,21 @@ func (j *Journal) refresh(ctx context.Context) error {
 }
 
 func (j *Journal) refreshLocked(ctx context.Context) error {
-	known := j.view.tip()
+	return j.refreshFrom(ctx, j.view.tip())
+}
+
+// refreshFrom is refreshLocked, given what was the end of the view a moment ago.
+func (j *Journal) refreshFrom(ctx context.Context, known tip) error {
 	c, err := j.store.control(ctx, known.head.Seq)
 	if err != nil {
 		return err
 	}
+	// In a term the writer publishes meanwhile, and then history may be trimmed beyond known.
+	stale := func() bool { return j.view.tip().head.Seq != known.head.Seq }
 	if !j.continues(known, c) {
+		if stale() {
+			return j.refreshLocked(ctx)
+		}
 		j.log.WarnContext(ctx, "the log in etcd has gone back, or left this process too far behind; reading it anew",
 			slog.Uint64("known_seq", known.head.Seq))
 		if t := j.currentTerm(); t != nil {
@@ -222,6 +231,9 @@ func (j *Journal) refreshLocked(ctx context.Context) error {
 	}
 	err = j.catchUp(ctx, j.view)
 	if errors.Is(err, errGap) {
+		if stale() {
+			return j.refreshLocked(ctx)
+		}
 		return j.load(ctx)
 	}
 	return err

@@ -312,3 +312,29 @@ func TestACheckpointIsDueAfterAWhileAndAfterMuchWasWritten(t *testing.T) {
 		t.Error("it was not written although a tenth of what is kept had been written since the last one")
 	}
 }
+
+// A reader that retention has passed has the view compared with etcd, while the writer goes on
+// and history may be trimmed beyond what was the end of the view when the comparison began.
+func TestATermOutlivesHistoryThatIsTrimmedWhileTheViewIsCompared(t *testing.T) {
+	j, term := own(t, testConfig(t))
+	set(t, term, id(1), instance.StateStopped)
+	known := j.view.tip()
+	set(t, term, id(1), instance.StatePending)
+	set(t, term, id(1), instance.StateRunning)
+	if err := term.checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 0); err != nil {
+		t.Fatal(err)
+	}
+	if j.Oldest().Seq <= known.head.Seq {
+		t.Fatalf("batch %d is kept", known.head.Seq)
+	}
+	if err := j.refreshFrom(t.Context(), known); err != nil {
+		t.Errorf("refresh: %v", err)
+	}
+	if err := term.Err(); err != nil {
+		t.Errorf("the term has ended: %v", err)
+	}
+	set(t, term, id(1), instance.StateStopping)
+}
