@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -301,4 +302,24 @@ func TestADamagedLogIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantDamaged(t, config.DataDir)
+}
+
+// A lease may run out just before the end, or be noticed only then to have run out.
+func TestCloseDoesNotFailWhenTheTermIsOverAlready(t *testing.T) {
+	config := testConfig(t)
+	var log syncBuffer
+	config.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	j, term := own(t, config)
+	set(t, term, id(1), instance.StateStopped)
+	if _, err := j.store.client.Delete(t.Context(), j.store.keys.owner); err != nil {
+		t.Fatal(err)
+	}
+	closeJournal(t, j)
+	if said := "this process no longer owns the journal"; !strings.Contains(log.String(), said) {
+		t.Errorf("the log does not say %q:\n%s", said, log.String())
+	}
+	j, _ = own(t, config)
+	if got, ok := j.Get(id(1)); !ok || got.Instance.State != instance.StateStopped {
+		t.Errorf("what was acknowledged is lost: %v", got)
+	}
 }

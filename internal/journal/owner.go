@@ -398,7 +398,9 @@ func (t *Term) resign(ctx context.Context) error {
 	if full := t.journal.disk.room(); full != nil {
 		t.journal.log.WarnContext(ctx, "the disk is full, so that no checkpoint is written; the next start takes longer")
 	} else if t.Err() == nil {
-		err = t.checkpoint(ctx)
+		if err = t.checkpoint(ctx); t.Err() != nil {
+			err = nil // the term was over already, as the log was told; the next owner writes its own
+		}
 	}
 	_ = t.end(errClosed())
 	t.release(ctx)
