@@ -69,6 +69,7 @@ func (q *logQueue) run() {
 			lines, dropped, closed := q.queued, q.lines, q.closed
 			q.queued, q.lines = spare[:0], 0
 			q.mu.Unlock()
+			spare = lines // in use until it is written; the next swap comes after that
 			if len(lines) == 0 && dropped == 0 {
 				if closed {
 					return
@@ -79,7 +80,6 @@ func (q *logQueue) run() {
 			if dropped > 0 {
 				q.dropped(dropped)
 			}
-			spare = lines
 		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -159,3 +160,40 @@ func TestDroppedLogLinesAreCountedBehindThoseBeforeThem(t *testing.T) {
 		t.Errorf("at the end came %q", rest)
 	}
 }
+
+// Line after line, with the destination idle in between and busy: what is queued must never
+// share memory with what is being written.
+func TestLinesThatComeWhileOthersAreWrittenLeaveThemAlone(t *testing.T) {
+	const lines = 2000
+	var mu sync.Mutex
+	var written bytes.Buffer
+	pieces := make(chan struct{}, lines)
+	q := newLogQueue(writerFunc(func(p []byte) (int, error) {
+		for _, b := range p { // a slow reader of the same memory
+			mu.Lock()
+			written.WriteByte(b)
+			mu.Unlock()
+		}
+		pieces <- struct{}{}
+		return len(p), nil
+	}), func(int) {})
+	var want strings.Builder
+	for n := range lines {
+		line := fmt.Sprintf("line %d\n", n)
+		want.WriteString(line)
+		_, _ = q.Write([]byte(line))
+		if n%3 == 0 {
+			<-pieces // the queue has run empty
+		}
+	}
+	q.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	if written.String() != want.String() {
+		t.Error("the lines were not written as they came")
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -184,7 +184,8 @@ func (p *process) complain() {
 		text, _ := os.ReadFile(name)
 		for _, bad := range []string{"WARNING: DATA RACE", "panic: ", `"code":"Internal"`} {
 			if strings.Contains(string(text), bad) {
-				p.t.Errorf("the process on %s said %q:\n%s", p.address, bad, lastLines(string(text), 60))
+				_, after, _ := strings.Cut(string(text), bad)
+				p.t.Errorf("the process on %s said %q:\n%s", p.address, bad, firstLines(after, 60))
 				break
 			}
 		}
@@ -215,4 +216,10 @@ func freeAddress(t testing.TB) string {
 	}
 	t.Fatal("there is no free port")
 	return ""
+}
+
+// firstLines returns the first lines of a text.
+func firstLines(text string, n int) string {
+	lines := strings.SplitN(text, "\n", n+1)
+	return strings.Join(lines[:min(len(lines), n)], "\n")
 }
