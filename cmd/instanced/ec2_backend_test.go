@@ -1,10 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	awsec2 "github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/smithy-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -148,6 +157,72 @@ func TestAnInstanceLaunchedAMinuteAgoIsFound(t *testing.T) {
 	id := aws.ToString(launched.Instances[0].InstanceId)
 	if stdout, stderr, status := s.ask("describe", id); status != exitOK || !strings.Contains(stdout, id) {
 		t.Errorf("describing it ended with %d:\n%s%s", status, stdout, stderr)
+	}
+}
+
+// The EC2 endpoint of a service in front of EC2 tells what EC2 does, and makes nothing up.
+func TestImagesAndHostNamesOfEC2AreThereForItsClients(t *testing.T) {
+	t.Parallel()
+	_, behind := simulated(t, "", "--sim-speed", "0")
+	ctx := patient(t)
+	launched, err := dial(behind).RunInstances(ctx, &awsec2.RunInstancesInput{
+		ImageId: aws.String("ami-0123456789abcdef0"), MinCount: aws.Int32(2), MaxCount: aws.Int32(2),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A VPC that names instances otherwise, and has no DNS hostnames.
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: behind}) },
+		ModifyResponse: func(r *http.Response) error {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return err
+			}
+			body = regexp.MustCompile(`<dnsName>[^<]*`).ReplaceAll(body, []byte("<dnsName>"))
+			body = regexp.MustCompile(`<privateDnsName>ip-`).ReplaceAll(body, []byte("<privateDnsName>host-"))
+			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+			r.Header.Set("Content-Length", strconv.Itoa(len(body)))
+			return nil
+		},
+	}
+	between := httptest.NewServer(proxy)
+	t.Cleanup(between.Close)
+	_, door := withDoor(t, "--backend", "ec2", "--aws-region", "us-east-1", "--aws-endpoint-url", between.URL)
+	client := dial(door)
+	filtered := func(name, value string) (found []types.Instance) {
+		out, err := client.DescribeInstances(ctx, &awsec2.DescribeInstancesInput{Filters: []types.Filter{{Name: &name, Values: []string{value}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range out.Reservations {
+			found = append(found, r.Instances...)
+		}
+		return found
+	}
+	got := filtered("image-id", "ami-0123456789abcdef0")
+	if len(got) != 2 {
+		t.Fatalf("%d instances are of the image", len(got))
+	}
+	var indices []int32
+	for _, i := range got {
+		indices = append(indices, *i.AmiLaunchIndex)
+		want := "host-" + strings.ReplaceAll(*i.PrivateIpAddress, ".", "-") + ".ec2.internal"
+		if *i.PrivateDnsName != want || *i.PublicDnsName != "" || i.PublicIpAddress == nil {
+			t.Errorf("%s has the names %q and %q, want %q and none", *i.InstanceId, *i.PrivateDnsName, *i.PublicDnsName, want)
+		}
+		if by := filtered("private-dns-name", want); len(by) != 1 || *by[0].InstanceId != *i.InstanceId {
+			t.Errorf("%d instances are named %s", len(by), want)
+		}
+	}
+	if slices.Sort(indices); !slices.Equal(indices, []int32{0, 1}) {
+		t.Errorf("the launch indices are %v", indices)
+	}
+	if by := filtered("launch-index", "1"); len(by) != 1 || *by[0].ImageId != *launched.Instances[0].ImageId {
+		t.Errorf("%d instances have the launch index 1", len(by))
+	}
+	if by := filtered("dns-name", "*"); len(by) != 0 {
+		t.Errorf("%d instances have public names", len(by))
 	}
 }
 

@@ -79,8 +79,19 @@ type Instance struct {
 	// LaunchTime is when the instance was launched or last started, in UTC.
 	LaunchTime time.Time
 
+	// ImageID is the AMI that it was launched from, such as ami-0abcdef1234567890. It is
+	// empty only in what was recorded before it was kept.
+	ImageID string
+	// AMILaunchIndex is which one it is of those that were launched together, from 0.
+	AMILaunchIndex int32
+
 	PrivateIPAddress string
 	PublicIPAddress  string
+	// PrivateDNSName and PublicDNSName are the host names that EC2 gives it. The private
+	// one is kept while it is stopped. The public one comes and goes with the public
+	// address, and is empty in a VPC without DNS hostnames.
+	PrivateDNSName string
+	PublicDNSName  string
 	// Tenancy is "default", "dedicated" or "host".
 	Tenancy string
 	// RootDeviceType is "ebs" or "instance-store".
@@ -131,7 +142,7 @@ type SimulatorAttributes struct {
 	// Launched is how it was launched; nil for one that was put there otherwise. It is
 	// never modified.
 	Launched *Launched
-	// LaunchIndex is which one it is of those that were launched together, from 0.
+	// LaunchIndex is where earlier versions kept [Instance.AMILaunchIndex].
 	LaunchIndex uint64
 
 	// The transition under way. NextState is [StateUnspecified] when the instance
@@ -150,7 +161,8 @@ type SimulatorAttributes struct {
 type Launched struct {
 	// ReservationID is shared by all instances of one launch.
 	ReservationID string
-	ImageID       string
+	// ImageID is where earlier versions kept [Instance.ImageID].
+	ImageID string
 	// ClientToken made the launch happen once; empty for none. Digest is of what was
 	// asked for under it.
 	ClientToken string
@@ -194,8 +206,12 @@ func (i *Instance) Equal(o *Instance) bool {
 		i.StateReason.equal(o.StateReason) &&
 		i.StateTransitionReason == o.StateTransitionReason &&
 		i.LaunchTime.Equal(o.LaunchTime) &&
+		i.ImageID == o.ImageID &&
+		i.AMILaunchIndex == o.AMILaunchIndex &&
 		i.PrivateIPAddress == o.PrivateIPAddress &&
 		i.PublicIPAddress == o.PublicIPAddress &&
+		i.PrivateDNSName == o.PrivateDNSName &&
+		i.PublicDNSName == o.PublicDNSName &&
 		i.Tenancy == o.Tenancy &&
 		i.RootDeviceType == o.RootDeviceType &&
 		i.Lifecycle == o.Lifecycle &&

@@ -174,24 +174,40 @@ type step struct{ before, after *instance.Instance }
 func readStep(f *message) *step {
 	s := &step{}
 	var same fields
+	var before withoutNames
 	for f.next() {
 		switch f.number {
 		case 1:
 			s.after = nestedIn(f, readInstance)
 		case 2:
-			s.before = nestedIn(f, readInstance)
+			before = nestedIn(f, readWithoutNames)
+			s.before = before.instance
 		case 3:
 			same = fields(f.scalar)
 		}
 	}
 	if s.before != nil && s.after != nil {
 		restoreAll(s.before, s.after, same)
+		restoreNames(s.before, before.usual)
 	}
 	return s
 }
 
 func readInstance(f *message) *instance.Instance {
+	w := readWithoutNames(f)
+	restoreNames(w.instance, w.usual)
+	return w.instance
+}
+
+// withoutNames is an instance whose usual host names are not restored yet.
+type withoutNames struct {
+	instance *instance.Instance
+	usual    names
+}
+
+func readWithoutNames(f *message) withoutNames {
 	i := &instance.Instance{}
+	var usual names
 	for f.next() {
 		switch f.number {
 		case 1:
@@ -230,9 +246,21 @@ func readInstance(f *message) *instance.Instance {
 			i.Tags[tag.key] = tag.value
 		case 16:
 			i.Simulator = nestedIn(f, readSimulator)
+		case 17:
+			i.ImageID = f.string()
+		case 18:
+			i.AMILaunchIndex = int32(f.scalar)
+		case 19:
+			i.PrivateDNSName = f.string()
+		case 20:
+			i.PublicDNSName = f.string()
+		case 21:
+			usual = names(f.scalar)
+		case 22:
+			i.ImageID = unpackImageID(f.scalar)
 		}
 	}
-	return i
+	return withoutNames{i, usual}
 }
 
 type tag struct{ key, value string }

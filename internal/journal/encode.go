@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -60,12 +62,17 @@ func appendStep(b []byte, field protowire.Number, before, after *instance.Instan
 	b, start := open(b, field)
 	b = appendInstance(b, 1, after)
 	rest, same := leaveOut(before, after)
-	b = appendInstance(b, 2, &rest)
+	b = appendWithoutNames(b, 2, &rest, usualNames(before).without(same))
 	b = appendVarint(b, 3, uint64(same))
 	return shut(b, start)
 }
 
 func appendInstance(b []byte, field protowire.Number, i *instance.Instance) []byte {
+	return appendWithoutNames(b, field, i, usualNames(i))
+}
+
+// appendWithoutNames appends an instance without the host names that are the usual ones.
+func appendWithoutNames(b []byte, field protowire.Number, i *instance.Instance, usual names) []byte {
 	b, start := open(b, field)
 	b = appendString(b, 1, string(i.ID))
 	b = appendString(b, 2, i.AccountID)
@@ -91,8 +98,45 @@ func appendInstance(b []byte, field protowire.Number, i *instance.Instance) []by
 	if i.Simulator != nil {
 		b = appendSimulator(b, 16, i.Simulator)
 	}
+	image, digits := packImageID(i.ImageID)
+	b = appendString(b, 17, image)
+	b = appendVarint(b, 18, uint64(i.AMILaunchIndex))
+	if usual&privateName == 0 {
+		b = appendString(b, 19, i.PrivateDNSName)
+	}
+	if usual&publicName == 0 {
+		b = appendString(b, 20, i.PublicDNSName)
+	}
+	b = appendVarint(b, 21, uint64(usual))
+	if digits != 0 {
+		b = appendFixed64(b, 22, digits)
+	}
 	return shut(b, start)
 }
+
+// imagePrefix begins all ids of images since 2018; 16 digits follow.
+const imagePrefix = "ami-0"
+
+// packImageID returns the digits of the id of an image that is of the usual form, or the id.
+func packImageID(id string) (other string, digits uint64) {
+	hex, ok := strings.CutPrefix(id, imagePrefix)
+	if !ok || len(hex) != 16 {
+		return id, 0
+	}
+	for n := range len(hex) {
+		digit := value(hex[n])
+		if digit < 0 {
+			return id, 0
+		}
+		digits = digits<<4 | uint64(digit)
+	}
+	if digits == 0 {
+		return id, 0
+	}
+	return "", digits
+}
+
+func unpackImageID(digits uint64) string { return fmt.Sprintf(imagePrefix+"%016x", digits) }
 
 func appendSimulator(b []byte, field protowire.Number, s *instance.SimulatorAttributes) []byte {
 	b, start := open(b, field)

@@ -43,6 +43,8 @@ func fill(t testing.TB, v reflect.Value) {
 		v.SetString(string(rune('a' + rand.IntN(26))))
 	case reflect.Bool:
 		v.SetBool(true)
+	case reflect.Int32:
+		v.SetInt(1 + rand.Int64N(1<<20))
 	case reflect.Int64:
 		v.SetInt(1 + rand.Int64N(1<<40))
 	case reflect.Uint64:
@@ -221,11 +223,17 @@ func TestWhatIsEncodedByHandIsWhatGeneratedCodeWrites(t *testing.T) {
 	same, other := filled[instance.Change](t), filled[instance.Change](t)
 	same.After = same.Before.Clone()
 	other.Before = anotherInEveryField(t, other.After)
+	usual := filled[instance.Change](t)
+	usual.Before, usual.After = inShortForm(usual.Before), inShortForm(usual.After)
 	added, removed := filled[instance.Change](t), filled[instance.Change](t)
+	usuallyAdded, usuallyRemoved := instance.Change{After: usual.After}, instance.Change{Before: usual.Before}
 	added.Before, removed.After = nil, nil
 	first, record, otherRecord := filled[Record](t), filled[Record](t), filled[Record](t)
 	first.Previous, record.Previous = nil, record.Instance.Clone()
 	otherRecord.Previous = anotherInEveryField(t, otherRecord.Instance)
+	usualRecord, usualFirst := filled[Record](t), filled[Record](t)
+	usualRecord.Instance, usualRecord.Previous = usual.After, usual.Before
+	usualFirst.Instance, usualFirst.Previous = usual.After, nil
 	change := func(c instance.Change) []byte { return appendHeader(appendChange(nil, &c), 7, launch, 99) }
 	packed := appendHeader(appendPacked(nil, bytes.Repeat(appendChange(nil, &added), packFrom)), 7, launch, 99)
 	for name, c := range map[string]struct {
@@ -233,8 +241,8 @@ func TestWhatIsEncodedByHandIsWhatGeneratedCodeWrites(t *testing.T) {
 		// all has what the forms have together.
 		all proto.Message
 	}{
-		"a batch":     {[][]byte{change(same), change(other), change(added), change(removed), packed}, &storagev1.LogRecord{}},
-		"an instance": {[][]byte{appendInstanceRecord(nil, &record), appendInstanceRecord(nil, &otherRecord), appendInstanceRecord(nil, &first)}, &storagev1.InstanceRecord{}},
+		"a batch":     {[][]byte{change(same), change(other), change(added), change(removed), change(usual), change(usuallyAdded), change(usuallyRemoved), packed}, &storagev1.LogRecord{}},
+		"an instance": {[][]byte{appendInstanceRecord(nil, &record), appendInstanceRecord(nil, &otherRecord), appendInstanceRecord(nil, &usualRecord), appendInstanceRecord(nil, &usualFirst), appendInstanceRecord(nil, &first)}, &storagev1.InstanceRecord{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, form := range c.forms {
@@ -258,6 +266,15 @@ func TestWhatIsEncodedByHandIsWhatGeneratedCodeWrites(t *testing.T) {
 			wantComplete(t, c.all.ProtoReflect())
 		})
 	}
+}
+
+// inShortForm returns an instance whose host names and image are stored in fewer bytes than
+// they have.
+func inShortForm(i *instance.Instance) *instance.Instance {
+	i = i.Clone()
+	i.PrivateDNSName, i.PublicDNSName = i.UsualPrivateDNSName(), i.UsualPublicDNSName()
+	i.ImageID = fmt.Sprintf("ami-0%016x", rand.Uint64()|1)
+	return i
 }
 
 // anotherInEveryField returns an instance that has nothing in common with another one.
@@ -387,6 +404,8 @@ func FuzzDecodeBatch(f *testing.F) {
 	c.Before = machine(id(1), instance.StateStopped)
 	f.Add(appendHeader(appendChange(nil, &c), 7, launch, 99))
 	full := filled[instance.Change](f)
+	f.Add(appendHeader(appendChange(nil, &full), 1, launch, 0))
+	full.Before, full.After = inShortForm(full.Before), inShortForm(full.After)
 	f.Add(appendHeader(appendChange(nil, &full), 1, launch, 0))
 	f.Add(format1(f, "batch"))
 	f.Add([]byte{})

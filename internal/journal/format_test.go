@@ -364,28 +364,79 @@ func TestAStepIsStoredWhicheverFieldsChange(t *testing.T) {
 			"is cleared": func(_, after reflect.Value) { after.SetZero() },
 			"changes":    func(_, after reflect.Value) { fill(t, after) },
 		} {
-			t.Run(fields.Field(n).Name+" "+name, func(t *testing.T) {
-				before := filled[instance.Instance](t)
-				after := *before.Clone()
-				alter(reflect.ValueOf(&before).Elem().Field(n), reflect.ValueOf(&after).Elem().Field(n))
-				want := instance.Change{Type: instance.ChangeState, Before: &before, After: &after}
-				value := appendHeader(appendChange(nil, &want), 7, launch, 0)
-				b, _, err := decodeBatch(1, value)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if diff := cmp.Diff(want, *b.Events[0].Change); diff != "" {
-					t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
-				}
-				record := Record{Instance: &after, Previous: &before}
-				got, err := decodeInstanceRecord(appendInstanceRecord(nil, &record))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if diff := cmp.Diff(&record, got, cmpopts.IgnoreUnexported(Record{})); diff != "" {
-					t.Errorf("the record came back otherwise (-want +got):\n%s", diff)
-				}
-			})
+			t.Run(fields.Field(n).Name+" "+name, func(t *testing.T) { storeStep(t, n, alter, false) })
+			t.Run(fields.Field(n).Name+" in short form "+name, func(t *testing.T) { storeStep(t, n, alter, true) })
+		}
+	}
+}
+
+// storeStep has a field of an instance altered, and stores that.
+func storeStep(t *testing.T, field int, alter func(before, after reflect.Value), short bool) {
+	t.Helper()
+	before := filled[instance.Instance](t)
+	if short {
+		before = *inShortForm(&before)
+	}
+	after := *before.Clone()
+	alter(reflect.ValueOf(&before).Elem().Field(field), reflect.ValueOf(&after).Elem().Field(field))
+	want := instance.Change{Type: instance.ChangeState, Before: &before, After: &after}
+	value := appendHeader(appendChange(nil, &want), 7, launch, 0)
+	b, _, err := decodeBatch(1, value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, *b.Events[0].Change); diff != "" {
+		t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
+	}
+	record := Record{Instance: &after, Previous: &before}
+	got, err := decodeInstanceRecord(appendInstanceRecord(nil, &record))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&record, got, cmpopts.IgnoreUnexported(Record{})); diff != "" {
+		t.Errorf("the record came back otherwise (-want +got):\n%s", diff)
+	}
+}
+
+// inTheDefaultVPC returns an instance as EC2 gives it there: with an image, and the host
+// names of its addresses.
+func inTheDefaultVPC(i *instance.Instance) *instance.Instance {
+	i = i.Clone()
+	i.ImageID = "ami-0abcdef1234567890"
+	i.PrivateDNSName, i.PublicDNSName = i.UsualPrivateDNSName(), i.UsualPublicDNSName()
+	return i
+}
+
+func TestAnImageAndHostNamesTakeFewBytesOfTheLog(t *testing.T) {
+	stopped, running := machine(id(1), instance.StateStopped), machine(id(1), instance.StateRunning)
+	stopped.PublicIPAddress = ""
+	for name, c := range map[string]instance.Change{
+		"a start": {Type: instance.ChangeState, Before: stopped, After: running},
+		"a stop":  {Type: instance.ChangeState, Before: running, After: stopped},
+		"neither": {Type: instance.ChangeState, Before: running, After: machine(id(1), instance.StatePending)},
+	} {
+		without := len(appendChange(nil, &c))
+		c.Before, c.After = inTheDefaultVPC(c.Before), inTheDefaultVPC(c.After)
+		with := len(appendChange(nil, &c))
+		t.Logf("%s: %d bytes, and %d", name, without, with)
+		if with > without+20 {
+			t.Errorf("%s takes %d bytes with them and %d without", name, with, without)
+		}
+	}
+	i := inTheDefaultVPC(running)
+	b := make([]byte, 0, 1000)
+	if n := testing.AllocsPerRun(10, func() { b = appendInstance(b[:0], 1, i) }); n > 0 {
+		t.Errorf("encoding them takes %v allocations", n)
+	}
+}
+
+func TestIDsOfImagesAreStoredWhateverTheirForm(t *testing.T) {
+	for _, image := range []string{"", "ami-0abcdef1234567890", "ami-0ABCDEF1234567890", "ami-12c6146b", "ami-00000000000000000", "ami-1abcdef1234567890", "ami-0abcdef123456789g", "x"} {
+		r := Record{Instance: machine(id(1), instance.StateRunning)}
+		r.Instance.ImageID = image
+		got, err := decodeInstanceRecord(appendInstanceRecord(nil, &r))
+		if err != nil || got.Instance.ImageID != image {
+			t.Errorf("%q came back as %q, %v", image, got.Instance.ImageID, err)
 		}
 	}
 }

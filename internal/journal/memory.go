@@ -123,10 +123,11 @@ func imageSize(i, other *instance.Instance) int64 {
 }
 
 // texts returns the strings of an image beside its id.
-func texts(i *instance.Instance) [10]*string {
+func texts(i *instance.Instance) [13]*string {
 	return [...]*string{
 		&i.AccountID, &i.Region, &i.AvailabilityZone, &i.Type, &i.StateTransitionReason,
 		&i.PrivateIPAddress, &i.PublicIPAddress, &i.Tenancy, &i.RootDeviceType, &i.Lifecycle,
+		&i.ImageID, &i.PrivateDNSName, &i.PublicDNSName,
 	}
 }
 

@@ -27,6 +27,8 @@ func described(n, turn, tags int) *instance.Instance {
 		*s = strings.Clone(*s)
 	}
 	i.PublicIPAddress = fmt.Sprintf("203.0.%d.%d", turn, n)
+	i.ImageID = strings.Clone("ami-0abcdef1234567890")
+	i.PrivateDNSName, i.PublicDNSName = i.UsualPrivateDNSName(), i.UsualPublicDNSName()
 	i.Tags = map[string]string{}
 	for n := range tags {
 		i.Tags[fmt.Sprintf("key-%d", n)] = strings.Repeat("v", 40)

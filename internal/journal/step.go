@@ -32,6 +32,10 @@ func leaveOut(i, common *instance.Instance) (rest instance.Instance, same fields
 		same |= 1 << 15
 	}
 	same |= leavePointer(&rest.Simulator, common.Simulator, 16)
+	same |= leave(&rest.ImageID, common.ImageID, 17)
+	same |= leave(&rest.AMILaunchIndex, common.AMILaunchIndex, 18)
+	same |= leave(&rest.PrivateDNSName, common.PrivateDNSName, 19)
+	same |= leave(&rest.PublicDNSName, common.PublicDNSName, 20)
 	return rest, same
 }
 
@@ -71,10 +75,46 @@ func restoreAll(i, common *instance.Instance, same fields) {
 	restore(&i.Lifecycle, common.Lifecycle, same, 14)
 	restore(&i.Tags, common.Tags, same, 15)
 	restore(&i.Simulator, common.Simulator, same, 16)
+	restore(&i.ImageID, common.ImageID, same, 17)
+	restore(&i.AMILaunchIndex, common.AMILaunchIndex, same, 18)
+	restore(&i.PrivateDNSName, common.PrivateDNSName, same, 19)
+	restore(&i.PublicDNSName, common.PublicDNSName, same, 20)
 }
 
 func restore[T any](field *T, common T, same fields, number int) {
 	if same&(1<<number) != 0 {
 		*field = common
+	}
+}
+
+// names are some of the two host names of a stored Instance.
+type names uint32
+
+const (
+	privateName names = 1 << iota // field 19
+	publicName                    // field 20
+)
+
+// usualNames returns the host names of an instance that are the usual ones.
+func usualNames(i *instance.Instance) (usual names) {
+	if i.HasUsualPrivateDNSName() {
+		usual |= privateName
+	}
+	if i.HasUsualPublicDNSName() {
+		usual |= publicName
+	}
+	return usual
+}
+
+// without returns the names that are not among some fields.
+func (n names) without(same fields) names { return n &^ names(same>>19) }
+
+// restoreNames gives an instance the host names that were left out since they are the usual ones.
+func restoreNames(i *instance.Instance, usual names) {
+	if usual&privateName != 0 {
+		i.PrivateDNSName = i.UsualPrivateDNSName()
+	}
+	if usual&publicName != 0 {
+		i.PublicDNSName = i.UsualPublicDNSName()
 	}
 }

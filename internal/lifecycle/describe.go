@@ -91,7 +91,8 @@ func (s *Service) resolve(ctx context.Context, field, cursor string) (journal.Po
 // approximateSize is about how many bytes an instance takes in an answer; never far
 // below.
 func approximateSize(i *instance.Instance) int {
-	size := 320 + len(i.AvailabilityZone) + len(i.Type) + len(i.StateTransitionReason)
+	size := 320 + len(i.AvailabilityZone) + len(i.Type) + len(i.StateTransitionReason) +
+		len(i.ImageID) + len(i.PrivateDNSName) + len(i.PublicDNSName)
 	if i.StateReason != nil {
 		size += len(i.StateReason.Code) + len(i.StateReason.Message)
 	}

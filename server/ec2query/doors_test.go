@@ -336,6 +336,7 @@ func TestBothDoorsDescribeTheSame(t *testing.T) {
 			i.GetInstanceId(), i.GetAccountId(), i.GetAvailabilityZone(), i.GetInstanceType(), i.GetState().GetCode(), i.GetStateReason().GetCode(),
 			i.GetStateReason().GetMessage(), i.GetStateTransitionReason(), i.GetLaunchTime().AsTime(), i.GetPrivateIpAddress(), i.GetPublicIpAddress(),
 			i.GetTenancy(), i.GetRootDeviceType(), i.GetInstanceLifecycle(), i.GetTags(), i.GetSimulator().GetHibernationConfigured(),
+			i.GetImageId(), i.GetAmiLaunchIndex(), i.GetPrivateDnsName(), i.GetPublicDnsName(),
 		))
 	}
 	for _, r := range byEC2.Reservations {
@@ -358,6 +359,7 @@ func TestBothDoorsDescribeTheSame(t *testing.T) {
 				*i.InstanceId, *r.OwnerId, *i.Placement.AvailabilityZone, i.InstanceType, *i.State.Code, *reason.Code, *reason.Message,
 				*i.StateTransitionReason, i.LaunchTime.UTC(), text(i.PrivateIpAddress), text(i.PublicIpAddress), i.Placement.Tenancy,
 				i.RootDeviceType, i.InstanceLifecycle, tags, *i.HibernationOptions.Configured,
+				*i.ImageId, *i.AmiLaunchIndex, *i.PrivateDnsName, *i.PublicDnsName,
 			))
 		}
 	}

@@ -49,7 +49,7 @@ func one(value func(*instance.Instance) string) field {
 var instanceFilters = fields{
 	"availability-zone":   one(func(i *instance.Instance) string { return i.AvailabilityZone }),
 	"client-token":        one(func(i *instance.Instance) string { return launchedOf(i).ClientToken }),
-	"image-id":            one(imageOf),
+	"image-id":            one(func(i *instance.Instance) string { return i.ImageID }),
 	"instance-id":         one(func(i *instance.Instance) string { return string(i.ID) }),
 	"instance-lifecycle":  one(func(i *instance.Instance) string { return i.Lifecycle }),
 	"instance-state-code": one(func(i *instance.Instance) string { return strconv.Itoa(int(i.State.Code())) }),
@@ -77,7 +77,7 @@ var instanceFilters = fields{
 	}),
 	"dns-name":         one(publicNameOf),
 	"private-dns-name": one(privateNameOf),
-	"launch-index":     one(func(i *instance.Instance) string { return strconv.FormatUint(launchIndexOf(i), 10) }),
+	"launch-index":     one(func(i *instance.Instance) string { return strconv.Itoa(int(i.AMILaunchIndex)) }),
 	"hibernation-options.configured": one(func(i *instance.Instance) string {
 		return strconv.FormatBool(i.Simulator != nil && i.Simulator.HibernationConfigured)
 	}),

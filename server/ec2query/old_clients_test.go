@@ -143,7 +143,7 @@ func TestEveryInstanceHasWhatClientsRelyOn(t *testing.T) {
 	// What is told can be asked for.
 	one := launched.Instances[1]
 	for name, value := range map[string]string{
-		"private-dns-name": *one.PrivateDnsName, "launch-index": "*", "image-id": *one.ImageId, "tag-value": "docs-example",
+		"private-dns-name": *one.PrivateDnsName, "dns-name": *one.PublicDnsName, "launch-index": "*", "image-id": *one.ImageId, "tag-value": "docs-example",
 	} {
 		out, err := client.DescribeInstances(ctx, &ec2.DescribeInstancesInput{Filters: []types.Filter{{Name: &name, Values: []string{value}}}})
 		if err != nil || len(out.Reservations) == 0 {

@@ -2,11 +2,9 @@ package ec2query
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/xml"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -138,7 +136,7 @@ type instanceItem struct {
 	PrivateDNSName   string          `xml:"privateDnsName"`
 	DNSName          string          `xml:"dnsName"`
 	Reason           string          `xml:"reason"`
-	LaunchIndex      uint64          `xml:"amiLaunchIndex"`
+	LaunchIndex      int32           `xml:"amiLaunchIndex"`
 	Type             string          `xml:"instanceType"`
 	LaunchTime       string          `xml:"launchTime"`
 	Placement        placementItem   `xml:"placement"`
@@ -153,12 +151,11 @@ type instanceItem struct {
 }
 
 func instanceOf(i *instance.Instance) instanceItem {
-	launched := launchedOf(i)
 	item := instanceItem{
 		ID:               i.ID,
-		ImageID:          imageOf(i),
-		LaunchIndex:      launchIndexOf(i),
-		ClientToken:      launched.ClientToken,
+		ImageID:          i.ImageID,
+		LaunchIndex:      i.AMILaunchIndex,
+		ClientToken:      launchedOf(i).ClientToken,
 		State:            stateOf(i.State),
 		PrivateDNSName:   privateNameOf(i),
 		DNSName:          publicNameOf(i),
@@ -181,50 +178,22 @@ func instanceOf(i *instance.Instance) instanceItem {
 	return item
 }
 
-// unknownImage stands for the image of an instance of the simulator that was not launched
-// from one.
-const unknownImage = "ami-0abcdef1234567890"
-
-// imageOf returns the image of an instance, empty where it is not known.
-func imageOf(i *instance.Instance) string {
-	if i.Simulator == nil {
-		return ""
-	}
-	return cmp.Or(launchedOf(i).ImageID, unknownImage)
-}
-
-func launchIndexOf(i *instance.Instance) uint64 {
-	if i.Simulator == nil {
-		return 0
-	}
-	return i.Simulator.LaunchIndex
-}
-
-// The host names are those of a default VPC, which are made from addresses. Source: EC2
-// User Guide, "EC2 instance hostnames and domains".
+// What earlier versions recorded has no image and no host names: these were made from the
+// addresses whenever they were asked for. They still are until the instance has been
+// compared with the backend once.
 
 func privateNameOf(i *instance.Instance) string {
-	if i.Region == "us-east-1" {
-		return hostName("ip-", i.PrivateIPAddress, ".ec2.internal")
+	if i.ImageID == "" {
+		return i.UsualPrivateDNSName()
 	}
-	return hostName("ip-", i.PrivateIPAddress, "."+i.Region+".compute.internal")
+	return i.PrivateDNSName
 }
 
 func publicNameOf(i *instance.Instance) string {
-	switch {
-	case i.Region == "us-east-1":
-		return hostName("ec2-", i.PublicIPAddress, ".compute-1.amazonaws.com")
-	case strings.HasPrefix(i.Region, "cn-"):
-		return hostName("ec2-", i.PublicIPAddress, "."+i.Region+".compute.amazonaws.com.cn")
+	if i.ImageID == "" {
+		return i.UsualPublicDNSName()
 	}
-	return hostName("ec2-", i.PublicIPAddress, "."+i.Region+".compute.amazonaws.com")
-}
-
-func hostName(prefix, address, domain string) string {
-	if address == "" {
-		return ""
-	}
-	return prefix + strings.ReplaceAll(address, ".", "-") + domain
+	return i.PublicDNSName
 }
 
 // timestamp is how EC2 writes a time.

@@ -33,21 +33,33 @@ func wellFormed(t testing.TB, document []byte) {
 	}
 }
 
+func TestHostNamesAreMadeUpOnlyForWhatWasRecordedBeforeTheyWereKept(t *testing.T) {
+	older := &instance.Instance{Region: "us-east-1", PrivateIPAddress: "10.0.0.1", PublicIPAddress: "198.18.0.1"}
+	if i := instanceOf(older); i.PrivateDNSName != "ip-10-0-0-1.ec2.internal" || i.DNSName != "ec2-198-18-0-1.compute-1.amazonaws.com" {
+		t.Errorf("the names are %q and %q", i.PrivateDNSName, i.DNSName)
+	}
+	present := older.Clone()
+	present.ImageID = "ami-1"
+	if i := instanceOf(present); i.PrivateDNSName != "" || i.DNSName != "" {
+		t.Errorf("EC2 gave no names, and they are %q and %q", i.PrivateDNSName, i.DNSName)
+	}
+}
+
 func TestDocumentsAreInEC2sForm(t *testing.T) {
 	launched := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	whole := &instance.Instance{
 		ID: "i-1234567890abcdef0", AccountID: "123456789012", Region: "us-east-1", AvailabilityZone: "us-east-1a", Type: "t3.micro",
 		State: instance.StateStopped, StateReason: &instance.StateReason{Code: "c", Message: "m"}, StateTransitionReason: "User initiated",
 		LaunchTime: launched, PrivateIPAddress: "10.0.0.1", PublicIPAddress: "198.18.0.1", Tenancy: "default", RootDeviceType: "ebs",
+		ImageID: "ami-1", AMILaunchIndex: 3, PrivateDNSName: "i-1.ec2.internal", PublicDNSName: "named.example.com",
 		Lifecycle: "spot", Tags: map[string]string{"b": "2", "a": "1"},
 		Simulator: &instance.SimulatorAttributes{
 			HibernationConfigured: true,
-			LaunchIndex:           3,
-			Launched:              &instance.Launched{ReservationID: "r-1", ImageID: "ami-1", ClientToken: "t"},
+			Launched:              &instance.Launched{ReservationID: "r-1", ClientToken: "t"},
 		},
 	}
 	const instanceXML = `<instancesSet><item><instanceId>i-1234567890abcdef0</instanceId><imageId>ami-1</imageId>` +
-		`<instanceState><code>80</code><name>stopped</name></instanceState><privateDnsName>ip-10-0-0-1.ec2.internal</privateDnsName><dnsName>ec2-198-18-0-1.compute-1.amazonaws.com</dnsName>` +
+		`<instanceState><code>80</code><name>stopped</name></instanceState><privateDnsName>i-1.ec2.internal</privateDnsName><dnsName>named.example.com</dnsName>` +
 		`<reason>User initiated</reason><amiLaunchIndex>3</amiLaunchIndex><instanceType>t3.micro</instanceType><launchTime>2026-01-02T03:04:05.000Z</launchTime>` +
 		`<placement><availabilityZone>us-east-1a</availabilityZone><groupName></groupName><tenancy>default</tenancy></placement>` +
 		`<privateIpAddress>10.0.0.1</privateIpAddress><ipAddress>198.18.0.1</ipAddress>` +

@@ -309,7 +309,20 @@ type Instance struct {
 	// The tags, at most 50.
 	Tags map[string]string `protobuf:"bytes,15,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// What only the simulator knows; absent with every other backend.
-	Simulator     *SimulatorAttributes `protobuf:"bytes,16,opt,name=simulator,proto3,oneof" json:"simulator,omitempty"`
+	Simulator *SimulatorAttributes `protobuf:"bytes,16,opt,name=simulator,proto3,oneof" json:"simulator,omitempty"`
+	// EC2's imageId, the AMI that it was launched from, such as ami-0abcdef1234567890. It
+	// never changes. Empty only in what was recorded before this field was there.
+	ImageId string `protobuf:"bytes,17,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
+	// EC2's amiLaunchIndex: which one it is of those that one call launched together, from
+	// 0. It never changes.
+	AmiLaunchIndex int32 `protobuf:"varint,18,opt,name=ami_launch_index,json=amiLaunchIndex,proto3" json:"ami_launch_index,omitempty"`
+	// EC2's privateDnsName, which resolves inside of the VPC, such as
+	// ip-10-0-0-1.ec2.internal; it is kept while stopped, and empty once terminated.
+	PrivateDnsName string `protobuf:"bytes,19,opt,name=private_dns_name,json=privateDnsName,proto3" json:"private_dns_name,omitempty"`
+	// EC2's dnsName, such as ec2-203-0-113-25.compute-1.amazonaws.com. Empty while it has no
+	// public address, and in a VPC without DNS hostnames; a new one comes with each new
+	// address.
+	PublicDnsName string `protobuf:"bytes,20,opt,name=public_dns_name,json=publicDnsName,proto3" json:"public_dns_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -454,6 +467,34 @@ func (x *Instance) GetSimulator() *SimulatorAttributes {
 		return x.Simulator
 	}
 	return nil
+}
+
+func (x *Instance) GetImageId() string {
+	if x != nil {
+		return x.ImageId
+	}
+	return ""
+}
+
+func (x *Instance) GetAmiLaunchIndex() int32 {
+	if x != nil {
+		return x.AmiLaunchIndex
+	}
+	return 0
+}
+
+func (x *Instance) GetPrivateDnsName() string {
+	if x != nil {
+		return x.PrivateDnsName
+	}
+	return ""
+}
+
+func (x *Instance) GetPublicDnsName() string {
+	if x != nil {
+		return x.PublicDnsName
+	}
+	return ""
 }
 
 // SimulatorAttributes are what the simulator tells of an instance beyond EC2's
@@ -754,7 +795,7 @@ const file_instanced_v1_instance_proto_rawDesc = "" +
 	"\x0eprevious_state\x18\x03 \x01(\v2\x1b.instanced.v1.InstanceStateR\rpreviousState\";\n" +
 	"\vStateReason\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\xaa\x06\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\xc1\a\n" +
 	"\bInstance\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\tR\n" +
 	"instanceId\x12\x1d\n" +
@@ -775,7 +816,11 @@ const file_instanced_v1_instance_proto_rawDesc = "" +
 	"\x10root_device_type\x18\r \x01(\tR\x0erootDeviceType\x12-\n" +
 	"\x12instance_lifecycle\x18\x0e \x01(\tR\x11instanceLifecycle\x124\n" +
 	"\x04tags\x18\x0f \x03(\v2 .instanced.v1.Instance.TagsEntryR\x04tags\x12D\n" +
-	"\tsimulator\x18\x10 \x01(\v2!.instanced.v1.SimulatorAttributesH\x00R\tsimulator\x88\x01\x01\x1a7\n" +
+	"\tsimulator\x18\x10 \x01(\v2!.instanced.v1.SimulatorAttributesH\x00R\tsimulator\x88\x01\x01\x12\x19\n" +
+	"\bimage_id\x18\x11 \x01(\tR\aimageId\x12(\n" +
+	"\x10ami_launch_index\x18\x12 \x01(\x05R\x0eamiLaunchIndex\x12(\n" +
+	"\x10private_dns_name\x18\x13 \x01(\tR\x0eprivateDnsName\x12&\n" +
+	"\x0fpublic_dns_name\x18\x14 \x01(\tR\rpublicDnsName\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +

@@ -42,8 +42,12 @@ func (c *client) instanceOf(r *types.Reservation, i *types.Instance) (*instance.
 		Type:                  string(i.InstanceType),
 		State:                 state,
 		StateTransitionReason: aws.ToString(i.StateTransitionReason),
+		ImageID:               aws.ToString(i.ImageId),
+		AMILaunchIndex:        aws.ToInt32(i.AmiLaunchIndex),
 		PrivateIPAddress:      aws.ToString(i.PrivateIpAddress),
 		PublicIPAddress:       aws.ToString(i.PublicIpAddress),
+		PrivateDNSName:        aws.ToString(i.PrivateDnsName),
+		PublicDNSName:         aws.ToString(i.PublicDnsName),
 		RootDeviceType:        string(i.RootDeviceType),
 		Lifecycle:             string(i.InstanceLifecycle),
 	}

@@ -85,6 +85,30 @@ func TestInstancesAreConvertedInFull(t *testing.T) {
 	})
 }
 
+func TestImagesAndHostNamesAreWhatEC2Says(t *testing.T) {
+	want := []*instance.Instance{
+		{ // its subnet names it by its id, and its VPC has no DNS hostnames
+			ID: id(1), State: instance.StateRunning, ImageID: "ami-12c6146b", AMILaunchIndex: 2,
+			PrivateIPAddress: "10.0.0.1", PublicIPAddress: "203.0.113.25", PrivateDNSName: string(id(1)) + ".ec2.internal",
+		},
+		{ID: id(2), State: instance.StateTerminated, ImageID: "ami-0123456789abcdef0"},
+		{
+			ID: id(3), State: instance.StateStopped, ImageID: "ami-0123456789abcdef0", AMILaunchIndex: 1,
+			PrivateIPAddress: "10.0.0.3", PrivateDNSName: "ip-10-0-0-3.ec2.internal",
+		},
+	}
+	b := connect(t, &endpoint{answer: func(context.Context, call) (reply, error) { return described(want, ""), nil }})
+	got, _ := everything(t, b, instance.DescribeQuery{All: true})
+	if len(got) != len(want) {
+		t.Fatalf("%d instances, want %d", len(got), len(want))
+	}
+	for n, i := range got {
+		if w := want[n]; i.ImageID != w.ImageID || i.AMILaunchIndex != w.AMILaunchIndex || i.PrivateDNSName != w.PrivateDNSName || i.PublicDNSName != w.PublicDNSName {
+			t.Errorf("instance is\n%+v, want\n%+v", i, w)
+		}
+	}
+}
+
 func TestOtherInstancesThanTheManagedDoNotExist(t *testing.T) {
 	bubble(t, "", func(t *testing.T) {
 		tagged := func(value string) map[string]string { return map[string]string{"team": value} }

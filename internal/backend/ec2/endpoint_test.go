@@ -171,8 +171,9 @@ func described(instances []*instance.Instance, next string) reply {
 		}
 		fmt.Fprintf(&b, "<launchTime>%s</launchTime><placement><availabilityZone>%s</availabilityZone><tenancy>%s</tenancy></placement>",
 			i.LaunchTime.UTC().Format("2006-01-02T15:04:05.000Z"), i.AvailabilityZone, i.Tenancy)
-		fmt.Fprintf(&b, "<rootDeviceType>%s</rootDeviceType>", i.RootDeviceType)
+		fmt.Fprintf(&b, "<amiLaunchIndex>%d</amiLaunchIndex><rootDeviceType>%s</rootDeviceType>", i.AMILaunchIndex, i.RootDeviceType)
 		for element, text := range map[string]string{
+			"imageId": i.ImageID, "privateDnsName": i.PrivateDNSName, "dnsName": i.PublicDNSName,
 			"privateIpAddress": i.PrivateIPAddress, "ipAddress": i.PublicIPAddress, "instanceLifecycle": i.Lifecycle,
 		} {
 			if text != "" {

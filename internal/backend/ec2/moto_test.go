@@ -202,7 +202,7 @@ func TestMotoAndTheBackendReadEC2sProtocolAlike(t *testing.T) {
 		}
 		i := found[ours[0]]
 		if i == nil || i.State != instance.StateRunning || i.Type != "t3.micro" || i.AccountID != "123456789012" || i.Region != "us-east-1" ||
-			!strings.HasPrefix(i.AvailabilityZone, "us-east-1") || time.Since(i.LaunchTime) > time.Hour || i.PrivateIPAddress == "" ||
+			!strings.HasPrefix(i.AvailabilityZone, "us-east-1") || time.Since(i.LaunchTime) > time.Hour || i.PrivateIPAddress == "" || i.ImageID != "ami-12c6146b" || i.PrivateDNSName == "" ||
 			i.RootDeviceType != "ebs" || i.Tenancy != "default" || i.Tags["Name"] != "<ours> & others" {
 			t.Errorf("described as %+v", i)
 		}

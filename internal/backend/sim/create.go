@@ -69,7 +69,7 @@ func (b *Backend) expand(specs []Spec, most int, where string, problems *violati
 }
 
 // add creates what was checked.
-func (b *Backend) add(specs []Spec, now time.Time, launched *instance.Launched) []*instance.Instance {
+func (b *Backend) add(specs []Spec, now time.Time, l *launching) []*instance.Instance {
 	taken := map[instance.ID]bool{}
 	for _, s := range specs {
 		taken[s.ID] = true
@@ -81,15 +81,24 @@ func (b *Backend) add(specs []Spec, now time.Time, launched *instance.Launched) 
 			for id == "" || s.ID == "" && (taken[id] || b.machines[id] != nil) {
 				id = b.newID()
 			}
-			created = append(created, b.launch(s, id, now, launched, uint64(len(created))))
+			created = append(created, b.launch(s, id, now, l, int32(len(created))))
 			b.ids, b.unsorted = append(b.ids, id), true
 		}
 	}
 	return created
 }
 
+// defaultImage is the image of instances that were not launched from any.
+const defaultImage = "ami-0abcdef1234567890"
+
+// launching is what all instances of one launch have in common.
+type launching struct {
+	imageID  string
+	launched instance.Launched
+}
+
 // launch puts a new instance into its first state.
-func (b *Backend) launch(s Spec, id instance.ID, now time.Time, launched *instance.Launched, index uint64) *instance.Instance {
+func (b *Backend) launch(s Spec, id instance.ID, now time.Time, l *launching, index int32) *instance.Instance {
 	inst := &instance.Instance{
 		ID:               id,
 		AccountID:        b.config.AccountID,
@@ -98,6 +107,7 @@ func (b *Backend) launch(s Spec, id instance.ID, now time.Time, launched *instan
 		Type:             s.Type,
 		State:            s.State,
 		LaunchTime:       wall(now).Truncate(time.Second),
+		ImageID:          defaultImage,
 		PrivateIPAddress: b.privateAddress(id),
 		Tenancy:          s.Tenancy,
 		RootDeviceType:   s.RootDeviceType,
@@ -111,17 +121,21 @@ func (b *Backend) launch(s Spec, id instance.ID, now time.Time, launched *instan
 			SpotInstanceType:      s.SpotInstanceType,
 			InterruptionBehavior:  s.InterruptionBehavior,
 			EverRunning:           s.State != instance.StatePending,
-			Launched:              launched,
 		},
 	}
-	if launched != nil {
-		inst.Simulator.LaunchIndex = index
+	if l != nil {
+		inst.ImageID, inst.AMILaunchIndex, inst.Simulator.Launched = l.imageID, index, &l.launched
 	}
 	m := &machine{slot: -1}
 	b.machines[id] = m
 	b.settleIn(m, inst, now)
 	b.noteLaunch(inst)
 	return inst
+}
+
+// name gives an image the host names of its addresses, as in a default VPC.
+func name(inst *instance.Instance) {
+	inst.PrivateDNSName, inst.PublicDNSName = inst.UsualPrivateDNSName(), inst.UsualPublicDNSName()
 }
 
 // settleIn gives a new instance what belongs to its state.
@@ -156,6 +170,7 @@ func (b *Backend) settleIn(m *machine, inst *instance.Instance, now time.Time) {
 		sim.NextAt = wall(due)
 	case instance.StateUnspecified, instance.StateRunning:
 	}
+	name(inst)
 	at := m.stamp(now)
 	meter(inst, at)
 	m.inst = nil

@@ -63,12 +63,11 @@ func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instan
 			return nil, b.errThrottled(verbRun, wait)
 		}
 	}
-	launched := b.add(fleet, now, &instance.Launched{
+	launched := b.add(fleet, now, &launching{launch.ImageID, instance.Launched{
 		ReservationID: "r-" + string(b.newID()[2:]),
-		ImageID:       launch.ImageID,
 		ClientToken:   launch.ClientToken,
 		Digest:        digest,
-	})
+	}})
 	slices.SortFunc(launched, func(a, b *instance.Instance) int { return cmp.Compare(a.ID, b.ID) })
 	return launched, nil
 }

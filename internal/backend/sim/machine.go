@@ -76,6 +76,9 @@ func (b *Backend) remember(m *machine, at time.Time) {
 
 // adopt takes over an instance that the journal knows.
 func (b *Backend) adopt(inst *instance.Instance, now time.Time) {
+	if inst.ImageID == "" {
+		inst = identify(inst)
+	}
 	m := &machine{inst: inst, slot: -1}
 	if s := inst.Simulator; inst.State == instance.StateRunning && s.BilledFrom.IsZero() {
 		m.inst = m.draft()
@@ -94,6 +97,19 @@ func (b *Backend) adopt(inst *instance.Instance, now time.Time) {
 	case inst.State == instance.StateTerminated:
 		b.put(m, now.Add(s.NextAt.Sub(wall(now))))
 	}
+}
+
+// identify returns what an earlier version recorded with an image, a launch index and host
+// names: it kept the first two in other places, and made the names up when it was asked.
+func identify(inst *instance.Instance) *instance.Instance {
+	inst = inst.Clone()
+	inst.ImageID = defaultImage
+	if l := inst.Simulator.Launched; l != nil && l.ImageID != "" {
+		inst.ImageID, l.ImageID = l.ImageID, ""
+	}
+	inst.AMILaunchIndex, inst.Simulator.LaunchIndex = int32(inst.Simulator.LaunchIndex), 0
+	name(inst)
+	return inst
 }
 
 // named returns the machines of ids, nil where there is none.

@@ -71,6 +71,41 @@ func TestRestore(t *testing.T) {
 			}
 		}
 	})
+	bubble(t, "gives what an earlier version recorded an image and host names", func(t *testing.T) {
+		first := open(t, sim.Config{})
+		create(t, first, sim.Spec{ID: id, State: instance.StateRunning})
+		launched, err := first.Launch(t.Context(), instance.Launch{ImageID: "ami-0123456789abcdef0", Type: "t3.micro", Count: 2, ClientToken: "t"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := all(t, first)
+		older := journaled(known)
+		for _, i := range older {
+			s := i.Simulator
+			if s.Launched != nil {
+				s.Launched.ImageID, s.LaunchIndex = i.ImageID, uint64(i.AMILaunchIndex)
+			}
+			i.ImageID, i.AMILaunchIndex, i.PrivateDNSName, i.PublicDNSName = "", 0, "", ""
+		}
+		first.Close()
+		second := sim.New(sim.Config{})
+		defer second.Close()
+		if err := second.Restore(older); err != nil {
+			t.Fatal(err)
+		}
+		for n, i := range all(t, second) {
+			if !i.Equal(known[n]) {
+				t.Errorf("restored as\n%+v, want\n%+v", i, known[n])
+			}
+		}
+		if i := older[0]; i.ImageID != "" {
+			t.Error("what the journal has was modified")
+		}
+		again, err := second.Launch(t.Context(), instance.Launch{ImageID: "ami-0123456789abcdef0", Type: "t3.micro", Count: 2, ClientToken: "t"})
+		if err != nil || len(again) != 2 || again[0].ID != launched[0].ID {
+			t.Errorf("the client token launches %v, %v", again, err)
+		}
+	})
 	bubble(t, "completes what is overdue at once, at its planned time", func(t *testing.T) {
 		first := open(t, sim.Config{Speed: 1})
 		create(t, first, sim.Spec{ID: id})

@@ -127,6 +127,9 @@ func TestWhatAStartAndAStopChange(t *testing.T) {
 		if stopped.PublicIPAddress != "" || stopped.PrivateIPAddress != first.PrivateIPAddress {
 			t.Errorf("addresses are %q and %q", stopped.PublicIPAddress, stopped.PrivateIPAddress)
 		}
+		if stopped.PublicDNSName != "" || stopped.PrivateDNSName != first.PrivateDNSName || first.PublicDNSName != first.UsualPublicDNSName() {
+			t.Errorf("host names are %q and %q, and were %q and %q", stopped.PublicDNSName, stopped.PrivateDNSName, first.PublicDNSName, first.PrivateDNSName)
+		}
 		if !stopped.Simulator.MemoryLost || stopped.Simulator.Hibernated {
 			t.Error("a stop has to lose the contents of RAM")
 		}
@@ -142,6 +145,14 @@ func TestWhatAStartAndAStopChange(t *testing.T) {
 		}
 		if pending.PublicIPAddress == "" || pending.PublicIPAddress == first.PublicIPAddress {
 			t.Errorf("the public address is %q, and was %q", pending.PublicIPAddress, first.PublicIPAddress)
+		}
+		if !pending.HasUsualPublicDNSName() || !pending.HasUsualPrivateDNSName() || pending.ImageID != first.ImageID || pending.ImageID == "" {
+			t.Errorf("host names are %q and %q, the image is %q", pending.PublicDNSName, pending.PrivateDNSName, pending.ImageID)
+		}
+		must(t, b, instance.VerbTerminate, id)
+		time.Sleep(settled)
+		if gone := inState(t, b, id, instance.StateTerminated); gone.PublicDNSName != "" || gone.PrivateDNSName != "" || gone.ImageID == "" {
+			t.Errorf("once terminated, host names are %q and %q, the image is %q", gone.PublicDNSName, gone.PrivateDNSName, gone.ImageID)
 		}
 	})
 	bubble(t, "a reboot changes nothing and makes no notice", func(t *testing.T) {

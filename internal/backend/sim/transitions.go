@@ -66,6 +66,7 @@ func (b *Backend) start(o op, m *machine) {
 	next.StateTransitionReason = ""
 	next.LaunchTime = wall(o.now).Truncate(time.Second)
 	next.PublicIPAddress = b.publicAddress(next.ID, next.Simulator.Transitions)
+	next.PublicDNSName = next.UsualPublicDNSName()
 	next.Simulator.NextState = instance.StateRunning
 	next.Simulator.NextReason = nil
 	delay := b.delay(m, startSpan)
@@ -163,7 +164,7 @@ func (b *Backend) advance(m *machine) {
 	case instance.StateRunning:
 		s.EverRunning = true
 	case instance.StateStopped:
-		next.PublicIPAddress = ""
+		next.PublicIPAddress, next.PublicDNSName = "", ""
 		if next.Lifecycle == lifecycleSpot && userStopped(next) {
 			delay := spotStopDelay
 			if s.Hibernated {
@@ -173,6 +174,7 @@ func (b *Backend) advance(m *machine) {
 		}
 	case instance.StateTerminated:
 		next.PublicIPAddress, next.PrivateIPAddress = "", ""
+		next.PublicDNSName, next.PrivateDNSName = "", ""
 		vanishes = m.due.Add(terminatedVisible)
 		s.NextAt = wall(vanishes)
 	case instance.StateUnspecified, instance.StatePending, instance.StateShuttingDown, instance.StateStopping:

@@ -126,7 +126,22 @@ type Instance struct {
 	// The tags.
 	Tags map[string]string `protobuf:"bytes,15,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// What only the simulator knows; absent for an instance of EC2.
-	Simulator     *SimulatorAttributes `protobuf:"bytes,16,opt,name=simulator,proto3" json:"simulator,omitempty"`
+	Simulator *SimulatorAttributes `protobuf:"bytes,16,opt,name=simulator,proto3" json:"simulator,omitempty"`
+	// The id of the AMI, unless image_digits has it. What was written before these fields were
+	// there has neither.
+	ImageId string `protobuf:"bytes,17,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
+	// Which one it is of those that were launched together, from 0.
+	AmiLaunchIndex int32 `protobuf:"varint,18,opt,name=ami_launch_index,json=amiLaunchIndex,proto3" json:"ami_launch_index,omitempty"`
+	// The private host name, unless it is the usual one.
+	PrivateDnsName string `protobuf:"bytes,19,opt,name=private_dns_name,json=privateDnsName,proto3" json:"private_dns_name,omitempty"`
+	// The public host name, unless it is the usual one.
+	PublicDnsName string `protobuf:"bytes,20,opt,name=public_dns_name,json=publicDnsName,proto3" json:"public_dns_name,omitempty"`
+	// The host names that were left out since they are what EC2 makes from the address and
+	// the Region: bit 0 stands for the private one, bit 1 for the public one. In a step those
+	// of the instance before the change are made once it has all its fields again.
+	UsualNames uint32 `protobuf:"varint,21,opt,name=usual_names,json=usualNames,proto3" json:"usual_names,omitempty"`
+	// The last 16 digits of the id of the AMI, if it is "ami-0" and these.
+	ImageDigits   uint64 `protobuf:"fixed64,22,opt,name=image_digits,json=imageDigits,proto3" json:"image_digits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -271,6 +286,48 @@ func (x *Instance) GetSimulator() *SimulatorAttributes {
 		return x.Simulator
 	}
 	return nil
+}
+
+func (x *Instance) GetImageId() string {
+	if x != nil {
+		return x.ImageId
+	}
+	return ""
+}
+
+func (x *Instance) GetAmiLaunchIndex() int32 {
+	if x != nil {
+		return x.AmiLaunchIndex
+	}
+	return 0
+}
+
+func (x *Instance) GetPrivateDnsName() string {
+	if x != nil {
+		return x.PrivateDnsName
+	}
+	return ""
+}
+
+func (x *Instance) GetPublicDnsName() string {
+	if x != nil {
+		return x.PublicDnsName
+	}
+	return ""
+}
+
+func (x *Instance) GetUsualNames() uint32 {
+	if x != nil {
+		return x.UsualNames
+	}
+	return 0
+}
+
+func (x *Instance) GetImageDigits() uint64 {
+	if x != nil {
+		return x.ImageDigits
+	}
+	return 0
 }
 
 // Step is an instance before and after one change: most of it is the same.
@@ -429,7 +486,7 @@ type SimulatorAttributes struct {
 	SpotInstanceType string `protobuf:"bytes,15,opt,name=spot_instance_type,json=spotInstanceType,proto3" json:"spot_instance_type,omitempty"`
 	// What a Spot interruption does to it.
 	InstanceInterruptionBehavior string `protobuf:"bytes,16,opt,name=instance_interruption_behavior,json=instanceInterruptionBehavior,proto3" json:"instance_interruption_behavior,omitempty"`
-	// Which one it is of those that were launched together, from 0.
+	// Where earlier versions wrote ami_launch_index of the instance.
 	LaunchIndex   uint64 `protobuf:"varint,17,opt,name=launch_index,json=launchIndex,proto3" json:"launch_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -589,7 +646,7 @@ type Launched struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reservation, which all instances of one launch share.
 	ReservationId string `protobuf:"bytes,1,opt,name=reservation_id,json=reservationId,proto3" json:"reservation_id,omitempty"`
-	// The image.
+	// Where earlier versions wrote image_id of the instance.
 	ImageId string `protobuf:"bytes,2,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
 	// The client token of the launch, if it had one.
 	ClientToken string `protobuf:"bytes,3,opt,name=client_token,json=clientToken,proto3" json:"client_token,omitempty"`
@@ -661,7 +718,7 @@ var File_instanced_storage_v1_instance_proto protoreflect.FileDescriptor
 
 const file_instanced_storage_v1_instance_proto_rawDesc = "" +
 	"\n" +
-	"#instanced/storage/v1/instance.proto\x12\x14instanced.storage.v1\"\xed\x05\n" +
+	"#instanced/storage/v1/instance.proto\x12\x14instanced.storage.v1\"\xc8\a\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -680,7 +737,14 @@ const file_instanced_storage_v1_instance_proto_rawDesc = "" +
 	"\x10root_device_type\x18\r \x01(\tR\x0erootDeviceType\x12\x1c\n" +
 	"\tlifecycle\x18\x0e \x01(\tR\tlifecycle\x12<\n" +
 	"\x04tags\x18\x0f \x03(\v2(.instanced.storage.v1.Instance.TagsEntryR\x04tags\x12G\n" +
-	"\tsimulator\x18\x10 \x01(\v2).instanced.storage.v1.SimulatorAttributesR\tsimulator\x1a7\n" +
+	"\tsimulator\x18\x10 \x01(\v2).instanced.storage.v1.SimulatorAttributesR\tsimulator\x12\x19\n" +
+	"\bimage_id\x18\x11 \x01(\tR\aimageId\x12(\n" +
+	"\x10ami_launch_index\x18\x12 \x01(\x05R\x0eamiLaunchIndex\x12(\n" +
+	"\x10private_dns_name\x18\x13 \x01(\tR\x0eprivateDnsName\x12&\n" +
+	"\x0fpublic_dns_name\x18\x14 \x01(\tR\rpublicDnsName\x12\x1f\n" +
+	"\vusual_names\x18\x15 \x01(\rR\n" +
+	"usualNames\x12!\n" +
+	"\fimage_digits\x18\x16 \x01(\x06R\vimageDigits\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\x01\n" +
