@@ -19,7 +19,7 @@ func TestALaunchRunsAfterAWhile(t *testing.T) {
 			t.Fatal(launched, err)
 		}
 		first, second := launched[0], launched[1]
-		if first.State != instance.StatePending || first.Simulator.Launched.ImageID != "ami-1" || *first.Simulator.Launched != *second.Simulator.Launched || first.ID == second.ID {
+		if first.State != instance.StatePending || first.ImageID != "ami-1" || *first.Simulator.Launched != *second.Simulator.Launched || first.ID == second.ID {
 			t.Errorf("launched %+v and %+v", first.Simulator.Launched, second.Simulator.Launched)
 		}
 		if _, err := do(t, b, instance.VerbStop, first.ID); err == nil {
