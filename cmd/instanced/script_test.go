@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -48,6 +49,10 @@ func TestMain(m *testing.M) {
 //	                                  from then on
 //	helps VERB...                     each verb has help with examples
 func TestStories(t *testing.T) {
+	if signal.Ignored(syscall.SIGHUP) {
+		// Under nohup: programs that are started here are not to inherit that.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
