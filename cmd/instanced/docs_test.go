@@ -20,7 +20,7 @@ const repository = "../.."
 // fenced matches a block of a document: its language, and its lines.
 var fenced = regexp.MustCompile("(?ms)^```([a-z]+)\n(.*?)^```$")
 
-// blocks returns those of a document that are in a language.
+// blocks returns the fenced blocks of a document in the given language.
 func blocks(t *testing.T, document, language string) (found []string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(repository, document))
@@ -65,7 +65,7 @@ func TestDocumentedCommandsPrintWhatTheDocumentsShow(t *testing.T) {
 type documentShell struct {
 	dir string
 	env []string
-	// as replaces the addresses of the documents by those of the service.
+	// as replaces the documented addresses with those of the running service.
 	as *strings.Replacer
 }
 

@@ -14,7 +14,7 @@ const (
 )
 
 // logQueue writes the lines of the log on a goroutine of its own, so that a slow or blocked
-// destination holds nobody up. Lines beyond maxQueuedLogBytes are dropped and counted. It is
+// destination never blocks a caller. Lines beyond maxQueuedLogBytes are dropped and counted. It is
 // safe for concurrent use.
 type logQueue struct {
 	destination io.Writer
@@ -76,7 +76,7 @@ func (q *logQueue) run() {
 				}
 				break
 			}
-			_, _ = q.destination.Write(lines) // a log that cannot be written has nobody to be told
+			_, _ = q.destination.Write(lines) // there is nowhere to report that the log cannot be written
 			if dropped > 0 {
 				q.dropped(dropped)
 			}
