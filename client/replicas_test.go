@@ -169,12 +169,10 @@ func (w *watched) until(ctx context.Context, t *testing.T, enough func(*instance
 // has seen with the recorded history, which it returns.
 func (w *watched) wantHistory(ctx context.Context, t *testing.T, c *client.Client, ids []string, after string) []*instancedv1.Event {
 	t.Helper()
-	var history []*instancedv1.Event
-	for page, err := range c.Events(ctx, &instancedv1.ListEventsRequest{InstanceIds: ids, AfterCursor: after, PageSize: 1000}) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		history = append(history, page.GetEvents()...)
+	history := listHistory(ctx, t, c, ids, after)
+	// The process that served the history may be behind the one that serves the watch.
+	for history[len(history)-1].GetRevision() < w.lastRevision() {
+		history = listHistory(ctx, t, c, ids, after)
 	}
 	end := history[len(history)-1]
 	w.until(ctx, t, func(msg *instancedv1.WatchInstancesResponse) bool {
@@ -188,6 +186,27 @@ func (w *watched) wantHistory(ctx context.Context, t *testing.T, c *client.Clien
 		t.Error(diff)
 	}
 	return history
+}
+
+func listHistory(ctx context.Context, t *testing.T, c *client.Client, ids []string, after string) (history []*instancedv1.Event) {
+	t.Helper()
+	for page, err := range c.Events(ctx, &instancedv1.ListEventsRequest{InstanceIds: ids, AfterCursor: after, PageSize: 1000}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		history = append(history, page.GetEvents()...)
+	}
+	return history
+}
+
+// lastRevision returns the revision of the last event that the watch has seen, 0 for none.
+func (w *watched) lastRevision() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.events) == 0 {
+		return 0
+	}
+	return w.events[len(w.events)-1].GetRevision()
 }
 
 func TestSeveralProcessesBehindOneNameAreUsedAsOne(t *testing.T) {
