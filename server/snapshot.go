@@ -18,7 +18,7 @@ const (
 // encodedInstance returns an instance as an element of Snapshot. It is made once, until
 // the instance changes.
 func encodedInstance(r *lifecycle.Record) []byte {
-	return r.Once(func() []byte {
+	return r.Memo(func() []byte {
 		m := instanceMessage(r.Instance)
 		size := proto.Size(m)
 		out := make([]byte, 0, protowire.SizeTag(snapshotInstancesField)+protowire.SizeBytes(size))

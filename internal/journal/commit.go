@@ -56,7 +56,7 @@ func (w *writer) commit(b *batch) error {
 	if r := b.record; r != nil {
 		r.RecordedAt = fromNanoseconds(max(time.Now().UnixNano(), nanoseconds(tip.recordedAt)))
 		s := j.store
-		b.value = appendHeader(appendPacked(s.beginValue(b.value[:0]), b.encoded), r.Position.Generation, r.RecordedAt, tip.bytes)
+		b.value = appendHeader(appendPacked(s.beginValue(b.value[:0]), b.encoded), r.Position.Epoch, r.RecordedAt, tip.bytes)
 		b.key = s.keys.logKey(r.Position.Seq)
 		b.value = s.seal(b.value, 0, b.key)
 		r.Bytes = len(b.encoded)

@@ -168,7 +168,7 @@ func compactAnswer(t *Token, log logID) (m *storagev1.CompactAnswer, ok bool) {
 
 func storedPosition(cursor string, log logID) (*storagev1.TokenPosition, bool) {
 	id, p, err := decodeCursor(cursor)
-	return &storagev1.TokenPosition{Generation: p.Generation, Seq: p.Seq}, err == nil && id == log
+	return &storagev1.TokenPosition{Generation: p.Epoch, Seq: p.Seq}, err == nil && id == log
 }
 
 // compacted returns the answer of a stored token that has one in the compact form, nil
@@ -200,8 +200,8 @@ func compacted(m *storagev1.Token, ids []instance.ID, log logID) (*Answer, error
 		return nil, fmt.Errorf("its answer has lists of different lengths")
 	}
 	a := &Answer{
-		Cursor:    encodeCursor(log, Position{Generation: c.GetPosition().GetGeneration(), Seq: c.GetPosition().GetSeq()}),
-		EndCursor: encodeCursor(log, Position{Generation: c.GetEndPosition().GetGeneration(), Seq: c.GetEndPosition().GetSeq()}),
+		Cursor:    encodeCursor(log, Position{Epoch: c.GetPosition().GetGeneration(), Seq: c.GetPosition().GetSeq()}),
+		EndCursor: encodeCursor(log, Position{Epoch: c.GetEndPosition().GetGeneration(), Seq: c.GetEndPosition().GetSeq()}),
 		Failures:  toFailures(c.GetFailures()),
 	}
 	at := int64(0)

@@ -89,7 +89,7 @@ func TestWhatWasAcknowledgedOutlivesAKill(t *testing.T) {
 		}
 	}
 	head := j.Head()
-	if p := set(t, campaign(t, j), id(1), instance.StatePending); p.Seq != head.Seq+1 || p.Generation == head.Generation {
+	if p := set(t, campaign(t, j), id(1), instance.StatePending); p.Seq != head.Seq+1 || p.Epoch == head.Epoch {
 		t.Errorf("the log goes on at %v, after %v", p, head)
 	}
 }

@@ -52,7 +52,7 @@ func encodeCursor(id logID, p Position) string {
 	b := make([]byte, 0, cursorSize)
 	b = append(b, cursorVersion)
 	b = append(b, id[:]...)
-	b = binary.BigEndian.AppendUint64(b, p.Generation)
+	b = binary.BigEndian.AppendUint64(b, p.Epoch)
 	b = binary.BigEndian.AppendUint64(b, p.Seq)
 	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
 	return cursorEncoding.EncodeToString(b)
@@ -74,7 +74,7 @@ func decodeCursor(cursor string) (id logID, p Position, err error) {
 		return id, p, errUnreadable("it is of another version")
 	}
 	copy(id[:], b[1:])
-	p.Generation = binary.BigEndian.Uint64(b[1+logIDSize:])
+	p.Epoch = binary.BigEndian.Uint64(b[1+logIDSize:])
 	p.Seq = binary.BigEndian.Uint64(b[1+logIDSize+8:])
 	return id, p, nil
 }

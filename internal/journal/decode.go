@@ -80,7 +80,7 @@ func decodeChanges(seq uint64, h header, message []byte) (*Batch, error) {
 		}
 		rest = rest[size:]
 	}
-	b := newBatch(Position{Generation: h.generation, Seq: seq}, len(changes))
+	b := newBatch(Position{Epoch: h.generation, Seq: seq}, len(changes))
 	b.RecordedAt, b.Bytes = h.recordedAt, len(message)
 	for _, wire := range changes {
 		// Each change has a string of its own: what is known of an instance holds the
@@ -130,7 +130,7 @@ func readChange(f *message) (c instance.Change) {
 
 // decodeInstanceRecord reads an InstanceRecord.
 func decodeInstanceRecord(value []byte) (*Record, error) {
-	r := &Record{once: new(once)}
+	r := &Record{memo: new(memo[[]byte])}
 	var s *step
 	f := newMessage(value)
 	for f.next() {
@@ -146,7 +146,7 @@ func decodeInstanceRecord(value []byte) (*Record, error) {
 		case 5:
 			r.ChangedAt = fromNanoseconds(int64(f.scalar))
 		case 6:
-			r.Position.Generation = f.scalar
+			r.Position.Epoch = f.scalar
 		case 7:
 			r.Position.Seq = f.scalar
 		case 8:

@@ -53,7 +53,7 @@ func appendInstanceRecord(b []byte, r *Record) []byte {
 	b = appendCause(b, 3, r.Cause)
 	b = appendVarint(b, 4, uint64(r.Source))
 	b = appendTime(b, 5, r.ChangedAt)
-	b = appendFixed64(b, 6, r.Position.Generation)
+	b = appendFixed64(b, 6, r.Position.Epoch)
 	b = appendVarint(b, 7, r.Position.Seq)
 	return appendVarint(b, 8, uint64(r.Index))
 }

@@ -197,7 +197,7 @@ func fullToken() *Token {
 		Principal:   "alice",
 		Fingerprint: []byte{1, 2, 3},
 		CreatedAt:   launch,
-		Intent:      Position{Generation: 5, Seq: 6},
+		Intent:      Position{Epoch: 5, Seq: 6},
 		IDs:         []instance.ID{id(1), id(2)},
 		Answer: &Answer{
 			Changes: []instance.StateChange{{

@@ -134,7 +134,7 @@ func TestOwnershipPassesOnWhenItIsGivenUp(t *testing.T) {
 		t.Error("a closed journal takes writes")
 	}
 	next := <-won
-	if p := set(t, next, id(1), instance.StatePending); p.Seq != kept.Seq+1 || p.Generation == kept.Generation {
+	if p := set(t, next, id(1), instance.StatePending); p.Seq != kept.Seq+1 || p.Epoch == kept.Epoch {
 		t.Errorf("written at %v, after %v of another owner", p, kept)
 	}
 }

@@ -34,7 +34,7 @@ func (g generations) at(seq uint64) (p Position, ok bool) {
 	if i < 0 {
 		return Position{Seq: seq}, false
 	}
-	return Position{Generation: g[i].id, Seq: seq}, true
+	return Position{Epoch: g[i].id, Seq: seq}, true
 }
 
 // cover reports whether the position is of this log, or would be if the log

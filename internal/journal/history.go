@@ -81,7 +81,7 @@ func (j *Journal) take(p *HistoryPage, s stored, of map[instance.ID]bool) (size 
 		return 0, damagedValue(s.kv.Key, err)
 	}
 	if !mentions(changes, of) {
-		p.Next = Position{Generation: h.generation, Seq: s.seq}
+		p.Next = Position{Epoch: h.generation, Seq: s.seq}
 		return len(changes), nil
 	}
 	b, err := decodeChanges(s.seq, h, changes)

@@ -27,7 +27,7 @@ func FuzzLoad(f *testing.F) {
 	c := change(id(1), instance.StatePending)
 	c.Before = machine(id(1), instance.StateStopped)
 	batch := appendHeader(appendChange(nil, &c), 7, launch, 99)
-	record := appendInstanceRecord(nil, &Record{Instance: c.After, Position: Position{Generation: 7, Seq: 1}})
+	record := appendInstanceRecord(nil, &Record{Instance: c.After, Position: Position{Epoch: 7, Seq: 1}})
 	meta := encode(&storagev1.Meta{FormatVersion: oldestWritten, LogId: make([]byte, logIDSize)})
 	generations := encode(&storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7, FirstSeq: 1}}})
 	owner := encode(&storagev1.Owner{Address: "somewhere"})

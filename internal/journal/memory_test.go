@@ -91,7 +91,7 @@ func TestTheRingIsCountedInWhatItTakes(t *testing.T) {
 				publish := func() {
 					if tc.replayed {
 						var err error
-						if b, _, err = decodeBatch(seq, appendHeader(wire, b.Position.Generation, time.Now(), 0)); err != nil {
+						if b, _, err = decodeBatch(seq, appendHeader(wire, b.Position.Epoch, time.Now(), 0)); err != nil {
 							t.Fatal(err)
 						}
 					}

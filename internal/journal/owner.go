@@ -323,8 +323,8 @@ func (t *Term) owns() clientv3.Cmp {
 	return clientv3.Compare(clientv3.CreateRevision(t.journal.store.keys.owner), "=", t.revision)
 }
 
-// Generation is that of the positions of all that is written during the term.
-func (t *Term) Generation() uint64 { return t.generation }
+// Epoch returns the epoch of every position written during the term.
+func (t *Term) Epoch() uint64 { return t.generation }
 
 // Done is closed when the term is over: another process may own the log, or the
 // journal was closed.

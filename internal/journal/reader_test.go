@@ -340,7 +340,7 @@ func TestHistoryIsInPages(t *testing.T) {
 	if err != nil || len(all.Entries) != 60 || !all.Done || all.Next != j.Head() {
 		t.Errorf("without ids: %d events, done %v at %v, %v", len(all.Entries), all.Done, all.Next, err)
 	}
-	_, err = j.History(t.Context(), "", nil, Position{from.Generation + 1, 0}, 10)
+	_, err = j.History(t.Context(), "", nil, Position{from.Epoch + 1, 0}, 10)
 	wantReason(t, err, instance.KindOutOfRange, ReasonCursorRolledBack)
 }
 

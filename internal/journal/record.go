@@ -8,13 +8,13 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Position is a place in the log: behind the batch with that sequence number.
-// Seq 0 is the place before the first batch. The generation tells positions of
-// the same number apart that were written by owners who did not know of each
-// other, as after a restore from an older copy.
+// Position is a place in the log: just after the batch with that sequence number. Seq 0
+// is the place before the first batch. The epoch tells apart batches of the same number
+// written by owners that did not know of each other, as after etcd was restored from an
+// older copy.
 type Position struct {
-	Generation uint64
-	Seq        uint64
+	Epoch uint64
+	Seq   uint64
 }
 
 // Record is what is known of one instance.
@@ -34,7 +34,18 @@ type Record struct {
 	Position Position
 	Index    uint32
 
-	once *once
+	// memo is shared by the copies of a record; nil for a record that was made by hand.
+	memo *memo[[]byte]
+}
+
+// Memo returns what the first caller's function made, for all callers of this record as it
+// stands in a snapshot: one encoding, which all snapshots share until the instance changes.
+// It must not be modified.
+func (r *Record) Memo(encode func() []byte) []byte {
+	if r.memo == nil {
+		return encode()
+	}
+	return r.memo.get(encode)
 }
 
 // Batch is one record of the log: changes that were recorded together, and that
@@ -55,19 +66,19 @@ type Batch struct {
 	size atomic.Int64
 }
 
-// Memo returns what the first caller's function made, for all callers of this
-// batch: a place for the one encoding that all subscribers share. It is not to be
-// modified. Batches that are read from pages of the log are not shared.
+// Memo returns what the first caller's function made, for all callers of this batch: one
+// encoding, which all subscribers share. It must not be modified. Batches that are read
+// from pages of the log are not shared.
 func (b *Batch) Memo(encode func() [][]byte) [][]byte {
-	b.memo.once.Do(func() {
-		b.memo.made = encode()
+	return b.memo.get(func() [][]byte {
+		made := encode()
 		size := int64(0)
-		for _, piece := range b.memo.made {
+		for _, piece := range made {
 			size += int64(cap(piece)) + 24
 		}
 		b.grow(size)
+		return made
 	})
-	return b.memo.made
 }
 
 // Event is one change in a batch. Refer to it by pointer; it must not be copied.
@@ -83,23 +94,29 @@ type Event struct {
 
 // Memo is to an event what [Batch.Memo] is to a batch.
 func (e *Event) Memo(encode func() []byte) []byte {
-	e.memo.once.Do(func() {
-		e.memo.made = encode()
-		e.batch.grow(int64(cap(e.memo.made)))
+	return e.memo.get(func() []byte {
+		made := encode()
+		e.batch.grow(int64(cap(made)))
+		return made
 	})
-	return e.memo.made
 }
 
+// memo holds what its first caller made, for all callers.
 type memo[T any] struct {
 	once sync.Once
 	made T
+}
+
+func (m *memo[T]) get(produce func() T) T {
+	m.once.Do(func() { m.made = produce() })
+	return m.made
 }
 
 // entry is a change with the record that follows from it, in one allocation.
 type entry struct {
 	change instance.Change
 	record Record
-	once   once
+	memo   memo[[]byte]
 }
 
 func newBatch(p Position, size int) *Batch {
@@ -118,7 +135,7 @@ func newEntry(c instance.Change) *entry {
 		Source:    c.Source,
 		ChangedAt: c.OccurredAt,
 	}}
-	e.record.once = &e.once
+	e.record.memo = &e.memo
 	return e
 }
 

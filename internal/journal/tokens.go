@@ -157,7 +157,7 @@ func appendToken(b []byte, t *Token, log logID, compactly bool) []byte {
 	m := &storagev1.Token{
 		Fingerprint:      t.Fingerprint,
 		CreatedAtNs:      nanoseconds(t.CreatedAt),
-		IntentGeneration: t.Intent.Generation,
+		IntentGeneration: t.Intent.Epoch,
 		IntentSeq:        t.Intent.Seq,
 		InstanceIds:      fromIDs(t.IDs),
 		Principal:        t.Principal,
@@ -209,7 +209,7 @@ func decodeToken(key string, message []byte, log logID) (Token, error) {
 		Key:         key,
 		Fingerprint: m.GetFingerprint(),
 		CreatedAt:   fromNanoseconds(m.GetCreatedAtNs()),
-		Intent:      Position{Generation: m.GetIntentGeneration(), Seq: m.GetIntentSeq()},
+		Intent:      Position{Epoch: m.GetIntentGeneration(), Seq: m.GetIntentSeq()},
 		IDs:         toIDs(m.GetInstanceIds()),
 		Principal:   m.GetPrincipal(),
 	}

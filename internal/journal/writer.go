@@ -57,7 +57,7 @@ func newWriter(t *Term) *writer {
 // start begins to write behind the head of the log.
 func (w *writer) start() {
 	w.last = w.term.journal.view.tip().head
-	w.next = Position{Generation: w.term.generation, Seq: w.last.Seq + 1}
+	w.next = Position{Epoch: w.term.generation, Seq: w.last.Seq + 1}
 	w.term.work.Go(func() {
 		defer close(w.finished)
 		var committer sync.WaitGroup

@@ -71,7 +71,7 @@ func (m historyMark) before(entries []journal.HistoryEntry, next int) historyMar
 }
 
 func (m historyMark) encode() string {
-	b := binary.AppendUvarint(nil, m.after.Generation)
+	b := binary.AppendUvarint(nil, m.after.Epoch)
 	b = binary.AppendUvarint(b, m.after.Seq)
 	return string(binary.AppendUvarint(b, uint64(m.skip)))
 }
@@ -95,5 +95,5 @@ func (c *checker) historyMark(token, scope string) historyMark {
 		c.add("page_token", "is damaged: want the next_page_token of the page before, as it was")
 		return historyMark{}
 	}
-	return historyMark{after: journal.Position{Generation: fields[0], Seq: fields[1]}, skip: uint32(fields[2])}
+	return historyMark{after: journal.Position{Epoch: fields[0], Seq: fields[1]}, skip: uint32(fields[2])}
 }

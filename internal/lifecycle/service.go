@@ -180,8 +180,8 @@ func (s *Service) serve(ctx context.Context, term *journal.Term) error {
 // may have missed the end of the last term, and is compared with it as ever.
 func (s *Service) restore(term *journal.Term) error {
 	snapshot := s.journal.Snapshot()
-	defer func() { s.lastTerm = served{generation: term.Generation(), from: snapshot.Position} }()
-	if s.lastTerm != (served{}) && (snapshot.Position == s.lastTerm.from || snapshot.Position.Generation == s.lastTerm.generation) {
+	defer func() { s.lastTerm = served{generation: term.Epoch(), from: snapshot.Position} }()
+	if s.lastTerm != (served{}) && (snapshot.Position == s.lastTerm.from || snapshot.Position.Epoch == s.lastTerm.generation) {
 		return nil
 	}
 	known := make([]*instance.Instance, len(snapshot.Records))
