@@ -62,7 +62,7 @@ func (s sourced) Retrieve(ctx context.Context) (aws.Credentials, error) {
 func newClient(cfg Config) *client {
 	api := awsec2.NewFromConfig(cfg.AWS, func(o *awsec2.Options) {
 		o.Retryer = aws.NopRetryer{}
-		o.APIOptions = append(o.APIOptions, withLegibleAnswers)
+		o.APIOptions = append(o.APIOptions, withLenientDecoding)
 		o.HTTPClient = newFencedClient(o.HTTPClient)
 		if o.Credentials != nil {
 			o.Credentials = sourced{o.Credentials}
@@ -191,7 +191,7 @@ func (c *client) describe(ctx context.Context, filters []types.Filter, size int,
 		return page{}, f
 	}
 	c.reach.note(ctx, sent, nil)
-	p := page{next: aws.ToString(out.NextToken)}
+	p := page{next: aws.ToString(out.NextToken), unreadable: undecoded(out.ResultMetadata)}
 	for i := range out.Reservations {
 		for j := range out.Reservations[i].Instances {
 			inst, err := c.instanceOf(&out.Reservations[i], &out.Reservations[i].Instances[j])

@@ -2,42 +2,17 @@ package ec2
 
 import (
 	"bytes"
-	"context"
-	"fmt"
-	"io"
 	"regexp"
 	"strconv"
 	"unicode/utf8"
-
-	"github.com/aws/smithy-go/middleware"
-	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
-
-// withLegibleAnswers has answers made XML 1.0 before the SDK reads them. Whoever may tag an
-// instance may put a character into a tag that XML cannot have, and the SDK refuses all that
-// comes with it.
-func withLegibleAnswers(stack *middleware.Stack) error {
-	return stack.Deserialize.Add(middleware.DeserializeMiddlewareFunc("LegibleAnswers",
-		func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
-			out, metadata, err := next.HandleDeserialize(ctx, in)
-			response, ok := out.RawResponse.(*smithyhttp.Response)
-			if err != nil || !ok {
-				return out, metadata, err
-			}
-			body, err := io.ReadAll(response.Body)
-			closeErr := response.Body.Close()
-			if err != nil {
-				return out, metadata, fmt.Errorf("reading the answer: %w", err)
-			}
-			response.Body = io.NopCloser(bytes.NewReader(legible(body)))
-			return out, metadata, closeErr
-		}), middleware.After)
-}
 
 // reference finds references to characters by their numbers.
 var reference = regexp.MustCompile(`&#(?:[0-9]{1,9}|x[0-9A-Fa-f]{1,8});`)
 
-// legible returns a document with U+FFFD in place of what XML 1.0 does not allow.
+// legible returns a document with U+FFFD in place of what XML 1.0 does not allow. Whoever may
+// tag an instance may put a character into a tag that XML cannot have, and the SDK refuses all
+// that comes with it.
 func legible(document []byte) []byte {
 	document = reference.ReplaceAllFunc(document, func(r []byte) []byte {
 		digits, base := r[2:len(r)-1], 10

@@ -3,6 +3,7 @@ package ec2
 import (
 	"bytes"
 	"context"
+	"encoding/xml"
 	"fmt"
 	"net/http/httptest"
 	"slices"
@@ -24,6 +25,9 @@ var oddities = map[string]string{
 	"an unknown state": "<instanceState><code>96</code><name>rebooting</name></instanceState>",
 	"no code":          "<instanceState><name>running</name></instanceState>",
 	"no state":         "",
+	// The SDK gives up a response for each of these.
+	"a code that is no number": "<instanceState><code>sixteen</code><name>running</name></instanceState>",
+	"an element in the code":   "<instanceState><code><high>0</high></code></instanceState>",
 }
 
 // region is an EC2 whose instances are changed by others, and which describes some of them
@@ -151,6 +155,122 @@ func TestAnInstanceInAnUnknownStateStopsNobodyElse(t *testing.T) {
 			d.await(t, id(3), instance.StateStopped)
 		})
 	}
+}
+
+// odds are elements that the SDK cannot decode in the description of an instance.
+var odds = map[string]string{
+	"a launch time that is none": "<launchTime>yesterday</launchTime>",
+	"an empty launch time":       "<launchTime></launchTime>",
+	"a number in words":          "<amiLaunchIndex>first</amiLaunchIndex>",
+	"a number that is too large": "<amiLaunchIndex>99999999999999999999</amiLaunchIndex>",
+	"neither true nor false":     "<ebsOptimized>perhaps</ebsOptimized>",
+	"an element in a text":       "<reason><why/></reason>",
+	"a tag with an element":      "<tagSet><item><key>a<b/></key></item></tagSet>",
+	"an odd device":              "<blockDeviceMapping><item><ebs><attachTime>then</attachTime></ebs></item></blockDeviceMapping>",
+}
+
+// withOdds puts elements into the description of an instance, or into its reservation.
+func withOdds(body string, id instance.ID, odds string) string {
+	return strings.Replace(body, "<instanceId>"+string(id)+"</instanceId>", "<instanceId>"+string(id)+"</instanceId>"+odds, 1)
+}
+
+func TestAnInstanceThatTheSDKCannotDecodeIsUnreadableAlone(t *testing.T) {
+	list := []*instance.Instance{
+		{ID: id(1), State: instance.StateStopped}, {ID: id(2), State: instance.StateRunning},
+		{ID: id(3), State: instance.StateRunning}, {ID: id(4), State: instance.StatePending},
+	}
+	page := described(list, "next").body
+	oneReservation := strings.ReplaceAll(page, "</instancesSet></item><item><reservationId>r-0</reservationId><ownerId></ownerId><instancesSet>", "")
+	if strings.Count(oneReservation, "<reservationId>") != 1 {
+		t.Fatal(oneReservation)
+	}
+	bodies := map[string]string{
+		"an odd reservation": strings.Replace(page, "<ownerId></ownerId><instancesSet><item><instanceId>"+string(id(2)), "<ownerId><name/></ownerId><instancesSet><item><instanceId>"+string(id(2)), 1),
+	}
+	for name, odd := range odds {
+		bodies[name] = withOdds(page, id(2), odd)
+		bodies[name+" in a shared reservation"] = withOdds(oneReservation, id(2), odd)
+	}
+	for name, body := range bodies {
+		bubble(t, name, func(t *testing.T) {
+			e := &endpoint{answer: func(context.Context, call) (reply, error) { return reply{200, body}, nil }}
+			p, err := connect(t, e).Describe(t.Context(), instance.DescribeQuery{All: true})
+			if err != nil || p.NextPageToken == "" {
+				t.Fatalf("page token %q, %v", p.NextPageToken, err)
+			}
+			var readable []instance.ID
+			for _, i := range p.Instances {
+				readable = append(readable, i.ID)
+			}
+			if !slices.Equal(readable, []instance.ID{id(1), id(3), id(4)}) || len(p.Unreadable) != 1 || p.Unreadable[id(2)] == nil {
+				t.Errorf("%v can be read, %v not", readable, p.Unreadable)
+			}
+			if n := len(e.of(actionDescribe)); n != 1 {
+				t.Errorf("EC2 was called %d times", n)
+			}
+		})
+	}
+}
+
+func TestAResponseThatIsCutOffIsNoResponse(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		page := described([]*instance.Instance{{ID: id(1), State: instance.StateStopped}, {ID: id(2), State: instance.StateRunning}}, "").body
+		page = page[:strings.Index(page, string(id(2)))]
+		e := &endpoint{answer: func(context.Context, call) (reply, error) { return reply{200, page}, nil }}
+		p, err := connect(t, e).Describe(t.Context(), instance.DescribeQuery{All: true})
+		if err == nil {
+			t.Errorf("it is read as %+v", p)
+		}
+	})
+}
+
+// FuzzOneInstance has anything in one instance's description, and in its line of the answer
+// to a command: the others' are there.
+func FuzzOneInstance(f *testing.F) {
+	for _, odd := range odds {
+		name, _, _ := strings.Cut(odd[1:], ">")
+		f.Add(name, "", "yesterday")
+		f.Add(name, "item", "")
+	}
+	f.Add("instanceId", "", "i-1")
+	f.Add("instancesSet", "item", "i-1")
+	f.Add("currentState", "code", "x")
+	f.Fuzz(func(t *testing.T, name, inner, text string) {
+		element := func(name, content string) string { return "<" + name + ">" + content + "</" + name + ">" }
+		odd := escape(text)
+		if inner != "" {
+			odd = element(inner, odd)
+		}
+		odd = element(name, odd)
+		if xml.Unmarshal([]byte(odd), new(struct{})) != nil || strings.ContainsAny(name+inner, "<>") {
+			return // an answer of which the whole cannot be read
+		}
+		e := &endpoint{answer: func(_ context.Context, c call) (reply, error) {
+			answer := described([]*instance.Instance{{ID: id(1), State: instance.StateStopped}, {ID: id(2), State: instance.StateStopped}, {ID: id(3), State: instance.StateStopped}}, "")
+			if c.action == "StartInstances" {
+				var lines []instance.StateChange
+				for _, id := range ids(1, 4) {
+					lines = append(lines, instance.StateChange{ID: id, Previous: instance.StateStopped, Current: instance.StatePending})
+				}
+				answer = changed(c.action, lines)
+			}
+			answer.body = withOdds(answer.body, id(2), odd)
+			return answer, nil
+		}}
+		b := connect(t, e)
+		p, err := b.Describe(t.Context(), instance.DescribeQuery{All: true})
+		there := make(map[instance.ID]bool)
+		for _, i := range p.Instances {
+			there[i.ID] = true
+		}
+		if err != nil || len(p.Instances)+len(p.Unreadable) != 3 || !there[id(1)] || !there[id(3)] {
+			t.Errorf("%q: %d instances, %v, %v", odd, len(p.Instances), p.Unreadable, err)
+		}
+		lines, f := b.client.mutate(t.Context(), kind{verb: instance.VerbStart}, ids(1, 4))
+		if f != nil || lines[id(1)].Current != instance.StatePending || lines[id(3)].Current != instance.StatePending {
+			t.Errorf("%q: %v, %v", odd, lines, f)
+		}
+	})
 }
 
 // await waits until an instance is in a state.
