@@ -71,9 +71,11 @@ type Spec struct {
 	Count int
 }
 
-// typeForm is the form of an instance type, such as u-6tb1.metal. New families come all
-// the time, sizes do not.
-var typeForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}\.(nano|micro|small|medium|large|([1-9][0-9]{0,2})?xlarge|metal(-[1-9][0-9]{0,2}xl)?)$`)
+// typeForm is the form of an instance type: a family, which is a class of up to four letters,
+// a generation, and what is special about it, or one of the high-memory and mac forms; and a
+// size. New families follow it.
+var typeForm = regexp.MustCompile(`^([a-z]{1,4}[1-9][0-9]?[a-z]{0,4}(-[a-z0-9]{1,8})?|u-[0-9]{1,2}tb[1-9]|mac-m[1-9][a-z]{0,5})` +
+	`\.(nano|micro|small|medium|large|([1-9][0-9]{0,2})?xlarge|metal(-[1-9][0-9]{0,2}xl)?)$`)
 
 // burstable lists the families with CPU credits.
 var burstable = []string{"t2", "t3", "t3a", "t4g"}
