@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -71,6 +72,9 @@ type Client struct {
 	// oneProcess is whether the connection leads to one process only, so that a command
 	// does not come to another one by being repeated.
 	oneProcess bool
+	// reachedOwner is whether a command has ever reached the owner of the backend, so that
+	// it is worth while to wait for another one when it is gone.
+	reachedOwner atomic.Bool
 	// target names the service in errors.
 	target string
 }
@@ -82,7 +86,9 @@ type Client struct {
 // first call, one to each address that the name has, and made again whenever they
 // break; calls take the addresses in turn. Several processes of the service behind
 // one name are used as one: reads are served by each of them, and a command that
-// comes to one that does not own the backend goes on to the next. An IP address,
+// comes to one that does not own the backend goes on to the next. It fails once all that
+// can be reached have named an owner that is none of them, which takes a second or two,
+// unless this client has reached the owner before. An IP address,
 // localhost or a socket is one process: if it knows of another one that owns the backend,
 // the command fails at once, with the address of that one.
 func Dial(target string, opts Options) (*Client, error) {
@@ -240,6 +246,9 @@ func command[Req, Resp any](ctx context.Context, c *Client, req *Req, call metho
 	resp, err := retry(ctx, c, &made, func(ctx context.Context, opts ...grpc.CallOption) (*Resp, error) {
 		return call(ctx, req, opts...)
 	})
+	if err == nil {
+		c.reachedOwner.Store(true)
+	}
 	if isDryRunSuccess(err) {
 		return new(Resp), nil
 	}

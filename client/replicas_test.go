@@ -318,6 +318,37 @@ func TestACommandAtAFollowerFailsAtOnce(t *testing.T) {
 	}
 }
 
+// TestACommandAmongFollowersEnds: what all of them say twice is not going to change.
+func TestACommandAmongFollowersEnds(t *testing.T) {
+	t.Parallel()
+	endpoints := []string{etcd(t)}
+	servertest.New(t, servertest.Options{Endpoints: endpoints})
+	var followers []string
+	for range 3 {
+		followers = append(followers, serve(t, servertest.New(t, servertest.Options{Endpoints: endpoints})))
+	}
+	target, addresses := name(followers...)
+	var tries int
+	var waited time.Duration
+	c, err := client.Dial(target, client.Options{
+		DialOptions: []grpc.DialOption{addresses},
+		OnRetry:     func(_ error, delay time.Duration) { tries++; waited += delay },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_, err = c.Start(patient(t), &instancedv1.StartInstancesRequest{InstanceIds: []string{"i-1234567890abcdef0"}})
+	e, ok := errors.AsType[*client.Error](err)
+	if !ok || e.Reason != "NOT_OWNER" || e.OutcomeUnknown || e.Metadata["owner"] != "bufconn" {
+		t.Errorf("got %v", err)
+	}
+	// A second round is the last one, unless one of them was still being connected.
+	if tries >= 20 || waited > 5*time.Second {
+		t.Errorf("it was tried again %d times, after %v", tries, waited)
+	}
+}
+
 type writer func([]byte) (int, error)
 
 func (w writer) Write(p []byte) (int, error) { return w(p) }

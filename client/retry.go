@@ -5,6 +5,7 @@ import (
 	"context"
 	crand "crypto/rand"
 	"math/rand/v2"
+	"net"
 	"time"
 
 	"google.golang.org/grpc"
@@ -52,7 +53,7 @@ type tries struct {
 func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx context.Context, opts ...grpc.CallOption) (Resp, error)) (Resp, error) {
 	most := c.maxAttempts()
 	ctx = c.outgoing(ctx)
-	var moving ownership
+	var search ownerSearch
 	for attempt := 1; ; attempt++ {
 		var server peer.Peer
 		var trailer metadata.MD
@@ -78,7 +79,10 @@ func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx 
 		}
 		if e.Reason == reasonNotOwner && most > 1 {
 			attempt--
-			again, delay = moving.wait(e, delay)
+			again, delay = search.refused(e.Metadata["owner"], server.Addr, delay)
+			again = again || c.reachedOwner.Load() && search.within()
+		} else {
+			search.news = true // perhaps it was the owner that failed
 		}
 		if !again || !retryable(e) || !c.pause(ctx, e, delay) {
 			var none Resp
@@ -98,28 +102,52 @@ func retryable(e *Error) bool {
 		e.Code == codes.ResourceExhausted && e.RetryDelay > 0 && e.RetryDelay <= maxDelay)
 }
 
-// ownership is what a command has found out about who owns the backend.
-type ownership struct {
-	// since is when it was first refused by a process that does not.
+// ownerSearch is the search of a command for the process that owns the backend. It goes in
+// rounds: tries one right after the other, which reach one process after the other, and then
+// a pause.
+type ownerSearch struct {
+	// since is when a process first refused because it is not the owner.
 	since time.Time
-	// detours counts the refusals since it last waited.
+	// detours counts the refusals since the last pause.
 	detours int
+	// owner is the one that was named last, and named has the addresses that named it.
+	owner string
+	named map[string]bool
+	// news is whether something was learned since the last pause.
+	news bool
 }
 
-// wait reports whether to try again, and after which delay, now that a process has refused
-// because it does not own the backend. If it knows who does, the next try probably gets
-// there, and is made at once; else another one is about to take over.
-func (o *ownership) wait(e *Error, delay time.Duration) (bool, time.Duration) {
-	if o.since.IsZero() {
-		o.since = time.Now()
+// refused reports whether to try again, and after which delay, now that the process at an
+// address has refused and has named the owner, or nobody. While one is named, the next try
+// probably gets there, and is made at once. A whole round in which processes say again what
+// they have said before shows that the owner is not among those that can be reached. Where
+// nobody is named, another one is about to take over.
+func (s *ownerSearch) refused(owner string, address net.Addr, delay time.Duration) (bool, time.Duration) {
+	if s.since.IsZero() {
+		s.since = time.Now()
 	}
-	if e.Metadata["owner"] != "" && o.detours < maxDetours {
-		o.detours++
+	if owner != s.owner {
+		s.owner, s.named = owner, nil
+	}
+	if owner == "" || address == nil {
+		s.news = true
+	} else if !s.named[address.String()] {
+		if s.named == nil {
+			s.named = make(map[string]bool)
+		}
+		s.named[address.String()], s.news = true, true
+	}
+	if owner != "" && s.detours < maxDetours {
+		s.detours++
 		return true, 0
 	}
-	o.detours = 0
-	return time.Since(o.since) < takeover, delay
+	again := s.news && s.within()
+	s.detours, s.news = 0, false
+	return again, delay
 }
+
+// within reports whether there is time left to search.
+func (s *ownerSearch) within() bool { return time.Since(s.since) < takeover }
 
 // retryDelay is how long to wait after the given number of failures in a row: at the
 // least what the service asks for, and a time that doubles with each failure. A part of

@@ -115,13 +115,13 @@ func TestACommandGoesOnToTheOwner(t *testing.T) {
 		least, most time.Duration
 		ok          bool
 	}{
-		"at once, to the next one":               {errs: []error{known, known, known}, calls: 4, ok: true},
-		"after a while, if it is not found":      {errs: slices.Repeat([]error{known}, 6), calls: 7, least: time.Second, most: 1250 * time.Millisecond, ok: true},
-		"after a while, if there is none":        {errs: slices.Repeat([]error{unknown}, 10), calls: 11, least: 10 * time.Second, most: 12500 * time.Millisecond, ok: true},
-		"but not for ever":                       {errs: slices.Repeat([]error{unknown}, 99), least: 15 * time.Second, most: 16250 * time.Millisecond},
-		"nor where each says that it is another": {errs: slices.Repeat([]error{known}, 999), least: 15 * time.Second, most: 16250 * time.Millisecond},
-		"and not if nothing is to be retried":    {errs: []error{known}, maxAttempts: 1, calls: 1},
-		"with an attempt for each other failure": {errs: []error{known, errGone, known, errGone, known, errGone}, calls: 7, least: 350 * time.Millisecond, most: 2 * time.Second, ok: true},
+		"at once, to the next one":                {errs: []error{known, known, known}, calls: 4, ok: true},
+		"after a while, if it is not found":       {errs: slices.Repeat([]error{known}, 6), calls: 7, least: time.Second, most: 1250 * time.Millisecond, ok: true},
+		"after a while, if there is none":         {errs: slices.Repeat([]error{unknown}, 10), calls: 11, least: 10 * time.Second, most: 12500 * time.Millisecond, ok: true},
+		"but not for ever":                        {errs: slices.Repeat([]error{unknown}, 99), least: 15 * time.Second, most: 16250 * time.Millisecond},
+		"nor where each names the same other one": {errs: slices.Repeat([]error{known}, 999), calls: 10, least: time.Second, most: 1250 * time.Millisecond},
+		"and not if nothing is to be retried":     {errs: []error{known}, maxAttempts: 1, calls: 1},
+		"with an attempt for each other failure":  {errs: []error{known, errGone, known, errGone, known, errGone}, calls: 7, least: 350 * time.Millisecond, most: 2 * time.Second, ok: true},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
