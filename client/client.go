@@ -241,7 +241,13 @@ type method[Req, Resp any] func(ctx context.Context, req *Req, opts ...grpc.Call
 
 // command calls a verb. Its request carries a client token, which is what makes a
 // retry safe even when nobody knows what became of the first try.
-func command[Req, Resp any](ctx context.Context, c *Client, req *Req, call method[Req, Resp]) (*Resp, error) {
+func command[Req, Resp any, Message interface {
+	*Req
+	proto.Message
+}](ctx context.Context, c *Client, req Message, call method[Req, Resp]) (*Resp, error) {
+	if err := c.checkRequest(req); err != nil {
+		return nil, err
+	}
 	var made tries
 	resp, err := retry(ctx, c, &made, func(ctx context.Context, opts ...grpc.CallOption) (*Resp, error) {
 		return call(ctx, req, opts...)
@@ -269,6 +275,11 @@ func pages[Req proto.Message, Resp interface{ GetNextPageToken() string }](
 	setToken func(req Req, token string),
 ) iter.Seq2[Resp, error] {
 	return func(yield func(Resp, error) bool) {
+		var none Resp
+		if err := c.checkRequest(req); err != nil {
+			yield(none, err)
+			return
+		}
 		next := proto.CloneOf(req)
 		var followed pageTokens
 		for {
@@ -279,7 +290,6 @@ func pages[Req proto.Message, Resp interface{ GetNextPageToken() string }](
 				return
 			}
 			if !followed.follow(page.GetNextPageToken()) {
-				var none Resp
 				yield(none, newError(status.Errorf(codes.Internal, "the pages do not end: %s gives a page token again that it has given before, or ever more of them", c.target), nil))
 				return
 			}

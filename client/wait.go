@@ -33,6 +33,9 @@ const (
 // service goes away. One that has not got through before is given up after
 // [Options].MaxAttempts; one with a cursor continues what got through.
 func (c *Client) Wait(ctx context.Context, req *instancedv1.WaitInstancesRequest) (*instancedv1.WaitInstancesResponse, error) {
+	if err := c.checkRequest(req); err != nil {
+		return nil, err
+	}
 	req = proto.CloneOf(req)
 	if req.GetTimeout() == nil {
 		req.Timeout = durationpb.New(waitFor(ctx))

@@ -54,6 +54,10 @@ const (
 // failures. The error is an *[Error], beside a nil message.
 func (c *Client) Watch(ctx context.Context, req *instancedv1.WatchInstancesRequest) iter.Seq2[*instancedv1.WatchInstancesResponse, error] {
 	return func(yield func(*instancedv1.WatchInstancesResponse, error) bool) {
+		if err := c.checkRequest(req); err != nil {
+			yield(nil, err)
+			return
+		}
 		ctx := c.outgoing(ctx)
 		w := &watch{next: proto.CloneOf(req)}
 		if w.next.GetOnUnusableCursor() == instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_UNSPECIFIED &&

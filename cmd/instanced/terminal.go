@@ -20,9 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/stats"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -142,9 +140,8 @@ func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act fun
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		t.accepted = true
 		opts := client.Options{Principal: t.principal, MaxAttempts: 3, OnRetry: t.tellRetry}
-		opts.DialOptions = sendableRequests()
 		if t.output != outputJSON {
-			opts.DialOptions = append(append(opts.DialOptions, printableResponses()...), grpc.WithStatsHandler(connections{made: func() { t.away.back(t) }}))
+			opts.DialOptions = append(printableResponses(), grpc.WithStatsHandler(connections{made: func() { t.away.back(t) }}))
 		}
 		c, err := t.dial(opts)
 		if err != nil {
@@ -239,45 +236,9 @@ func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Cont
 // HandleRPC implements [stats.Handler].
 func (connections) HandleRPC(context.Context, stats.RPCStats) {}
 
-// sendableRequests refuses a request with a text that is not UTF-8 before grpc does, which
-// says no more than that something failed, as if the request might have arrived.
-func sendableRequests() []grpc.DialOption {
-	check := func(req any) error {
-		if m, ok := req.(proto.Message); ok {
-			if _, err := proto.Marshal(m); err != nil {
-				return status.Error(codes.InvalidArgument, "the request has a text that is not UTF-8")
-			}
-		}
-		return nil
-	}
-	unary := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		if err := check(req); err != nil {
-			return err
-		}
-		return invoke(ctx, method, req, reply, conn, opts...)
-	}
-	stream := func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-		s, err := open(ctx, desc, conn, method, opts...)
-		return sendableStream{s, check}, err
-	}
-	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(unary), grpc.WithChainStreamInterceptor(stream)}
-}
-
-type sendableStream struct {
-	grpc.ClientStream
-	check func(req any) error
-}
-
-// SendMsg sends a message that can be sent.
-func (s sendableStream) SendMsg(m any) error {
-	if err := s.check(m); err != nil {
-		return err
-	}
-	return s.ClientStream.SendMsg(m)
-}
-
 // ids returns the ids of a command line. A single "-" stands for those on standard
-// input, separated by blanks or line ends, which are waited for until ctx is done.
+// input, separated by blanks or line ends, which are waited for until ctx is done. More than
+// a request may have are refused as soon as they are read, so that endless input ends.
 func (t *terminal) ids(ctx context.Context, args []string) ([]string, error) {
 	if !slices.Equal(args, []string{"-"}) {
 		return args, nil
@@ -294,29 +255,56 @@ func (t *terminal) ids(ctx context.Context, args []string) ([]string, error) {
 	// process when ctx is done first.
 	go func() {
 		var in input
-		scanner := bufio.NewScanner(t.stdin)
-		scanner.Split(bufio.ScanWords)
-		for scanner.Scan() {
-			in.ids = append(in.ids, scanner.Text())
-		}
-		in.err = scanner.Err()
+		in.ids, in.err = readIDs(t.stdin)
 		read <- in
 	}()
 	select {
 	case in := <-read:
-		switch {
-		case in.err != nil:
-			return nil, fmt.Errorf("read ids from standard input: %w", in.err)
-		case len(in.ids) == 0:
-			return nil, usagef("there are no ids on standard input")
-		}
-		return in.ids, nil
+		return in.ids, in.err
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return nil, &verdict{status: exitTimedOut, lines: []string{"standard input did not end in time; --timeout allows more"}}
 		}
 		return nil, &verdict{status: exitInterrupted, lines: []string{"interrupted while ids were read from standard input"}}
 	}
+}
+
+const (
+	// maxIDs is how many instances a request may name.
+	maxIDs = 1000
+	// maxInputBytes is how much text may hold them, repeated ones and blanks included.
+	maxInputBytes = 1 << 20
+)
+
+// readIDs reads at most maxIDs different ids, each of them once.
+func readIDs(r io.Reader) (ids []string, err error) {
+	limited := &io.LimitedReader{R: r, N: maxInputBytes + 1}
+	scanner := bufio.NewScanner(limited)
+	scanner.Split(bufio.ScanWords)
+	seen := make(map[string]bool)
+	for scanner.Scan() {
+		id := scanner.Text()
+		if seen[id] {
+			continue
+		}
+		if len(ids) == maxIDs {
+			return nil, usagef("there are more than %d ids on standard input, the most that one command takes", maxIDs)
+		}
+		seen[id] = true
+		ids = append(ids, id)
+	}
+	err = scanner.Err()
+	switch {
+	case errors.Is(err, bufio.ErrTooLong):
+		return nil, usagef("there is a word of more than %d KiB on standard input: want ids, such as i-1234567890abcdef0", bufio.MaxScanTokenSize>>10)
+	case err != nil:
+		return nil, fmt.Errorf("read ids from standard input: %w", err)
+	case limited.N == 0:
+		return nil, usagef("there is more than %d MiB of text on standard input: want at most %d ids", maxInputBytes>>20, maxIDs)
+	case len(ids) == 0:
+		return nil, usagef("there are no ids on standard input")
+	}
+	return ids, nil
 }
 
 // needIDs refuses a command line without ids.
