@@ -13,8 +13,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 func TestLargeFilters(t *testing.T) {
@@ -58,7 +58,7 @@ func TestLargeFilters(t *testing.T) {
 		}})
 		start(t, srv, id(0))
 		start(t, srv, id(1))
-		c := until(t, r, func(c *promises.Connection) bool { return len(c.Events()) == 2 })
+		c := until(t, r, func(c *conformance.Connection) bool { return len(c.Events()) == 2 })
 		for _, e := range c.Events() {
 			if e.GetInstance().GetInstanceId() != id(1) {
 				t.Errorf("it delivers %v", e)

@@ -14,8 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 // cursorBody returns what a cursor holds before its checksum; its last eight bytes are
@@ -61,7 +61,7 @@ func restoredAndWrittenTo(t *testing.T) {
 	forgotten := watch(t, second, &instancedv1.WatchInstancesRequest{AfterCursor: kept})
 	busy(t, second, ids(4), 5)
 	last := settled(t, second, ids(4))
-	seen := until(t, forgotten, func(c *promises.Connection) bool { return hasCursor(c, last) })
+	seen := until(t, forgotten, func(c *conformance.Connection) bool { return hasCursor(c, last) })
 	second.Close()
 	var lost []string
 	for _, m := range seen.Messages {
@@ -95,14 +95,14 @@ func restoredAndWrittenTo(t *testing.T) {
 	// The numbers of what was lost are those of other changes now.
 	allLost()
 
-	log, err := promises.NewLog(before, until(t, rest, func(c *promises.Connection) bool { return hasCursor(c, end) }))
+	log, err := conformance.NewLog(before, until(t, rest, func(c *conformance.Connection) bool { return hasCursor(c, end) }))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(
 		log.Agrees(history(t, restored, ids(4), log.Begin())),
-		promises.All(log, rest.Seen()),
-		promises.All(log, passed(t, again, log)),
+		conformance.All(log, rest.Seen()),
+		conformance.All(log, passed(t, again, log)),
 	); err != nil {
 		t.Error(err)
 	}
@@ -144,16 +144,16 @@ func TestASubscriberThatMatchesNothingOutlivesWhatIsKept(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			srv := servertest.New(t, test.options)
-			all, err := promises.Watch(t.Context(), srv.Instances(), &instancedv1.WatchInstancesRequest{})
+			all, err := conformance.Watch(t.Context(), srv.Instances(), &instancedv1.WatchInstancesRequest{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			until(t, all, promises.SnapshotSeen)
+			until(t, all, conformance.SnapshotSeen)
 			begin := head(t, srv)
 			request := func(after string, filter *instancedv1.InstanceFilter) *instancedv1.WatchInstancesRequest {
 				return &instancedv1.WatchInstancesRequest{AfterCursor: after, Filter: filter, ProgressInterval: durationpb.New(time.Second)}
 			}
-			attached, err := promises.Watch(t.Context(), srv.Instances(), request(begin, team("green")))
+			attached, err := conformance.Watch(t.Context(), srv.Instances(), request(begin, team("green")))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -164,15 +164,15 @@ func TestASubscriberThatMatchesNothingOutlivesWhatIsKept(t *testing.T) {
 			// before the last changes may have expired like begin: more than is kept may have been
 			// recorded since.
 			end := seqOf(t, head(t, srv))
-			left := until(t, attached, func(c *promises.Connection) bool { return seqOf(t, c.Cursor()) >= end })
+			left := until(t, attached, func(c *conformance.Connection) bool { return seqOf(t, c.Cursor()) >= end })
 			if left.Err != nil || len(left.Events()) > 0 {
 				t.Fatalf("the subscriber has seen %v, and its stream ended with %v", left.Events(), left.Err)
 			}
-			back, err := promises.Watch(t.Context(), srv.Instances(), request(left.Cursor(), team("green")))
+			back, err := conformance.Watch(t.Context(), srv.Instances(), request(left.Cursor(), team("green")))
 			if err != nil {
 				t.Fatal(err)
 			}
-			until(t, back, promises.Subscribed)
+			until(t, back, conformance.Subscribed)
 			if _, err := srv.Simulator().ChangeInstances(patient(t), &instancedv1.ChangeInstancesRequest{Changes: []*instancedv1.OutsideChange{{
 				InstanceIds: ids(1), SetTags: map[string]string{"team": "green"},
 			}}}); err != nil {
@@ -180,12 +180,12 @@ func TestASubscriberThatMatchesNothingOutlivesWhatIsKept(t *testing.T) {
 			}
 			log := logUpTo(t, all, settled(t, srv, ids(2)))
 			if err := errors.Join(
-				promises.All(log, passed(t, attached, log)),
-				promises.All(log, left, passed(t, back, log)),
+				conformance.All(log, passed(t, attached, log)),
+				conformance.All(log, left, passed(t, back, log)),
 			); err != nil {
 				t.Error(err)
 			}
-			for who, r := range map[string]*promises.Recorder{"attached": attached, "back": back} {
+			for who, r := range map[string]*conformance.Recorder{"attached": attached, "back": back} {
 				if n := len(r.Seen().Events()); n != 1 {
 					t.Errorf("the subscriber that is %s has seen %d events, want the one that it waited for", who, n)
 				}
@@ -197,15 +197,15 @@ func TestASubscriberThatMatchesNothingOutlivesWhatIsKept(t *testing.T) {
 func TestASubscriberThatRetentionPassesIsToldOrBeginsAgain(t *testing.T) {
 	t.Parallel()
 	srv := servertest.New(t, servertest.Options{Fleet: fleet(50), JournalMaxBytes: 1 << 20})
-	all, err := promises.Watch(t.Context(), srv.Instances(), &instancedv1.WatchInstancesRequest{})
+	all, err := conformance.Watch(t.Context(), srv.Instances(), &instancedv1.WatchInstancesRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, all, promises.SnapshotSeen)
+	until(t, all, conformance.SnapshotSeen)
 	begin := head(t, srv)
 	// They do not read, each on a connection of its own.
-	slow := func(policy instancedv1.UnusableCursorPolicy) (*promises.Connection, func() error) {
-		c := &promises.Connection{Request: &instancedv1.WatchInstancesRequest{
+	slow := func(policy instancedv1.UnusableCursorPolicy) (*conformance.Connection, func() error) {
+		c := &conformance.Connection{Request: &instancedv1.WatchInstancesRequest{
 			AfterCursor: begin, OnUnusableCursor: policy, ProgressInterval: durationpb.New(time.Second),
 		}}
 		stream, err := instancedv1.NewInstanceServiceClient(srv.Dial()).WatchInstances(t.Context(), c.Request)
@@ -215,7 +215,7 @@ func TestASubscriberThatRetentionPassesIsToldOrBeginsAgain(t *testing.T) {
 		receive := func() error {
 			m, err := stream.Recv()
 			if err == nil {
-				c.Messages = append(c.Messages, promises.Message{WatchInstancesResponse: m})
+				c.Messages = append(c.Messages, conformance.Message{WatchInstancesResponse: m})
 			}
 			return err
 		}
@@ -256,7 +256,7 @@ func TestASubscriberThatRetentionPassesIsToldOrBeginsAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(promises.All(log, told), promises.All(log, anew)); err != nil {
+	if err := errors.Join(conformance.All(log, told), conformance.All(log, anew)); err != nil {
 		t.Error(err)
 	}
 	marked := 0
@@ -271,7 +271,7 @@ func TestASubscriberThatRetentionPassesIsToldOrBeginsAgain(t *testing.T) {
 }
 
 // revision is that of a cursor, the highest there is for one that the log does not have.
-func revision(log *promises.Log, cursor string) uint64 {
+func revision(log *conformance.Log, cursor string) uint64 {
 	r, err := log.Revision(cursor)
 	if err != nil {
 		return ^uint64(0)

@@ -16,8 +16,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 // cutPoints is at how many random points streams are cut while others write: 10,000, of
@@ -42,14 +42,14 @@ type cutter struct {
 	// mayWait is whether a server may be unavailable for a while.
 	mayWait bool
 
-	lives [][]*promises.Connection
+	lives [][]*conformance.Connection
 	cuts  cuts
 }
 
 // cuts counts where streams were cut.
 type cuts struct{ snapshot, batch, elsewhere int }
 
-func (c *cuts) add(conn *promises.Connection) {
+func (c *cuts) add(conn *conformance.Connection) {
 	switch last := conn.Messages[len(conn.Messages)-1]; {
 	case last.GetSnapshot() != nil && !last.GetSnapshot().GetLast():
 		c.snapshot++
@@ -64,7 +64,7 @@ func (c *cuts) add(conn *promises.Connection) {
 // time.
 func (c *cutter) run(t *testing.T, servers []*servertest.Server, left *atomic.Int64, bulkChanges chan<- struct{}, random *rand.Rand) {
 	ctx := t.Context()
-	var life []*promises.Connection
+	var life []*conformance.Connection
 	for n := left.Add(-1); n >= 0; n = left.Add(-1) {
 		if n%100 == 0 {
 			bulkChanges <- struct{}{}
@@ -106,7 +106,7 @@ func restlessCutters(most int) []*cutter {
 	return cutters
 }
 
-func (c *cutter) request(life []*promises.Connection) *instancedv1.WatchInstancesRequest {
+func (c *cutter) request(life []*conformance.Connection) *instancedv1.WatchInstancesRequest {
 	req := &instancedv1.WatchInstancesRequest{Filter: c.filter, ProgressInterval: durationpb.New(time.Second)}
 	if len(life) > 0 {
 		req.AfterCursor = life[len(life)-1].Cursor()
@@ -115,10 +115,10 @@ func (c *cutter) request(life []*promises.Connection) *instancedv1.WatchInstance
 }
 
 // cutAfter subscribes and leaves after so many messages.
-func cutAfter(ctx context.Context, client instancedv1.InstanceServiceClient, req *instancedv1.WatchInstancesRequest, messages int) (*promises.Connection, error) {
+func cutAfter(ctx context.Context, client instancedv1.InstanceServiceClient, req *instancedv1.WatchInstancesRequest, messages int) (*conformance.Connection, error) {
 	ctx, cut := context.WithCancel(ctx)
 	defer cut()
-	conn := &promises.Connection{Request: req}
+	conn := &conformance.Connection{Request: req}
 	stream, err := client.WatchInstances(ctx, req)
 	if err != nil {
 		return nil, err
@@ -128,15 +128,15 @@ func cutAfter(ctx context.Context, client instancedv1.InstanceServiceClient, req
 		if err != nil {
 			return nil, fmt.Errorf("the stream ended by itself, after %d messages: %w", len(conn.Messages), err)
 		}
-		conn.Messages = append(conn.Messages, promises.Message{WatchInstancesResponse: m})
+		conn.Messages = append(conn.Messages, conformance.Message{WatchInstancesResponse: m})
 	}
 	return conn, nil
 }
 
 // keptPromises checks what the cutters got, after a last stream to the end of the log.
-func keptPromises(t *testing.T, servers []*servertest.Server, cutters []*cutter, log *promises.Log) cuts {
+func keptPromises(t *testing.T, servers []*servertest.Server, cutters []*cutter, log *conformance.Log) cuts {
 	t.Helper()
-	last := make([]*promises.Recorder, len(cutters))
+	last := make([]*conformance.Recorder, len(cutters))
 	for n, c := range cutters {
 		last[n] = watch(t, servers[n%len(servers)], c.request(c.lives[len(c.lives)-1]))
 	}
@@ -145,7 +145,7 @@ func keptPromises(t *testing.T, servers []*servertest.Server, cutters []*cutter,
 		life := &c.lives[len(c.lives)-1]
 		*life = append(*life, passed(t, last[n], log))
 		for _, life := range c.lives {
-			if err := promises.All(log, life...); err != nil {
+			if err := conformance.All(log, life...); err != nil {
 				t.Errorf("cutter %d, %v: %v", n, c.filter, err)
 				break
 			}
@@ -226,11 +226,11 @@ func TestStreamsThatAreCutAnywhereMissAndRepeatNothing(t *testing.T) {
 	if _, err := srv.Simulator().CreateInstances(patient(t), large); err != nil {
 		t.Fatal(err)
 	}
-	all, err := promises.Watch(t.Context(), srv.Instances(), &instancedv1.WatchInstancesRequest{})
+	all, err := conformance.Watch(t.Context(), srv.Instances(), &instancedv1.WatchInstancesRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, all, promises.SnapshotSeen)
+	until(t, all, conformance.SnapshotSeen)
 	points := cutPoints()
 	bulkChanges := make(chan struct{}, points)
 	stop := writing(t, srv, ids(12), bulkIDs, bulkChanges)

@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 // victimDir is where a process that is to be killed has its data.
@@ -31,7 +31,7 @@ func TestDurable(t *testing.T) {
 	victim, conn := startVictim(t, dir)
 	client := instancedv1.NewInstanceServiceClient(conn)
 	watching := watchOn(t, conn, &instancedv1.WatchInstancesRequest{})
-	until(t, watching, promises.SnapshotSeen)
+	until(t, watching, conformance.SnapshotSeen)
 	last := ""
 	for n := range 12 {
 		start, err := client.StartInstances(as(patient(t), "alice", id(n)), &instancedv1.StartInstancesRequest{InstanceIds: []string{id(n)}})
@@ -49,13 +49,13 @@ func TestDurable(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	log, err := promises.NewLog(seen)
+	log, err := conformance.NewLog(seen)
 	if err != nil {
 		t.Fatal(err)
 	}
 	srv := servertest.New(t, servertest.Options{DataDir: dir})
 	after := history(t, srv, ids(12), log.Begin())
-	if err := promises.Durable(log.Matching(nil, 0, log.Head()), after); err != nil {
+	if err := conformance.Durable(log.Matching(nil, 0, log.Head()), after); err != nil {
 		t.Error(err)
 	}
 	for n := range 12 {

@@ -18,8 +18,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 // trouble is a service of the tests whose calls end as they are made to.
@@ -198,7 +198,7 @@ func TestShutdownEndsEverythingThatLasts(t *testing.T) {
 	}
 	reflected(t, reflecting, "instanced.v1.InstanceService")
 	watching := watch(t, srv, &instancedv1.WatchInstancesRequest{})
-	snapshot := until(t, watching, promises.SnapshotSeen)
+	snapshot := until(t, watching, conformance.SnapshotSeen)
 
 	// The request of the wait is on its way before the call below begins, whose handler tells
 	// that the server has read what came before it.
@@ -231,7 +231,7 @@ func TestShutdownEndsEverythingThatLasts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := promises.Goodbye(c, instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN); err != nil {
+	if err := conformance.Goodbye(c, instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN); err != nil {
 		t.Error(err)
 	}
 	for err = nil; err == nil; {

@@ -19,9 +19,9 @@ import (
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 const (
@@ -250,7 +250,7 @@ func TestSubscriptionsAndWaitsHavePlacesOfTheirOwn(t *testing.T) {
 		t.Errorf("a call that is answered at once: %v", err)
 	}
 	start(t, srv, example)
-	until(t, other, func(c *promises.Connection) bool { return len(c.Events()) > 0 })
+	until(t, other, func(c *conformance.Connection) bool { return len(c.Events()) > 0 })
 	waits.Wait()
 	if shed.Load() != calls-got {
 		t.Errorf("%d waits were refused, want %d", shed.Load(), calls-got)
@@ -299,7 +299,7 @@ func TestOneClientWithTooManyStreams(t *testing.T) {
 	}
 	other := watch(t, srv, &instancedv1.WatchInstancesRequest{FromNow: true})
 	start(t, srv, example)
-	until(t, other, func(c *promises.Connection) bool { return len(c.Events()) > 0 })
+	until(t, other, func(c *conformance.Connection) bool { return len(c.Events()) > 0 })
 	hangUp()
 }
 

@@ -10,8 +10,8 @@ import (
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 func TestWatchesThatResumeByThemselvesKeepAllPromisesAcrossRestarts(t *testing.T) {
@@ -34,14 +34,14 @@ func TestWatchesThatResumeByThemselvesKeepAllPromisesAcrossRestarts(t *testing.T
 	}
 	defer c.Close() //nolint:errcheck // nothing is lost with it
 	ctx, leave := context.WithCancel(patient(t))
-	follow := func(filter *instancedv1.InstanceFilter) *promises.Recorder {
+	follow := func(filter *instancedv1.InstanceFilter) *conformance.Recorder {
 		req := &instancedv1.WatchInstancesRequest{Filter: filter, ProgressInterval: durationpb.New(time.Second)}
-		r := promises.Follow(req, c.Watch(ctx, req))
-		until(t, r, promises.SnapshotSeen)
+		r := conformance.Follow(req, c.Watch(ctx, req))
+		until(t, r, conformance.SnapshotSeen)
 		return r
 	}
 	all := follow(nil)
-	subscribers := map[string]*promises.Recorder{"the reference": all}
+	subscribers := map[string]*conformance.Recorder{"the reference": all}
 	for name, filter := range filters() {
 		subscribers[name] = follow(filter)
 	}
@@ -51,7 +51,7 @@ func TestWatchesThatResumeByThemselvesKeepAllPromisesAcrossRestarts(t *testing.T
 		srv.Close()
 		srv = serve(nil)
 		for _, r := range subscribers {
-			until(t, r, func(c *promises.Connection) bool { return len(c.Streams()) > n+1 })
+			until(t, r, func(c *conformance.Connection) bool { return len(c.Streams()) > n+1 })
 		}
 	}
 	busy(t, srv, ids(12), 10)
@@ -61,7 +61,7 @@ func TestWatchesThatResumeByThemselvesKeepAllPromisesAcrossRestarts(t *testing.T
 	}
 	for name, r := range subscribers {
 		seen := passed(t, r, log)
-		if err := promises.All(log, seen); err != nil {
+		if err := conformance.All(log, seen); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

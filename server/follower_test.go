@@ -11,8 +11,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 // etcd runs an etcd outside of the servers and returns where it is.
@@ -53,10 +53,10 @@ func TestReadYourStartOnAnotherProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := until(t, watch(t, follower, &instancedv1.WatchInstancesRequest{AfterCursor: begun.GetCursor()}), func(c *promises.Connection) bool {
+		c := until(t, watch(t, follower, &instancedv1.WatchInstancesRequest{AfterCursor: begun.GetCursor()}), func(c *conformance.Connection) bool {
 			return hasCursor(c, begun.GetEndCursor())
 		})
-		if err := promises.ReadYourStart(c, begun, id(n)); err != nil {
+		if err := conformance.ReadYourStart(c, begun, id(n)); err != nil {
 			t.Error(err)
 		}
 		described, err := follower.Instances().DescribeInstances(patient(t), &instancedv1.DescribeInstancesRequest{
@@ -71,7 +71,7 @@ func TestReadYourStartOnAnotherProcess(t *testing.T) {
 		}
 	}
 	log := logUpTo(t, all, settled(t, owner, ids(20)))
-	if err := promises.All(log, passed(t, there, log)); err != nil {
+	if err := conformance.All(log, passed(t, there, log)); err != nil {
 		t.Error(err)
 	}
 

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 // sluice leads to an etcd, and can be shut: nothing gets through until it is opened, and
@@ -99,11 +99,11 @@ func TestCursorsAreHandedBetweenProcessesOfWhichOneLags(t *testing.T) {
 	t.Parallel()
 	owner, follower, way := beside(t)
 	servers := []*servertest.Server{owner, follower}
-	all, err := promises.Watch(t.Context(), owner.Instances(), &instancedv1.WatchInstancesRequest{})
+	all, err := conformance.Watch(t.Context(), owner.Instances(), &instancedv1.WatchInstancesRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, all, promises.SnapshotSeen)
+	until(t, all, conformance.SnapshotSeen)
 	stop := writing(t, owner, ids(12), nil, nil)
 
 	// The follower lags time and again, for longer than most streams last.

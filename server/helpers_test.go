@@ -17,8 +17,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 const (
@@ -70,22 +70,22 @@ func as(ctx context.Context, principal, requestID string) context.Context {
 }
 
 // watch subscribes until the test ends, and returns when the subscription stands.
-func watch(t testing.TB, srv *servertest.Server, req *instancedv1.WatchInstancesRequest) *promises.Recorder {
+func watch(t testing.TB, srv *servertest.Server, req *instancedv1.WatchInstancesRequest) *conformance.Recorder {
 	t.Helper()
 	return watchOn(t, srv.Conn(), req)
 }
 
-func watchOn(t testing.TB, conn *grpc.ClientConn, req *instancedv1.WatchInstancesRequest) *promises.Recorder {
+func watchOn(t testing.TB, conn *grpc.ClientConn, req *instancedv1.WatchInstancesRequest) *conformance.Recorder {
 	t.Helper()
-	r, err := promises.Watch(patient(t), instancedv1.NewInstanceServiceClient(conn), req)
+	r, err := conformance.Watch(patient(t), instancedv1.NewInstanceServiceClient(conn), req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, r, promises.Subscribed)
+	until(t, r, conformance.Subscribed)
 	return r
 }
 
-func until(t testing.TB, r *promises.Recorder, enough func(*promises.Connection) bool) *promises.Connection {
+func until(t testing.TB, r *conformance.Recorder, enough func(*conformance.Connection) bool) *conformance.Connection {
 	t.Helper()
 	c, err := r.Until(patient(t), enough)
 	if err != nil {
@@ -95,28 +95,28 @@ func until(t testing.TB, r *promises.Recorder, enough func(*promises.Connection)
 }
 
 // reference subscribes to everything, from a snapshot on.
-func reference(t testing.TB, srv *servertest.Server) *promises.Recorder {
+func reference(t testing.TB, srv *servertest.Server) *conformance.Recorder {
 	t.Helper()
 	r := watch(t, srv, &instancedv1.WatchInstancesRequest{})
-	until(t, r, promises.SnapshotSeen)
+	until(t, r, conformance.SnapshotSeen)
 	return r
 }
 
 // logUpTo returns the log once the reference has seen everything up to a cursor.
-func logUpTo(t testing.TB, r *promises.Recorder, cursor string) *promises.Log {
+func logUpTo(t testing.TB, r *conformance.Recorder, cursor string) *conformance.Log {
 	t.Helper()
 	c, err := r.UntilCursor(patient(t), cursor)
 	if err != nil {
 		t.Fatal(err)
 	}
-	log, err := promises.NewLog(c)
+	log, err := conformance.NewLog(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return log
 }
 
-func hasCursor(c *promises.Connection, cursor string) bool {
+func hasCursor(c *conformance.Connection, cursor string) bool {
 	for _, m := range c.Messages {
 		if m.GetCursor() == cursor {
 			return true
@@ -156,11 +156,11 @@ func settled(t testing.TB, srv *servertest.Server, ids []string) string {
 
 // busy has several callers start and stop instances, while things happen to them from
 // outside, until each caller has done so many rounds. It returns what was answered.
-func busy(t testing.TB, srv *servertest.Server, fleet []string, rounds int) []promises.Acknowledged {
+func busy(t testing.TB, srv *servertest.Server, fleet []string, rounds int) []conformance.Acknowledged {
 	t.Helper()
 	var (
 		mu      sync.Mutex
-		answers []promises.Acknowledged
+		answers []conformance.Acknowledged
 		callers sync.WaitGroup
 	)
 	ctx := patient(t)
@@ -184,7 +184,7 @@ func busy(t testing.TB, srv *servertest.Server, fleet []string, rounds int) []pr
 }
 
 // something does one thing to one or a few instances.
-func something(ctx context.Context, srv *servertest.Server, fleet []string, random *rand.Rand) ([]promises.Acknowledged, error) {
+func something(ctx context.Context, srv *servertest.Server, fleet []string, random *rand.Rand) ([]conformance.Acknowledged, error) {
 	chosen := []string{fleet[random.IntN(len(fleet))], fleet[random.IntN(len(fleet))]}
 	perInstance := instancedv1.FailureMode_FAILURE_MODE_PER_INSTANCE
 	switch random.IntN(5) {
@@ -232,17 +232,17 @@ func acknowledged(resp interface {
 	GetCursor() string
 	GetEndCursor() string
 }, err error,
-) ([]promises.Acknowledged, error) {
+) ([]conformance.Acknowledged, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []promises.Acknowledged{{At: time.Now(), Cursor: resp.GetCursor(), EndCursor: resp.GetEndCursor()}}, nil
+	return []conformance.Acknowledged{{At: time.Now(), Cursor: resp.GetCursor(), EndCursor: resp.GetEndCursor()}}, nil
 }
 
 // history returns all events of instances after a cursor.
 func history(t testing.TB, srv *servertest.Server, ids []string, after string) []*instancedv1.Event {
 	t.Helper()
-	events, err := promises.History(patient(t), srv.Instances(), ids, after)
+	events, err := conformance.History(patient(t), srv.Instances(), ids, after)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func wantCode(t testing.TB, err error, want codes.Code) {
 
 func wantRefusal(t testing.TB, err error, code codes.Code, reason string) {
 	t.Helper()
-	if err := promises.Refused(err, code, reason); err != nil {
+	if err := conformance.Refused(err, code, reason); err != nil {
 		t.Error(err)
 	}
 }

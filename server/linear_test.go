@@ -20,8 +20,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 // scenario is a way in which a history comes about.
@@ -223,7 +223,7 @@ func dial(srv *servertest.Server, bend grpc.UnaryClientInterceptor) *grpc.Client
 }
 
 // record adds what was recorded once everything is at rest.
-func (h *trace) record(t *testing.T, owner *servertest.Server, all *promises.Recorder) {
+func (h *trace) record(t *testing.T, owner *servertest.Server, all *conformance.Recorder) {
 	t.Helper()
 	if _, err := owner.Simulator().SetFaults(patient(t), &instancedv1.SetFaultsRequest{}); err != nil {
 		t.Fatal(err)

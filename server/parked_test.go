@@ -13,8 +13,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 const (
@@ -110,7 +110,7 @@ func TestParked(t *testing.T) {
 
 // orderly decodes what it is shown, and checks that the instances live as they may.
 func orderly() func([]byte) error {
-	order := promises.NewOrder()
+	order := conformance.NewOrder()
 	return func(wire []byte) error {
 		var m instancedv1.WatchInstancesResponse
 		if err := proto.Unmarshal(wire, &m); err != nil {

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 // filters are those that the subscribers of a test have.
@@ -35,7 +35,7 @@ func quick(t testing.TB, count int) *servertest.Server {
 func TestOrdered(t *testing.T) {
 	t.Parallel()
 	srv := quick(t, 12)
-	subscribers := map[string]*promises.Recorder{}
+	subscribers := map[string]*conformance.Recorder{}
 	for name, filter := range filters() {
 		subscribers[name] = watch(t, srv, &instancedv1.WatchInstancesRequest{Filter: filter, ProgressInterval: durationpb.New(time.Second)})
 	}
@@ -43,7 +43,7 @@ func TestOrdered(t *testing.T) {
 	busy(t, srv, ids(12), 40)
 	log := logUpTo(t, all, settled(t, srv, ids(12)))
 	for name, r := range subscribers {
-		if err := promises.Ordered(passed(t, r, log)); err != nil {
+		if err := conformance.Ordered(passed(t, r, log)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -53,9 +53,9 @@ func TestOrdered(t *testing.T) {
 }
 
 // passed waits until a subscriber has been told that the end of the log is behind it.
-func passed(t testing.TB, r *promises.Recorder, log *promises.Log) *promises.Connection {
+func passed(t testing.TB, r *conformance.Recorder, log *conformance.Log) *conformance.Connection {
 	t.Helper()
-	return until(t, r, func(c *promises.Connection) bool {
+	return until(t, r, func(c *conformance.Connection) bool {
 		revision, err := log.Revision(c.Cursor())
 		return err == nil && revision == log.Head()
 	})
@@ -66,14 +66,14 @@ func TestComplete(t *testing.T) {
 	srv := quick(t, 12)
 	all := reference(t, srv)
 	begin := head(t, srv)
-	subscribers := map[string]func() []*promises.Connection{}
+	subscribers := map[string]func() []*conformance.Connection{}
 	for name, filter := range filters() {
 		subscribers[name] = restless(t, srv, &instancedv1.WatchInstancesRequest{AfterCursor: begin, Filter: filter})
 	}
 	busy(t, srv, ids(12), 40)
 	log := logUpTo(t, all, settled(t, srv, ids(12)))
 	for name, end := range subscribers {
-		if err := promises.Complete(log, end()...); err != nil {
+		if err := conformance.Complete(log, end()...); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -81,13 +81,13 @@ func TestComplete(t *testing.T) {
 
 // restless subscribes, leaves after a few messages and comes back with its cursor,
 // until the returned function is called: then it stays until it has caught up.
-func restless(t testing.TB, srv *servertest.Server, req *instancedv1.WatchInstancesRequest) func() []*promises.Connection {
+func restless(t testing.TB, srv *servertest.Server, req *instancedv1.WatchInstancesRequest) func() []*conformance.Connection {
 	t.Helper()
-	var connections []*promises.Connection
+	var connections []*conformance.Connection
 	enough := make(chan struct{})
 	done := make(chan struct{})
 	ctx := patient(t)
-	next := func(leave func(*promises.Connection) bool) {
+	next := func(leave func(*conformance.Connection) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		again := &instancedv1.WatchInstancesRequest{
@@ -98,7 +98,7 @@ func restless(t testing.TB, srv *servertest.Server, req *instancedv1.WatchInstan
 		if len(connections) > 0 {
 			again.AfterCursor = connections[len(connections)-1].Cursor()
 		}
-		r, err := promises.Watch(ctx, srv.Instances(), again)
+		r, err := conformance.Watch(ctx, srv.Instances(), again)
 		if err != nil {
 			t.Error(err)
 			return
@@ -118,16 +118,16 @@ func restless(t testing.TB, srv *servertest.Server, req *instancedv1.WatchInstan
 		random := rand.New(rand.NewPCG(2, uint64(len(req.GetFilter().String()))))
 		for !closed(enough) && !t.Failed() {
 			most := 2 + random.IntN(6)
-			next(func(c *promises.Connection) bool {
+			next(func(c *conformance.Connection) bool {
 				return len(c.Messages) >= most || closed(enough) && len(c.Messages) > 1
 			})
 		}
 	}()
-	return func() []*promises.Connection {
+	return func() []*conformance.Connection {
 		close(enough)
 		<-done
 		end := head(t, srv)
-		next(func(c *promises.Connection) bool { return hasCursor(c, end) })
+		next(func(c *conformance.Connection) bool { return hasCursor(c, end) })
 		return connections
 	}
 }
@@ -153,7 +153,7 @@ func TestUnique(t *testing.T) {
 	if len(connections) < 3 {
 		t.Fatalf("only %d connections", len(connections))
 	}
-	if err := promises.Unique(log, connections...); err != nil {
+	if err := conformance.Unique(log, connections...); err != nil {
 		t.Error(err)
 	}
 	// From every cursor that there was, the rest comes, and nothing else.
@@ -163,7 +163,7 @@ func TestUnique(t *testing.T) {
 		}
 		r := watch(t, srv, &instancedv1.WatchInstancesRequest{AfterCursor: c.GetCursor(), ProgressInterval: durationpb.New(time.Second)})
 		again := passed(t, r, log)
-		if err := errors.Join(promises.Unique(log, again), promises.Complete(log, again)); err != nil {
+		if err := errors.Join(conformance.Unique(log, again), conformance.Complete(log, again)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -191,9 +191,9 @@ func TestAtomic(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := logUpTo(t, all, settled(t, srv, created.GetInstanceIds()))
-	for name, r := range map[string]*promises.Recorder{"everything": all, "team red": red} {
+	for name, r := range map[string]*conformance.Recorder{"everything": all, "team red": red} {
 		c := passed(t, r, log)
-		if err := errors.Join(promises.Atomic(log, c), promises.Complete(log, c)); err != nil {
+		if err := errors.Join(conformance.Atomic(log, c), conformance.Complete(log, c)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		divided := false
@@ -215,7 +215,7 @@ func TestSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := reference(t, srv)
-	late := map[string]*promises.Recorder{}
+	late := map[string]*conformance.Recorder{}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -223,13 +223,13 @@ func TestSnapshot(t *testing.T) {
 	}()
 	for name, filter := range filters() {
 		late[name] = watch(t, srv, &instancedv1.WatchInstancesRequest{Filter: filter, ProgressInterval: durationpb.New(time.Second)})
-		until(t, late[name], promises.SnapshotSeen)
+		until(t, late[name], conformance.SnapshotSeen)
 	}
 	<-done
 	log := logUpTo(t, all, settled(t, srv, ids(12)))
 	for name, r := range late {
 		c := passed(t, r, log)
-		if err := errors.Join(promises.Snapshot(log, c), promises.Complete(log, c)); err != nil {
+		if err := errors.Join(conformance.Snapshot(log, c), conformance.Complete(log, c)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -248,14 +248,14 @@ func TestLive(t *testing.T) {
 	t.Parallel()
 	srv := quick(t, 12)
 	all := reference(t, srv)
-	subscribers := map[string]*promises.Recorder{}
+	subscribers := map[string]*conformance.Recorder{}
 	for name, filter := range filters() {
 		subscribers[name] = watch(t, srv, &instancedv1.WatchInstancesRequest{FromNow: true, Filter: filter, ProgressInterval: durationpb.New(time.Second)})
 	}
 	answers := busy(t, srv, ids(12), 40)
 	log := logUpTo(t, all, settled(t, srv, ids(12)))
 	for name, r := range subscribers {
-		if err := promises.Live(log, passed(t, r, log), answers...); err != nil {
+		if err := conformance.Live(log, passed(t, r, log), answers...); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -264,14 +264,14 @@ func TestLive(t *testing.T) {
 func TestProgress(t *testing.T) {
 	t.Parallel()
 	srv := quick(t, 12)
-	subscribers := map[string]*promises.Recorder{}
+	subscribers := map[string]*conformance.Recorder{}
 	for name, filter := range filters() {
 		subscribers[name] = watch(t, srv, &instancedv1.WatchInstancesRequest{FromNow: true, Filter: filter, ProgressInterval: durationpb.New(time.Second)})
 	}
 	quiet := servertest.New(t, servertest.Options{})
 	subscribers["a server where nothing happens"] = watch(t, quiet, &instancedv1.WatchInstancesRequest{ProgressInterval: durationpb.New(time.Second)})
 
-	three := func(c *promises.Connection) bool {
+	three := func(c *conformance.Connection) bool {
 		count := 0
 		for _, m := range c.Messages {
 			if m.GetProgress() != nil {
@@ -295,14 +295,14 @@ func TestProgress(t *testing.T) {
 	}()
 	for name, r := range subscribers {
 		c := until(t, r, three)
-		if err := promises.Progress(c, c.Messages[len(c.Messages)-1].At, 500*time.Millisecond); err != nil {
+		if err := conformance.Progress(c, c.Messages[len(c.Messages)-1].At, 500*time.Millisecond); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	close(stop)
 	<-done
 	end := settled(t, srv, ids(12))
-	until(t, subscribers["nothing"], func(c *promises.Connection) bool { return c.Cursor() == end })
+	until(t, subscribers["nothing"], func(c *conformance.Connection) bool { return c.Cursor() == end })
 }
 
 func TestReadYourStart(t *testing.T) {
@@ -325,8 +325,8 @@ func TestReadYourStart(t *testing.T) {
 		if outcome := waited.GetResults()[0].GetOutcome(); outcome != instancedv1.WaitOutcome_WAIT_OUTCOME_REACHED {
 			t.Errorf("the wait after the start of %s: %v", id(n), outcome)
 		}
-		c := until(t, watching, func(c *promises.Connection) bool { return hasCursor(c, start.GetEndCursor()) })
-		if err := promises.ReadYourStart(c, start, id(n)); err != nil {
+		c := until(t, watching, func(c *conformance.Connection) bool { return hasCursor(c, start.GetEndCursor()) })
+		if err := conformance.ReadYourStart(c, start, id(n)); err != nil {
 			t.Error(err)
 		}
 	}

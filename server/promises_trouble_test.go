@@ -12,8 +12,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 func TestSameLog(t *testing.T) {
@@ -39,7 +39,7 @@ func refusedEverywhere(t *testing.T, srv *servertest.Server, cursor, reason stri
 	t.Helper()
 	for name, call := range map[string]func() error{
 		"WatchInstances": func() error {
-			r, err := promises.Watch(patient(t), srv.Instances(), &instancedv1.WatchInstancesRequest{AfterCursor: cursor})
+			r, err := conformance.Watch(patient(t), srv.Instances(), &instancedv1.WatchInstancesRequest{AfterCursor: cursor})
 			if err != nil {
 				return err
 			}
@@ -69,7 +69,7 @@ func refusedEverywhere(t *testing.T, srv *servertest.Server, cursor, reason stri
 			return err
 		},
 	} {
-		if err := promises.Refused(call(), codes.OutOfRange, reason); err != nil {
+		if err := conformance.Refused(call(), codes.OutOfRange, reason); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -82,7 +82,7 @@ func beginsAgain(t *testing.T, srv *servertest.Server, cursor string, reason ins
 		AfterCursor:      cursor,
 		OnUnusableCursor: instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT,
 	})
-	c := until(t, r, promises.SnapshotSeen)
+	c := until(t, r, conformance.SnapshotSeen)
 	first := c.Messages[1].GetSnapshot()
 	if !first.GetFirst() || first.GetReason() != reason {
 		t.Errorf("the snapshot is %v, want the reason %v", first, reason)
@@ -120,11 +120,11 @@ func watchError(t testing.TB, srv *servertest.Server, cursor string) error {
 	t.Helper()
 	ctx, cancel := context.WithCancel(patient(t))
 	defer cancel()
-	r, err := promises.Watch(ctx, srv.Instances(), &instancedv1.WatchInstancesRequest{AfterCursor: cursor})
+	r, err := conformance.Watch(ctx, srv.Instances(), &instancedv1.WatchInstancesRequest{AfterCursor: cursor})
 	if err != nil {
 		return err
 	}
-	if c, err := r.Until(ctx, promises.Subscribed); err != nil {
+	if c, err := r.Until(ctx, conformance.Subscribed); err != nil {
 		return c.Err
 	}
 	return nil
@@ -137,7 +137,7 @@ func TestGoodbye(t *testing.T) {
 	all := reference(t, srv)
 	begin := head(t, srv)
 	requests := map[string]*instancedv1.WatchInstancesRequest{}
-	subscribers := map[string]*promises.Recorder{}
+	subscribers := map[string]*conformance.Recorder{}
 	for name, filter := range filters() {
 		requests[name] = &instancedv1.WatchInstancesRequest{AfterCursor: begin, Filter: filter, ProgressInterval: durationpb.New(time.Second)}
 		subscribers[name] = watch(t, srv, requests[name])
@@ -147,13 +147,13 @@ func TestGoodbye(t *testing.T) {
 		t.Fatal(err)
 	}
 	delays := map[time.Duration]bool{}
-	ended := map[string]*promises.Connection{}
+	ended := map[string]*conformance.Connection{}
 	for name, r := range subscribers {
 		c, err := r.End(patient(t))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := promises.Goodbye(c, instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN); err != nil {
+		if err := conformance.Goodbye(c, instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if pushback := c.Messages[len(c.Messages)-1].GetGoodbye().GetRetryDelay().AsDuration(); delays[pushback] {
@@ -173,7 +173,7 @@ func TestGoodbye(t *testing.T) {
 	rest := watch(t, again, &instancedv1.WatchInstancesRequest{AfterCursor: before.Cursor(), ProgressInterval: durationpb.New(time.Second)})
 	busy(t, again, ids(12), 20)
 	end := settled(t, again, ids(12))
-	log, err := promises.NewLog(before, until(t, rest, func(c *promises.Connection) bool { return hasCursor(c, end) }))
+	log, err := conformance.NewLog(before, until(t, rest, func(c *conformance.Connection) bool { return hasCursor(c, end) }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func TestGoodbye(t *testing.T) {
 		requests[name].AfterCursor = first.Cursor()
 		second := passed(t, watch(t, again, requests[name]), log)
 		first.Request = &instancedv1.WatchInstancesRequest{AfterCursor: begin, Filter: first.Request.GetFilter()}
-		if err := promises.All(log, first, second); err != nil {
+		if err := conformance.All(log, first, second); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -211,7 +211,7 @@ func TestTruthful(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(promises.Truthful(log, backend), promises.Ordered(all.Seen())); err != nil {
+	if err := errors.Join(conformance.Truthful(log, backend), conformance.Ordered(all.Seen())); err != nil {
 		t.Error(err)
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 const (
@@ -194,7 +194,7 @@ func TestBilledSecondsRunUpToTheAnswer(t *testing.T) {
 	if got := describe().GetSimulator().GetBilledSeconds(); got != 60 {
 		t.Errorf("%d seconds right after the start, want a minute at least", got)
 	}
-	snapshot := until(t, reference(t, srv), promises.SnapshotSeen)
+	snapshot := until(t, reference(t, srv), conformance.SnapshotSeen)
 	for _, m := range snapshot.Messages {
 		for _, i := range m.GetSnapshot().GetInstances() {
 			if i.GetInstanceId() == example && i.GetSimulator().GetBilledSeconds() != 0 {

@@ -16,8 +16,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/server/servertest"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 // TestAReconnectStorm has many clients, each with a connection of its own, begin with a
@@ -208,7 +208,7 @@ func TestConnectionsThatSayNothing(t *testing.T) {
 		}
 	}
 	start(t, srv, example)
-	until(t, busy, func(c *promises.Connection) bool { return len(c.Events()) > 0 })
+	until(t, busy, func(c *conformance.Connection) bool { return len(c.Events()) > 0 })
 	newcomer, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
-	"github.com/instanced/instanced/server/servertest/promises"
+	"github.com/instanced/instanced/internal/conformance"
 )
 
 // recordings are the watches of which a file has the messages, in the order of the file.
@@ -29,7 +29,7 @@ type recordings struct {
 
 // recording is one watch. It is parted where it begins again with a snapshot.
 type recording struct {
-	parts []*promises.Connection
+	parts []*conformance.Connection
 	// cursor is the last one, and open is whether a snapshot is not complete.
 	cursor string
 	open   bool
@@ -102,22 +102,22 @@ func (all *recordings) goesOn(m *instancedv1.WatchInstancesResponse) bool {
 
 func (w *recording) add(m *instancedv1.WatchInstancesResponse) {
 	if len(w.parts) == 0 || m.GetSnapshot().GetFirst() && !w.open && w.parts[len(w.parts)-1].Cursor() != "" {
-		w.parts = append(w.parts, &promises.Connection{Request: &instancedv1.WatchInstancesRequest{}, Followed: true})
+		w.parts = append(w.parts, &conformance.Connection{Request: &instancedv1.WatchInstancesRequest{}, Followed: true})
 	}
 	if s := m.GetSnapshot(); s != nil {
 		w.open = !s.GetLast()
 	}
 	w.cursor = cmp.Or(m.GetCursor(), w.cursor)
 	part := w.parts[len(w.parts)-1]
-	part.Messages = append(part.Messages, promises.Message{WatchInstancesResponse: m})
+	part.Messages = append(part.Messages, conformance.Message{WatchInstancesResponse: m})
 }
 
 // alone checks what the recordings show by themselves.
 func (all *recordings) alone() *verification {
-	var findings [][]promises.Finding
+	var findings [][]conformance.Finding
 	streams := 0
 	for _, w := range all.watches {
-		findings = append(findings, promises.Alone(w.parts...))
+		findings = append(findings, conformance.Alone(w.parts...))
 		for _, part := range w.parts {
 			for _, m := range part.Messages {
 				if m.GetSubscribed() != nil {
@@ -136,7 +136,7 @@ func (all *recordings) alone() *verification {
 	if all.cut {
 		r.Checked += " The last line is cut off, and left out."
 	}
-	r.add(promises.Together(findings...))
+	r.add(conformance.Together(findings...))
 	return r
 }
 
@@ -150,24 +150,24 @@ func (all *recordings) compare(ctx context.Context, c *client.Client, r *verific
 		return &verdict{status: exitRefused, lines: []string{fmt.Sprintf(
 			"the recording is of the log %s and the service has the log %s: they cannot be compared", cmp.Or(all.logID, "(unknown)"), info.GetLogId())}}
 	}
-	var findings [][]promises.Finding
+	var findings [][]conformance.Finding
 	compared := 0
 	for _, w := range all.watches {
 		for _, part := range w.parts {
-			complete := promises.Finding{Promise: "Complete", Unit: "event"}
+			complete := conformance.Finding{Promise: "Complete", Unit: "event"}
 			if complete.Checked, complete.Err, err = r.compare(ctx, c, part); err != nil {
 				return err
 			}
-			snapshot := promises.Finding{Promise: "Snapshot"} // is counted already
+			snapshot := conformance.Finding{Promise: "Snapshot"} // is counted already
 			var n int
 			if n, snapshot.Err, err = r.compareSnapshot(ctx, c, part); err != nil {
 				return err
 			}
 			compared += n
-			findings = append(findings, []promises.Finding{snapshot, complete})
+			findings = append(findings, []conformance.Finding{snapshot, complete})
 		}
 	}
-	r.add(promises.Together(findings...))
+	r.add(conformance.Together(findings...))
 	if compared == 0 && r.InstancesNotCompared > 0 {
 		r.formOnly("Snapshot")
 	}
@@ -177,17 +177,17 @@ func (all *recordings) compare(ctx context.Context, c *client.Client, r *verific
 // compareSnapshot compares the snapshot of one part of a recording with the history of
 // what is in it, and returns how many of its instances it has compared and what is wrong
 // with them.
-func (r *verification) compareSnapshot(ctx context.Context, c *client.Client, part *promises.Connection) (n int, broken, err error) {
+func (r *verification) compareSnapshot(ctx context.Context, c *client.Client, part *conformance.Connection) (n int, broken, err error) {
 	begin := beginning(part)
 	if begin == "" {
 		return 0, nil, nil // it is not whole
 	}
 	// In this order, so that what is recorded meanwhile is among what came after it.
-	kept, err := historyOf(ctx, c, promises.Mentioned(part), "")
+	kept, err := historyOf(ctx, c, conformance.Mentioned(part), "")
 	if err != nil {
 		return 0, nil, err
 	}
-	after, err := historyOf(ctx, c, promises.Mentioned(part), begin)
+	after, err := historyOf(ctx, c, conformance.Mentioned(part), begin)
 	switch {
 	case expired(err):
 		kept = nil // all of it came after the snapshot
@@ -196,14 +196,14 @@ func (r *verification) compareSnapshot(ctx context.Context, c *client.Client, pa
 	case len(after) > 0:
 		kept = slices.DeleteFunc(kept, func(e *instancedv1.Event) bool { return !before(e, after[0]) })
 	}
-	n, unknown, broken := promises.RecordedSnapshot(part, kept)
+	n, unknown, broken := conformance.RecordedSnapshot(part, kept)
 	r.InstancesNotCompared += unknown
 	return n, broken, nil
 }
 
 // beginning returns the first cursor of a part of a recording: that of its snapshot, where
 // it has one.
-func beginning(part *promises.Connection) string {
+func beginning(part *conformance.Connection) string {
 	for _, m := range part.Messages {
 		if m.GetCursor() != "" {
 			return m.GetCursor()
@@ -214,12 +214,12 @@ func beginning(part *promises.Connection) string {
 
 // compare compares one part of a recording with the history of what it mentions, and
 // returns how many events it has compared and what is wrong with them.
-func (r *verification) compare(ctx context.Context, c *client.Client, part *promises.Connection) (n int, broken, err error) {
+func (r *verification) compare(ctx context.Context, c *client.Client, part *conformance.Connection) (n int, broken, err error) {
 	begin := beginning(part)
 	if begin == "" {
 		return 0, nil, nil // there is nothing to go by
 	}
-	ids, events := promises.Mentioned(part), part.Events()
+	ids, events := conformance.Mentioned(part), part.Events()
 	whole := true
 	history, err := historyOf(ctx, c, ids, begin)
 	if expired(err) {
@@ -249,7 +249,7 @@ func (r *verification) compare(ctx context.Context, c *client.Client, part *prom
 		n -= older
 		r.NotCompared += older
 	}
-	return n, promises.Recorded(part, history, whole), nil
+	return n, conformance.Recorded(part, history, whole), nil
 }
 
 // before reports whether an event was recorded before another one.

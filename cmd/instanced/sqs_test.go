@@ -13,8 +13,8 @@ import (
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/backend/sqstest"
+	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/internal/instance"
-	"github.com/instanced/instanced/server/servertest/promises"
 )
 
 const (
@@ -90,7 +90,7 @@ func stopAt(t *testing.T, ec2 *service, id string) {
 // states are the changes of state that were recorded of instances.
 func states(t *testing.T, s *service, ids ...string) (events []*instancedv1.Event) {
 	t.Helper()
-	all, err := promises.History(patient(t), s.instances(), ids, "")
+	all, err := conformance.History(patient(t), s.instances(), ids, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestAMessageThatComesAgainAfterACrashIsRecordedOnce(t *testing.T) {
 	q.Expire()
 	eventually(t, "the messages are deleted", func() bool { alive, _ := q.Left(); return alive == 0 })
 	after := states(t, s, id)
-	if err := promises.Durable(before, after); err != nil || len(after) != len(before) {
+	if err := conformance.Durable(before, after); err != nil || len(after) != len(before) {
 		t.Errorf("recorded was\n%sand is\n%s%v", steps(before), steps(after), err)
 	}
 }

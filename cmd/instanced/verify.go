@@ -16,7 +16,7 @@ import (
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
-	"github.com/instanced/instanced/server/servertest/promises"
+	"github.com/instanced/instanced/internal/conformance"
 )
 
 func newVerifyCommand(t *terminal) *cobra.Command {
@@ -108,7 +108,7 @@ type finding struct {
 
 // add takes findings. What was found of a promise before stays as it was, unless it is
 // broken now.
-func (r *verification) add(findings []promises.Finding) {
+func (r *verification) add(findings []conformance.Finding) {
 	for _, f := range findings {
 		n := slices.IndexFunc(r.Findings, func(found finding) bool { return found.Promise == f.Promise })
 		if n < 0 {
@@ -173,7 +173,7 @@ func (t *terminal) printFindings(r *verification) error {
 
 // historyOf reads what the service has recorded of instances after a cursor.
 func historyOf(ctx context.Context, c *client.Client, ids []string, after string) ([]*instancedv1.Event, error) {
-	return promises.HistoryBy(ids, after, func(req *instancedv1.ListEventsRequest) iter.Seq2[*instancedv1.ListEventsResponse, error] {
+	return conformance.HistoryBy(ids, after, func(req *instancedv1.ListEventsRequest) iter.Seq2[*instancedv1.ListEventsResponse, error] {
 		return c.Events(ctx, req)
 	})
 }

@@ -15,7 +15,7 @@ import (
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
-	"github.com/instanced/instanced/server/servertest/promises"
+	"github.com/instanced/instanced/internal/conformance"
 )
 
 const (
@@ -37,14 +37,14 @@ type vigil struct {
 // restless is a subscriber that is cut off and goes on again and again.
 type restless struct {
 	filter      *instancedv1.InstanceFilter
-	connections []*promises.Connection
+	connections []*conformance.Connection
 }
 
 func (v *vigil) keep(ctx context.Context) (*verification, error) {
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
-	steady := promises.Follow(v.request(nil, ""), v.client.Watch(ctx, v.request(nil, "")))
-	begun, err := steady.Until(ctx, promises.SnapshotSeen)
+	steady := conformance.Follow(v.request(nil, ""), v.client.Watch(ctx, v.request(nil, "")))
+	begun, err := steady.Until(ctx, conformance.SnapshotSeen)
 	if err != nil {
 		return nil, failureOf(begun, err)
 	}
@@ -65,7 +65,7 @@ func (v *vigil) keep(ctx context.Context) (*verification, error) {
 }
 
 // failureOf returns why a stream ended, if that is why it was waited for in vain.
-func failureOf(c *promises.Connection, err error) error {
+func failureOf(c *conformance.Connection, err error) error {
 	if c.Err != nil {
 		return c.Err
 	}
@@ -77,7 +77,7 @@ func (v *vigil) request(filter *instancedv1.InstanceFilter, after string) *insta
 }
 
 // vigilFilters returns filters that some of the changes of a fleet are likely to match.
-func vigilFilters(c *promises.Connection) []*instancedv1.InstanceFilter {
+func vigilFilters(c *conformance.Connection) []*instancedv1.InstanceFilter {
 	states := func(names ...instancedv1.InstanceStateName) *instancedv1.InstanceFilter {
 		return &instancedv1.InstanceFilter{States: names}
 	}
@@ -130,7 +130,7 @@ func (v *vigil) follow(ctx context.Context, r *restless, end time.Time) error {
 	for after := ""; time.Now().Before(end); {
 		req := v.request(r.filter, after)
 		within, leave := context.WithDeadline(ctx, end)
-		c, err := promises.Follow(req, first(1+rand.IntN(mostMessages), v.client.Watch(within, req))).End(ctx) //nolint:gosec // where a stream is cut is no secret
+		c, err := conformance.Follow(req, first(1+rand.IntN(mostMessages), v.client.Watch(within, req))).End(ctx) //nolint:gosec // where a stream is cut is no secret
 		leave()
 		if err != nil {
 			return err
@@ -158,31 +158,31 @@ func first(n int, seq iter.Seq2[*instancedv1.WatchInstancesResponse, error]) ite
 }
 
 // judge compares what everybody saw.
-func (v *vigil) judge(ctx context.Context, steady *promises.Connection, subscribers []*restless) (*verification, error) {
+func (v *vigil) judge(ctx context.Context, steady *conformance.Connection, subscribers []*restless) (*verification, error) {
 	now := time.Now()
-	log, err := promises.NewLog(steady)
+	log, err := conformance.NewLog(steady)
 	if err != nil {
 		return nil, fmt.Errorf("the subscriber that was never cut off: %w", err)
 	}
-	history, err := historyOf(ctx, v.client, promises.Mentioned(steady), log.Begin())
+	history, err := historyOf(ctx, v.client, conformance.Mentioned(steady), log.Begin())
 	if err != nil {
 		return nil, err
 	}
 	// What was recorded since the end of the log nobody has seen.
 	history = slices.DeleteFunc(history, func(e *instancedv1.Event) bool { return e.GetRevision() > log.Head() })
-	findings := [][]promises.Finding{promises.Against(log, steady), {
-		{Promise: "Progress", Err: promises.Progress(steady, now, vigilSlack)},
+	findings := [][]conformance.Finding{conformance.Against(log, steady), {
+		{Promise: "Progress", Err: conformance.Progress(steady, now, vigilSlack)},
 		{Promise: "History", Checked: len(history), Unit: "event", Err: log.Agrees(history)},
 	}}
 	cuts := 0
 	for _, r := range subscribers {
 		cuts += len(r.connections)
-		findings = append(findings, promises.Against(log, r.connections...))
+		findings = append(findings, conformance.Against(log, r.connections...))
 	}
 	out := &verification{
 		Checked: fmt.Sprintf("Watched for %v: %s, %s, %s.", v.period,
 			counted(len(subscribers)+1, "subscriber"), counted(cuts, "cut"), counted(len(log.Matching(nil, 0, log.Head())), "recorded change")),
 	}
-	out.add(promises.Together(findings...))
+	out.add(conformance.Together(findings...))
 	return out, nil
 }

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
-	"github.com/instanced/instanced/server/servertest/promises"
+	"github.com/instanced/instanced/internal/conformance"
 )
 
 const (
@@ -58,7 +58,7 @@ func startHistorian(ctx context.Context, instances instancedv1.InstanceServiceCl
 func (h *historian) read(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
-	read, err := promises.History(ctx, h.instances, h.ids, h.after)
+	read, err := conformance.History(ctx, h.instances, h.ids, h.after)
 	if err != nil {
 		return // nobody is there at the moment
 	}
@@ -72,7 +72,7 @@ func (h *historian) read(ctx context.Context) {
 		less, more = read, h.last
 	}
 	if h.err == nil {
-		h.err = promises.Durable(less, more)
+		h.err = conformance.Durable(less, more)
 	}
 	h.last = more
 }
@@ -107,7 +107,7 @@ func settle(t *testing.T, instances instancedv1.InstanceServiceClient) (map[stri
 
 // outcome is all that a campaign has to show in the end.
 type outcome struct {
-	log      *promises.Log
+	log      *conformance.Log
 	history  []*instancedv1.Event
 	requests []*request
 }

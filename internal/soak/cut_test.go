@@ -17,7 +17,7 @@ import (
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
-	"github.com/instanced/instanced/server/servertest/promises"
+	"github.com/instanced/instanced/internal/conformance"
 )
 
 // line is the way from one client to the service. Each connection that is made leads
@@ -64,13 +64,13 @@ func disconnected(r round) {
 	l := newLine(r.T, p.address)
 	sub := subscribe(r.T, dialLibrary(r, client.Options{DialOptions: []grpc.DialOption{l.dialer()}}, p.address), "a subscriber on a bad line", nil, 0)
 	s.subscribers = append(s.subscribers, sub)
-	sub.until(r.T, "the subscription", promises.SnapshotSeen)
+	sub.until(r.T, "the subscription", conformance.SnapshotSeen)
 	goesOn := func(what string, hurt func()) {
 		time.Sleep(time.Duration(r.random.Int64N(int64(300 * time.Millisecond))))
 		before := len(sub.Seen().Streams())
 		hurt()
 		began := time.Now()
-		sub.until(r.T, "a further stream", func(c *promises.Connection) bool { return len(c.Streams()) > before })
+		sub.until(r.T, "a further stream", func(c *conformance.Connection) bool { return len(c.Streams()) > before })
 		r.tally.count(what, 1)
 		r.tally.took("until the next stream after "+what, time.Since(began))
 	}
@@ -119,11 +119,11 @@ func vanished(r round) {
 	}
 	defer func() { _ = silent.Close() }()
 	ctx := metadata.AppendToOutgoingContext(r.Context(), "instanced-principal", "silent")
-	stream, err := promises.Watch(ctx, instancedv1.NewInstanceServiceClient(silent), &instancedv1.WatchInstancesRequest{ProgressInterval: durationpb.New(interval)})
+	stream, err := conformance.Watch(ctx, instancedv1.NewInstanceServiceClient(silent), &instancedv1.WatchInstancesRequest{ProgressInterval: durationpb.New(interval)})
 	if err != nil {
 		r.Fatal(err)
 	}
-	if _, err := stream.Until(patient(r.T), promises.SnapshotSeen); err != nil {
+	if _, err := stream.Until(patient(r.T), conformance.SnapshotSeen); err != nil {
 		r.Fatal(err)
 	}
 	l.dead()

@@ -2,7 +2,7 @@
 // callers and subscribers at it, and then kills, ends, cuts off and starves those
 // processes, again and again. Afterwards it checks what was answered and what was
 // delivered against what is recorded, with the validators of
-// server/servertest/promises.
+// internal/conformance.
 //
 // A short version of each campaign runs with every other test. "make soak" runs them in
 // turn, longer, for as long as it is told to, each time with another seed. A seed

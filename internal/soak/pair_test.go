@@ -9,7 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
-	"github.com/instanced/instanced/server/servertest/promises"
+	"github.com/instanced/instanced/internal/conformance"
 )
 
 // pair is two processes on one etcd: one commands the backend, the other follows.
@@ -157,13 +157,13 @@ func (r round) sameEverywhere(p *pair, s *scene) {
 		if _, err := instances.DescribeInstances(patient(r.T), &instancedv1.DescribeInstancesRequest{MinCursor: head.GetCursor()}); err != nil {
 			r.Fatal(err)
 		}
-		history, err := promises.History(patient(r.T), instances, instanceIDs(fleetSize), "")
+		history, err := conformance.History(patient(r.T), instances, instanceIDs(fleetSize), "")
 		if err != nil {
 			r.Fatal(err)
 		}
 		histories = append(histories, history)
 	}
-	if err := promises.Durable(histories[0], histories[1]); err != nil || len(histories[0]) != len(histories[1]) {
+	if err := conformance.Durable(histories[0], histories[1]); err != nil || len(histories[0]) != len(histories[1]) {
 		r.Errorf("one process has a history of %d events, the other of %d: %v", len(histories[0]), len(histories[1]), err)
 	}
 }
@@ -207,7 +207,7 @@ func rotated(r round) {
 
 // farewell checks that each stream of a sequence but the last ended with a goodbye that
 // says where to go on.
-func farewell(c *promises.Connection) (ended int, err error) {
+func farewell(c *conformance.Connection) (ended int, err error) {
 	all := c.Streams()
 	for _, messages := range all[:len(all)-1] {
 		last := messages[len(messages)-1]

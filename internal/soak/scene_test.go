@@ -18,7 +18,7 @@ import (
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
-	"github.com/instanced/instanced/server/servertest/promises"
+	"github.com/instanced/instanced/internal/conformance"
 )
 
 const (
@@ -167,13 +167,13 @@ func (r round) begin(addresses ...string) *scene {
 	s.instances = instancedv1.NewInstanceServiceClient(s.conn)
 	states := []instancedv1.InstanceStateName{running, stopped}
 	s.subscribe("the reference", nil, 0)
-	s.subscribers[0].until(r.T, "a snapshot", promises.SnapshotSeen)
+	s.subscribers[0].until(r.T, "a snapshot", conformance.SnapshotSeen)
 	s.subscribe("a lazy subscriber", nil, 3*time.Millisecond)
 	s.subscribe("a subscriber to a tag", &instancedv1.InstanceFilter{Tags: []*instancedv1.TagFilter{{Key: "team", Values: teams[:1]}}}, 0)
 	s.subscribe("a subscriber to states", &instancedv1.InstanceFilter{States: states}, 0)
 	s.subscribe("a subscriber to a few instances", &instancedv1.InstanceFilter{InstanceIds: instanceIDs(3)}, 0)
 	for _, sub := range s.subscribers {
-		sub.until(r.T, "the subscription", promises.Subscribed)
+		sub.until(r.T, "the subscription", conformance.Subscribed)
 	}
 	s.load = startLoad(r.Context(), r.seed, s.conn, instanceIDs(fleetSize), 5)
 	s.history = startHistorian(r.Context(), s.instances, instanceIDs(fleetSize), s.subscribers[0].Seen().Cursor())
@@ -200,27 +200,27 @@ func (s *scene) finish() {
 	s.history.end()
 	described, end := settle(s.T, s.instances)
 
-	reference := s.subscribers[0].until(s.T, "the end of the log", func(c *promises.Connection) bool { return c.Cursor() == end })
-	log, err := promises.NewLog(reference)
+	reference := s.subscribers[0].until(s.T, "the end of the log", func(c *conformance.Connection) bool { return c.Cursor() == end })
+	log, err := conformance.NewLog(reference)
 	if err != nil {
 		s.Fatal(err)
 	}
 	for _, sub := range s.subscribers {
 		c := sub.passed(s.T, log)
-		if err := promises.All(log, c); err != nil {
+		if err := conformance.All(log, c); err != nil {
 			s.Errorf("%s: %v", sub.name, err)
 		}
 		s.tally.count("events delivered", len(c.Events()))
 		s.tally.count("streams", len(c.Streams()))
 	}
-	history, err := promises.History(patient(s.T), s.instances, instanceIDs(fleetSize), log.Begin())
+	history, err := conformance.History(patient(s.T), s.instances, instanceIDs(fleetSize), log.Begin())
 	if err != nil {
 		s.Fatal(err)
 	}
 	if err := s.history.err; err != nil {
 		s.Error(err)
 	}
-	if err := promises.Durable(s.history.last, history); err != nil {
+	if err := conformance.Durable(s.history.last, history); err != nil {
 		s.Error(err)
 	}
 	o := &outcome{log: log, history: history, requests: s.load.done()}

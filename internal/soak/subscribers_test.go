@@ -9,7 +9,7 @@ import (
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
-	"github.com/instanced/instanced/server/servertest/promises"
+	"github.com/instanced/instanced/internal/conformance"
 )
 
 // interval is how often subscribers hear at the least.
@@ -18,7 +18,7 @@ const interval = time.Second
 // subscriber is what a program has in its hands that uses the client library: one
 // sequence of messages, over however many streams.
 type subscriber struct {
-	*promises.Recorder
+	*conformance.Recorder
 	name string
 	// end ends the subscription.
 	end func()
@@ -31,7 +31,7 @@ func subscribe(t *testing.T, c *client.Client, name string, filter *instancedv1.
 	ctx, stop := context.WithCancel(context.Background())
 	req := &instancedv1.WatchInstancesRequest{Filter: filter, ProgressInterval: durationpb.New(interval)}
 	s := &subscriber{name: name}
-	s.Recorder = promises.Follow(req, func(yield func(*instancedv1.WatchInstancesResponse, error) bool) {
+	s.Recorder = conformance.Follow(req, func(yield func(*instancedv1.WatchInstancesResponse, error) bool) {
 		for m, err := range c.Watch(ctx, req) {
 			if !yield(m, err) {
 				return
@@ -50,7 +50,7 @@ func subscribe(t *testing.T, c *client.Client, name string, filter *instancedv1.
 }
 
 // until waits until the subscriber has seen enough.
-func (s *subscriber) until(t *testing.T, what string, enough func(*promises.Connection) bool) *promises.Connection {
+func (s *subscriber) until(t *testing.T, what string, enough func(*conformance.Connection) bool) *conformance.Connection {
 	t.Helper()
 	c, err := s.Until(patient(t), enough)
 	if err != nil {
@@ -60,9 +60,9 @@ func (s *subscriber) until(t *testing.T, what string, enough func(*promises.Conn
 }
 
 // passed waits until the subscriber is at the end of the log.
-func (s *subscriber) passed(t *testing.T, log *promises.Log) *promises.Connection {
+func (s *subscriber) passed(t *testing.T, log *conformance.Log) *conformance.Connection {
 	t.Helper()
-	return s.until(t, "the end of the log", func(c *promises.Connection) bool {
+	return s.until(t, "the end of the log", func(c *conformance.Connection) bool {
 		revision, err := log.Revision(c.Cursor())
 		return err == nil && revision >= log.Head()
 	})

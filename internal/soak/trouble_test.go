@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
-	"github.com/instanced/instanced/server/servertest/promises"
+	"github.com/instanced/instanced/internal/conformance"
 )
 
 // probe asks for a start under a request id of its own, among the requests of the load:
@@ -57,7 +57,7 @@ func (s *scene) told(reason string) {
 	s.Helper()
 	now := time.Now()
 	for _, sub := range s.subscribers {
-		sub.until(s.T, fmt.Sprintf("that the impairment is %q", reason), func(c *promises.Connection) bool {
+		sub.until(s.T, fmt.Sprintf("that the impairment is %q", reason), func(c *conformance.Connection) bool {
 			last := c.Messages[len(c.Messages)-1]
 			return last.GetProgress() != nil && last.At.After(now) && last.GetProgress().GetImpairment().GetReason() == reason
 		})

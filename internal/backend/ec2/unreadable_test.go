@@ -176,8 +176,10 @@ func withOdds(body string, id instance.ID, odds string) string {
 
 func TestAnInstanceThatTheSDKCannotDecodeIsUnreadableAlone(t *testing.T) {
 	list := []*instance.Instance{
-		{ID: id(1), State: instance.StateStopped}, {ID: id(2), State: instance.StateRunning},
-		{ID: id(3), State: instance.StateRunning}, {ID: id(4), State: instance.StatePending},
+		{ID: id(1), State: instance.StateStopped},
+		{ID: id(2), State: instance.StateRunning},
+		{ID: id(3), State: instance.StateRunning},
+		{ID: id(4), State: instance.StatePending},
 	}
 	page := described(list, "next").body
 	oneReservation := strings.ReplaceAll(page, "</instancesSet></item><item><reservationId>r-0</reservationId><ownerId></ownerId><instancesSet>", "")

@@ -1,4 +1,4 @@
-// Package promises checks what subscribers saw against what they were promised:
+// Package conformance checks what subscribers saw against what they were promised:
 // one function a promise, over recorded streams and calls, whatever was done to the
 // server meanwhile.
 //
@@ -13,4 +13,4 @@
 // is another way. [Alone] checks what can be seen without a log; [Recorded] and
 // [RecordedSnapshot] compare with a history what was recorded with a filter that nobody
 // knows.
-package promises
+package conformance

@@ -1,4 +1,4 @@
-package promises
+package conformance
 
 // Finding is how a promise fared.
 type Finding struct {
