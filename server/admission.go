@@ -22,12 +22,6 @@ const (
 	kinds
 )
 
-// Reasons of calls that were shed.
-const (
-	reasonTooManyRequests = "TOO_MANY_REQUESTS"
-	reasonTooManyStreams  = "TOO_MANY_STREAMS"
-)
-
 // sheddingLogInterval is how often the log speaks of calls that were shed.
 const sheddingLogInterval = time.Second
 
@@ -147,14 +141,14 @@ func (a *admission) refuse(k kind, principal string, conn *connection) error {
 	if k == lasting {
 		return &instance.Error{
 			Kind:       instance.KindExhausted,
-			Reason:     reasonTooManyStreams,
+			Reason:     instance.ReasonTooManyStreams,
 			Message:    fmt.Sprintf("too many subscriptions and waits are under way: of %d places a caller may have as many as are left over", a.shares[k].Max()),
 			RetryAfter: time.Second + rand.N(2*time.Second), //nolint:gosec // to spread load takes no secret
 		}
 	}
 	return &instance.Error{
 		Kind:       instance.KindExhausted,
-		Reason:     reasonTooManyRequests,
+		Reason:     instance.ReasonTooManyRequests,
 		Message:    fmt.Sprintf("too many calls are under way: of %d places a caller may have as many as are left over; nothing was changed by this call", a.shares[k].Max()),
 		RetryAfter: 100*time.Millisecond + rand.N(200*time.Millisecond), //nolint:gosec // as above
 	}

@@ -236,13 +236,13 @@ var waitOutcomes = map[lifecycle.WaitOutcome]instancedv1.WaitOutcome{
 // unusableReason returns why a snapshot stands in place of the changes asked for.
 func unusableReason(reason string) instancedv1.UnusableCursorReason {
 	switch reason {
-	case lifecycle.ReasonExpired:
+	case instance.ReasonCursorExpired:
 		return instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_EXPIRED
-	case lifecycle.ReasonOtherLog:
+	case instance.ReasonCursorOfOtherLog:
 		return instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_OTHER_LOG
-	case lifecycle.ReasonRolledBack:
+	case instance.ReasonCursorRolledBack:
 		return instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_ROLLED_BACK
-	case lifecycle.ReasonAhead:
+	case instance.ReasonCursorAhead:
 		return instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_AHEAD
 	}
 	return instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_UNSPECIFIED

@@ -53,7 +53,7 @@ func (a arrival) receive(ctx context.Context, receive func() error) error {
 func (a arrival) late() error {
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
-		Reason:     "REQUEST_LATE",
+		Reason:     instance.ReasonRequestLate,
 		Message:    fmt.Sprintf("the request did not come within %v of the beginning of the call; nothing was changed by this call", time.Duration(a)),
 		RetryAfter: time.Second,
 	}

@@ -61,7 +61,7 @@ func reason(e *instance.Error) string {
 	case e.Reason != "":
 		return e.Reason
 	case e.Kind == instance.KindInvalid:
-		return "INVALID_REQUEST"
+		return instance.ReasonInvalidRequest
 	}
 	return "UNSPECIFIED"
 }

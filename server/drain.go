@@ -22,9 +22,6 @@ func newDrain(delay time.Duration) *drain {
 	return &drain{begun: begun, begin: begin, delay: delay}
 }
 
-// reasonDraining is that of calls which are sent away.
-const reasonDraining = "DRAINING"
-
 // draining reports whether the server is shutting down.
 func (d *drain) draining() bool { return d.begun.Err() != nil }
 
@@ -38,7 +35,7 @@ func (d *drain) retryDelay() time.Duration {
 func (d *drain) refusal(retryAfter time.Duration) error {
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
-		Reason:     reasonDraining,
+		Reason:     instance.ReasonDraining,
 		Message:    "the server is shutting down; nothing was changed by this call",
 		RetryAfter: retryAfter,
 	}

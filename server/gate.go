@@ -154,7 +154,7 @@ func (r *request) forget() {
 func malformed(cause error) error {
 	return &instance.Error{
 		Kind:    instance.KindInvalid,
-		Reason:  "INVALID_REQUEST",
+		Reason:  instance.ReasonInvalidRequest,
 		Message: "the request is not the message that it should be: it cannot be decoded",
 		Cause:   cause,
 	}
@@ -164,6 +164,6 @@ func malformed(cause error) error {
 // than anything sensible.
 var errTooManyElements error = &instance.Error{
 	Kind:    instance.KindInvalid,
-	Reason:  "INVALID_REQUEST",
+	Reason:  instance.ReasonInvalidRequest,
 	Message: fmt.Sprintf("the request has more than %d fields in all", maxElements),
 }

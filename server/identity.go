@@ -61,7 +61,7 @@ func identify(ctx context.Context) context.Context {
 	if len(violations) > 0 {
 		id.refusal = &instance.Error{
 			Kind:       instance.KindInvalid,
-			Reason:     "INVALID_METADATA",
+			Reason:     instance.ReasonInvalidMetadata,
 			Message:    fmt.Sprintf("%s: %s", violations[0].Field, violations[0].Description),
 			Violations: violations,
 		}

@@ -98,22 +98,22 @@ func asStatus(err error, requestID string, reads bool) error {
 	}
 	switch {
 	case errors.Is(err, context.Canceled):
-		return plain(codes.Canceled, "CANCELED", "the caller cancelled the call", err, requestID)
+		return plain(codes.Canceled, instance.ReasonCanceled, "the caller cancelled the call", err, requestID)
 	case errors.Is(err, context.DeadlineExceeded):
 		text := "the deadline of the call has passed"
 		if !reads {
 			text += "; whether anything was changed is unknown"
 		}
-		return plain(codes.DeadlineExceeded, "DEADLINE_EXCEEDED", text, err, requestID)
+		return plain(codes.DeadlineExceeded, instance.ReasonDeadlineExceeded, text, err, requestID)
 	}
-	return plain(codes.Internal, "INTERNAL", internalText(requestID), err, requestID)
+	return plain(codes.Internal, instance.ReasonInternal, internalText(requestID), err, requestID)
 }
 
 // fromError maps an error of the layers below. What is redacted is an error that
 // nobody foresaw, and any that EC2 reports of this service's own credentials.
 func fromError(e *instance.Error, cause error, requestID string) *statusError {
 	if e.Kind == instance.KindInternal && (e.Reason == "" || e.Code != "") {
-		return plain(codes.Internal, "INTERNAL", internalText(requestID), cause, requestID)
+		return plain(codes.Internal, instance.ReasonInternal, internalText(requestID), cause, requestID)
 	}
 	return &statusError{
 		public:     detailed(e, requestID),
@@ -149,10 +149,10 @@ func verdict(err error) (level slog.Level, code, reason string, failed bool) {
 		return slog.LevelInfo, codes.OK.String(), "", false
 	case ok && e.success:
 		return slog.LevelInfo, codes.OK.String(), e.reason, false
-	case ok && (e.reason == reasonTooManyRequests || e.reason == reasonTooManyStreams):
+	case ok && (e.reason == instance.ReasonTooManyRequests || e.reason == instance.ReasonTooManyStreams):
 		// There may be floods of them; the admission says so from time to time.
 		return slog.LevelDebug, e.public.Code().String(), e.reason, true
-	case ok && e.reason == reasonDraining:
+	case ok && e.reason == instance.ReasonDraining:
 		return slog.LevelInfo, e.public.Code().String(), e.reason, true
 	case ok:
 		// A caller that leaves is no error.

@@ -29,7 +29,7 @@ func refuseUnknown(request proto.Message) error {
 	if len(found) == 0 {
 		return nil
 	}
-	e := &instance.Error{Kind: instance.KindInvalid, Reason: "UNKNOWN_FIELD"}
+	e := &instance.Error{Kind: instance.KindInvalid, Reason: instance.ReasonUnknownField}
 	for _, field := range found {
 		e.Violations = append(e.Violations, instance.Violation{
 			Field:       field,

@@ -16,6 +16,7 @@ import (
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/conformance"
+	"github.com/instanced/instanced/internal/instance"
 )
 
 // recordings are the watches of which a file has the messages, in the order of the file.
@@ -260,5 +261,5 @@ func before(a, b *instancedv1.Event) bool {
 // expired reports whether a call was refused because what it asks for is no longer kept.
 func expired(err error) bool {
 	e, ok := errors.AsType[*client.Error](err)
-	return ok && e.Reason == "CURSOR_EXPIRED"
+	return ok && e.Reason == instance.ReasonCursorExpired
 }

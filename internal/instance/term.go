@@ -2,10 +2,6 @@ package instance
 
 import "time"
 
-// ReasonNotOwner is the reason of errors that say that this process may not command the
-// backend, since another one may.
-const ReasonNotOwner = "NOT_OWNER"
-
 // MinTermLeft is how long a term must be certain to last for a command to be sent to the
 // backend.
 const MinTermLeft = 500 * time.Millisecond

@@ -57,7 +57,7 @@ func mustUpdate(t testing.TB, term *Term, fn func(tx *Tx)) {
 		if err == nil {
 			return
 		}
-		wantReason(t, err, instance.KindExhausted, ReasonFull)
+		wantReason(t, err, instance.KindExhausted, instance.ReasonJournalFull)
 		if time.Since(begun) > 30*time.Second {
 			t.Fatalf("the journal cannot be written again: %v", err)
 		}
@@ -72,7 +72,7 @@ func command(t testing.TB, term *Term, key, principal string, ids []instance.ID)
 	mustUpdate(t, term, func(tx *Tx) {
 		tx.PutToken(token)
 		e, _ := errors.AsType[*instance.Error](tx.Err())
-		if accepted = e == nil || e.Reason != ReasonTooManyTokens; !accepted {
+		if accepted = e == nil || e.Reason != instance.ReasonTooManyClientTokens; !accepted {
 			tx.begin(tx.position)
 		}
 	})
@@ -241,7 +241,7 @@ func TestTokensFillTheirShareAndNothingElse(t *testing.T) {
 				tx.PutToken(Token{Key: fmt.Sprint(accepted, n), Principal: "alice", Fingerprint: make([]byte, 32), IDs: []instance.ID{id(n)}})
 			}
 			e, _ := errors.AsType[*instance.Error](tx.Err())
-			if refused = e != nil && e.Reason == ReasonTooManyTokens; refused {
+			if refused = e != nil && e.Reason == instance.ReasonTooManyClientTokens; refused {
 				tx.begin(tx.position)
 			}
 		})

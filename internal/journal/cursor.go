@@ -82,7 +82,7 @@ func decodeCursor(cursor string) (id logID, p Position, err error) {
 func errUnreadable(why string) *instance.Error {
 	return &instance.Error{
 		Kind:    instance.KindInvalid,
-		Reason:  ReasonCursorUnreadable,
+		Reason:  instance.ReasonCursorUnreadable,
 		Message: "the cursor is unreadable: " + why + "; use a cursor as it was received, unchanged and whole",
 	}
 }
@@ -90,15 +90,15 @@ func errUnreadable(why string) *instance.Error {
 // Resolve returns the position that a cursor stands for. A cursor that this
 // process has not seen yet is looked for in etcd, and Resolve returns when this
 // process has caught up with it. Errors, all of type [instance.Error] unless ctx
-// ended: [ReasonCursorUnreadable], [ReasonCursorOfOtherLog],
-// [ReasonCursorRolledBack], [ReasonCursorAhead], [ReasonCursorExpired],
-// [ReasonUnavailable].
+// ended: [instance.ReasonCursorUnreadable], [instance.ReasonCursorOfOtherLog],
+// [instance.ReasonCursorRolledBack], [instance.ReasonCursorAhead], [instance.ReasonCursorExpired],
+// [instance.ReasonJournalUnavailable].
 func (j *Journal) Resolve(ctx context.Context, cursor string) (Position, error) {
 	id, p, err := decodeCursor(cursor)
 	if err != nil {
 		return Position{}, err
 	}
-	if err := j.view.check(id, p); err != nil && err.Reason != ReasonCursorExpired {
+	if err := j.view.check(id, p); err != nil && err.Reason != instance.ReasonCursorExpired {
 		if err := j.catchUpNow(ctx); err != nil { // this process may be behind the log
 			return Position{}, err
 		}
@@ -114,7 +114,7 @@ func (v *view) check(id logID, p Position) *instance.Error {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if id != v.id {
-		return errOutOfRange(ReasonCursorOfOtherLog, "the cursor is of another log")
+		return errOutOfRange(instance.ReasonCursorOfOtherLog, "the cursor is of another log")
 	}
 	return v.checkLocked(p)
 }
@@ -127,20 +127,20 @@ func (v *view) checkLocked(p Position) *instance.Error {
 	case !covered:
 		return errRolledBack()
 	case p.Seq > v.head.Seq:
-		return errOutOfRange(ReasonCursorAhead, "the log does not reach as far as the cursor")
+		return errOutOfRange(instance.ReasonCursorAhead, "the log does not reach as far as the cursor")
 	}
 	return nil
 }
 
 func (v *view) errExpiredLocked() *instance.Error {
 	oldest, _ := v.generations.at(v.oldest)
-	err := errOutOfRange(ReasonCursorExpired, "what follows the cursor is no longer kept")
+	err := errOutOfRange(instance.ReasonCursorExpired, "what follows the cursor is no longer kept")
 	err.Metadata = map[string]string{MetadataOldestCursor: encodeCursor(v.id, oldest)}
 	return err
 }
 
 func errRolledBack() *instance.Error {
-	return errOutOfRange(ReasonCursorRolledBack, "what the cursor points to is no longer part of the log, which was restored from an older copy")
+	return errOutOfRange(instance.ReasonCursorRolledBack, "what the cursor points to is no longer part of the log, which was restored from an older copy")
 }
 
 func errOutOfRange(reason, message string) *instance.Error {

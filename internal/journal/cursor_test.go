@@ -33,7 +33,7 @@ func TestUnreadableCursorsAreInvalid(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := decodeCursor(c)
-			wantReason(t, err, instance.KindInvalid, ReasonCursorUnreadable)
+			wantReason(t, err, instance.KindInvalid, instance.ReasonCursorUnreadable)
 		})
 	}
 }
@@ -65,7 +65,7 @@ func TestACursorOfAnotherLogIsRefused(t *testing.T) {
 	j := openJournal(t, testConfig(t))
 	other := openJournal(t, testConfig(t))
 	_, err := j.Resolve(t.Context(), other.Cursor(other.Head()))
-	wantReason(t, err, instance.KindOutOfRange, ReasonCursorOfOtherLog)
+	wantReason(t, err, instance.KindOutOfRange, instance.ReasonCursorOfOtherLog)
 }
 
 func TestACursorAheadOfTheLogIsRefused(t *testing.T) {
@@ -73,7 +73,7 @@ func TestACursorAheadOfTheLogIsRefused(t *testing.T) {
 	p := set(t, term, id(1), instance.StateStopped)
 	p.Seq++
 	_, err := j.Resolve(t.Context(), j.Cursor(p))
-	wantReason(t, err, instance.KindOutOfRange, ReasonCursorAhead)
+	wantReason(t, err, instance.KindOutOfRange, instance.ReasonCursorAhead)
 }
 
 // A directory is copied, written to, and then replaced by the copy: what was
@@ -110,7 +110,7 @@ func TestACursorOfARolledBackLogIsRefused(t *testing.T) {
 				set(t, term, id(1), instance.StateRunning)
 			}
 			_, err = j.Resolve(t.Context(), lost)
-			wantReason(t, err, instance.KindOutOfRange, ReasonCursorRolledBack)
+			wantReason(t, err, instance.KindOutOfRange, instance.ReasonCursorRolledBack)
 			if got, err := j.Resolve(t.Context(), keptCursor); err != nil || got != kept {
 				t.Errorf("the cursor from before the copy resolved to %v, %v, want %v", got, err, kept)
 			}

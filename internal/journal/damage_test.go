@@ -415,7 +415,7 @@ func TestHistoryBehindADamagedBatchIsServed(t *testing.T) {
 	}
 	behind := func(err error) Position {
 		t.Helper()
-		e := wantError(t, err, instance.KindOutOfRange, ReasonCursorExpired)
+		e := wantError(t, err, instance.KindOutOfRange, instance.ReasonCursorExpired)
 		if !strings.Contains(e.Message, fmt.Sprintf("batch %d", positions[3].Seq)) || !errors.Is(err, ErrDamaged) {
 			t.Errorf("it does not say what is damaged: %v", err)
 		}

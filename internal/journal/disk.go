@@ -137,7 +137,7 @@ func (d *disk) reserve() {
 	}
 }
 
-// check returns an error of [ReasonFull] when too little space is free to begin a
+// check returns an error of [instance.ReasonJournalFull] when too little space is free to begin a
 // change. It asks the file system at most once a second.
 func (d *disk) check() error {
 	if d == nil {
@@ -153,7 +153,7 @@ func (d *disk) check() error {
 	return nil
 }
 
-// room returns an error of [ReasonFull] when so little space is free that etcd
+// room returns an error of [instance.ReasonJournalFull] when so little space is free that etcd
 // must not be given anything to write.
 func (d *disk) room() *instance.Error {
 	if d == nil {

@@ -58,14 +58,14 @@ func TestAFullDiskIsWrittenToOnceThereIsSpaceAgain(t *testing.T) {
 	}()
 	await(t, func() bool { return term.writer.stalled.Load() != nil })
 
-	wantReason(t, term.Writable(), instance.KindExhausted, ReasonFull)
+	wantReason(t, term.Writable(), instance.KindExhausted, instance.ReasonJournalFull)
 	_, err := term.Update(t.Context(), func(*Tx) error { t.Error("an update is run"); return nil })
-	wantReason(t, err, instance.KindExhausted, ReasonFull)
+	wantReason(t, err, instance.KindExhausted, instance.ReasonJournalFull)
 	if record, ok := j.Get(id(1)); !ok || record.Instance.State != instance.StateStopped || j.Head() != head {
 		t.Errorf("known is %v, %t at %v, want what was before", record, ok, j.Head())
 	}
 	readAll(t, j, j.Oldest(), head)
-	wantReason(t, term.makeRoom(t.Context()), instance.KindExhausted, ReasonFull)
+	wantReason(t, term.makeRoom(t.Context()), instance.KindExhausted, instance.ReasonJournalFull)
 	select {
 	case a := <-answers:
 		t.Fatalf("the update was answered: %v", a)
@@ -90,7 +90,7 @@ func TestNoCheckpointIsWrittenOnAFullDisk(t *testing.T) {
 	set(t, term, id(1), instance.StateStopped)
 	head := j.Head()
 	j.disk.floor.Store(1 << 40)
-	wantReason(t, term.checkpoint(t.Context()), instance.KindExhausted, ReasonFull)
+	wantReason(t, term.checkpoint(t.Context()), instance.KindExhausted, instance.ReasonJournalFull)
 	closeJournal(t, j)
 
 	j, _ = onDisk(t, config, &free)
@@ -114,7 +114,7 @@ func TestAnUpdateThatWaitsForSpaceWasNotDoneWhenTheTermEnds(t *testing.T) {
 	}()
 	await(t, func() bool { return term.writer.stalled.Load() != nil })
 	_ = term.end(errNotOwner(errLost))
-	if e := wantError(t, <-errs, instance.KindUnavailable, ReasonNotOwner); e.OutcomeUnknown {
+	if e := wantError(t, <-errs, instance.KindUnavailable, instance.ReasonNotOwner); e.OutcomeUnknown {
 		t.Errorf("the outcome is said to be unknown: %v", e)
 	}
 }
@@ -198,9 +198,9 @@ func TestSomeDiskIsLeftToEtcdHoweverLittleIsAskedFor(t *testing.T) {
 			set(t, term, id(1), instance.StateStopped)
 			free.Store(diskFloor - 1)
 			await(t, func() bool { return term.Writable() != nil })
-			wantReason(t, term.Writable(), instance.KindExhausted, ReasonFull)
+			wantReason(t, term.Writable(), instance.KindExhausted, instance.ReasonJournalFull)
 			_, err = term.Update(t.Context(), func(*Tx) error { t.Error("an update is run"); return nil })
-			wantReason(t, err, instance.KindExhausted, ReasonFull)
+			wantReason(t, err, instance.KindExhausted, instance.ReasonJournalFull)
 			free.Store(minToStart)
 			await(t, func() bool { return term.Writable() == nil })
 			set(t, term, id(1), instance.StatePending)
@@ -241,7 +241,7 @@ func outliveAFullDisk(t *testing.T, minFreeDisk int64) {
 					tx.Append(change(id(n), instance.StatePending))
 					return nil
 				})
-				if e, ok := errors.AsType[*instance.Error](err); ok && e.Reason == ReasonFull {
+				if e, ok := errors.AsType[*instance.Error](err); ok && e.Reason == instance.ReasonJournalFull {
 					time.Sleep(time.Millisecond)
 				} else if err == nil {
 					done.Add(1)
@@ -268,7 +268,7 @@ func outliveAFullDisk(t *testing.T, minFreeDisk int64) {
 	refused := func(long time.Duration) {
 		for begun := time.Now(); time.Since(begun) < long; time.Sleep(10 * time.Millisecond) {
 			_, err := term.Update(ctx, func(*Tx) error { t.Error("an update is run on a full disk"); return nil })
-			wantReason(t, err, instance.KindExhausted, ReasonFull)
+			wantReason(t, err, instance.KindExhausted, instance.ReasonJournalFull)
 		}
 	}
 	await(t, func() bool { return term.Writable() != nil })

@@ -9,38 +9,14 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// The reasons of the journal's errors, which are all of type [instance.Error].
-const (
-	// ReasonNotOwner: this process may not write; another one may. KindUnavailable.
-	ReasonNotOwner = instance.ReasonNotOwner
-	// ReasonUnavailable: the journal is closed or etcd does not answer. KindUnavailable.
-	ReasonUnavailable = "JOURNAL_UNAVAILABLE"
-	// ReasonFull: there is no room to write. KindExhausted.
-	ReasonFull = "JOURNAL_FULL"
-	// ReasonTooManyTokens: the client tokens of a principal take up its share. KindExhausted.
-	ReasonTooManyTokens = "TOO_MANY_CLIENT_TOKENS"
-	// ReasonCursorUnreadable: not a cursor, or not whole. KindInvalid.
-	ReasonCursorUnreadable = "CURSOR_UNREADABLE"
-	// ReasonCursorOfOtherLog: a cursor of another log. KindOutOfRange, as the rest.
-	ReasonCursorOfOtherLog = "CURSOR_OF_OTHER_LOG"
-	// ReasonCursorRolledBack: what the cursor points to is no longer part of the
-	// log, which was restored from an older copy.
-	ReasonCursorRolledBack = "CURSOR_ROLLED_BACK"
-	// ReasonCursorAhead: the log does not reach as far as the cursor.
-	ReasonCursorAhead = "CURSOR_AHEAD"
-	// ReasonCursorExpired: what follows the cursor is no longer kept, or is damaged.
-	// Metadata has the oldest cursor that can be resumed, under MetadataOldestCursor.
-	ReasonCursorExpired = "CURSOR_EXPIRED"
-)
-
-// MetadataOldestCursor is where an error of [ReasonCursorExpired] has the oldest
+// MetadataOldestCursor is where an error of [instance.ReasonCursorExpired] has the oldest
 // cursor that can be resumed.
 const MetadataOldestCursor = "oldest_cursor"
 
 func errNotOwner(cause error) *instance.Error {
 	return &instance.Error{
 		Kind:    instance.KindUnavailable,
-		Reason:  ReasonNotOwner,
+		Reason:  instance.ReasonNotOwner,
 		Message: "this process no longer owns the journal",
 		Cause:   cause,
 	}
@@ -49,7 +25,7 @@ func errNotOwner(cause error) *instance.Error {
 func errUnavailable(message string, cause error) *instance.Error {
 	return &instance.Error{
 		Kind:    instance.KindUnavailable,
-		Reason:  ReasonUnavailable,
+		Reason:  instance.ReasonJournalUnavailable,
 		Message: message,
 		Cause:   cause,
 	}
@@ -58,13 +34,13 @@ func errUnavailable(message string, cause error) *instance.Error {
 func errClosed() *instance.Error { return errUnavailable("the journal is closed", nil) }
 
 func errFull(message string) *instance.Error {
-	return &instance.Error{Kind: instance.KindExhausted, Reason: ReasonFull, Message: message}
+	return &instance.Error{Kind: instance.KindExhausted, Reason: instance.ReasonJournalFull, Message: message}
 }
 
 func errTooManyTokens(principal string) *instance.Error {
 	return &instance.Error{
 		Kind:   instance.KindExhausted,
-		Reason: ReasonTooManyTokens,
+		Reason: instance.ReasonTooManyClientTokens,
 		Message: fmt.Sprintf("%q has as many client tokens in use as it leaves free to others; each is free again when it expires. "+
 			"Nothing was changed; a call without a client token can be carried out", principal),
 	}
@@ -82,7 +58,7 @@ func (j *Journal) errDamagedHistory(seq uint64, cause error) error {
 			slog.Uint64("batch", seq), slog.Any("error", cause))
 	}
 	behind, _ := j.view.listGenerations().at(seq)
-	err := errOutOfRange(ReasonCursorExpired, fmt.Sprintf("what follows the cursor is damaged: batch %d of the log cannot be read", seq))
+	err := errOutOfRange(instance.ReasonCursorExpired, fmt.Sprintf("what follows the cursor is damaged: batch %d of the log cannot be read", seq))
 	err.Metadata = map[string]string{MetadataOldestCursor: j.Cursor(behind)}
 	err.Cause = cause
 	return err

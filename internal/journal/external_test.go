@@ -86,7 +86,7 @@ func TestAFollowerSeesWhatTheOwnerWrites(t *testing.T) {
 	ahead := owner.Head()
 	ahead.Seq++
 	_, err := follower.Resolve(t.Context(), owner.Cursor(ahead))
-	wantReason(t, err, instance.KindOutOfRange, ReasonCursorAhead)
+	wantReason(t, err, instance.KindOutOfRange, instance.ReasonCursorAhead)
 }
 
 // A follower is woken without anybody's asking it for anything.
@@ -156,13 +156,13 @@ func TestAnOwnerThatWasReplacedCannotWrite(t *testing.T) {
 		tx.Append(change(id(1), instance.StateTerminated))
 		return nil
 	})
-	e := wantError(t, err, instance.KindUnavailable, ReasonNotOwner)
+	e := wantError(t, err, instance.KindUnavailable, instance.ReasonNotOwner)
 	if e.OutcomeUnknown {
 		t.Error("it is known that it was not written")
 	}
 	<-stale.Done()
-	wantReason(t, stale.Err(), instance.KindUnavailable, ReasonNotOwner)
-	wantReason(t, stale.Writable(), instance.KindUnavailable, ReasonNotOwner)
+	wantReason(t, stale.Err(), instance.KindUnavailable, instance.ReasonNotOwner)
+	wantReason(t, stale.Writable(), instance.KindUnavailable, instance.ReasonNotOwner)
 	if second.Head() != want {
 		t.Errorf("the head is %v, want %v", second.Head(), want)
 	}
@@ -182,7 +182,7 @@ func TestATermEndsWithItsLease(t *testing.T) {
 	}
 	set(t, campaign(t, second), id(1), instance.StatePending)
 	<-term.Done() // it is told by the lease, without having tried to write
-	wantReason(t, term.Err(), instance.KindUnavailable, ReasonNotOwner)
+	wantReason(t, term.Err(), instance.KindUnavailable, instance.ReasonNotOwner)
 	if address, mine := first.Owner(); mine {
 		t.Errorf("it still says that it is the owner: %q", address)
 	}
@@ -208,9 +208,9 @@ func TestAnExternalEtcdMayGoAway(t *testing.T) {
 	for term.Writable() == nil {
 		time.Sleep(time.Millisecond) // until the writer has noticed
 	}
-	wantReason(t, term.Writable(), instance.KindUnavailable, ReasonUnavailable)
+	wantReason(t, term.Writable(), instance.KindUnavailable, instance.ReasonJournalUnavailable)
 	_, err := term.Update(t.Context(), func(*Tx) error { t.Error("it was run"); return nil })
-	if e := wantError(t, err, instance.KindUnavailable, ReasonUnavailable); e.OutcomeUnknown {
+	if e := wantError(t, err, instance.KindUnavailable, instance.ReasonJournalUnavailable); e.OutcomeUnknown {
 		t.Error("it is known that it was not written")
 	}
 	// Reads go on from memory.
@@ -238,7 +238,7 @@ func TestAnOwnerComesBackAfterAnOutageLongerThanItsLease(t *testing.T) {
 	before := set(t, term, id(1), instance.StateStopped)
 	c.kill()
 	<-term.Done()
-	wantReason(t, term.Err(), instance.KindUnavailable, ReasonNotOwner)
+	wantReason(t, term.Err(), instance.KindUnavailable, instance.ReasonNotOwner)
 	c.start()
 	again := campaign(t, j)
 	if p := set(t, again, id(1), instance.StatePending); p.Seq != before.Seq+1 {
@@ -260,7 +260,7 @@ func TestAProcessWhoseEtcdIsAwayKnowsThatItMayBeOutOfDate(t *testing.T) {
 	c.kill()
 	for _, j := range both {
 		await(t, func() bool { return j.Reachable() != nil })
-		wantReason(t, j.Reachable(), instance.KindUnavailable, ReasonUnavailable)
+		wantReason(t, j.Reachable(), instance.KindUnavailable, instance.ReasonJournalUnavailable)
 	}
 	c.start()
 	for _, j := range both {
@@ -323,7 +323,7 @@ func testLogThatGoesBack(t *testing.T, notice func(*testing.T, *Term) error) {
 
 	// The owner key in the copy is the owner's own: only the records tell.
 	term.maintenance.unlock()
-	if e, ok := errors.AsType[*instance.Error](notice(t, term)); !ok || e.Reason != ReasonNotOwner {
+	if e, ok := errors.AsType[*instance.Error](notice(t, term)); !ok || e.Reason != instance.ReasonNotOwner {
 		t.Fatalf("it was not noticed: %v", e)
 	}
 	again := campaign(t, j)
@@ -339,14 +339,14 @@ func testLogThatGoesBack(t *testing.T, notice func(*testing.T, *Term) error) {
 			}
 		}
 		_, err := x.Resolve(t.Context(), j.Cursor(lost))
-		wantReason(t, err, instance.KindOutOfRange, ReasonCursorRolledBack)
+		wantReason(t, err, instance.KindOutOfRange, instance.ReasonCursorRolledBack)
 		if record, _ := x.Get(id(1)); record.Position != p || len(x.Snapshot().Records) != 1 {
 			t.Errorf("known at %v, want %v", record.Position, p)
 		}
 	}
 	for i, r := range readers {
 		_, err := r.Next(t.Context())
-		if e, ok := errors.AsType[*instance.Error](err); !ok || e.Reason != ReasonCursorRolledBack {
+		if e, ok := errors.AsType[*instance.Error](err); !ok || e.Reason != instance.ReasonCursorRolledBack {
 			t.Errorf("reader %d goes on after what is gone: %v", i, err)
 		}
 	}

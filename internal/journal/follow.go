@@ -57,7 +57,7 @@ func (j *Journal) followOwner(ctx context.Context) {
 func (j *Journal) hear() { j.heard.Store(new(time.Now())) }
 
 // Reachable returns why what this process knows may be out of date: an error of
-// [ReasonUnavailable] when an external etcd has not answered for as long as an owner may
+// [instance.ReasonJournalUnavailable] when an external etcd has not answered for as long as an owner may
 // not be heard of. The embedded one is always there.
 func (j *Journal) Reachable() error {
 	if j.store.embedded {

@@ -114,7 +114,7 @@ func TestReadersOfSomeInstancesEndWhenTheJournalIsClosed(t *testing.T) {
 	defer r.Close()
 	came := nextOf(t.Context(), j, r)
 	closeJournal(t, j)
-	wantReason(t, (<-came).err, instance.KindUnavailable, ReasonUnavailable)
+	wantReason(t, (<-came).err, instance.KindUnavailable, instance.ReasonJournalUnavailable)
 }
 
 func TestNobodyIsKeptWhoIsNoLongerInterested(t *testing.T) {

@@ -279,7 +279,7 @@ func externalStore(c Config, k keys) (*store, error) {
 }
 
 // Close gives up the ownership, writes a checkpoint, ends all readers with
-// [ReasonUnavailable], and closes etcd. Updates that were submitted before are
+// [instance.ReasonJournalUnavailable], and closes etcd. Updates that were submitted before are
 // finished first, for as long as ctx allows; nothing that was acknowledged is
 // lost when it does not.
 func (j *Journal) Close(ctx context.Context) error {

@@ -142,7 +142,7 @@ func TestADiskThatIsNearlyFullTakesNoWrites(t *testing.T) {
 	t.Cleanup(func() { closeJournal(t, j) })
 	term := campaign(t, j)
 	err = term.Writable()
-	e := wantError(t, err, instance.KindExhausted, ReasonFull)
+	e := wantError(t, err, instance.KindExhausted, instance.ReasonJournalFull)
 	if !strings.Contains(e.Message, "511 MiB") || !strings.Contains(e.Message, "512 MiB") {
 		t.Errorf("the message does not say how much: %s", e.Message)
 	}

@@ -62,7 +62,7 @@ type Term struct {
 // of for its time to live, and outlasts failures of etcd; the embedded one belongs
 // to this process alone. The view is complete up to the end of the log when it
 // returns. While a term of this journal lasts, Campaign waits for its end.
-// Errors are those of ctx, and [ReasonUnavailable] when the journal is closed.
+// Errors are those of ctx, and [instance.ReasonJournalUnavailable] when the journal is closed.
 func (j *Journal) Campaign(ctx context.Context) (*Term, error) {
 	ctx, leave, err := j.enter(ctx)
 	if err != nil {
@@ -331,7 +331,7 @@ func (t *Term) Epoch() uint64 { return t.generation }
 func (t *Term) Done() <-chan struct{} { return t.ctx.Done() }
 
 // Err returns nil during the term. Later it returns why it ended, of type
-// [instance.Error]: [ReasonNotOwner], or [ReasonUnavailable] for a journal that
+// [instance.Error]: [instance.ReasonNotOwner], or [instance.ReasonJournalUnavailable] for a journal that
 // was closed.
 func (t *Term) Err() error {
 	t.mu.Lock()
@@ -359,7 +359,7 @@ func (t *Term) end(err *instance.Error) error {
 	t.mu.Unlock()
 	if first {
 		t.cancel()
-		if err.Reason != ReasonUnavailable {
+		if err.Reason != instance.ReasonJournalUnavailable {
 			t.journal.log.Warn("this process no longer owns the journal", slog.Any("error", err))
 		}
 	}
@@ -368,7 +368,7 @@ func (t *Term) end(err *instance.Error) error {
 
 // Writable returns why an update would fail now: to be asked before anything is
 // done that has to be recorded. Nil is no promise. Errors, of type
-// [instance.Error]: [ReasonNotOwner], [ReasonUnavailable], [ReasonFull].
+// [instance.Error]: [instance.ReasonNotOwner], [instance.ReasonJournalUnavailable], [instance.ReasonJournalFull].
 func (t *Term) Writable() error {
 	if err := t.Err(); err != nil {
 		return err

@@ -58,9 +58,9 @@ func (r *Reader) Close() { r.journal.view.interests.remove(r.interest) }
 func (r *Reader) Position() Position { return r.position }
 
 // Next returns the batch that follows, and waits until there is one. Errors are
-// those of ctx, and of type [instance.Error]: [ReasonCursorExpired] when
-// retention has passed the position, [ReasonCursorRolledBack] when the log has
-// gone back behind it, [ReasonUnavailable] when the journal is closed or the log
+// those of ctx, and of type [instance.Error]: [instance.ReasonCursorExpired] when
+// retention has passed the position, [instance.ReasonCursorRolledBack] when the log has
+// gone back behind it, [instance.ReasonJournalUnavailable] when the journal is closed or the log
 // cannot be read.
 func (r *Reader) Next(ctx context.Context) (*Batch, error) {
 	b, err := r.next(ctx)

@@ -102,7 +102,7 @@ func TestABatchIsReadAgainByThoseWhoLetGoOfIt(t *testing.T) {
 	j.view.setOldest(at.Seq+1, 0)
 	runtime.GC()
 	_, err = r.Again(t.Context())
-	wantReason(t, err, instance.KindOutOfRange, ReasonCursorExpired)
+	wantReason(t, err, instance.KindOutOfRange, instance.ReasonCursorExpired)
 }
 
 // Readers begin anywhere, while the log grows and the ring moves on under them.
@@ -164,7 +164,7 @@ func TestReadersEndWhenTheJournalIsClosed(t *testing.T) {
 		ended <- err
 	}()
 	closeJournal(t, j)
-	wantReason(t, <-ended, instance.KindUnavailable, ReasonUnavailable)
+	wantReason(t, <-ended, instance.KindUnavailable, instance.ReasonJournalUnavailable)
 	if _, err := j.Campaign(t.Context()); err == nil {
 		t.Error("a closed journal can be owned")
 	}
@@ -341,7 +341,7 @@ func TestHistoryIsInPages(t *testing.T) {
 		t.Errorf("without ids: %d events, done %v at %v, %v", len(all.Entries), all.Done, all.Next, err)
 	}
 	_, err = j.History(t.Context(), "", nil, Position{from.Epoch + 1, 0}, 10)
-	wantReason(t, err, instance.KindOutOfRange, ReasonCursorRolledBack)
+	wantReason(t, err, instance.KindOutOfRange, instance.ReasonCursorRolledBack)
 }
 
 // Batches of all sizes: a page is limited in bytes, however many batches it has.

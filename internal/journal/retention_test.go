@@ -38,7 +38,7 @@ func TestHistoryIsTrimmedByAge(t *testing.T) {
 	before := old
 	before.Seq--
 	_, err := j.Resolve(t.Context(), j.Cursor(before))
-	e := wantError(t, err, instance.KindOutOfRange, ReasonCursorExpired)
+	e := wantError(t, err, instance.KindOutOfRange, instance.ReasonCursorExpired)
 	if got, err := j.Resolve(t.Context(), e.Metadata[MetadataOldestCursor]); err != nil || got != old {
 		t.Errorf("the oldest cursor resolves to %v, %v, want %v", got, err, old)
 	}
@@ -77,7 +77,7 @@ func TestHistoryIsTrimmedBySize(t *testing.T) {
 		t.Errorf("%d bytes are kept, and %d are told", sum, s.Bytes)
 	}
 	_, err = parked.Next(t.Context())
-	wantReason(t, err, instance.KindOutOfRange, ReasonCursorExpired)
+	wantReason(t, err, instance.KindOutOfRange, instance.ReasonCursorExpired)
 }
 
 func TestHistoryIsTrimmedByTheNumberOfItsBatches(t *testing.T) {
@@ -233,7 +233,7 @@ func TestWritesGoOnAfterEtcdsQuotaWasUsedUp(t *testing.T) {
 		})
 		if err != nil {
 			// Refused at once while room is being made: nothing is lost, try again.
-			wantReason(t, err, instance.KindExhausted, ReasonFull)
+			wantReason(t, err, instance.KindExhausted, instance.ReasonJournalFull)
 			continue
 		}
 		last = p

@@ -95,7 +95,7 @@ func (s *store) loadTokens(ctx context.Context) (*tokenIndex, error) {
 }
 
 // Token returns a client token that was put during this term or an earlier one,
-// and has not expired. Errors are [ReasonNotOwner] and [ReasonUnavailable], or
+// and has not expired. Errors are [instance.ReasonNotOwner] and [instance.ReasonJournalUnavailable], or
 // those of ctx.
 func (t *Term) Token(ctx context.Context, key string) (Token, bool, error) {
 	if err := t.Err(); err != nil {

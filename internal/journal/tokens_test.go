@@ -153,7 +153,7 @@ func TestTooManyTokensAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	head := j.Head()
-	wantReason(t, put("3", "4"), instance.KindExhausted, ReasonTooManyTokens)
+	wantReason(t, put("3", "4"), instance.KindExhausted, instance.ReasonTooManyClientTokens)
 	if j.Head() != head {
 		t.Error("part of the refused update is recorded")
 	}
@@ -163,7 +163,7 @@ func TestTooManyTokensAreRefused(t *testing.T) {
 	if err := put("1", "2", "3"); err != nil {
 		t.Errorf("tokens that are there cannot be answered: %v", err)
 	}
-	wantReason(t, put("4"), instance.KindExhausted, ReasonTooManyTokens)
+	wantReason(t, put("4"), instance.KindExhausted, instance.ReasonTooManyClientTokens)
 }
 
 func TestTokensExpire(t *testing.T) {

@@ -95,7 +95,7 @@ func (tx *Tx) Append(c instance.Change) {
 
 // PutToken writes a client token, in place of the one with the same key. Without
 // a CreatedAt it gets that of the token it replaces, or else the present. The update
-// fails with [ReasonTooManyTokens] when a new token is beyond the share of its principal:
+// fails with [instance.ReasonTooManyClientTokens] when a new token is beyond the share of its principal:
 // it may have as many tokens as it leaves free of [Config.MaxClientTokens], and as many
 // bytes as it leaves free of a quarter of what the database may take.
 func (tx *Tx) PutToken(t Token) {

@@ -44,7 +44,7 @@ func newUpdate() any { return &update{done: make(chan struct{}, 1)} }
 //
 // When ctx ends the wait after fn may have been run, the error says that the
 // outcome is unknown; the write goes on. Other errors of type [instance.Error]:
-// [ReasonNotOwner], [ReasonUnavailable], [ReasonFull], [ReasonTooManyTokens].
+// [instance.ReasonNotOwner], [instance.ReasonJournalUnavailable], [instance.ReasonJournalFull], [instance.ReasonTooManyClientTokens].
 func (t *Term) Update(ctx context.Context, fn func(*Tx) error) (Position, error) {
 	if err := ctx.Err(); err != nil {
 		return Position{}, err

@@ -278,7 +278,7 @@ func TestAnUpdateWhoseCallerLeavesIsWrittenAllTheSame(t *testing.T) {
 		return nil
 	})
 	if err != nil { // else it was written before the caller noticed
-		e := wantError(t, err, instance.KindUnavailable, ReasonUnavailable)
+		e := wantError(t, err, instance.KindUnavailable, instance.ReasonJournalUnavailable)
 		if !e.OutcomeUnknown || !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v does not say that the outcome is unknown", err)
 		}

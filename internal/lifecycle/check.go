@@ -26,7 +26,7 @@ func (c *checker) err() error {
 	if len(c.violations) == 0 {
 		return nil
 	}
-	e := &instance.Error{Kind: instance.KindInvalid, Reason: "INVALID_REQUEST", Violations: c.violations}
+	e := &instance.Error{Kind: instance.KindInvalid, Reason: instance.ReasonInvalidRequest, Violations: c.violations}
 	first := c.violations[0]
 	if c.code != "" && sameCode(c.violations) {
 		e.Code, e.Reason, e.Message = c.code, "", c.message

@@ -249,7 +249,7 @@ func (s *Service) recordToken(tx *journal.Tx, a answer, told []instance.StateCha
 func notRecorded(cmd instance.Command, cause error) error {
 	return &instance.Error{
 		Kind:   instance.KindUnavailable,
-		Reason: "NOT_RECORDED",
+		Reason: instance.ReasonNotRecorded,
 		Message: fmt.Sprintf("%s was carried out, but could not be recorded in time; it will be recorded as soon as the journal can be written. "+
 			"Use DescribeInstances with the owner before trying again", cmd.Verb),
 		OutcomeUnknown: true,

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
-	"github.com/instanced/instanced/internal/journal"
 )
 
 // mostLooked is how many instances one look asks the backend for.
@@ -226,7 +225,7 @@ func (l *looker) notify(w waiter, err error) {
 func errTooManyLookUps() error {
 	return &instance.Error{
 		Kind:       instance.KindExhausted,
-		Reason:     "TOO_MANY_LOOK_UPS",
+		Reason:     instance.ReasonTooManyLookUps,
 		Message:    fmt.Sprintf("too many ids that are not known wait to be looked up at the backend: of %d places a caller may have as many as are left over; nothing was changed", maxLookUps),
 		RetryAfter: time.Second,
 	}
@@ -541,7 +540,7 @@ func (l *looker) fulfil(w *look) {
 func errEnding() error {
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
-		Reason:     journal.ReasonNotOwner,
+		Reason:     instance.ReasonNotOwner,
 		Message:    "this process no longer commands the backend; nothing was changed",
 		RetryAfter: time.Second,
 	}
@@ -555,7 +554,7 @@ func unanswered(err error) error {
 	}
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
-		Reason:     "BACKEND_UNAVAILABLE",
+		Reason:     instance.ReasonBackendUnavailable,
 		Message:    fmt.Sprintf("the backend did not describe the instances within %v; nothing was changed", describeTimeout),
 		RetryAfter: retryLook,
 		Cause:      err,

@@ -142,7 +142,7 @@ func TestAChangeThatCannotBeRecordedIsToldAndRepaired(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, err := f.command(ctx, instance.VerbStart, first)
-	if reasonOf(err) != "NOT_RECORDED" || ctx.Err() != nil {
+	if reasonOf(err) != instance.ReasonNotRecorded || ctx.Err() != nil {
 		t.Fatalf("got %v; want NOT_RECORDED, and before the deadline", err)
 	}
 	// Stopping a stopped instance leaves nothing to record; once the outage is noticed it
@@ -260,7 +260,7 @@ type silentBackend struct {
 
 func (s *silentBackend) Describe(ctx context.Context, q instance.DescribeQuery) (instance.DescribePage, error) {
 	if s.failures.Add(-1) >= 0 {
-		return instance.DescribePage{}, &instance.Error{Kind: instance.KindUnavailable, Reason: "BACKEND_UNAVAILABLE", Message: "it is silent; nothing was changed"}
+		return instance.DescribePage{}, &instance.Error{Kind: instance.KindUnavailable, Reason: instance.ReasonBackendUnavailable, Message: "it is silent; nothing was changed"}
 	}
 	return s.Backend.Describe(ctx, q)
 }
@@ -290,7 +290,7 @@ func TestRefreshAndReconcileOutlastWhatHealsWithinTheirDeadline(t *testing.T) {
 			b.failures.Store(math.MaxInt64)
 			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 			defer cancel()
-			if err := tc.record(ctx, f); reasonOf(err) != "BACKEND_UNAVAILABLE" || ctx.Err() != nil {
+			if err := tc.record(ctx, f); reasonOf(err) != instance.ReasonBackendUnavailable || ctx.Err() != nil {
 				t.Errorf("got %v, want before the deadline why it is not recorded", err)
 			}
 			b.failures.Store(0)
@@ -304,7 +304,7 @@ func TestAProcessThatIsNotTheOwnerServesReads(t *testing.T) {
 	other := start(t, options{endpoints: endpoints, address: "other:2"})
 	_, err := other.command(t.Context(), instance.VerbStart, first)
 	refusal, ok := errors.AsType[*instance.Error](err)
-	if !ok || refusal.Reason != "NOT_OWNER" || refusal.Metadata["owner"] != "owner:1" {
+	if !ok || refusal.Reason != instance.ReasonNotOwner || refusal.Metadata["owner"] != "owner:1" {
 		t.Fatalf("got %v, want NOT_OWNER that names the owner", err)
 	}
 	r, err := owner.command(t.Context(), instance.VerbStart, first)

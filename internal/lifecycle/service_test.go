@@ -372,7 +372,7 @@ func TestPagesOfADescriptionAreBoundToTheirFilter(t *testing.T) {
 		t.Errorf("got %d instances, sorted %v; want 25, true", len(seen), slices.IsSorted(seen))
 	}
 	req.Filter.States = req.Filter.States[:1]
-	if _, err := f.Describe(t.Context(), caller, req); reasonOf(err) != "INVALID_REQUEST" {
+	if _, err := f.Describe(t.Context(), caller, req); reasonOf(err) != instance.ReasonInvalidRequest {
 		t.Errorf("a page token with another filter: got %v", err)
 	}
 }

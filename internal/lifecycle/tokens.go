@@ -267,7 +267,7 @@ func isCertain(err error) bool {
 func rebootUnknown(cause instance.Cause) error {
 	return &instance.Error{
 		Kind:   instance.KindPrecondition,
-		Reason: "REBOOT_OUTCOME_UNKNOWN",
+		Reason: instance.ReasonRebootOutcomeUnknown,
 		Message: fmt.Sprintf("whether the reboot with the client token %q was carried out is unknown, and it is not repeated; "+
 			"to reboot the instances all the same, use a new token", cause.ClientToken),
 		OutcomeUnknown: true,
@@ -277,7 +277,7 @@ func rebootUnknown(cause instance.Cause) error {
 func tokenConflict(cause instance.Cause) error {
 	return &instance.Error{
 		Kind:   instance.KindConflict,
-		Reason: "CLIENT_TOKEN_REUSED",
+		Reason: instance.ReasonClientTokenReused,
 		Message: fmt.Sprintf("the client token %q was used by %s for another %s request within 24 hours: use a new token for a new request",
 			cause.ClientToken, cause.Principal, cause.Verb),
 	}

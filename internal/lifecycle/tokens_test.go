@@ -27,7 +27,7 @@ func TestAClientTokenGetsTheFirstAnswer(t *testing.T) {
 	}
 	other := req
 	other.InstanceIDs = []string{first, second}
-	if _, err := f.Command(t.Context(), caller, other); reasonOf(err) != "CLIENT_TOKEN_REUSED" {
+	if _, err := f.Command(t.Context(), caller, other); reasonOf(err) != instance.ReasonClientTokenReused {
 		t.Errorf("another request under the token got %v", err)
 	}
 	if r, err := f.Command(t.Context(), lifecycle.Caller{Principal: "somebody else"}, other); err != nil || r.Changes[0].Previous != instance.StatePending {
@@ -83,7 +83,7 @@ func TestACallInFlightIsJoinedByItsRetry(t *testing.T) {
 	}
 	other := req
 	other.InstanceIDs = []string{second}
-	if _, err := f.Command(t.Context(), caller, other); reasonOf(err) != "CLIENT_TOKEN_REUSED" {
+	if _, err := f.Command(t.Context(), caller, other); reasonOf(err) != instance.ReasonClientTokenReused {
 		t.Errorf("another request under a token in flight got %v", err)
 	}
 	answers := make(chan lifecycle.CommandResponse, 4)
@@ -117,7 +117,7 @@ func TestAnIntentWithoutAnswerIsCarriedOutByTheRetry(t *testing.T) {
 	close(g.pass)
 	other := req
 	other.InstanceIDs = []string{second}
-	if _, err := after.Command(t.Context(), caller, other); reasonOf(err) != "CLIENT_TOKEN_REUSED" {
+	if _, err := after.Command(t.Context(), caller, other); reasonOf(err) != instance.ReasonClientTokenReused {
 		t.Errorf("another request under the token got %v", err)
 	}
 	r, err := after.Command(t.Context(), caller, req)
@@ -242,7 +242,7 @@ func TestARebootOfUnknownOutcomeIsNotRepeated(t *testing.T) {
 	after := f.crash(t, options{wrap: next.wrap})
 	close(g.pass)
 	_, err := after.Command(t.Context(), caller, req)
-	if e, ok := errors.AsType[*instance.Error](err); !ok || e.Reason != "REBOOT_OUTCOME_UNKNOWN" || !e.OutcomeUnknown {
+	if e, ok := errors.AsType[*instance.Error](err); !ok || e.Reason != instance.ReasonRebootOutcomeUnknown || !e.OutcomeUnknown {
 		t.Errorf("the retry got %v, want that the outcome is unknown", err)
 	}
 	if n := next.calls.Load(); n != 0 {
@@ -265,7 +265,7 @@ func TestARetryThatCannotLookDoesNotSayThatNothingWasChanged(t *testing.T) {
 		_, err := f.Command(t.Context(), caller, req)
 		if e, ok := errors.AsType[*instance.Error](err); !ok || !e.OutcomeUnknown {
 			t.Errorf("%s got %v, want that the outcome is unknown", try, err)
-		} else if n == 1 && (e.Reason != "BACKEND_UNAVAILABLE" || strings.Contains(e.Message, "nothing was changed")) {
+		} else if n == 1 && (e.Reason != instance.ReasonBackendUnavailable || strings.Contains(e.Message, "nothing was changed")) {
 			t.Errorf("%s got %v, want that the backend does not describe the instance", try, err)
 		}
 	}

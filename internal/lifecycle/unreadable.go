@@ -82,7 +82,7 @@ func (s *Service) noteUnreadable(page instance.DescribePage) {
 func errUnreadable(id instance.ID, problem error) error {
 	return &instance.Error{
 		Kind:        instance.KindUnavailable,
-		Reason:      "INSTANCE_UNREADABLE",
+		Reason:      instance.ReasonInstanceUnreadable,
 		Message:     fmt.Sprintf("%s is described in a way that cannot be understood, and was not known before: %v", id, problem),
 		InstanceIDs: []instance.ID{id},
 		RetryAfter:  retryLook,

@@ -8,14 +8,6 @@ import (
 	"github.com/instanced/instanced/internal/journal"
 )
 
-// The reasons for which a cursor cannot be served.
-const (
-	ReasonExpired    = journal.ReasonCursorExpired
-	ReasonOtherLog   = journal.ReasonCursorOfOtherLog
-	ReasonRolledBack = journal.ReasonCursorRolledBack
-	ReasonAhead      = journal.ReasonCursorAhead
-)
-
 // Match says how a change relates to a filter.
 type Match uint8
 
@@ -105,7 +97,7 @@ func (w *Watch) beginAgain(err error) bool {
 		return false
 	}
 	switch e := asError(err); e.Reason {
-	case ReasonExpired, ReasonOtherLog, ReasonRolledBack, ReasonAhead:
+	case instance.ReasonCursorExpired, instance.ReasonCursorOfOtherLog, instance.ReasonCursorRolledBack, instance.ReasonCursorAhead:
 		w.begin(e.Reason)
 		return true
 	}

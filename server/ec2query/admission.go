@@ -53,7 +53,7 @@ func claimedKey(r *http.Request) string {
 
 func errBusy() error {
 	return &instance.Error{
-		Kind: instance.KindExhausted, Code: instance.CodeRequestLimitExceeded, Reason: "TOO_MANY_REQUESTS", RetryAfter: time.Second,
+		Kind: instance.KindExhausted, Code: instance.CodeRequestLimitExceeded, Reason: instance.ReasonTooManyRequests, RetryAfter: time.Second,
 		Message: "Request limit exceeded. Too many calls are under way; nothing was changed by this call.",
 	}
 }

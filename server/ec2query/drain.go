@@ -70,13 +70,10 @@ func (d *Door) Shutdown(ctx context.Context) error {
 	return late
 }
 
-// reasonDraining is that of calls which are sent away.
-const reasonDraining = "DRAINING"
-
 func errDraining() error {
 	return &instance.Error{
 		Kind:    instance.KindUnavailable,
-		Reason:  reasonDraining,
+		Reason:  instance.ReasonDraining,
 		Message: "The server is shutting down; nothing was changed by this call.",
 	}
 }

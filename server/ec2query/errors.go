@@ -72,9 +72,9 @@ func refusalOf(err error, requestID string) refusal {
 		return refusal{status: statusOf(e, code), code: code, message: messageOf(e), reason: e.Reason, retryAfter: e.RetryAfter}
 	case ok:
 	case errors.Is(err, context.Canceled):
-		return unavailable("The caller cancelled the call; whether anything was changed is unknown.", "CANCELED")
+		return unavailable("The caller cancelled the call; whether anything was changed is unknown.", instance.ReasonCanceled)
 	case errors.Is(err, context.DeadlineExceeded):
-		return unavailable("The time of the call was over; whether anything was changed is unknown.", "DEADLINE_EXCEEDED")
+		return unavailable("The time of the call was over; whether anything was changed is unknown.", instance.ReasonDeadlineExceeded)
 	}
 	return refusal{
 		status:  http.StatusInternalServerError,
@@ -125,7 +125,7 @@ func codeOf(e *instance.Error) string {
 	case instance.KindPermission:
 		return instance.CodeUnauthorized
 	case instance.KindExhausted:
-		if e.Reason == "JOURNAL_FULL" {
+		if e.Reason == instance.ReasonJournalFull {
 			return instance.CodeServiceUnavailable
 		}
 		return instance.CodeRequestLimitExceeded
@@ -193,7 +193,7 @@ func messageOf(e *instance.Error) string {
 // caller did is news, what is lacking is a warning, what is broken here is an error.
 func (r refusal) loudness() slog.Level {
 	switch {
-	case r.reason == reasonDraining || r.reason == "CANCELED":
+	case r.reason == instance.ReasonDraining || r.reason == instance.ReasonCanceled:
 		return slog.LevelInfo
 	case r.status == http.StatusServiceUnavailable, r.status == http.StatusMisdirectedRequest, strings.HasPrefix(r.code, "Insufficient"):
 		return slog.LevelWarn

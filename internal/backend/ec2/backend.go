@@ -149,7 +149,7 @@ func (b *Backend) Close() {
 func errClosing() *instance.Error {
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
-		Reason:     reasonClosing,
+		Reason:     instance.ReasonBackendClosing,
 		Message:    "this process is ending; nothing was changed by this call",
 		RetryAfter: retryUnavailable,
 	}

@@ -170,7 +170,7 @@ func (b *Backend) admitRead(ctx context.Context) error {
 		b.mu.Unlock()
 		return &instance.Error{
 			Kind:   instance.KindExhausted,
-			Reason: reasonLimit,
+			Reason: instance.ReasonRequestLimitExceeded,
 			Message: fmt.Sprintf("EC2's rate limits do not allow this DescribeInstances within its deadline: its request bucket holds %.1f of %g and gains %g a second",
 				max(0, level), capacity, rate),
 			RetryAfter: wait,

@@ -177,7 +177,7 @@ func TestTheServicesOwnCredentialsAreItsOwnMatter(t *testing.T) {
 				return aws.Credentials{}, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
 			})
 		})
-		if e := execute(t.Context(), b, start(id(1)))[0].refusedAs(t); e.Kind != instance.KindUnavailable || e.Reason != reasonUnreachable || e.OutcomeUnknown {
+		if e := execute(t.Context(), b, start(id(1)))[0].refusedAs(t); e.Kind != instance.KindUnavailable || e.Reason != instance.ReasonBackendUnavailable || e.OutcomeUnknown {
 			t.Errorf("error is %+v", e)
 		}
 	})
@@ -188,7 +188,7 @@ func TestEC2ThatCannotBeReachedFailsFast(t *testing.T) {
 		c.AWS.HTTPClient, c.AWS.BaseEndpoint = nil, new("http://127.0.0.1:1")
 	})
 	e := execute(t.Context(), b, start(id(1)))[0].refusedAs(t)
-	if e.Kind != instance.KindUnavailable || e.OutcomeUnknown || e.Reason != reasonUnreachable {
+	if e.Kind != instance.KindUnavailable || e.OutcomeUnknown || e.Reason != instance.ReasonBackendUnavailable {
 		t.Errorf("error is %+v", e)
 	}
 }

@@ -238,11 +238,11 @@ func (x *examination) refused(action string, err error) Finding {
 		f.Advice = "renew the session of the credentials"
 	case codes[e.Code].credentials:
 		f.Advice = "check the access key, and that the Region is enabled for the account"
-	case codes[e.Code].reaction == later, e.Reason == reasonLimit:
+	case codes[e.Code].reaction == later, e.Reason == instance.ReasonRequestLimitExceeded:
 		f.Advice = "look again later: the account's request limits are used up"
-	case e.Reason == reasonEndless, e.Reason == reasonLost && e.Cause != nil && answeredSomehow(e.Cause):
+	case e.Reason == instance.ReasonEndlessPages, e.Reason == instance.ReasonAnswerLost && e.Cause != nil && answeredSomehow(e.Cause):
 		f.Advice = "check the endpoint: what answers there is not EC2, or something on the way changes its answers"
-	case e.Reason == reasonUnreachable, e.Reason == reasonLost:
+	case e.Reason == instance.ReasonBackendUnavailable, e.Reason == instance.ReasonAnswerLost:
 		f.Advice = "check the endpoint, and the way there: names, routes, proxy, VPC endpoint"
 	}
 	return f

@@ -153,7 +153,7 @@ func (d *desk) errLimit(now time.Time, wait time.Duration) *instance.Error {
 	}
 	return &instance.Error{
 		Kind:       instance.KindExhausted,
-		Reason:     reasonLimit,
+		Reason:     instance.ReasonRequestLimitExceeded,
 		Message:    text + "; nothing was changed by this call",
 		RetryAfter: wait,
 	}

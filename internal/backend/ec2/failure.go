@@ -17,24 +17,6 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Reasons of the errors that are not EC2's own.
-const (
-	// reasonLimit: this service's mirror of EC2's buckets says that a call would not be
-	// served in time.
-	reasonLimit = "REQUEST_LIMIT_EXCEEDED"
-	// reasonLost: EC2 did not answer, or its answer cannot be read, and what became of the
-	// call is not known.
-	reasonLost = "ANSWER_LOST"
-	// reasonUnreachable: EC2 did not get the call.
-	reasonUnreachable = "BACKEND_UNAVAILABLE"
-	// reasonEndless: EC2 gives page after page, or the same ones again.
-	reasonEndless = "ENDLESS_PAGES"
-	// reasonCredentials: this service has no credentials, or they are refused.
-	reasonCredentials = "CREDENTIALS_REFUSED"
-	// reasonClosing: this process is ending.
-	reasonClosing = "BACKEND_CLOSING"
-)
-
 // failure is an error of a call to EC2, and what to do about it.
 type failure struct {
 	reaction reaction
@@ -79,20 +61,20 @@ func failureOf(err error, asked []instance.ID) *failure {
 	switch {
 	case none && (unresolved || dialed || status >= http.StatusInternalServerError || status == http.StatusTooManyRequests):
 		f.reaction, f.unreached = everyone, true
-		f.err.Reason, f.err.Message = reasonUnreachable, "the source of this service's own credentials cannot be reached; nothing was changed by this call"
+		f.err.Reason, f.err.Message = instance.ReasonBackendUnavailable, "the source of this service's own credentials cannot be reached; nothing was changed by this call"
 	case none:
 		f.reaction, f.credentials = everyone, true
-		f.err = &instance.Error{Kind: instance.KindInternal, Code: reasonCredentials, Message: source.Error(), Cause: err}
+		f.err = &instance.Error{Kind: instance.KindInternal, Code: instance.ReasonCredentialsRefused, Message: source.Error(), Cause: err}
 	case named && codeForm.MatchString(api.ErrorCode()) && api.ErrorCode() != unknownCode:
 		f.ofEC2(api, status, asked)
 	case status != 0 && (status < 200 || status > 299):
 		f.ofStatus(status)
 	case unresolved, dialed && dial.Op == "dial":
 		f.reaction, f.unreached = everyone, true
-		f.err.Reason, f.err.Message = reasonUnreachable, "EC2 cannot be reached; nothing was changed by this call"
+		f.err.Reason, f.err.Message = instance.ReasonBackendUnavailable, "EC2 cannot be reached; nothing was changed by this call"
 	default:
 		f.reaction = open
-		f.err.Reason, f.err.Message = reasonLost, "the connection to EC2 was lost before it answered"
+		f.err.Reason, f.err.Message = instance.ReasonAnswerLost, "the connection to EC2 was lost before it answered"
 		switch {
 		case errors.Is(err, context.DeadlineExceeded):
 			f.err.Message, f.unreached = "EC2 did not answer in time", true
@@ -145,12 +127,12 @@ func (f *failure) ofStatus(status int) {
 	f.err.Message = strings.TrimSpace(fmt.Sprintf("the EC2 endpoint answered with status %d %s", status, http.StatusText(status))) + " and without an error of EC2"
 	switch {
 	case status == http.StatusTooManyRequests:
-		f.reaction, f.err.Kind, f.err.Reason = later, instance.KindExhausted, reasonLimit
+		f.reaction, f.err.Kind, f.err.Reason = later, instance.KindExhausted, instance.ReasonRequestLimitExceeded
 		f.err.Message += "; nothing was changed by this call"
 	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout:
-		f.reaction, f.err.Reason = open, reasonLost
+		f.reaction, f.err.Reason = open, instance.ReasonAnswerLost
 	default:
-		f.reaction, f.err.Reason = everyone, reasonUnreachable
+		f.reaction, f.err.Reason = everyone, instance.ReasonBackendUnavailable
 		f.err.Message += "; nothing was changed by this call"
 	}
 }
@@ -202,7 +184,7 @@ func wide(e *instance.Error) bool {
 	case instance.KindInternal, instance.KindUnavailable:
 		return true
 	case instance.KindExhausted:
-		return e.Reason == reasonLimit || codes[e.Code].reaction == later
+		return e.Reason == instance.ReasonRequestLimitExceeded || codes[e.Code].reaction == later
 	case instance.KindInvalid, instance.KindNotFound, instance.KindPrecondition, instance.KindDryRun,
 		instance.KindPermission, instance.KindConflict, instance.KindOutOfRange:
 	}

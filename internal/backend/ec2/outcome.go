@@ -50,7 +50,7 @@ func (r *round) answerPart(group []unit, got map[instance.ID]instance.StateChang
 	const maxNamed = 5
 	return rest, &failure{reaction: open, err: &instance.Error{
 		Kind:       instance.KindUnavailable,
-		Reason:     reasonLost,
+		Reason:     instance.ReasonAnswerLost,
 		Message:    "EC2's answer does not say, in a way that can be understood, what became of " + joinIDs(missing[:min(len(missing), maxNamed)]),
 		RetryAfter: retryUnavailable,
 	}}
@@ -141,7 +141,7 @@ func (r *round) refuseUnsent(u unit, err *instance.Error) {
 	if slices.ContainsFunc(u.ids, func(id instance.ID) bool { _, doubted := r.before[id]; return doubted }) {
 		err = &instance.Error{
 			Kind:           instance.KindUnavailable,
-			Reason:         reasonLost,
+			Reason:         instance.ReasonAnswerLost,
 			Message:        "whether an earlier try of the call was carried out is unknown, and EC2 could not be asked again",
 			RetryAfter:     err.RetryAfter,
 			OutcomeUnknown: true,

@@ -69,7 +69,7 @@ func parsePosition(s string) (p position, ok bool) {
 func (c *client) errEndlessPages() *instance.Error {
 	return &instance.Error{
 		Kind:   instance.KindUnavailable,
-		Reason: reasonEndless,
+		Reason: instance.ReasonEndlessPages,
 		Message: fmt.Sprintf("the pages of DescribeInstances do not end: the EC2 endpoint %s gives a NextToken again that it has given before, or ever more of them",
 			c.endpoint()),
 		RetryAfter: retryUnavailable,

@@ -93,7 +93,7 @@ func (r *reach) away(now time.Time) *instance.Error {
 	wait := max(retryUnavailable, probing-now.Sub(r.tried))
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
-		Reason:     reasonUnreachable,
+		Reason:     instance.ReasonBackendUnavailable,
 		Message:    fmt.Sprintf("%s cannot be reached since %s; nothing was changed by this call", r.what, r.since.UTC().Format(time.DateTime+" GMT")),
 		RetryAfter: wait + rand.N(wait), //nolint:gosec // to spread load takes no secret
 	}

@@ -27,7 +27,7 @@ func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
 		b := connect(t, &endpoint{answer: d.answer})
 		d.set(refused)
-		if o := execute(t.Context(), b, start(id(1)))[0]; o.refusedAs(t).Reason != reasonUnreachable {
+		if o := execute(t.Context(), b, start(id(1)))[0]; o.refusedAs(t).Reason != instance.ReasonBackendUnavailable {
 			t.Error(o.err)
 		}
 		d.set(nil)
@@ -258,7 +258,7 @@ func TestWhoWaitsIsTurnedAwayOnceEC2IsOutOfReach(t *testing.T) {
 				t.Error("EC2 is within reach")
 			}
 		}
-		if o, took := waiting(), time.Since(began); o.refusedAs(t).Reason != reasonUnreachable || o.refusedAs(t).OutcomeUnknown || took > 11*time.Second {
+		if o, took := waiting(), time.Since(began); o.refusedAs(t).Reason != instance.ReasonBackendUnavailable || o.refusedAs(t).OutcomeUnknown || took > 11*time.Second {
 			t.Errorf("refused after %v: %v", took, o.err)
 		}
 		for _, h := range hanging {

@@ -178,7 +178,7 @@ func TestWhoCannotBeServedInTimeIsToldAtOnce(t *testing.T) {
 		if time.Since(began) != 0 {
 			t.Errorf("it took %v", time.Since(began))
 		}
-		if e.Kind != instance.KindExhausted || e.Reason != reasonLimit || e.RetryAfter != 50*time.Second || e.OutcomeUnknown ||
+		if e.Kind != instance.KindExhausted || e.Reason != instance.ReasonRequestLimitExceeded || e.RetryAfter != 50*time.Second || e.OutcomeUnknown ||
 			!strings.Contains(e.Message, "its instance bucket 0 of 1000 and 2 a second") {
 			t.Errorf("error is %+v", e)
 		}

@@ -309,7 +309,7 @@ func TestAnAnswerOfWhichALineCannotBeUnderstood(t *testing.T) {
 			}
 			for i, others := range map[int][]instance.ID{2: nil, 3: {id(4)}} {
 				e := outcomes[i].refusedAs(t)
-				if e.Kind != instance.KindUnavailable || e.Reason != reasonLost || !e.OutcomeUnknown || !strings.Contains(e.Message, string(id(3))) {
+				if e.Kind != instance.KindUnavailable || e.Reason != instance.ReasonAnswerLost || !e.OutcomeUnknown || !strings.Contains(e.Message, string(id(3))) {
 					t.Errorf("caller %d: %+v", i, e)
 				}
 				var changed []instance.ID
@@ -402,7 +402,7 @@ func TestPagesThatDoNotEnd(t *testing.T) {
 					p, err = b.Describe(t.Context(), query)
 					query.PageToken = p.NextPageToken
 				}
-				if e := (outcome{err: err}).refusedAs(t); e.Kind != instance.KindUnavailable || e.Reason != reasonEndless || !strings.Contains(e.Message, "http://ec2.test") {
+				if e := (outcome{err: err}).refusedAs(t); e.Kind != instance.KindUnavailable || e.Reason != instance.ReasonEndlessPages || !strings.Contains(e.Message, "http://ec2.test") {
 					t.Errorf("error is %v", e)
 				}
 				if n := len(e.of(actionDescribe)) - before; n > bound {

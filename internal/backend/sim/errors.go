@@ -242,7 +242,7 @@ func errInternal() *instance.Error {
 func errAnswerLost() *instance.Error {
 	return &instance.Error{
 		Kind:           instance.KindUnavailable,
-		Reason:         "ANSWER_LOST",
+		Reason:         instance.ReasonAnswerLost,
 		Message:        "The connection to EC2 was lost before it answered.",
 		OutcomeUnknown: true,
 	}
