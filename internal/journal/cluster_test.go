@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/instanced/instanced/internal/addrtest"
 )
 
 // cluster is an external etcd, in a process of its own, with the limits that etcd
@@ -92,23 +93,9 @@ func startTestMember(dir, address string, peers []string) (*embed.Etcd, error) {
 	return e, nil
 }
 
-// freeAddress returns an address that nobody listens on.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return address
-}
-
 func startCluster(t testing.TB) *cluster {
 	t.Helper()
-	c := &cluster{t: t, dir: t.TempDir(), address: freeAddress(t)}
+	c := &cluster{t: t, dir: t.TempDir(), address: addrtest.Free(t)}
 	c.start()
 	t.Cleanup(func() { c.kill() })
 	return c

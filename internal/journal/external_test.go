@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
+	"github.com/instanced/instanced/internal/addrtest"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -353,7 +354,7 @@ func testLogThatGoesBack(t *testing.T, notice func(*testing.T, *Term) error) {
 }
 
 func TestAnExternalEtcdThatDoesNotAnswerIsNamed(t *testing.T) {
-	address := freeAddress(t)
+	address := addrtest.Free(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	j, err := Open(ctx, Config{Endpoints: []string{"http://" + address}})
@@ -363,7 +364,7 @@ func TestAnExternalEtcdThatDoesNotAnswerIsNamed(t *testing.T) {
 // The witness of the test that an fsync lies between a write and its reply: with
 // fsync turned off etcd counts none, so that the test would fail.
 func TestFsyncsAreNotCountedWhenTheyAreOff(t *testing.T) {
-	e, err := startTestEtcd(t.TempDir(), freeAddress(t), testLogger(t), true)
+	e, err := startTestEtcd(t.TempDir(), addrtest.Free(t), testLogger(t), true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
+	"github.com/instanced/instanced/internal/addrtest"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -28,12 +29,12 @@ func startMembers(t testing.TB) []*testMember {
 	t.Helper()
 	var peers []string
 	for range 3 {
-		peers = append(peers, freeAddress(t))
+		peers = append(peers, addrtest.Free(t))
 	}
 	var list []*testMember
 	var ready []func() bool
 	for i := range peers {
-		address := freeAddress(t)
+		address := addrtest.Free(t)
 		arguments := t.TempDir() + " " + address + " " + strings.Join(append(peers[i:i+1:i+1], append(peers[:i:i], peers[i+1:]...)...), ",")
 		process, kill, wait := runEtcd(t, arguments)
 		t.Cleanup(kill)
@@ -157,7 +158,7 @@ func TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo(t *testing.T) {
 	m := &members{log: testLogger(t), zap: zap.NewNop(), stop: func() {}}
 	defer m.close()
 	for range 3 {
-		conn, err := m.connect("http://" + freeAddress(t)) // where nobody listens
+		conn, err := m.connect("http://" + addrtest.Free(t)) // where nobody listens
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
+	"github.com/instanced/instanced/internal/addrtest"
 	"github.com/instanced/instanced/internal/backend/sim"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
@@ -24,7 +25,7 @@ import (
 // startEtcd starts an external etcd and returns its address.
 func startEtcd(t *testing.T) string {
 	t.Helper()
-	address := freeAddress(t)
+	address := addrtest.Free(t)
 	cfg := embed.NewConfig()
 	cfg.Dir = t.TempDir()
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
@@ -44,17 +45,6 @@ func startEtcd(t *testing.T) string {
 	return address
 }
 
-// freeAddress returns a loopback address that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lis.Close() //nolint:errcheck // it was only for the address
-	return lis.Addr().String()
-}
-
 // cable leads to a server, and can be cut and mended.
 type cable struct {
 	t       *testing.T
@@ -69,7 +59,7 @@ type cable struct {
 
 func layCable(t *testing.T, server string) *cable {
 	t.Helper()
-	c := &cable{t: t, address: freeAddress(t), server: server}
+	c := &cable{t: t, address: addrtest.Free(t), server: server}
 	c.mend()
 	t.Cleanup(c.cut)
 	return c

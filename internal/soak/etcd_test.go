@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/instanced/instanced/internal/addrtest"
 )
 
 // etcdEnv makes the test binary an etcd, with its directory and address.
@@ -52,7 +54,7 @@ type etcd struct {
 
 func newEtcd(t testing.TB) *etcd {
 	t.Helper()
-	e := &etcd{t: t, dir: t.TempDir(), address: freeAddress(t)}
+	e := &etcd{t: t, dir: t.TempDir(), address: addrtest.Free(t)}
 	e.start()
 	t.Cleanup(func() { e.kill() })
 	return e

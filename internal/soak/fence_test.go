@@ -20,6 +20,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+
+	"github.com/instanced/instanced/internal/addrtest"
 )
 
 // road leads from one process to an EC2 endpoint. It notes when the first byte of each
@@ -54,7 +56,7 @@ func (s *statusOf) WriteHeader(status int) {
 
 func newRoad(t testing.TB, endpoint string) *road {
 	t.Helper()
-	r := &road{address: freeAddress(t), began: make(map[string]time.Time)}
+	r := &road{address: addrtest.Free(t), began: make(map[string]time.Time)}
 	lis, err := net.Listen("tcp", r.address)
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +141,7 @@ func TestAProcessThatIsNoLongerTheOwnerSendsNothing(t *testing.T) { short(t, fen
 // are told that nothing was changed must be told the truth.
 func fenced(r round) {
 	// EC2 is a third process: the simulator, with EC2's throttles.
-	endpoint := freeAddress(r)
+	endpoint := addrtest.Free(r)
 	world := newProcess(r.T, append(r.flags(), "--sim-throttle", "--ec2-listen", endpoint, "--data-dir", r.TempDir())...)
 	world.start()
 	world.ready()

@@ -3,8 +3,6 @@ package soak_test
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/instanced/instanced/internal/addrtest"
 )
 
 // environment is that of all processes, without what is meant for the tests.
@@ -51,7 +51,7 @@ type life struct {
 // newProcess prepares a process with the flags of serve, beside those that all have.
 func newProcess(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, address: freeAddress(t), dir: t.TempDir()}
+	p := &process{t: t, address: addrtest.Free(t), dir: t.TempDir()}
 	p.args = append([]string{"serve", "--listen", p.address, "--log-format", "json"}, args...)
 	t.Cleanup(func() {
 		p.kill()
@@ -193,29 +193,6 @@ func (p *process) complain() {
 	if r := p.current(); r != nil && p.t.Failed() {
 		p.t.Logf("the last words of the process on %s:\n%s", p.address, p.said(r, 25))
 	}
-}
-
-// addresses are those that were given out: nobody may listen there at the moment, as
-// between a kill and the next start.
-var addresses sync.Map
-
-// freeAddress returns an address on loopback that nobody listens on. It is below the
-// ports that the system gives to whoever connects: on one of these a client that finds
-// nobody there may meet itself.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.N(12000))
-		if _, taken := addresses.LoadOrStore(address, true); taken {
-			continue
-		}
-		if lis, err := net.Listen("tcp", address); err == nil {
-			_ = lis.Close()
-			return address
-		}
-	}
-	t.Fatal("there is no free port")
-	return ""
 }
 
 // firstLines returns the first lines of a text.

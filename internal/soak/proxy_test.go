@@ -7,6 +7,8 @@ import (
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
+
+	"github.com/instanced/instanced/internal/addrtest"
 )
 
 // proxy is a network between two processes that can be made to fail.
@@ -19,7 +21,7 @@ type proxy struct {
 func newProxy(t testing.TB, to string) *proxy {
 	t.Helper()
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := &proxy{t: t, Proxy: toxiproxy.NewProxy(server, "proxy", freeAddress(t), to)}
+	p := &proxy{t: t, Proxy: toxiproxy.NewProxy(server, "proxy", addrtest.Free(t), to)}
 	p.connect()
 	t.Cleanup(p.Stop)
 	return p
