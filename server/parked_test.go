@@ -58,11 +58,14 @@ func TestParked(t *testing.T) {
 	round() // so that those who park are behind what is held in memory from the start
 	// The client's window would grow by itself with what arrives on the connection.
 	conn := srv.Dial(grpc.WithInitialWindowSize(windowBytes), grpc.WithInitialConnWindowSize(windowBytes))
-	parking, leave := context.WithCancel(ctx)
-	defer leave()
-	for range parked - 1 {
-		on(parking, conn, begin)
+	park := func() (leave func()) {
+		parking, leave := context.WithCancel(ctx)
+		for range parked - 1 {
+			on(parking, conn, begin)
+		}
+		return leave
 	}
+	leave := park()
 	resumes := on(ctx, conn, begin)
 	followers := []*follower{reference}
 	for range subscribers - parked {
@@ -83,16 +86,17 @@ func TestParked(t *testing.T) {
 		}
 	}
 
+	// What the rounds have left behind, such as what etcd has not committed yet, may go away
+	// between two looks, and looks like memory of those who left: so there are two visits.
 	with := restingMemory(ctx)
 	leave()
-	for ended.count.Load() < parked-1 {
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			t.Fatal("the streams that were left do not end")
-		}
-	}
-	held := (with - restingMemory(ctx)) / (parked - 1)
+	ended.await(ctx, t, parked-1)
+	without := restingMemory(ctx)
+	leave = park()
+	with = min(with, restingMemory(ctx))
+	leave()
+	ended.await(ctx, t, 2*(parked-1))
+	held := (with - without) / (parked - 1)
 	events := same.entries[end].events
 	t.Logf("%d events in %v; each of %d subscribers that did not read held %d KiB, both ends and their windows", events, rest, parked, held>>10)
 	if held > parkedBytes+2*windowBytes {
@@ -106,6 +110,18 @@ func TestParked(t *testing.T) {
 	}
 	took := time.Since(resumed)
 	t.Logf("the one that resumed caught up in %v, %.0f events/s", took, float64(events)/took.Seconds())
+}
+
+// await waits until so many streams have ended.
+func (w *watchesEnded) await(ctx context.Context, t *testing.T, count int64) {
+	t.Helper()
+	for w.count.Load() < count {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatal("the streams that were left do not end")
+		}
+	}
 }
 
 // orderly decodes what it is shown, and checks that the instances live as they may.
