@@ -173,7 +173,7 @@ func reservationsOf(document []byte) (list []reservation) {
 	for {
 		start := int(decoder.InputOffset())
 		token, err := decoder.Token()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return list
 		}
 		if err != nil {
