@@ -3,7 +3,6 @@ package server_test
 import (
 	"bytes"
 	"context"
-	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -31,13 +30,7 @@ const (
 	stopped      = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPED
 )
 
-func TestMain(m *testing.M) {
-	// Most of the time is spent waiting for intervals and deadlines, not computing.
-	if err := flag.Set("test.parallel", "6"); err != nil {
-		panic(err)
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patient is the context of a test that waits for conditions: it ends when one of them
 // has plainly failed to come.
