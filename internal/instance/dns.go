@@ -51,7 +51,19 @@ func (h host) String() string {
 	if h.address == "" {
 		return ""
 	}
-	return h.prefix + strings.ReplaceAll(h.address, ".", "-") + h.domain[0] + h.domain[1] + h.domain[2]
+	name := make([]byte, 0, 64) // on the stack
+	name = append(name, h.prefix...)
+	for n := range len(h.address) {
+		if c := h.address[n]; c != '.' {
+			name = append(name, c)
+		} else {
+			name = append(name, '-')
+		}
+	}
+	for _, part := range h.domain {
+		name = append(name, part...)
+	}
+	return string(name)
 }
 
 // is reports whether the host has that name.

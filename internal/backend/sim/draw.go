@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"math"
+	"net/netip"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -59,5 +60,5 @@ func (b *Backend) privateAddress(id instance.ID) string {
 // no test ever talks to a stranger's machine. Every start draws another.
 func (b *Backend) publicAddress(id instance.ID, transitions uint64) string {
 	n := draw(b.config.Seed, drawPublicAddress, id, transitions)
-	return fmt.Sprintf("198.%d.%d.%d", 18+n&1, byte(n>>8), 1+byte(n>>16)%254)
+	return netip.AddrFrom4([4]byte{198, 18 + byte(n&1), byte(n >> 8), 1 + byte(n>>16)%254}).String()
 }
