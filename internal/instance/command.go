@@ -23,6 +23,16 @@ type Command struct {
 	// Term is that in which the command was accepted, and in which alone it may be sent to
 	// the backend; nil where only one process can command it.
 	Term Term
+	// Sent is called with instances of the command just before the first byte of a request
+	// for them may be written, each time that one is, and never for a dry run. An instance
+	// that it was not called for has not been changed by the command.
+	//
+	// Rejected is called with instances that it was called for when it is certain that no
+	// request for them changed any, and they wait to be sent again, as after a throttle.
+	//
+	// A backend calls both before Execute returns, possibly with its own lock held, so they
+	// must not call it. Nil if nobody wants to know.
+	Sent, Rejected func(ids []ID)
 }
 
 // StateChange is one line of the answer to a verb: the state in which the call

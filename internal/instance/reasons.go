@@ -52,6 +52,8 @@ const (
 	// ReasonRequestLimitExceeded: by this service's copy of EC2's token buckets, EC2 would not
 	// accept the request in time. [KindExhausted].
 	ReasonRequestLimitExceeded = "REQUEST_LIMIT_EXCEEDED"
+	// ReasonNotSentInTime: the command waited for its turn until its deadline. [KindExhausted].
+	ReasonNotSentInTime = "NOT_SENT_IN_TIME"
 	// ReasonBackendUnavailable: the backend did not get the request.
 	ReasonBackendUnavailable = "BACKEND_UNAVAILABLE"
 	// ReasonAnswerLost: the backend did not respond, or its response cannot be read; the

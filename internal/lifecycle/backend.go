@@ -19,7 +19,8 @@ type Backend interface {
 	// Execute carries a command out. An error refuses it; a Result beside an error
 	// lists what was changed all the same, as after a lack of capacity. Errors are
 	// of type [instance.Error] or those of ctx. An error with OutcomeUnknown, or one
-	// of ctx, leaves open what happened.
+	// of ctx, leaves open what happened to the instances that the command's Sent was called
+	// for; the others are as they were.
 	Execute(ctx context.Context, cmd instance.Command) (instance.Result, error)
 
 	// Describe returns a page of instances as they are now. One that cannot be read does

@@ -1,7 +1,9 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -55,10 +57,10 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 		return CommandResponse{}, err
 	}
 	before := s.journal.Head()
-	if err := s.learn(ctx, cmd.Principal, cmd.IDs); err != nil {
-		return CommandResponse{}, err
-	}
-	if err := ctx.Err(); err != nil {
+	if err := cmp.Or(s.learn(ctx, cmd.Principal, cmd.IDs), ctx.Err()); err != nil {
+		if ctx.Err() != nil {
+			err = notSent(ctx, cmd.Verb, err)
+		}
 		return CommandResponse{}, err
 	}
 	response, refused, err := s.carryOut(ctx, term, cmd, cause, before, token)
@@ -71,7 +73,8 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, before journal.Position, token *journal.Token) (_ CommandResponse, refused []instance.ID, err error) {
 	command := s.tracker.begin(cmd.IDs, cause, before)
 	defer command.end()
-	result, err := command.outcomes(s.backend.Execute(ctx, cmd))
+	cmd.Sent, cmd.Rejected = command.sent, command.rejected
+	result, err := command.outcomes(s.callBackend(ctx, cmd, command))
 	s.looker.request(command.markUnknown(unknownOutcomes(ctx, cmd, result, err))...)
 	on := command.answer(result.Changes)
 	defer func() {
@@ -96,6 +99,42 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 	}
 	response.EndCursor = s.journal.Cursor(end)
 	return response, nil, nil
+}
+
+// callBackend calls the backend. While the command is queued there, the call ends [recordMargin]
+// before the caller's deadline, so that the caller can still be told that nothing was done.
+func (s *Service) callBackend(ctx context.Context, cmd instance.Command, command *inflightCommand) (instance.Result, error) {
+	queueing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if deadline, ok := ctx.Deadline(); ok {
+		left := time.Until(deadline)
+		timer := time.AfterFunc(left-min(recordMargin, left/4), func() {
+			if !command.wasSent() {
+				cancel()
+			}
+		})
+		defer timer.Stop()
+	}
+	result, err := s.backend.Execute(queueing, cmd)
+	if err != nil && errors.Is(err, queueing.Err()) && !command.wasSent() {
+		err = notSent(ctx, cmd.Verb, err)
+	}
+	return result, err
+}
+
+// notSent returns what a caller is told whose command ended with its context before a request
+// was sent, where it would otherwise be told that the outcome is unknown.
+func notSent(ctx context.Context, verb instance.Verb, err error) error {
+	if isCertain(err) || errors.Is(ctx.Err(), context.Canceled) {
+		return err
+	}
+	return &instance.Error{
+		Kind:       instance.KindExhausted,
+		Reason:     instance.ReasonNotSentInTime,
+		Message:    fmt.Sprintf("%s could not be sent before its deadline; nothing was changed by this call", verb),
+		RetryAfter: time.Second,
+		Cause:      err,
+	}
 }
 
 // unknownOutcomes returns the instances of a call of which nobody knows what became.

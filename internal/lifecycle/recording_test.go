@@ -45,7 +45,7 @@ func TestACommandIsNotUsedUpByWhatIsNotRecorded(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	fl := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Principal: "starter", Verb: instance.VerbStart}, journal.Position{})
+	fl := s.tracker.send([]instance.ID{trackedX}, instance.Cause{Principal: "starter", Verb: instance.VerbStart}, journal.Position{})
 	started := func(r *recording) {
 		reduce(r, sighting{image: imageOf(instance.StatePending), candidates: s.tracker.possibleCauses(trackedX, time.Time{}, time.Now())})
 	}
@@ -77,7 +77,7 @@ func TestWhatIsOwedIsRecordedFirst(t *testing.T) {
 		},
 		"before an answer": func(s *Service, term *journal.Term, at time.Time) error {
 			change := instance.StateChange{ID: trackedX, Previous: instance.StateRunning, Current: instance.StateStopping, At: at}
-			command := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Verb: instance.VerbStop}, journal.Position{})
+			command := s.tracker.send([]instance.ID{trackedX}, instance.Cause{Verb: instance.VerbStop}, journal.Position{})
 			defer command.end()
 			response := &CommandResponse{Changes: []instance.StateChange{change}}
 			_, err := s.record(t.Context(), term, command, answer{response: response, on: command.answer(response.Changes)})
@@ -93,7 +93,7 @@ func TestWhatIsOwedIsRecordedFirst(t *testing.T) {
 				t.Fatal(err)
 			}
 			began := s.journal.Head()
-			fl := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Principal: "starter", Verb: instance.VerbStart}, journal.Position{})
+			fl := s.tracker.send([]instance.ID{trackedX}, instance.Cause{Principal: "starter", Verb: instance.VerbStart}, journal.Position{})
 			fl.answer([]instance.StateChange{{ID: trackedX, Previous: instance.StateStopped, Current: instance.StatePending, At: time.Now()}})
 			fl.markUnrecorded()
 			fl.end()
@@ -161,8 +161,8 @@ func TestWhoeverIsNamedAsTheCauseIsToldOfTheChange(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	named := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Principal: "named", Verb: instance.VerbStart}, s.journal.Head())
-	other := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Principal: "other", Verb: instance.VerbStart}, s.journal.Head())
+	named := s.tracker.send([]instance.ID{trackedX}, instance.Cause{Principal: "named", Verb: instance.VerbStart}, s.journal.Head())
+	other := s.tracker.send([]instance.ID{trackedX}, instance.Cause{Principal: "other", Verb: instance.VerbStart}, s.journal.Head())
 	now := time.Now()
 	n := instance.Notice{ID: trackedX, State: instance.StatePending, Instance: imageOf(instance.StatePending), OccurredAt: now, Source: instance.SourceSimulator}
 	if _, err := s.update(t.Context(), term, func(r *recording) error { s.recordNotice(r, n); return nil }); err != nil {

@@ -22,11 +22,11 @@ type sighting struct {
 }
 
 // causeOf returns the cause of one step, given that of the step before it. A command is the
-// cause of one step only, and none that had ended before it began that of a later one.
+// cause of one step only, and none that had ended before it was sent that of a later one.
 func (s *sighting) causeOf(r *recording, step recordedStep, before instance.Cause) instance.Cause {
 	for i, c := range s.candidates {
 		if c.target == step.to && r.claim(c, step) {
-			s.candidates = slices.DeleteFunc(slices.Delete(s.candidates, i, i+1), func(o causeCandidate) bool { return o.endedBefore(c.command.began) })
+			s.candidates = slices.DeleteFunc(slices.Delete(s.candidates, i, i+1), func(o causeCandidate) bool { return o.endedBefore(c.sent) })
 			return c.command.cause
 		}
 	}

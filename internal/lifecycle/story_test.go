@@ -317,6 +317,7 @@ func (b *stage) Execute(_ context.Context, cmd instance.Command) (instance.Resul
 	before, after := time.Duration(s.random.Int64N(int64(300*time.Millisecond))), time.Duration(s.random.Int64N(int64(1500*time.Millisecond)))
 	lost := s.strikes(s.trouble.answerLost)
 	s.mu.Unlock()
+	cmd.Sent(cmd.IDs)
 	time.Sleep(before)
 	change := s.enter(b, map[instance.Verb]instance.State{instance.VerbStart: instance.StatePending, instance.VerbStop: instance.StateStopping}[cmd.Verb])
 	time.Sleep(after)

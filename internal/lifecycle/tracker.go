@@ -23,8 +23,9 @@ var targets = map[instance.Verb]instance.State{
 }
 
 // tracker knows all commands that may have changed an instance in a way that is not
-// recorded: those in flight, from before the backend is called until the answer is
-// recorded, and those that ended without that. Three things follow from it:
+// recorded: those in flight, from before the backend sends a request until the answer is
+// recorded, and those that ended without that. One that waits in the backend to be sent is
+// queued: it has changed nothing, and none of what follows concerns it. Three things follow:
 //
 // What is heard of an instance while a command is in flight, and may be the command's
 // doing, is held back, so that a change is recorded once, and with the command that caused
@@ -76,7 +77,7 @@ type track struct {
 	refused timeline
 	// active counts the entries of unanswered, changed, found and refused.
 	active int
-	// waiters are answered commands that wait until all that began before they acted are
+	// waiters are answered commands that wait until all that were sent before they acted are
 	// answered, by when they acted.
 	waiters []*inflightCommand
 	// held are notices of the instance, oldest first.
@@ -95,7 +96,9 @@ type commandState uint8
 const (
 	// untracked: it cannot change the instance, or what it did is recorded.
 	untracked commandState = iota
-	// inFlight: the backend may carry it out at any time.
+	// queued: no request that may change the instance has been sent.
+	queued
+	// inFlight: it is sent, and may be carried out at any time.
 	inFlight
 	// answered: the backend has said what it did, which is not recorded yet.
 	answered
@@ -114,8 +117,10 @@ type commandOnInstance struct {
 	id      instance.ID
 	state   commandState
 	// at is when the command acted on the instance, as it was answered; until then, and
-	// when that is not known, when it began.
+	// when that is not known, when it was sent.
 	at time.Time
+	// sentAt is when it was sent: it has not done what happened before. Zero while queued.
+	sentAt time.Time
 	// change is what it was answered; nil when it was not, or was refused.
 	change *instance.StateChange
 	// ended is when the command ended, of an unresolved one.
@@ -131,19 +136,20 @@ type recordedStep struct {
 	at       time.Time
 }
 
-// inflightCommand is one command, from before the backend is called.
+// inflightCommand is one command, from before the backend is called. It is in flight for an
+// instance once it is sent.
 type inflightCommand struct {
 	tracker *tracker
 	cause   instance.Cause
 	// target is the state that the command leads to directly; unspecified for one that
 	// changes no state.
 	target instance.State
-	// began is when it began: it has not done what happened before. before is the end of
-	// the log then.
-	began  time.Time
+	// before is the end of the log when it began.
 	before journal.Position
-	// on has an entry for each instance of the command, in their order.
-	on []commandOnInstance
+	// on has an entry for each instance of the command, in their order. The search for an
+	// instance starts at next, since backends send instances mostly in their order.
+	on   []commandOnInstance
+	next int
 	// recorded is closed when the command ends; nil while nobody waits for that.
 	recorded chan struct{}
 	// turn gets a value when the command, which acted at turnAt, is taken off the waiters
@@ -160,28 +166,85 @@ func newTracker() *tracker {
 	}
 }
 
-// begin tracks a command that is about to be sent to the backend, until end.
+// begin returns a command that the backend is about to be called for. It is queued; the
+// backend reports by sent and rejected when it is not.
 func (t *tracker) begin(ids []instance.ID, cause instance.Cause, before journal.Position) *inflightCommand {
 	c := &inflightCommand{tracker: t, cause: cause, target: targets[cause.Verb], before: before, on: make([]commandOnInstance, len(ids))}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	c.began = time.Now()
 	for i, id := range ids {
-		on := &c.on[i]
-		on.command, on.id, on.at = c, id, c.began
-		if c.target == instance.StateUnspecified {
-			continue
-		}
-		tr := t.tracks[id]
-		if tr == nil {
-			tr = &track{}
-			t.tracks[id] = tr
-		}
-		on.state = inFlight
-		tr.listOf(on).insert(on)
-		tr.active++
+		c.on[i] = commandOnInstance{command: c, id: id, state: queued}
 	}
 	return c
+}
+
+// sent tracks the command on instances for which a request is about to be written. For one
+// that is in flight already, what matters is when it was first.
+func (c *inflightCommand) sent(ids []instance.ID) {
+	c.tracker.mu.Lock()
+	defer c.tracker.mu.Unlock()
+	now := time.Now()
+	for _, id := range ids {
+		on := c.findLocked(id)
+		if on == nil || on.state != queued {
+			continue
+		}
+		on.sentAt = now
+		if c.target != instance.StateUnspecified {
+			c.tracker.trackLocked(on, inFlight, now)
+		}
+	}
+}
+
+// rejected queues the command again on instances that no request for it has changed.
+func (c *inflightCommand) rejected(ids []instance.ID) {
+	c.tracker.mu.Lock()
+	defer c.tracker.mu.Unlock()
+	for _, id := range ids {
+		on := c.findLocked(id)
+		if on == nil || on.state != queued && on.state != inFlight {
+			continue
+		}
+		on.sentAt = time.Time{}
+		if on.state == inFlight {
+			c.tracker.moveLocked(on, queued, time.Time{})
+		}
+	}
+}
+
+// wasSent reports whether a request may have been written for any instance of the command,
+// and is not known to have changed nothing.
+func (c *inflightCommand) wasSent() bool {
+	c.tracker.mu.Lock()
+	defer c.tracker.mu.Unlock()
+	for i := range c.on {
+		if !c.on[i].sentAt.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
+// findLocked returns the entry of an instance, nil for none.
+func (c *inflightCommand) findLocked(id instance.ID) *commandOnInstance {
+	for range c.on {
+		on := &c.on[c.next]
+		c.next = (c.next + 1) % len(c.on)
+		if on.id == id {
+			return on
+		}
+	}
+	return nil
+}
+
+// trackLocked puts a queued command on the track of an instance.
+func (t *tracker) trackLocked(on *commandOnInstance, state commandState, at time.Time) {
+	tr := t.tracks[on.id]
+	if tr == nil {
+		tr = &track{}
+		t.tracks[on.id] = tr
+	}
+	on.state, on.at = state, at
+	tr.listOf(on).insert(on)
+	tr.active++
 }
 
 // listOf returns the list that an entry belongs into by its state.
@@ -210,7 +273,7 @@ func (t *tracker) moveLocked(on *commandOnInstance, state commandState, at time.
 	tr := t.tracks[on.id]
 	tr.listOf(on).remove(on)
 	on.state, on.at = state, at
-	if state != untracked {
+	if state != untracked && state != queued {
 		tr.listOf(on).insert(on)
 	}
 	if !on.active() {
@@ -246,7 +309,7 @@ func (t *tracker) signalLocked() {
 	}
 }
 
-// unansweredThrough reports whether a command in flight began at a time or before, and may
+// unansweredThrough reports whether a command in flight was sent at a time or before, and may
 // have acted on the instance then.
 func (tr *track) unansweredThrough(at time.Time) bool {
 	for _, list := range tr.unanswered {
@@ -375,8 +438,12 @@ func (c *inflightCommand) end() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range c.on {
-		if on := &c.on[i]; on.active() {
+		on := &c.on[i]
+		if on.active() {
 			t.moveLocked(on, untracked, on.at)
+		}
+		if on.state == queued {
+			on.state = untracked // what the backend reports now comes too late
 		}
 	}
 	if c.recorded != nil {

@@ -18,8 +18,15 @@ const (
 	trackedY = instance.ID("i-00000000000000002")
 )
 
+// send begins a command and sends it for all of its instances.
+func (t *tracker) send(ids []instance.ID, cause instance.Cause, before journal.Position) *inflightCommand {
+	c := t.begin(ids, cause, before)
+	c.sent(ids)
+	return c
+}
+
 func (t *tracker) start(ids ...instance.ID) *inflightCommand {
-	return t.begin(ids, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
+	return t.send(ids, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
 }
 
 // settle answers a command and waits for its turn to be recorded.
@@ -66,9 +73,71 @@ func TestAnInstanceIsBusyUntilItsLastCommandEnds(t *testing.T) {
 
 func TestACommandThatChangesNoStateHoldsNothingBack(t *testing.T) {
 	f := newTracker()
-	f.begin([]instance.ID{trackedX}, instance.Cause{Verb: instance.VerbReboot}, journal.Position{})
+	f.send([]instance.ID{trackedX}, instance.Cause{Verb: instance.VerbReboot}, journal.Position{})
 	if f.deferDescribe(trackedX) || len(f.admit([]instance.Notice{notice(trackedX, time.Now())})) != 1 {
 		t.Error("a reboot holds back what is heard")
+	}
+}
+
+// A command that waits in the backend has done nothing: what happens meanwhile is neither held
+// back for it nor its doing, however often it was sent in vain before.
+func TestACommandThatIsNotSentHasDoneNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTracker()
+		both := []instance.ID{trackedX, trackedY}
+		c := f.begin(both, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
+		queued := func(when string) {
+			t.Helper()
+			now := time.Now()
+			if len(f.possibleCauses(trackedX, time.Time{}, now)) > 0 || f.deferDescribe(trackedX) || len(f.admit([]instance.Notice{notice(trackedX, now)})) != 1 {
+				t.Errorf("%s, a command is a possible cause or holds something back", when)
+			}
+		}
+		queued("before it is sent")
+		time.Sleep(time.Minute)
+		c.sent(both)
+		sentAt := time.Now()
+		candidates := f.possibleCauses(trackedX, time.Time{}, sentAt)
+		if len(candidates) != 1 || !candidates[0].sent.Equal(sentAt) || len(f.possibleCauses(trackedX, time.Time{}, sentAt.Add(-1))) > 0 {
+			t.Errorf("once it is sent %+v are possible causes, want the command from then on", candidates)
+		}
+		if f.admit([]instance.Notice{notice(trackedX, sentAt)}); !f.holdsNotices() {
+			t.Error("once it is sent, a notice is not held back")
+		}
+		c.rejected(both[:1])
+		<-f.wake
+		if f.admit(nil); f.holdsNotices() || candidates[0].claim(&recordedStep{}) {
+			t.Error("after it changed nothing, a notice is held back, or it is made a cause")
+		}
+		queued("after it changed nothing")
+		if len(f.possibleCauses(trackedY, time.Time{}, time.Now())) != 1 || !c.wasSent() {
+			t.Error("it is not in flight any more for the other instance")
+		}
+		time.Sleep(time.Minute)
+		c.sent(both[:1])
+		if got := f.possibleCauses(trackedX, time.Time{}, time.Now()); len(got) != 1 || !got[0].sent.Equal(time.Now()) {
+			t.Errorf("once it is sent again %+v are possible causes", got)
+		}
+		if c.end(); len(f.tracks) > 0 {
+			t.Error("something is tracked after the command ended")
+		}
+		if c.sent(both); len(f.tracks) > 0 {
+			t.Error("a report that comes after the end is tracked")
+		}
+	})
+}
+
+// Backends send instances one by one as their token buckets fill.
+func TestWhatItCostsToReportThatInstancesAreSent(t *testing.T) {
+	ids := make([]instance.ID, 1000)
+	for i := range ids {
+		ids[i] = instance.ID(fmt.Sprintf("i-%017x", i))
+	}
+	c := newTracker().begin(ids, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
+	for i := range ids {
+		if c.sent(ids[i : i+1]); c.next != (i+1)%len(ids) || c.on[i].state != inFlight {
+			t.Fatalf("after instance %d the search goes on at %d", i, c.next)
+		}
 	}
 }
 

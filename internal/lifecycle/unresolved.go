@@ -23,6 +23,8 @@ type causeCandidate struct {
 	*commandOnInstance
 	// target is the state that it leads to directly.
 	target instance.State
+	// sent is when it was sent.
+	sent time.Time
 	// ended is when it ended, if it has and is not resolved; else zero.
 	ended time.Time
 }
@@ -38,12 +40,13 @@ func (c causeCandidate) contradictedBy(known, image *instance.Instance) bool {
 	if c.target != instance.StatePending || c.ended.IsZero() || !image.LaunchTime.After(known.LaunchTime) {
 		return false
 	}
-	return image.LaunchTime.Before(c.command.began.Add(-lateness)) || image.LaunchTime.After(c.ended.Add(lateness))
+	return image.LaunchTime.Before(c.sent.Add(-lateness)) || image.LaunchTime.After(c.ended.Add(lateness))
 }
 
-// candidate returns the command as what may have changed the instance.
+// candidate returns the command as what may have changed the instance. Unless the command is
+// answered, the tracker's lock is needed.
 func (on *commandOnInstance) candidate() causeCandidate {
-	return causeCandidate{commandOnInstance: on, target: on.command.target}
+	return causeCandidate{commandOnInstance: on, target: on.command.target, sent: on.sentAt}
 }
 
 func (on *commandOnInstance) unresolvedLocked() causeCandidate {
@@ -154,7 +157,7 @@ func (c *inflightCommand) markUnrecorded() (marked []instance.ID) {
 }
 
 func (t *tracker) markLocked(on *commandOnInstance, state commandState) {
-	if on.command.began.Before(t.restored) || len(t.tracks[on.id].unresolved) == maxUnresolved {
+	if on.sentAt.Before(t.restored) || len(t.tracks[on.id].unresolved) == maxUnresolved {
 		state = untracked
 	}
 	on.ended = time.Now()

@@ -131,7 +131,8 @@ type later struct {
 	held chan struct{}
 }
 
-func (l *later) Execute(context.Context, instance.Command) (instance.Result, error) {
+func (l *later) Execute(_ context.Context, cmd instance.Command) (instance.Result, error) {
+	cmd.Sent(cmd.IDs)
 	l.lost.Store(true)
 	return instance.Result{}, &instance.Error{Kind: instance.KindUnavailable, Message: "nobody answers", OutcomeUnknown: true}
 }

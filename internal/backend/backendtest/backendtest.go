@@ -47,6 +47,8 @@ func Run(t *testing.T, open func(t *testing.T) lifecycle.Backend) {
 		{"a state that forbids the command is a failed precondition", (*suite).precondition},
 		{"a dry run changes nothing", (*suite).dryRun},
 		{"of concurrent callers exactly one sees stopped", (*suite).claim},
+		{"a command is reported as sent before it acts", (*suite).sent},
+		{"a dry run, and what is canceled before, is not reported as sent", (*suite).notSent},
 		{"a canceled call returns the error of its context", (*suite).canceled},
 		{"notices end with their context", (*suite).noticesEnd},
 	}
@@ -247,6 +249,58 @@ func (s *suite) canceled() {
 	}
 	if _, err := s.backend.Describe(ctx, instance.DescribeQuery{All: true}); !errors.Is(err, context.Canceled) {
 		s.Errorf("Describe: error is %v", err)
+	}
+}
+
+// sent has the same instances started by two callers, of which one names a missing instance.
+func (s *suite) sent() {
+	for _, cmd := range []instance.Command{
+		{Verb: instance.VerbStart, IDs: s.ids[:2]},
+		{Verb: instance.VerbStart, IDs: []instance.ID{s.ids[2], missing[0], s.ids[1]}, PerInstance: true},
+		{Verb: instance.VerbStop, IDs: s.ids[3:5]},
+		{Verb: instance.VerbTerminate, IDs: s.ids[3:5]},
+	} {
+		sentAt, over := make(map[instance.ID]time.Time), false
+		cmd.Sent = func(ids []instance.ID) {
+			for _, id := range ids {
+				if !slices.Contains(cmd.IDs, id) || over {
+					s.Errorf("%s: %s is reported as sent", cmd.Verb, id)
+				}
+				sentAt[id] = time.Now()
+			}
+		}
+		cmd.Rejected = func(ids []instance.ID) {
+			for _, id := range ids {
+				delete(sentAt, id)
+			}
+		}
+		result, err := s.execute(cmd)
+		over = true
+		s.must(err)
+		if want := len(cmd.IDs) - len(result.Failures); len(result.Changes) != want || want < 2 {
+			s.Errorf("%s: result is %+v", cmd.Verb, result)
+		}
+		for _, change := range result.Changes {
+			if at, ok := sentAt[change.ID]; !ok || change.At.Before(at.Round(0)) {
+				s.Errorf("%s: %s acted at %v, and was reported as sent at %v", cmd.Verb, change.ID, change.At, at)
+			}
+		}
+	}
+}
+
+func (s *suite) notSent() {
+	for _, perInstance := range []bool{false, true} {
+		cmd := instance.Command{Verb: instance.VerbStart, IDs: s.ids[:2], PerInstance: perInstance}
+		cmd.Sent = func(ids []instance.ID) { s.Errorf("%v are reported as sent", ids) }
+		dry := cmd
+		dry.DryRun = true
+		_, err := s.execute(dry)
+		_ = s.wantKind(err, instance.KindDryRun)
+		ctx, cancel := context.WithCancel(s.Context())
+		cancel()
+		if _, err := s.backend.Execute(ctx, cmd); !errors.Is(err, context.Canceled) {
+			s.Errorf("error is %v", err)
+		}
 	}
 }
 

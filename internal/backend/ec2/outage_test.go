@@ -142,9 +142,12 @@ func newOutage(t *testing.T, dir string) *outage {
 	return newOutageOf(t, dir, config)
 }
 
-func newOutageOf(t *testing.T, dir string, config sim.Config) *outage {
+func newOutageOf(t *testing.T, dir string, config sim.Config, adjust ...func(*endpoint)) *outage {
 	o := &outage{T: t, far: &distance{simulated: simulated{simulate(t, config)}}}
 	o.endpoint = &endpoint{answer: o.far.answer, latency: always(50 * time.Millisecond)}
+	for _, a := range adjust {
+		a(o.endpoint)
+	}
 	b := connect(t, o.endpoint)
 	j, err := journal.Open(t.Context(), journal.Config{DataDir: dir, MinFreeDisk: -1})
 	if err != nil {

@@ -238,6 +238,7 @@ func (r *round) split(ctx context.Context, group []unit, f *failure) {
 		r.b.log.Info("EC2 takes fewer instances a call than was tried", "action", string(r.d.verb), "from_now_on", most)
 	}
 	r.b.mu.Unlock()
+	r.reportRejected(group)
 	for len(group) > 0 {
 		n := r.fitting(group)
 		r.settle(ctx, group[:n])

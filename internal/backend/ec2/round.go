@@ -38,6 +38,8 @@ type round struct {
 	// seen.
 	before map[instance.ID]doubt
 	opens  int // calls of unknown outcome
+	// mayHaveActed is whether a failed call may have changed instances.
+	mayHaveActed bool
 	// answered counts the units that have an answer, not an error.
 	answered int
 }
@@ -86,9 +88,13 @@ func (r *round) attempt(ctx context.Context, group []unit) (rest []unit, f *fail
 				group = r.look(ctx, group, f)
 			}
 			if len(f.named) == 0 && !r.b.rules.blameAll {
+				if len(group) > 1 {
+					r.reportRejected(group)
+				}
 				return group, f
 			}
 			group = r.dismiss(group, f)
+			r.reportRejected(group)
 		case noRoom:
 			return group, f
 		case open:
@@ -137,6 +143,13 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 			r.refuseAllUnsent(group, errClosing())
 			return nil, nil, nil
 		}
+		if group = r.reportSent(group); len(group) == 0 {
+			r.refund(len(ids))
+			return nil, nil, nil
+		}
+		left := distinct(group)
+		r.refund(len(ids) - len(left))
+		ids = left
 		r.sent = time.Now()
 		var got map[instance.ID]instance.StateChange
 		got, f = r.b.client.mutate(ctx, r.kind, ids)
@@ -155,8 +168,11 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 			r.refund(len(ids))
 		}
 		if f.reaction != later {
-			return group, nil, r.adjust(f, len(ids))
+			f = r.adjust(f, len(ids))
+			r.mayHaveActed = r.mayHaveActed || f.reaction == open || f.reaction == noRoom || f.reaction == partly
+			return group, nil, f
 		}
+		r.reportRejected(group)
 		r.blame(throttles, len(ids))
 	}
 }
@@ -276,10 +292,51 @@ func (r *round) release() {
 	}
 }
 
+// reportSent says that a request for a group is about to be written, and returns those of the
+// group who have not left by then.
+func (r *round) reportSent(group []unit) []unit {
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	group = presentLocked(group)
+	if r.kind.dryRun == 0 {
+		report(group, func(c *instance.Command) func([]instance.ID) { return c.Sent })
+	}
+	return group
+}
+
+// reportRejected says that the last call changed none of a group, which is to be sent again.
+// After a call that may have acted nobody can say so.
+func (r *round) reportRejected(group []unit) {
+	if r.mayHaveActed || r.kind.dryRun != 0 {
+		return
+	}
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	report(group, func(c *instance.Command) func([]instance.ID) { return c.Rejected })
+}
+
+// report calls a callback of each caller in a group with its instances.
+func report(group []unit, callback func(*instance.Command) func([]instance.ID)) {
+	for len(group) > 0 {
+		c, ids, n := group[0].caller, group[0].ids, 1
+		for ; n < len(group) && group[n].caller == c; n++ {
+			ids = append(ids, group[n].ids...)
+		}
+		if tell := callback(&c.cmd); tell != nil {
+			tell(ids)
+		}
+		group = group[n:]
+	}
+}
+
 // present leaves out the units of callers who have gone.
 func (b *Backend) present(group []unit) []unit {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return presentLocked(group)
+}
+
+func presentLocked(group []unit) []unit {
 	return slices.DeleteFunc(slices.Clone(group), func(u unit) bool { return u.gone })
 }
 

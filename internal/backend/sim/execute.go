@@ -36,6 +36,9 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 	if err := b.stall(ctx, cmd.Verb, cmd.IDs); err != nil {
 		return instance.Result{}, err
 	}
+	if cmd.Sent != nil && !cmd.DryRun {
+		cmd.Sent(cmd.IDs)
+	}
 	now, closed := b.lock()
 	if closed != nil {
 		return instance.Result{}, closed
