@@ -39,7 +39,7 @@ func serveEtcd(arguments string) {
 	if several {
 		e, err = startTestMember(dir, address, strings.Split(peers, ","))
 	} else {
-		e, err = startTestEtcd(dir, address, slog.New(slog.DiscardHandler), false)
+		e, err = startTestEtcd(dir, address, slog.New(slog.DiscardHandler), false, 0)
 	}
 	if err != nil {
 		panic(err)
@@ -50,7 +50,7 @@ func serveEtcd(arguments string) {
 	os.Exit(0)
 }
 
-func startTestEtcd(dir, address string, log *slog.Logger, noFsync bool) (*embed.Etcd, error) {
+func startTestEtcd(dir, address string, log *slog.Logger, noFsync bool, quota int64) (*embed.Etcd, error) {
 	cfg := embed.NewConfig()
 	cfg.Name = "external"
 	cfg.Dir = dir
@@ -61,6 +61,7 @@ func startTestEtcd(dir, address string, log *slog.Logger, noFsync bool) (*embed.
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 	cfg.UnsafeNoFsync = noFsync
+	cfg.QuotaBackendBytes = quota // 0 is etcd's default
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return nil, err

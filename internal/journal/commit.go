@@ -97,6 +97,8 @@ func (w *writer) awaitRoom(bytes uint64) error {
 		case <-time.After(attemptTimeout):
 			w.stalled.Store(why)
 		case <-t.maintaining.Done():
+		case <-t.journal.drained.Done():
+			return t.Err()
 		}
 	}
 	return t.Err()
@@ -151,6 +153,8 @@ func (w *writer) transact(r request) (revision int64, err error) {
 			select {
 			case <-time.After(diskPause):
 				continue
+			case <-w.term.journal.drained.Done():
+				return 0, w.giveUp(full, attempt)
 			case <-w.term.ctx.Done():
 				if attempt == 0 {
 					return 0, w.term.Err()
@@ -180,10 +184,12 @@ func (w *writer) transact(r request) (revision int64, err error) {
 		case w.term.ctx.Err() != nil:
 			return 0, unknown(w.term.ended())
 		}
-		w.stall(err, !warned)
+		reason := w.stall(err, !warned)
 		warned = true
 		select {
 		case <-time.After(pause):
+		case <-w.term.journal.drained.Done():
+			return 0, w.giveUp(reason, attempt)
 		case <-w.term.ctx.Done():
 			return 0, unknown(w.term.ended())
 		}
@@ -191,8 +197,20 @@ func (w *writer) transact(r request) (revision int64, err error) {
 	}
 }
 
-// stall notes that etcd does not take writes, so that nobody waits in vain.
-func (w *writer) stall(err error, first bool) {
+// giveUp ends the term of a journal that is about to be closed, since a write is held up. It
+// returns the reason as the error of that write, which was attempted so many times.
+func (w *writer) giveUp(reason *instance.Error, attempts int) error {
+	w.term.journal.log.Warn("the journal closes without changes that it could not write; whoever asked for them is told",
+		slog.Any("error", reason))
+	_ = w.term.end(errClosed())
+	if attempts > 0 {
+		return unknown(reason)
+	}
+	return reason
+}
+
+// stall notes why etcd does not take writes, so that updates fail at once, and returns it.
+func (w *writer) stall(err error, first bool) *instance.Error {
 	reason := errUnavailable("etcd does not answer, so that nothing can be recorded", err)
 	if noSpace(err) {
 		reason = errFull("etcd has used up its quota; history is being trimmed to make room")
@@ -202,6 +220,7 @@ func (w *writer) stall(err error, first bool) {
 	if first {
 		w.term.journal.log.Warn("etcd does not take a write; trying again until it does", slog.Any("error", err))
 	}
+	return reason
 }
 
 // errLost is why a term ends whose comparisons fail.

@@ -153,14 +153,19 @@ func (d *dataDir) check() error {
 	return d.raise(oldestWritten)
 }
 
+// started reports whether etcd has begun its log.
+func (d *dataDir) started() bool {
+	_, err := os.Stat(filepath.Join(d.path, "started"))
+	return err == nil
+}
+
 // hasStarted notes that etcd is complete, which it is not when its first start was
 // cut short.
 func (d *dataDir) hasStarted() error {
-	name := filepath.Join(d.path, "started")
-	if _, err := os.Stat(name); err == nil {
+	if d.started() {
 		return nil
 	}
-	if err := writeSynced(name, ""); err != nil {
+	if err := writeSynced(filepath.Join(d.path, "started"), ""); err != nil {
 		return d.errUnwritable(err)
 	}
 	return nil
@@ -169,7 +174,7 @@ func (d *dataDir) hasStarted() error {
 // verifyEtcd finds what etcd does not: where its files are missing it begins anew or waits
 // for ever, and what is damaged it serves, or ends the process.
 func (d *dataDir) verifyEtcd(k *keys) error {
-	if _, err := os.Stat(filepath.Join(d.path, "started")); err != nil {
+	if !d.started() {
 		return nil // it may have been cut short while it made them
 	}
 	member := filepath.Join(d.etcd(), "member")

@@ -14,11 +14,16 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// minToStart is the free space below which etcd is not started at all: it
-// allocates files of 64 MiB, and ends the process when it cannot.
-const minToStart = 160 << 20
-
 const (
+	// minToOpen is the free space that etcd needs in order to open an existing journal: it
+	// allocates a file of 64 MB, and ends the process when it cannot. That may leave less than
+	// the floor, and then the journal is only read.
+	minToOpen = 160 << 20
+	// minToCreate is the free space that a new journal needs: two such files, and what is
+	// reserved for the database, after which the floor is still free and changes are accepted.
+	minToCreate = diskFloor + 2*64<<20 + databaseGrowth + reserved
+	// databaseGrowth is how much etcd's database grows at a time.
+	databaseGrowth = 16 << 20
 	// diskFloor is how much space is always left for what etcd has begun, and for the
 	// files of 64 MiB that it allocates ahead.
 	diskFloor = 128 << 20
@@ -181,8 +186,9 @@ func (d *disk) errFull(free, least int64) *instance.Error {
 		d.path, free>>20, least>>20))
 }
 
-// start refuses to start with so little space that etcd would not survive it.
-func (d *disk) start() error {
+// start refuses to start with so little space that etcd would not survive it or, in a new
+// journal, could not record anything.
+func (d *disk) start(isNew bool) error {
 	if d == nil {
 		return nil
 	}
@@ -190,9 +196,13 @@ func (d *disk) start() error {
 	if err != nil {
 		return fmt.Errorf("the free disk space of the data directory %s cannot be told: %w", d.path, reason(err))
 	}
-	if free < minToStart {
-		return fmt.Errorf("the data directory %s has %d MiB of free disk space; at least %d MiB are needed to start",
-			d.path, free>>20, minToStart>>20)
+	least, purpose := int64(minToOpen), "open the journal there"
+	if isNew {
+		least, purpose = minToCreate, "create a journal there"
+	}
+	if free < least {
+		return fmt.Errorf("the data directory %s has %d MiB of free disk space; at least %d MiB are needed to %s",
+			d.path, free>>20, least>>20, purpose)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -119,6 +120,48 @@ func TestAnUpdateThatWaitsForSpaceWasNotDoneWhenTheTermEnds(t *testing.T) {
 	}
 }
 
+// Close has no deadline here: it must end by itself.
+func TestAWriteThatAFullDiskHoldsUpFailsWhenTheJournalIsClosed(t *testing.T) {
+	var free atomic.Int64
+	free.Store(1 << 30)
+	config := testConfig(t)
+	j, term := onDisk(t, config, &free)
+	head := set(t, term, id(1), instance.StateStopped)
+	errs := make(chan error, 1)
+	go func() {
+		_, err := term.Update(t.Context(), func(tx *Tx) error {
+			j.disk.floor.Store(1 << 40)
+			tx.Append(change(id(1), instance.StatePending))
+			return nil
+		})
+		errs <- err
+	}()
+	await(t, func() bool { return term.writer.stalled.Load() != nil })
+	j.Drain()
+	if e := wantError(t, <-errs, instance.KindExhausted, instance.ReasonJournalFull); e.OutcomeUnknown {
+		t.Errorf("the outcome is said to be unknown: %v", e)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	campaigned := make(chan error, 1)
+	go func() {
+		_, err := j.Campaign(ctx)
+		campaigned <- err
+	}()
+	cancel()
+	if err := <-campaigned; err == nil {
+		t.Error("a term begins in a journal that is about to be closed")
+	}
+	if err := j.Close(context.Background()); err != nil {
+		t.Error(err)
+	}
+
+	j, term = onDisk(t, config, &free)
+	if record, _ := j.Get(id(1)); j.Head() != head || record.Instance.State != instance.StateStopped {
+		t.Errorf("the log ends at %v with %v, want what was acknowledged, at %v", j.Head(), record.Instance.State, head)
+	}
+	set(t, term, id(1), instance.StatePending)
+}
+
 func TestScarceSpaceIsToldOnce(t *testing.T) {
 	var log bytes.Buffer
 	const mib = 1 << 20
@@ -185,11 +228,15 @@ func TestSomeDiskIsLeftToEtcdHoweverLittleIsAskedFor(t *testing.T) {
 			config := testConfig(t)
 			config.MinFreeDisk = asked
 			statfs := func(string) (int64, error) { return free.Load(), nil }
-			free.Store(minToStart - 1)
+			free.Store(minToCreate - 1)
 			j, err := openWith(t.Context(), config, statfs)
-			wantSentence(t, j, err, config.DataDir, "160 MiB")
+			wantSentence(t, j, err, config.DataDir, "304 MiB", "create")
+			closeJournal(t, openJournal(t, config))
+			free.Store(minToOpen - 1)
+			j, err = openWith(t.Context(), config, statfs)
+			wantSentence(t, j, err, config.DataDir, "160 MiB", "open")
 
-			free.Store(minToStart)
+			free.Store(minToOpen)
 			if j, err = openWith(t.Context(), config, statfs); err != nil {
 				t.Fatal(err)
 			}
@@ -201,10 +248,36 @@ func TestSomeDiskIsLeftToEtcdHoweverLittleIsAskedFor(t *testing.T) {
 			wantReason(t, term.Writable(), instance.KindExhausted, instance.ReasonJournalFull)
 			_, err = term.Update(t.Context(), func(*Tx) error { t.Error("an update is run"); return nil })
 			wantReason(t, err, instance.KindExhausted, instance.ReasonJournalFull)
-			free.Store(minToStart)
+			free.Store(minToOpen)
 			await(t, func() bool { return term.Writable() == nil })
 			set(t, term, id(1), instance.StatePending)
 		})
+	}
+}
+
+// What a start takes of a small disk leaves enough to record something.
+func TestAJournalThatIsCreatedWithJustEnoughSpaceTakesChanges(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", minToCreate+1<<20)); err != nil {
+		t.Skipf("SKIPPED, needs the right to mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	config := testConfig(t)
+	config.DataDir, config.MinFreeDisk = filepath.Join(dir, "data"), -1
+	for range 2 {
+		j, term := own(t, config)
+		for n := range 20 {
+			set(t, term, id(n), instance.States()[n%6])
+			j.disk.measure(0) // reserves space, which is scarce
+		}
+		if err := term.Writable(); err != nil {
+			t.Error(err)
+		}
+		closeJournal(t, j)
 	}
 }
 

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"github.com/instanced/instanced/internal/addrtest"
@@ -361,10 +365,113 @@ func TestAnExternalEtcdThatDoesNotAnswerIsNamed(t *testing.T) {
 	wantSentence(t, j, err, address, "cannot be read")
 }
 
+// An etcd whose quota is used up takes no more puts until its operator has defragmented it and
+// disarmed its alarm. The journal makes the room that this needs.
+func TestAnExternalEtcdMayUseUpItsQuota(t *testing.T) {
+	const quota = 24 << 20
+	address := addrtest.Free(t)
+	e, err := startTestEtcd(t.TempDir(), address, slog.New(slog.DiscardHandler), false, quota)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	operator := v3client.New(e.Server)
+	t.Cleanup(func() { _ = operator.Close() })
+	var log syncBuffer
+	config := Config{
+		Endpoints: []string{"http://" + address}, Address: "owner", OwnerTTL: 2 * time.Second,
+		MaxBytes: 4 << 20, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	}
+	// fillUp writes until the quota is used up, and returns what is under way then.
+	fillUp := func(j *Journal, term *Term) (underWay <-chan error) {
+		t.Helper()
+		var full atomic.Bool
+		done := make(chan error, 1)
+		go func() {
+			for n := 0; ; n++ {
+				_, err := term.Update(t.Context(), func(tx *Tx) error {
+					c := change(id(n%3), instance.States()[n%6])
+					c.After.Tags["filler"] = noise(200_000)
+					tx.Append(c)
+					return nil
+				})
+				if err != nil || full.Load() {
+					done <- err
+					return
+				}
+				if n%10 == 9 {
+					_ = term.checkpoint(t.Context()) // which the full etcd refuses too
+				}
+			}
+		}()
+		await(t, func() bool { return term.Writable() != nil })
+		full.Store(true)
+		wantReason(t, term.Writable(), instance.KindExhausted, instance.ReasonJournalFull)
+		_, err := term.Update(t.Context(), func(*Tx) error { t.Error("an update is run"); return nil })
+		if e := wantError(t, err, instance.KindExhausted, instance.ReasonJournalFull); !strings.Contains(e.Message, "quota") {
+			t.Errorf("the message does not say why: %s", e.Message)
+		}
+		readAll(t, j, j.Oldest(), j.Head())
+		return done
+	}
+	makeSpace := func() {
+		t.Helper()
+		backend := e.Server.Backend()
+		await(t, func() bool { return backend.SizeInUse() < quota*3/4 }) // the journal trims its history
+		if err := backend.Defrag(); err != nil {
+			t.Fatal(err)
+		}
+		alarms, err := operator.AlarmList(t.Context())
+		if err != nil || len(alarms.Alarms) != 1 {
+			t.Fatalf("alarms: %v, %v", alarms, err)
+		}
+		if _, err := operator.AlarmDisarm(t.Context(), (*clientv3.AlarmMember)(alarms.Alarms[0])); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	owner, term := own(t, config)
+	underWay := fillUp(owner, term)
+	follower := openJournal(t, config)
+	if _, err := follower.Resolve(t.Context(), owner.Cursor(owner.Head())); err != nil {
+		t.Errorf("what was acknowledged is not read: %v", err)
+	}
+	makeSpace()
+	if err := <-underWay; err != nil {
+		t.Errorf("the update that waited for space: %v", err)
+	}
+	p := set(t, term, id(1), instance.StateRunning)
+	if got, err := follower.Resolve(t.Context(), owner.Cursor(p)); err != nil || got != p {
+		t.Errorf("the follower finds %v, %v, want %v", got, err, p)
+	}
+
+	// The owner can stop, and another process becomes the owner once there is space.
+	underWay = fillUp(owner, term)
+	acknowledged := owner.Head()
+	_ = owner.Close(context.Background()) // no checkpoint can be written
+	if e := wantError(t, <-underWay, instance.KindExhausted, instance.ReasonJournalFull); !e.OutcomeUnknown {
+		t.Errorf("an update that was attempted is said not to be recorded: %v", e)
+	}
+	campaigned := make(chan *Term)
+	go func() {
+		next, err := follower.Campaign(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		campaigned <- next
+	}()
+	await(t, func() bool { return strings.Contains(log.String(), "disarm the alarm") })
+	makeSpace()
+	next := <-campaigned
+	if p := set(t, next, id(1), instance.StateStopped); p.Seq <= acknowledged.Seq {
+		t.Errorf("the log goes on at %v, after %v was acknowledged", p, acknowledged)
+	}
+}
+
 // The witness of the test that an fsync lies between a write and its reply: with
 // fsync turned off etcd counts none, so that the test would fail.
 func TestFsyncsAreNotCountedWhenTheyAreOff(t *testing.T) {
-	e, err := startTestEtcd(t.TempDir(), addrtest.Free(t), testLogger(t), true)
+	e, err := startTestEtcd(t.TempDir(), addrtest.Free(t), testLogger(t), true, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,8 @@ type Config struct {
 	// that the journal is full; 512 MiB by default, and never less than 128 MiB, which is
 	// what a negative one means too. Below 128 MiB nothing more is written, not even what
 	// was begun before, until there is space again: etcd ends the process when the disk is
-	// full. For the same reason Open fails with less than 160 MiB. Only for the embedded etcd.
+	// full. For the same reason Open fails with less than 160 MiB, or 304 MiB when the journal is
+	// new. Only for the embedded etcd.
 	MinFreeDisk int64
 	// MaxClientTokens is how many client tokens are kept, 200,000 by default. Together they take at
 	// most a quarter of what the database may take, and those of one principal no more than it
@@ -146,6 +147,12 @@ type Journal struct {
 	life       context.Context
 	stop       context.CancelFunc
 	background sync.WaitGroup
+	// draining is closed when Drain is called, and drained ends drainTimeout later: from
+	// then on no write waits for what holds it up.
+	draining chan struct{}
+	drained  context.Context
+	endDrain context.CancelFunc
+	drain    sync.Once
 	// using is held for reading by whoever uses etcd on behalf of a caller, so that
 	// it is not closed under them.
 	using sync.RWMutex
@@ -165,7 +172,9 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 		campaign: newMutex(),
 
 		pageReads: instance.NewPlaces(pageReads),
+		draining:  make(chan struct{}),
 	}
+	j.drained, j.endDrain = context.WithCancel(context.Background())
 	j.log = j.config.Logger
 	j.maxBatches = uint64(j.config.MaxBytes / batchBudget)
 	j.budget = j.config.budget()
@@ -217,7 +226,7 @@ func (j *Journal) connect(ctx context.Context, statfs func(string) (int64, error
 		return err
 	}
 	j.disk = newDisk(j.config.DataDir, j.config.MinFreeDisk, statfs, j.log)
-	if err := j.disk.start(); err != nil {
+	if err := j.disk.start(!j.dir.started()); err != nil {
 		return err
 	}
 	if err := j.dir.verifyEtcd(&k); err != nil {
@@ -278,11 +287,26 @@ func externalStore(c Config, k keys) (*store, error) {
 	return &store{client: members.client(), members: members, keys: k, maxOps: externalTxnOps}, nil
 }
 
+// drainTimeout is how long a write that is held up may delay a shutdown: long enough for
+// another member of etcd to be used in place of one that fell silent.
+const drainTimeout = 1500 * time.Millisecond
+
+// Drain announces that Close will follow. A write that is still held up 1.5 seconds later, by
+// a full disk or by etcd, fails and ends the term, so that its callers are told why and the
+// shutdown need not wait for them. From now on Campaign begins no term.
+func (j *Journal) Drain() {
+	j.drain.Do(func() {
+		close(j.draining)
+		time.AfterFunc(drainTimeout, j.endDrain)
+	})
+}
+
 // Close gives up the ownership, writes a checkpoint, ends all readers with
-// [instance.ReasonJournalUnavailable], and closes etcd. Updates that were submitted before are
-// finished first, for as long as ctx allows; nothing that was acknowledged is
-// lost when it does not.
+// [instance.ReasonJournalUnavailable], and closes etcd. Updates that were submitted before are finished
+// first, for as long as ctx allows and no longer than [Journal.Drain] says when they are held
+// up. Whatever was acknowledged is on disk in any case.
 func (j *Journal) Close(ctx context.Context) error {
+	j.Drain()
 	j.mu.Lock()
 	if j.closed {
 		j.mu.Unlock()

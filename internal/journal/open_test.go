@@ -129,7 +129,7 @@ func TestADiskThatIsFullIsRefused(t *testing.T) {
 	config := testConfig(t)
 	config.MinFreeDisk = 0
 	j, err := openWith(t.Context(), config, func(string) (int64, error) { return 100 << 20, nil })
-	wantSentence(t, j, err, config.DataDir, "100 MiB of free disk space", "160 MiB")
+	wantSentence(t, j, err, config.DataDir, "100 MiB of free disk space", "304 MiB")
 }
 
 func TestADiskThatIsNearlyFullTakesNoWrites(t *testing.T) {

@@ -61,7 +61,8 @@ type Term struct {
 // With an external etcd it waits until the present owner gives up or is not heard
 // of for its time to live, and outlasts failures of etcd; the embedded one belongs
 // to this process alone. The view is complete up to the end of the log when it
-// returns. While a term of this journal lasts, Campaign waits for its end.
+// returns. While a term of this journal lasts, Campaign waits for its end; after
+// [Journal.Drain] it waits until ctx ends or the journal is closed.
 // Errors are those of ctx, and [instance.ReasonJournalUnavailable] when the journal is closed.
 func (j *Journal) Campaign(ctx context.Context) (*Term, error) {
 	ctx, leave, err := j.enter(ctx)
@@ -75,6 +76,12 @@ func (j *Journal) Campaign(ctx context.Context) (*Term, error) {
 	defer j.campaign.unlock()
 	if err := j.awaitTermEnd(ctx); err != nil {
 		return nil, err
+	}
+	select {
+	case <-j.draining:
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	default:
 	}
 	pause := retryFirst
 	for {
