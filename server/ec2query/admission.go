@@ -40,15 +40,22 @@ func (a *admission) leave(principal string) {
 	a.shares.Give(principal, 1)
 }
 
-// claimedKey returns the access key that a request names, which is not verified: it only
-// divides the places of those that are being read, before their forms can be.
-func claimedKey(r *http.Request) string {
+// claimedKey returns the access key that a request names, or "" if no caller has that key.
+// It is not verified yet: it only divides the places of the requests that are received and
+// parsed, so that callers without a key share one part of them, whatever they claim.
+func (d *Door) claimedKey(r *http.Request) string {
 	credential := r.URL.Query().Get("X-Amz-Credential")
 	if _, signed, ok := strings.Cut(r.Header.Get("Authorization"), "Credential="); ok {
-		credential = signed
+		credential, _, _ = strings.Cut(signed, ",")
 	}
-	key, _, _ := strings.Cut(credential, "/")
-	return key
+	var claimed signature
+	claimed.scope(credential)
+	if keys := d.keys(); keys != nil {
+		if _, known := keys[claimed.accessKeyID]; !known {
+			return ""
+		}
+	}
+	return claimed.accessKeyID
 }
 
 func errBusy() error {

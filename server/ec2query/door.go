@@ -21,6 +21,7 @@ const (
 	readTimeout    = 30 * time.Second
 	writeTimeout   = 2 * time.Minute // from the end of the header to that of the answer
 	idleTimeout    = 2 * time.Minute
+	maxReceiving   = 256      // requests whose bodies are received or in memory at once
 	maxHeaderBytes = 64 << 10 // the line of the request with it, and so a GET's parameters
 )
 
@@ -71,10 +72,13 @@ type Door struct {
 	http        *http.Server
 	drain       drain
 	retries     retries
-	// reading has the places of requests that are being read, from the form to what is
-	// wrong with it: that takes a processor and no time beside, but up to fifty times the
-	// memory of the form. One caller gets half of them, one for each processor.
-	reading     *instance.Places
+	// receiving bounds the request bodies in memory: a request has a place from before its
+	// body is read until its parameters are. The holder is a claimed access key.
+	receiving *instance.Places
+	// parsing bounds the requests that are parsed and checked at once, which takes only
+	// processor time, but up to fifty times the memory of the body. One access key gets
+	// half of them, which is one for each processor.
+	parsing     *instance.Places
 	admission   admission
 	connections connections
 }
@@ -92,7 +96,8 @@ func New(cfg Config) *Door {
 		simulator:   cfg.Simulator,
 		log:         cfg.Logger,
 		deadline:    cfg.Deadline,
-		reading:     instance.NewPlaces(2 * runtime.GOMAXPROCS(0)),
+		receiving:   instance.NewPlaces(maxReceiving),
+		parsing:     instance.NewPlaces(2 * runtime.GOMAXPROCS(0)),
 		admission:   admission{shares: instance.NewShares(cmp.Or(cfg.MaxRequests, defaultMaxRequests))},
 		connections: connections{most: cmp.Or(cfg.MaxConnections, defaultMaxConnections)},
 	}

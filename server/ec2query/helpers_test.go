@@ -130,3 +130,15 @@ func requestIDOf(t testing.TB, err error) string {
 	}
 	return response.ServiceRequestID()
 }
+
+// eventually waits until a condition holds.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for ctx := patient(t); !holds(); {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("it never comes to it that %s", what)
+		}
+	}
+}

@@ -89,13 +89,23 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 			return nil, err
 		}
 	}
+	key := d.claimedKey(r)
+	received, err := d.receiving.Enter(ctx, key)
+	if err != nil {
+		return nil, errBusy()
+	}
+	defer received()
 	sent, err := readBody(w, r)
 	if err != nil {
 		return nil, err
 	}
-	read, err := d.reading.Enter(ctx, claimedKey(r))
+	parsed, err := d.parsing.Enter(ctx, key)
 	if err != nil {
 		return nil, errBusy()
+	}
+	read := func() {
+		parsed()
+		received()
 	}
 	defer read()
 	form, err := plain(r, sent)
