@@ -54,7 +54,7 @@ func (b *batch) fits(tx *Tx, maxOps int) bool {
 		return true
 	}
 	const others = 2 // the record, and the head
-	return len(b.encoded)+b.tokenBytes+len(tx.encoded)+tx.tokenBytes <= requestBytes &&
+	return len(b.encoded)+b.tokenBytes+len(tx.encoded)+tx.tokenBytes <= maxRequestBytes &&
 		others+len(b.tokens)+2*len(tx.tokens) <= maxOps
 }
 

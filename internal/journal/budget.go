@@ -33,9 +33,9 @@ func (c *Config) budget() budget { return budget(max(2*c.MaxBytes, minBudget)) }
 // tokens is the share of client tokens, with their keys.
 func (b budget) tokens() int64 { return int64(b / 4) }
 
-// maxBehind is how much of the log there may be after the checkpoint, since history is
+// maxCheckpointLag is how much of the log there may be after the checkpoint, since history is
 // never trimmed beyond that.
-func (b budget) maxBehind() uint64 { return uint64(b / 4) }
+func (b budget) maxCheckpointLag() uint64 { return uint64(b / 4) }
 
 // limit is how much may be in use before the writer waits, given what is in use apart
 // from history.
@@ -63,7 +63,7 @@ func (t *Term) makeRoom(ctx context.Context) error {
 	}
 	defer t.maintenance.unlock()
 	j := t.journal
-	if full := j.disk.room(); full != nil {
+	if full := j.disk.checkFloor(); full != nil {
 		return full
 	}
 	if !j.store.embedded {
@@ -150,7 +150,7 @@ func (t *Term) compactAll(ctx context.Context) error {
 	// nothing is committed unless something was written.
 	const commits = 4
 	for range commits {
-		if err := t.change(ctx, anchor{}, j.store.putGenerations(j.view.listGenerations())); err != nil {
+		if err := t.change(ctx, logPoint{}, j.store.putEpochs(j.view.listEpochs())); err != nil {
 			return err
 		}
 		j.server.Server.Backend().ForceCommit()
@@ -188,7 +188,7 @@ func (j *Journal) shrink(ctx context.Context) error {
 		return nil
 	}
 	// It makes a copy, and removes the old one when that is complete.
-	if err := j.disk.roomFor(inUse); err != nil {
+	if err := j.disk.checkFloorAnd(inUse); err != nil {
 		j.log.WarnContext(ctx, "the database is larger than it has to be, but there is no space for a smaller copy", slog.Any("error", err))
 		return nil
 	}

@@ -144,7 +144,7 @@ func TestAJournalThatAnEarlierVersionFilledIsWrittenAgain(t *testing.T) {
 			ops = append(ops, putBytes(key, j.store.seal(appendToken(j.store.beginValue(nil), token, logID{}, false), 0, key)))
 			size += tokenSize
 		}
-		if err := term.change(t.Context(), anchor{}, ops...); err != nil {
+		if err := term.change(t.Context(), logPoint{}, ops...); err != nil {
 			t.Fatal(err)
 		}
 	}

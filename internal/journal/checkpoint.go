@@ -11,24 +11,24 @@ import (
 )
 
 const (
-	// tendEvery is how often it is looked whether a checkpoint is due, and history to be
+	// maintenanceInterval is how often it is looked whether a checkpoint is due, and history to be
 	// trimmed.
-	tendEvery = 5 * time.Second
-	// checkpointEvery and checkpointBytes are how long, and how much of the log, the
+	maintenanceInterval = 5 * time.Second
+	// checkpointInterval and maxCheckpointBytes are how long, and how much of the log, the
 	// instance keys may be behind: what a start after a crash has to replay. An instance
 	// that changes several times meanwhile is written once.
-	checkpointEvery = time.Minute
-	checkpointBytes = 8 << 20
-	// tidyEvery is how often client tokens are expired and etcd is compacted.
-	tidyEvery = time.Minute
+	checkpointInterval = time.Minute
+	maxCheckpointBytes = 8 << 20
+	// tidyInterval is how often client tokens are expired and etcd is compacted.
+	tidyInterval = time.Minute
 )
 
 // maintain does what a term does beside writing, until it is about to end.
 func (t *Term) maintain() {
 	ctx := t.maintaining
-	regularly := time.NewTicker(tendEvery)
+	regularly := time.NewTicker(maintenanceInterval)
 	defer regularly.Stop()
-	tidy := time.NewTicker(tidyEvery)
+	tidy := time.NewTicker(tidyInterval)
 	defer tidy.Stop()
 	for {
 		var what string
@@ -37,7 +37,7 @@ func (t *Term) maintain() {
 		case <-ctx.Done():
 			return
 		case now := <-regularly.C:
-			if t.journal.disk.room() != nil {
+			if t.journal.disk.checkFloor() != nil {
 				continue // which the disk has told the log
 			}
 			what = "write a checkpoint"
@@ -45,19 +45,19 @@ func (t *Term) maintain() {
 				what, err = "trim its history", t.trim(ctx, now)
 			}
 		case now := <-tidy.C:
-			if t.journal.disk.room() != nil {
+			if t.journal.disk.checkFloor() != nil {
 				continue
 			}
 			what = "expire client tokens"
 			if _, err = t.expireTokens(ctx, now); err == nil {
 				what, err = "compact etcd", t.compact(ctx)
 			}
-		case <-t.grown:
-			if t.journal.disk.room() == nil {
+		case <-t.checkpointDue:
+			if t.journal.disk.checkFloor() == nil {
 				what, err = "write a checkpoint", t.checkpointIfDue(ctx, time.Now())
 			}
-		case <-t.room:
-			if t.journal.disk.room() == nil {
+		case <-t.roomNeeded:
+			if t.journal.disk.checkFloor() == nil {
 				what, err = "make room", t.makeRoom(ctx)
 			}
 		}
@@ -75,7 +75,7 @@ func (t *Term) checkpointIfDue(ctx context.Context, now time.Time) error {
 	}
 	defer t.maintenance.unlock()
 	c, behind := t.journal.config, t.journal.view.tip().bytes-t.savedBytes.Load()
-	if now.Sub(t.savedAt) < min(checkpointEvery, c.Retention/10) && behind < min(checkpointBytes, uint64(c.MaxBytes)/10) {
+	if now.Sub(t.savedAt) < min(checkpointInterval, c.Retention/10) && behind < min(maxCheckpointBytes, uint64(c.MaxBytes)/10) {
 		return nil
 	}
 	return t.checkpointLocked(ctx)
@@ -95,28 +95,28 @@ func (t *Term) checkpoint(ctx context.Context) error {
 // checkpointLocked is checkpoint for a caller that holds maintenance.
 func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 	j := t.journal
-	if full := j.disk.room(); full != nil {
+	if full := j.disk.checkFloor(); full != nil {
 		return full
 	}
 	at, end := time.Now(), j.view.tip().bytes
-	records, head, ids := j.view.takeUnsaved()
+	records, head, ids := j.view.collectUnsaved()
 	if head.seq <= t.saved.seq {
 		return nil
 	}
 	defer func() {
 		if err != nil {
-			j.view.putUnsaved(records)
+			j.view.restoreUnsaved(records)
 		}
 	}()
 	ops := make([]clientv3.Op, 0, min(len(records)+1, j.store.maxOps))
-	encoded := make([]byte, 0, min(requestBytes, 1024*len(records))) // of all that ops put
+	encoded := make([]byte, 0, min(maxRequestBytes, 1024*len(records))) // of all that ops put
 	for id, record := range records {
 		begun := len(encoded)
 		key := j.store.keys.instances + string(id)
 		if record != nil {
 			encoded = j.store.seal(appendInstanceRecord(j.store.beginValue(encoded), record), begun, key)
 		}
-		if len(encoded) > requestBytes && begun > 0 || len(ops) == j.store.maxOps-1 {
+		if len(encoded) > maxRequestBytes && begun > 0 || len(ops) == j.store.maxOps-1 {
 			if err := t.change(ctx, head, append(ops, j.store.putCheckpoint(t.saved.seq, nil))...); err != nil {
 				return err
 			}
@@ -142,11 +142,11 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 // grow has a checkpoint written if the log has become much longer since the last one, and
 // room made if there is little.
 func (t *Term) grow(bytes uint64) {
-	if bytes-t.savedBytes.Load() >= checkpointBytes {
-		signal(t.grown)
+	if bytes-t.savedBytes.Load() >= maxCheckpointBytes {
+		signal(t.checkpointDue)
 	}
 	if crowded, _ := t.crowded(); crowded {
-		signal(t.room)
+		signal(t.roomNeeded)
 	}
 }
 
@@ -161,12 +161,12 @@ func (s *store) putCheckpoint(seq uint64, ids *idSum) clientv3.Op {
 }
 
 // checkpointed returns the last batch that the checkpoint in etcd reflects.
-func (s *store) checkpointed(ctx context.Context) (anchor, error) {
+func (s *store) checkpointed(ctx context.Context) (logPoint, error) {
 	c, err := s.control(ctx, 0)
 	if err != nil || c.checkpoint == 0 {
-		return anchor{}, err
+		return logPoint{}, err
 	}
 	seq := c.checkpoint
 	c, err = s.control(ctx, seq)
-	return anchor{seq, c.known}, err
+	return logPoint{seq, c.known}, err
 }

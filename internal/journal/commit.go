@@ -17,8 +17,8 @@ const (
 	// attemptTimeout is how long one attempt to write a batch may take, and how long
 	// it takes at most to notice that etcd does not answer.
 	attemptTimeout = 2 * time.Second
-	// retryFirst and retryMost bound the pause between two attempts.
-	retryFirst, retryMost = 20 * time.Millisecond, time.Second
+	// minRetryPause and maxRetryPause bound the pause between two attempts.
+	minRetryPause, maxRetryPause = 20 * time.Millisecond, time.Second
 	// diskPause is how often a full disk is looked at again.
 	diskPause = 200 * time.Millisecond
 )
@@ -83,11 +83,11 @@ func (w *writer) awaitRoom(bytes uint64) error {
 	t := w.term
 	for t.maintaining.Err() == nil {
 		var why *instance.Error
-		if bytes-t.savedBytes.Load() > t.journal.budget.maxBehind() {
-			signal(t.grown)
+		if bytes-t.savedBytes.Load() > t.journal.budget.maxCheckpointLag() {
+			signal(t.checkpointDue)
 			why = errUnavailable("no checkpoint of the journal can be written, so that nothing can be recorded", nil)
 		} else if _, full := t.crowded(); full {
-			signal(t.room)
+			signal(t.roomNeeded)
 			why = errFull("the database of the journal is as large as it may be; room is being made")
 		} else {
 			return nil
@@ -145,9 +145,9 @@ func (w *writer) request(b *batch, tip tip) request {
 // transact carries a request out and returns the revision at which it was.
 func (w *writer) transact(r request) (revision int64, err error) {
 	defer w.stalled.Store(nil)
-	pause, warned := retryFirst, false
+	pause, warned := minRetryPause, false
 	for attempt := 0; ; {
-		if full := w.term.journal.disk.room(); full != nil {
+		if full := w.term.journal.disk.checkFloor(); full != nil {
 			// etcd would end the process. The disk tells the log itself.
 			w.stalled.Store(full)
 			select {
@@ -193,7 +193,7 @@ func (w *writer) transact(r request) (revision int64, err error) {
 		case <-w.term.ctx.Done():
 			return 0, unknown(w.term.ended())
 		}
-		pause = min(2*pause, retryMost)
+		pause = min(2*pause, maxRetryPause)
 	}
 }
 
@@ -214,7 +214,7 @@ func (w *writer) stall(err error, first bool) *instance.Error {
 	reason := errUnavailable("etcd does not answer, so that nothing can be recorded", err)
 	if noSpace(err) {
 		reason = errFull("etcd has used up its quota; history is being trimmed to make room")
-		signal(w.term.room)
+		signal(w.term.roomNeeded)
 	}
 	w.stalled.Store(reason)
 	if first {
@@ -246,7 +246,7 @@ func (w *writer) attempt(r request) (revision int64, err error) {
 		return resp.Header.GetRevision(), nil
 	}
 	if r.logKey != "" {
-		// The generation is in the record, so nobody else writes the same bytes.
+		// The epoch is in the record, so nobody else writes the same bytes.
 		if kv := only(resp, 0); kv != nil && bytes.Equal(kv.Value, r.value) {
 			return kv.ModRevision, nil
 		}
@@ -254,16 +254,16 @@ func (w *writer) attempt(r request) (revision int64, err error) {
 	return 0, errFenced
 }
 
-// anchor is a batch that is known to be in the log: what is written beside the log
+// logPoint is a batch that is known to be in the log: what is written beside the log
 // holds only for a log that has it.
-type anchor struct {
+type logPoint struct {
 	seq      uint64
 	revision int64
 }
 
 // change carries operations out beside the writer's, if this process still is the
-// owner and the log has the anchor; otherwise it ends the term.
-func (t *Term) change(ctx context.Context, a anchor, ops ...clientv3.Op) error {
+// owner and the log has the logPoint; otherwise it ends the term.
+func (t *Term) change(ctx context.Context, a logPoint, ops ...clientv3.Op) error {
 	s := t.journal.store
 	compare := []clientv3.Cmp{t.owns()}
 	if a.seq > 0 {

@@ -11,7 +11,7 @@ import (
 )
 
 // A cursor is base64url without padding of: a version byte, the log id, the
-// generation, the sequence number, and a CRC-32 of all that. Integers are big
+// epoch, the sequence number, and a CRC-32 of all that. Integers are big
 // endian.
 const (
 	cursorVersion = 1
@@ -121,7 +121,7 @@ func (v *view) check(id logID, p Position) *instance.Error {
 
 // checkLocked is check for a position of this log.
 func (v *view) checkLocked(p Position) *instance.Error {
-	switch covered := v.generations.cover(p); {
+	switch covered := v.epochs.cover(p); {
 	case p.Seq < v.oldest:
 		return v.errExpiredLocked()
 	case !covered:
@@ -133,7 +133,7 @@ func (v *view) checkLocked(p Position) *instance.Error {
 }
 
 func (v *view) errExpiredLocked() *instance.Error {
-	oldest, _ := v.generations.at(v.oldest)
+	oldest, _ := v.epochs.at(v.oldest)
 	err := errOutOfRange(instance.ReasonCursorExpired, "what follows the cursor is no longer kept")
 	err.Metadata = map[string]string{MetadataOldestCursor: encodeCursor(v.id, oldest)}
 	return err

@@ -125,8 +125,8 @@ func copyDir(t *testing.T, from, to string) {
 	}
 }
 
-func TestGenerationsCoverThePositionsThatTheyWrote(t *testing.T) {
-	g := generations{}.begin(0, launch).begin(1, launch).begin(5, launch)
+func TestEpochsCoverThePositionsThatTheyWrote(t *testing.T) {
+	g := epochs{}.begin(0, launch).begin(1, launch).begin(5, launch)
 	first, second, third := g[0].id, g[1].id, g[2].id
 	for _, c := range []struct {
 		name string
@@ -134,21 +134,21 @@ func TestGenerationsCoverThePositionsThatTheyWrote(t *testing.T) {
 		want bool
 	}{
 		{"the place before the first batch", Position{first, 0}, true},
-		{"a batch of another generation", Position{first, 1}, false},
-		{"the first of a generation", Position{second, 1}, true},
-		{"the last of a generation", Position{second, 4}, true},
-		{"past the end of a generation", Position{second, 5}, false},
-		{"the generation that is being written", Position{third, 99}, true},
-		{"a generation that is not known", Position{third + 1, 5}, false},
+		{"a batch of another epoch", Position{first, 1}, false},
+		{"the first of an epoch", Position{second, 1}, true},
+		{"the last of an epoch", Position{second, 4}, true},
+		{"past the end of an epoch", Position{second, 5}, false},
+		{"the epoch that is being written", Position{third, 99}, true},
+		{"an epoch that is not known", Position{third + 1, 5}, false},
 	} {
 		if got := g.cover(c.p); got != c.want {
 			t.Errorf("%s: covered is %v, want %v", c.name, got, c.want)
 		}
 	}
 	if h := g.begin(5, launch); len(h) != 3 || h.last().id == third {
-		t.Errorf("a generation without batches was not replaced: %v", h)
+		t.Errorf("an epoch without batches was not replaced: %v", h)
 	}
 	if h := g.since(4); len(h) != 2 || h[0].id != second {
-		t.Errorf("generations since 4: %v, want the last two of %v", h, g)
+		t.Errorf("epochs since 4: %v, want the last two of %v", h, g)
 	}
 }

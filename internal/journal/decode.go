@@ -11,7 +11,7 @@ import (
 
 // header is what a batch says beside its changes.
 type header struct {
-	generation uint64
+	epoch      uint64
 	recordedAt time.Time
 	// preceding is the bytes of all batches before this one.
 	preceding uint64
@@ -28,7 +28,7 @@ func decodeHeader(value []byte) (h header, packed []byte, err error) {
 		var number uint64
 		switch {
 		case field == 1 && kind == protowire.Fixed64Type:
-			h.generation, n = protowire.ConsumeFixed64(value)
+			h.epoch, n = protowire.ConsumeFixed64(value)
 		case field == 2 && kind == protowire.VarintType:
 			number, n = protowire.ConsumeVarint(value)
 			h.recordedAt = fromNanoseconds(int64(number))
@@ -80,7 +80,7 @@ func decodeChanges(seq uint64, h header, message []byte) (*Batch, error) {
 		}
 		rest = rest[size:]
 	}
-	b := newBatch(Position{Epoch: h.generation, Seq: seq}, len(changes))
+	b := newBatch(Position{Epoch: h.epoch, Seq: seq}, len(changes))
 	b.RecordedAt, b.Bytes = h.recordedAt, len(message)
 	for _, wire := range changes {
 		// Each change has a string of its own: what is known of an instance holds the

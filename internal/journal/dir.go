@@ -22,12 +22,12 @@ import (
 const (
 	// formatVersion is the newest that is known, and that of a new journal.
 	formatVersion = 4
-	// oldestWritten is the oldest that is written. A journal that is older is raised to it
+	// minWrittenFormat is the oldest that is written. A journal that is older is raised to it
 	// at the first start; one that is not stays what it is until [Finalize] raises it, so
 	// that the version before this one can go on with it.
-	oldestWritten = 3
-	// firstSealedFormat is the oldest whose values are sealed.
-	firstSealedFormat = 4
+	minWrittenFormat = 3
+	// minSealedFormat is the oldest whose values are sealed.
+	minSealedFormat = 4
 )
 
 // dataDir is a data directory that is locked by this process:
@@ -150,7 +150,7 @@ func (d *dataDir) check() error {
 		return errNewer("the data directory "+d.path, version, strings.TrimSpace(program))
 	}
 	d.format = version
-	return d.raise(oldestWritten)
+	return d.raise(minWrittenFormat)
 }
 
 // started reports whether etcd has begun its log.

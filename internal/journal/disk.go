@@ -36,9 +36,9 @@ const (
 	// calmFor is how long there has to be just enough space again until that is told.
 	calmFor = 5 * time.Second
 	// reserved is how much of the file system is set aside for the database of etcd
-	// when space becomes scarce, and reserveEvery how often: it commits what it has
+	// when space becomes scarce, and reserveInterval how often: it commits what it has
 	// applied a tenth of a second later.
-	reserved, reserveEvery = 32 << 20, 100 * time.Millisecond
+	reserved, reserveInterval = 32 << 20, 100 * time.Millisecond
 )
 
 // disk watches the space that is free where the log is. A nil disk, that of an external
@@ -100,7 +100,7 @@ func (d *disk) measure(age time.Duration) *measurement {
 	m := &measurement{at: time.Now()}
 	if m.free, m.err = d.statfs(d.path); m.err == nil {
 		d.tell(m)
-		if (d.low || m.free < scarce) && m.at.Sub(d.reservedAt) >= reserveEvery {
+		if (d.low || m.free < scarce) && m.at.Sub(d.reservedAt) >= reserveInterval {
 			d.reservedAt = m.at
 			d.reserve()
 		}
@@ -158,9 +158,9 @@ func (d *disk) check() error {
 	return nil
 }
 
-// room returns an error of [instance.ReasonJournalFull] when so little space is free that etcd
+// checkFloor returns an error of [instance.ReasonJournalFull] when so little space is free that etcd
 // must not be given anything to write.
-func (d *disk) room() *instance.Error {
+func (d *disk) checkFloor() *instance.Error {
 	if d == nil {
 		return nil
 	}
@@ -170,8 +170,8 @@ func (d *disk) room() *instance.Error {
 	return nil
 }
 
-// roomFor is room for that many bytes more than what has to stay free.
-func (d *disk) roomFor(bytes int64) error {
+// checkFloorAnd is checkFloor for that many bytes more.
+func (d *disk) checkFloorAnd(bytes int64) error {
 	if d == nil {
 		return nil
 	}

@@ -43,7 +43,7 @@ func startEtcd(ctx context.Context, dir string, log *slog.Logger) (*embed.Etcd, 
 	// next snapshot; with batches of up to 1 MiB that must not be many.
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 1000, 1
 	cfg.QuotaBackendBytes = -1 // none: the budget is ours to keep, and etcd would refuse what makes room
-	cfg.MaxTxnOps = embeddedTxnOps
+	cfg.MaxTxnOps = maxEmbeddedTxnOps
 
 	e, err := startOrExplain(ctx, cfg, log)
 	if err != nil {
@@ -133,5 +133,5 @@ func (h *fatalHook) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field)
 
 // embeddedStore is the store on an embedded etcd.
 func embeddedStore(e *embed.Etcd, k keys) *store {
-	return &store{client: v3client.New(e.Server), keys: k, embedded: true, maxOps: embeddedTxnOps}
+	return &store{client: v3client.New(e.Server), keys: k, embedded: true, maxOps: maxEmbeddedTxnOps}
 }

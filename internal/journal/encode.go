@@ -37,8 +37,8 @@ func appendChange(b []byte, c *instance.Change) []byte {
 
 // appendHeader appends the fields of a LogRecord beside its changes. They may
 // follow the changes, as fields of a message have no order.
-func appendHeader(b []byte, generation uint64, recordedAt time.Time, preceding uint64) []byte {
-	b = appendFixed64(b, 1, generation)
+func appendHeader(b []byte, epoch uint64, recordedAt time.Time, preceding uint64) []byte {
+	b = appendFixed64(b, 1, epoch)
 	b = appendTime(b, 2, recordedAt)
 	return appendVarint(b, 3, preceding)
 }

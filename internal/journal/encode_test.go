@@ -83,7 +83,7 @@ func TestEveryFieldOfAChangeIsStored(t *testing.T) {
 	if diff := cmp.Diff(want, *b.Events[0].Change); diff != "" {
 		t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
 	}
-	if want := (header{generation: 7, recordedAt: launch, preceding: 99}); h != want {
+	if want := (header{epoch: 7, recordedAt: launch, preceding: 99}); h != want {
 		t.Errorf("header %+v, want %+v", h, want)
 	}
 	if h2, _, err := decodeHeader(value); err != nil || h2 != h {
@@ -422,7 +422,7 @@ func FuzzDecodeBatch(f *testing.F) {
 		for i := range b.Events {
 			again = appendChange(again, b.Events[i].Change)
 		}
-		b2, h2, err := decodeBatch(1, appendHeader(again, h.generation, h.recordedAt, h.preceding))
+		b2, h2, err := decodeBatch(1, appendHeader(again, h.epoch, h.recordedAt, h.preceding))
 		if err != nil || h2 != h || len(b2.Events) != len(b.Events) {
 			t.Fatalf("came back otherwise: %+v, %v", h2, err)
 		}

@@ -57,7 +57,7 @@ func (j *Journal) errDamagedHistory(seq uint64, cause error) error {
 		j.log.Error("history is damaged; whoever reads it has to go on behind the damage, or with a snapshot",
 			slog.Uint64("batch", seq), slog.Any("error", cause))
 	}
-	behind, _ := j.view.listGenerations().at(seq)
+	behind, _ := j.view.listEpochs().at(seq)
 	err := errOutOfRange(instance.ReasonCursorExpired, fmt.Sprintf("what follows the cursor is damaged: batch %d of the log cannot be read", seq))
 	err.Metadata = map[string]string{MetadataOldestCursor: j.Cursor(behind)}
 	err.Cause = cause

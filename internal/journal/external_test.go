@@ -101,7 +101,7 @@ func TestAFollowerKeepsUpByItself(t *testing.T) {
 	follower := openJournal(t, c.config("follower"))
 	r := follower.Read(follower.Head())
 	_, term := own(t, c.config("owner"))
-	ctx, cancel := context.WithTimeout(t.Context(), followEvery/2)
+	ctx, cancel := context.WithTimeout(t.Context(), followInterval/2)
 	defer cancel()
 	for n := range 20 {
 		p := set(t, term, id(n), instance.StateStopped)

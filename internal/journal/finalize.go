@@ -57,7 +57,7 @@ func (j *Journal) finalize(ctx context.Context) (was int, err error) {
 	j.store.meta.Store(meta)
 	k := &j.store.keys
 	unchanged := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(k.owner), "=", c.ownerRevision)}
-	for _, key := range []string{k.meta, k.generations, k.head, k.checkpoint} { // each owner writes one of them at least
+	for _, key := range []string{k.meta, k.epochs, k.head, k.checkpoint} { // each owner writes one of them at least
 		unchanged = append(unchanged, clientv3.Compare(clientv3.ModRevision(key), "<", c.revision+1))
 	}
 	resp, err := j.store.client.Txn(ctx).If(unchanged...).Then(j.store.put(k.meta, meta)).Commit()

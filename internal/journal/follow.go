@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// followEvery is how often a follower looks at the log without being woken.
-	followEvery = 5 * time.Second
+	// followInterval is how often a follower looks at the log without being woken.
+	followInterval = 5 * time.Second
 )
 
 // followOwner keeps the view of a process that shares an external etcd up to date
 // while another process is the owner. It ends with ctx.
 func (j *Journal) followOwner(ctx context.Context) {
-	pause, failing := retryFirst, false
+	pause, failing := minRetryPause, false
 	followed := func() {
-		j.hear()
+		j.noteContact()
 		if failing {
 			failing = false
 			j.log.InfoContext(ctx, "the log in etcd is followed again")
@@ -42,28 +42,28 @@ func (j *Journal) followOwner(ctx context.Context) {
 			failing = true
 			j.log.WarnContext(ctx, "the log in etcd cannot be followed; trying again until it can", slog.Any("error", err))
 		}
-		if time.Since(began) > retryMost {
-			pause = retryFirst
+		if time.Since(began) > maxRetryPause {
+			pause = minRetryPause
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 		}
-		pause = min(2*pause, retryMost)
+		pause = min(2*pause, maxRetryPause)
 	}
 }
 
-// hear notes that etcd has answered.
-func (j *Journal) hear() { j.heard.Store(new(time.Now())) }
+// noteContact notes that etcd has answered.
+func (j *Journal) noteContact() { j.lastContact.Store(new(time.Now())) }
 
 // Reachable returns why what this process knows may be out of date: an error of
 // [instance.ReasonJournalUnavailable] when an external etcd has not answered for as long as an owner may
-// not be heard of. The embedded one is always there.
+// have been silent. The embedded one is always there.
 func (j *Journal) Reachable() error {
 	if j.store.embedded {
 		return nil
 	}
-	if silent := time.Since(*j.heard.Load()); silent > j.config.OwnerTTL {
+	if silent := time.Since(*j.lastContact.Load()); silent > j.config.OwnerTTL {
 		return errSilent(silent)
 	}
 	return nil
@@ -91,7 +91,7 @@ func (j *Journal) followUntilLost(ctx context.Context, followed func()) error {
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wake := j.store.client.Watch(clientv3.WithRequireLeader(watching), j.store.keys.control, clientv3.WithPrefix())
-	regularly := time.NewTicker(followEvery)
+	regularly := time.NewTicker(followInterval)
 	defer regularly.Stop()
 	for j.currentTerm() == nil {
 		refreshing, cancel := context.WithTimeout(ctx, attemptTimeout)

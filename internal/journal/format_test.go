@@ -53,7 +53,7 @@ func writeFormat1(t *testing.T, j *Journal) {
 	logID := j.view.logID()
 	_, err := j.store.client.Txn(t.Context()).Then(
 		putBytes(k.meta, appendMessage(nil, &storagev1.Meta{FormatVersion: 1, LogId: logID[:]})),
-		putBytes(k.generations, appendMessage(nil, &storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7}}})),
+		putBytes(k.epochs, appendMessage(nil, &storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7}}})),
 		putBytes(k.head, appendMessage(nil, &storagev1.Head{Seq: 1})),
 		putBytes(k.checkpoint, appendMessage(nil, &storagev1.Checkpoint{Seq: 1})),
 		putBytes(k.logKey(1), format1(t, "batch")),
@@ -111,7 +111,7 @@ func TestALogOfFormat1IsReadAndGoesOnInThePresentOne(t *testing.T) {
 		t.Errorf("the history is another (-want +got):\n%s", diff)
 	}
 
-	wantFormat(t, j, oldestWritten)
+	wantFormat(t, j, minWrittenFormat)
 }
 
 // format3 returns what a program of format 3 had written when it was killed: three batches

@@ -8,8 +8,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// historyBytes is how much of the log one page of history looks at.
-const historyBytes = 32 << 20
+// maxHistoryBytes is how much of the log one page of history looks at.
+const maxHistoryBytes = 32 << 20
 
 // HistoryPage is a page of events of some instances, oldest first.
 type HistoryPage struct {
@@ -39,7 +39,7 @@ func (j *Journal) History(ctx context.Context, caller string, ids []instance.ID,
 	for _, id := range ids {
 		of[id] = true
 	}
-	for looked := 0; looked < historyBytes && len(page.Entries) < limit; {
+	for looked := 0; looked < maxHistoryBytes && len(page.Entries) < limit; {
 		head := j.Head()
 		if err := j.view.check(j.view.logID(), page.Next); err != nil {
 			return HistoryPage{}, err
@@ -71,7 +71,7 @@ func (j *Journal) History(ctx context.Context, caller string, ids []instance.ID,
 
 // take adds to a page the events of one batch that are of the instances, and returns how
 // much it has looked at.
-func (j *Journal) take(p *HistoryPage, s stored, of map[instance.ID]bool) (size int, err error) {
+func (j *Journal) take(p *HistoryPage, s rawBatch, of map[instance.ID]bool) (size int, err error) {
 	message, err := j.store.unseal(s.kv)
 	if err != nil {
 		return 0, err
@@ -81,7 +81,7 @@ func (j *Journal) take(p *HistoryPage, s stored, of map[instance.ID]bool) (size 
 		return 0, damagedValue(s.kv.Key, err)
 	}
 	if !mentions(changes, of) {
-		p.Next = Position{Epoch: h.generation, Seq: s.seq}
+		p.Next = Position{Epoch: h.epoch, Seq: s.seq}
 		return len(changes), nil
 	}
 	b, err := decodeChanges(s.seq, h, changes)

@@ -61,7 +61,7 @@ type Config struct {
 	// Address is where this process can be reached; others are told while it is the
 	// owner.
 	Address string
-	// OwnerTTL is how long an owner that is not heard of remains the owner, at least
+	// OwnerTTL is how long an owner that has fallen silent remains the owner, at least
 	// 2 seconds, 10 by default. Only for an external etcd.
 	OwnerTTL time.Duration
 
@@ -76,9 +76,9 @@ const openTimeout = 10 * time.Second
 // MinMaxBytes is the least history that can be asked for: a batch is that large.
 const MinMaxBytes = 1 << 20
 
-// batchBudget is for how many bytes of [Config.MaxBytes] one batch may be kept: however small
+// minBytesPerBatch is for how many bytes of [Config.MaxBytes] one batch may be kept: however small
 // batches are, etcd holds their keys in memory.
-const batchBudget = 1 << 10
+const minBytesPerBatch = 1 << 10
 
 func (c Config) withDefaults() Config {
 	c.Prefix = or(strings.TrimRight(c.Prefix, "/"), "/instanced")
@@ -121,13 +121,13 @@ type Journal struct {
 	// cursors are remembered, as many ask for the same.
 	cursors cursorCache
 
-	// feed is held by whoever brings the view up to date from etcd.
-	feed mutex
+	// refreshMu is held by whoever brings the view up to date from etcd.
+	refreshMu mutex
 	// campaign is held by whoever becomes the owner.
 	campaign mutex
 
-	// heard is when an external etcd last answered.
-	heard atomic.Pointer[time.Time]
+	// lastContact is when an external etcd last answered.
+	lastContact atomic.Pointer[time.Time]
 
 	// damaged has the numbers of the damaged batches that the log was told of.
 	damaged sync.Map
@@ -167,16 +167,16 @@ func Open(ctx context.Context, config Config) (*Journal, error) {
 
 func openWith(ctx context.Context, config Config, statfs func(string) (int64, error)) (*Journal, error) {
 	j := &Journal{
-		config:   config.withDefaults(),
-		feed:     newMutex(),
-		campaign: newMutex(),
+		config:    config.withDefaults(),
+		refreshMu: newMutex(),
+		campaign:  newMutex(),
 
-		pageReads: instance.NewPlaces(pageReads),
+		pageReads: instance.NewPlaces(maxPageReads),
 		draining:  make(chan struct{}),
 	}
 	j.drained, j.endDrain = context.WithCancel(context.Background())
 	j.log = j.config.Logger
-	j.maxBatches = uint64(j.config.MaxBytes / batchBudget)
+	j.maxBatches = uint64(j.config.MaxBytes / minBytesPerBatch)
 	j.budget = j.config.budget()
 	j.view = newView(j.config.RingBytes)
 	_, _ = rand.Read(j.process[:]) // never fails: crypto/rand ends the process instead
@@ -197,14 +197,14 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 	}
 	if format := j.store.meta.Load().GetFormatVersion(); format < formatVersion {
 		j.log.Info("the journal is of an older format, which the version before this one can read too; \"instanced upgrade finalize\" raises it",
-			slog.Int("format", int(max(format, oldestWritten))), slog.Int("newest_format", formatVersion))
+			slog.Int("format", int(max(format, minWrittenFormat))), slog.Int("newest_format", formatVersion))
 	}
 	if j.dir != nil { // an older binary is to find it there already
 		if err := j.dir.raise(int(j.store.meta.Load().GetFormatVersion())); err != nil {
 			return nil, errors.Join(err, j.disconnect())
 		}
 	}
-	j.hear()
+	j.noteContact()
 	j.life, j.stop = context.WithCancel(context.Background())
 	if !j.store.embedded {
 		j.background.Go(func() { j.followOwner(j.life) })
@@ -284,7 +284,7 @@ func externalStore(c Config, k keys) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{client: members.client(), members: members, keys: k, maxOps: externalTxnOps}, nil
+	return &store{client: members.client(), members: members, keys: k, maxOps: maxExternalTxnOps}, nil
 }
 
 // drainTimeout is how long a write that is held up may delay a shutdown: long enough for

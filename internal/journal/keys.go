@@ -18,9 +18,9 @@ import (
 //	instances/<id>            the checkpoint
 //	tokens/<created>/<key>    client tokens, by age
 type keys struct {
-	prefix                                              string // with its last slash
-	meta, control, generations, owner, head, checkpoint string
-	log, instances, tokens                              string
+	prefix                                         string // with its last slash
+	meta, control, epochs, owner, head, checkpoint string
+	log, instances, tokens                         string
 }
 
 // seqDigits is the width of a sequence number in a key: enough for any uint64, so
@@ -30,16 +30,16 @@ const seqDigits = 20
 func newKeys(prefix string) keys {
 	p := strings.TrimRight(prefix, "/") + "/"
 	return keys{
-		prefix:      p,
-		meta:        p + "meta",
-		control:     p + "control/",
-		generations: p + "control/generations",
-		owner:       p + "control/owner",
-		head:        p + "control/head",
-		checkpoint:  p + "control/checkpoint",
-		log:         p + "log/",
-		instances:   p + "instances/",
-		tokens:      p + "tokens/",
+		prefix:     p,
+		meta:       p + "meta",
+		control:    p + "control/",
+		epochs:     p + "control/generations",
+		owner:      p + "control/owner",
+		head:       p + "control/head",
+		checkpoint: p + "control/checkpoint",
+		log:        p + "log/",
+		instances:  p + "instances/",
+		tokens:     p + "tokens/",
 	}
 }
 

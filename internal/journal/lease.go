@@ -55,12 +55,12 @@ func (t *Term) keepLease() {
 		case err == nil:
 			last = &renewal{asked, time.Duration(resp.TTL) * time.Second}
 			t.renewed.Store(last)
-			j.hear()
+			j.noteContact()
 		case errors.Is(err, rpctypes.ErrLeaseNotFound) || last.remaining() <= 0:
 			_ = t.end(errNotOwner(errors.New("etcd was not reached for so long that another process may own the log")))
 			return
 		default:
-			pause = retryFirst
+			pause = minRetryPause
 		}
 		select {
 		case <-time.After(min(pause, last.remaining())):

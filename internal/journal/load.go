@@ -19,7 +19,7 @@ import (
 )
 
 // load replaces the view by what is in etcd: the checkpoint, and the batches of
-// the log after it. It creates the log where there is none. The caller holds feed.
+// the log after it. It creates the log where there is none. The caller holds refreshMu.
 func (j *Journal) load(ctx context.Context) error {
 	const attempts = 5
 	for attempt := 1; ; attempt++ {
@@ -52,8 +52,8 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 	if err != nil {
 		return nil, c, err
 	}
-	if len(c.generations) == 0 {
-		return nil, c, damagedValue([]byte(j.store.keys.generations), errors.New("it has no generation"))
+	if len(c.epochs) == 0 {
+		return nil, c, damagedValue([]byte(j.store.keys.epochs), errors.New("it has no epoch"))
 	}
 	if err := c.whole(); err != nil {
 		return nil, c, err
@@ -70,7 +70,7 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 		start = max(c.first, 1) - 1
 	}
 	fresh := newView(j.config.RingBytes)
-	fresh.begin(logID(c.meta.GetLogId()), c.generations, start, c.headRevision, records)
+	fresh.begin(logID(c.meta.GetLogId()), c.epochs, start, c.headRevision, records)
 	for _, id := range unsealed { // as soon as there is another checkpoint
 		fresh.unsaved[id] = records[id]
 	}
@@ -171,7 +171,7 @@ func (j *Journal) catchUp(ctx context.Context, v *view) error {
 			}
 		}
 		if !v.publish(batches...) {
-			return fmt.Errorf("the log is damaged: batches %d to %d do not belong to the generation that is recorded for them",
+			return fmt.Errorf("the log is damaged: batches %d to %d do not belong to the epoch that is recorded for them",
 				page[0].seq, page[len(page)-1].seq)
 		}
 	}
@@ -194,10 +194,10 @@ func (j *Journal) catchUpNow(ctx context.Context) error {
 // It notices a log that has gone back, or that became another one, and then
 // begins anew.
 func (j *Journal) refresh(ctx context.Context) error {
-	if err := j.feed.lock(ctx); err != nil {
+	if err := j.refreshMu.lock(ctx); err != nil {
 		return err
 	}
-	defer j.feed.unlock()
+	defer j.refreshMu.unlock()
 	return j.refreshLocked(ctx)
 }
 
@@ -220,12 +220,12 @@ func (j *Journal) refreshFrom(ctx context.Context, known tip) error {
 		j.log.WarnContext(ctx, "the log in etcd has gone back, or left this process too far behind; reading it anew",
 			slog.Uint64("known_seq", known.head.Seq))
 		if t := j.currentTerm(); t != nil {
-			_ = t.end(errNotOwner(errLost)) // what comes must be of another generation
+			_ = t.end(errNotOwner(errLost)) // what comes must be of another epoch
 		}
 		return j.load(ctx)
 	}
 	j.setOwner(c.owner)
-	j.view.setGenerations(c.generations)
+	j.view.setEpochs(c.epochs)
 	if err := j.noteFirst(ctx, c.first); err != nil {
 		return err
 	}
@@ -243,7 +243,7 @@ func (j *Journal) refreshFrom(ctx context.Context, known tip) error {
 func (j *Journal) continues(known tip, c control) bool {
 	id := j.view.logID()
 	return c.meta != nil && string(c.meta.GetLogId()) == string(id[:]) &&
-		c.generations.cover(known.head) &&
+		c.epochs.cover(known.head) &&
 		(known.head.Seq == 0 || c.known == known.revision)
 }
 

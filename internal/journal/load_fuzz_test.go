@@ -28,22 +28,22 @@ func FuzzLoad(f *testing.F) {
 	c.Before = machine(id(1), instance.StateStopped)
 	batch := appendHeader(appendChange(nil, &c), 7, launch, 99)
 	record := appendInstanceRecord(nil, &Record{Instance: c.After, Position: Position{Epoch: 7, Seq: 1}})
-	meta := encode(&storagev1.Meta{FormatVersion: oldestWritten, LogId: make([]byte, logIDSize)})
-	generations := encode(&storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7, FirstSeq: 1}}})
+	meta := encode(&storagev1.Meta{FormatVersion: minWrittenFormat, LogId: make([]byte, logIDSize)})
+	epochs := encode(&storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7, FirstSeq: 1}}})
 	owner := encode(&storagev1.Owner{Address: "somewhere"})
-	f.Add(meta, generations, owner, encode(&storagev1.Head{Seq: 1}), []byte{}, batch, record)
-	f.Add(meta, generations, []byte{}, encode(&storagev1.Head{Seq: 1}), encode(&storagev1.Checkpoint{Seq: 1}), batch, record)
-	f.Add(meta, generations, owner, encode(&storagev1.Head{Seq: 1 << 60}), encode(&storagev1.Checkpoint{Seq: 1 << 63}), batch, record)
+	f.Add(meta, epochs, owner, encode(&storagev1.Head{Seq: 1}), []byte{}, batch, record)
+	f.Add(meta, epochs, []byte{}, encode(&storagev1.Head{Seq: 1}), encode(&storagev1.Checkpoint{Seq: 1}), batch, record)
+	f.Add(meta, epochs, owner, encode(&storagev1.Head{Seq: 1 << 60}), encode(&storagev1.Checkpoint{Seq: 1 << 63}), batch, record)
 	packed := appendHeader(appendPacked(nil, bytes.Repeat(appendChange(nil, &c), packFrom)), 7, launch, 99)
-	f.Add(meta, generations, owner, encode(&storagev1.Head{Seq: 1}), []byte{}, packed, record)
+	f.Add(meta, epochs, owner, encode(&storagev1.Head{Seq: 1}), []byte{}, packed, record)
 	f.Add(meta, []byte{}, []byte{}, []byte{}, []byte{}, []byte{}, []byte{})
 	f.Add([]byte{}, []byte{}, []byte{}, []byte{}, []byte{}, []byte{}, []byte{})
 
 	number := 0
-	f.Fuzz(func(t *testing.T, meta, generations, owner, head, checkpoint, batch, record []byte) {
+	f.Fuzz(func(t *testing.T, meta, epochs, owner, head, checkpoint, batch, record []byte) {
 		number++
 		config := Config{Prefix: fmt.Sprintf("/fuzz-%d", number)}.withDefaults()
-		j := &Journal{config: config, log: config.Logger, feed: newMutex(), campaign: newMutex(), pageReads: instance.NewPlaces(pageReads), view: newView(config.RingBytes)}
+		j := &Journal{config: config, log: config.Logger, refreshMu: newMutex(), campaign: newMutex(), pageReads: instance.NewPlaces(maxPageReads), view: newView(config.RingBytes)}
 		j.store = embeddedStore(server, newKeys(config.Prefix))
 		defer func() {
 			if err := j.store.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
@@ -52,7 +52,7 @@ func FuzzLoad(f *testing.F) {
 		}()
 		k := j.store.keys
 		for key, value := range map[string][]byte{
-			k.meta: meta, k.generations: generations, k.owner: owner, k.head: head, k.checkpoint: checkpoint,
+			k.meta: meta, k.epochs: epochs, k.owner: owner, k.head: head, k.checkpoint: checkpoint,
 			k.logKey(1): batch, k.instances + string(id(1)): record,
 		} {
 			if len(value) == 0 {

@@ -234,7 +234,7 @@ func readFrom[T any](ctx context.Context, m *members, read func(*clientv3.Client
 			return result, err
 		}
 		select {
-		case <-time.After(retryFirst):
+		case <-time.After(minRetryPause):
 		case <-ctx.Done():
 			return result, err
 		}

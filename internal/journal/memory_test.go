@@ -83,7 +83,7 @@ func TestTheRingIsCountedInWhatItTakes(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			v := newView(1 << 40)
-			v.begin(logID{}, generations{}.begin(0, time.Now()), 0, 0, map[instance.ID]*Record{})
+			v.begin(logID{}, epochs{}.begin(0, time.Now()), 0, 0, map[instance.ID]*Record{})
 			seq := uint64(0)
 			turn := func(number int) {
 				var b *Batch
@@ -109,7 +109,7 @@ func TestTheRingIsCountedInWhatItTakes(t *testing.T) {
 				for n := range instances {
 					if b == nil {
 						seq++
-						b = newBatch(Position{v.listGenerations()[0].id, seq}, tc.size)
+						b = newBatch(Position{v.listEpochs()[0].id, seq}, tc.size)
 					}
 					c := instance.Change{Type: instance.ChangeAttributes, Cause: cause(number, n)}
 					if known, ok := v.get(id(n)); ok {

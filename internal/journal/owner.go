@@ -21,11 +21,11 @@ import (
 type Term struct {
 	journal *Journal
 	// revision is that at which the owner key was created; every write compares it.
-	revision   int64
-	generation uint64
-	lease      clientv3.LeaseID // 0 for the embedded etcd
-	tokens     *tokenIndex
-	writer     *writer
+	revision int64
+	epoch    uint64
+	lease    clientv3.LeaseID // 0 for the embedded etcd
+	tokens   *tokenIndex
+	writer   *writer
 
 	// ctx ends with the term, and maintaining when the term is about to end: then nothing is
 	// tidied any more, nor is it waited for.
@@ -37,9 +37,9 @@ type Term struct {
 	work sync.WaitGroup
 	// renewed is how etcd last extended the lease; nil for the embedded etcd.
 	renewed atomic.Pointer[renewal]
-	// room asks for room to be made in etcd, and grown for it to be looked whether a
+	// roomNeeded asks for room to be made in etcd, and checkpointDue for it to be looked whether a
 	// checkpoint is due; unblocked is signalled when either was done.
-	room, grown, unblocked chan struct{}
+	roomNeeded, checkpointDue, unblocked chan struct{}
 	// limit is how many bytes of the embedded etcd's database may be in use before the
 	// writer waits.
 	limit atomic.Int64
@@ -47,7 +47,7 @@ type Term struct {
 	// batch that the checkpoint in etcd reflects, when that was written in this term,
 	// and compactable, a revision before which nothing is needed.
 	maintenance mutex
-	saved       anchor
+	saved       logPoint
 	savedAt     time.Time
 	compactable int64
 	// savedBytes is how long the log was at the checkpoint.
@@ -57,9 +57,9 @@ type Term struct {
 	err *instance.Error // guarded by mu
 }
 
-// Campaign makes this process the owner of the log and begins a new generation.
-// With an external etcd it waits until the present owner gives up or is not heard
-// of for its time to live, and outlasts failures of etcd; the embedded one belongs
+// Campaign makes this process the owner of the log and begins a new epoch.
+// With an external etcd it waits until the present owner gives up or is silent
+// for its time to live, and outlasts failures of etcd; the embedded one belongs
 // to this process alone. The view is complete up to the end of the log when it
 // returns. While a term of this journal lasts, Campaign waits for its end; after
 // [Journal.Drain] it waits until ctx ends or the journal is closed.
@@ -83,7 +83,7 @@ func (j *Journal) Campaign(ctx context.Context) (*Term, error) {
 		return nil, context.Cause(ctx)
 	default:
 	}
-	pause := retryFirst
+	pause := minRetryPause
 	for {
 		t, err := j.tryCampaign(ctx)
 		switch {
@@ -102,7 +102,7 @@ func (j *Journal) Campaign(ctx context.Context) (*Term, error) {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		pause = min(2*pause, retryMost)
+		pause = min(2*pause, maxRetryPause)
 	}
 }
 
@@ -127,11 +127,11 @@ func (j *Journal) awaitTermEnd(ctx context.Context) error {
 // somebody else did first.
 func (j *Journal) tryCampaign(ctx context.Context) (*Term, error) {
 	t := &Term{
-		journal:     j,
-		room:        make(chan struct{}, 1),
-		grown:       make(chan struct{}, 1),
-		unblocked:   make(chan struct{}, 1),
-		maintenance: newMutex(),
+		journal:       j,
+		roomNeeded:    make(chan struct{}, 1),
+		checkpointDue: make(chan struct{}, 1),
+		unblocked:     make(chan struct{}, 1),
+		maintenance:   newMutex(),
 	}
 	t.limit.Store(int64(j.budget))
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -272,13 +272,13 @@ func (t *Term) grant(ctx context.Context) error {
 }
 
 // begin brings the view to the end of the log, which is final now that nobody
-// else can write, and appends a generation.
+// else can write, and appends an epoch.
 func (t *Term) begin(ctx context.Context) (err error) {
 	j := t.journal
-	if err := j.feed.lock(ctx); err != nil {
+	if err := j.refreshMu.lock(ctx); err != nil {
 		return err
 	}
-	defer j.feed.unlock()
+	defer j.refreshMu.unlock()
 	if err := j.refreshLocked(ctx); err != nil {
 		return err
 	}
@@ -293,24 +293,24 @@ func (t *Term) begin(ctx context.Context) (err error) {
 		t.savedBytes.Store(h.preceding)
 	}
 	tip := j.view.tip()
-	list := j.view.listGenerations().since(j.view.oldestPosition().Seq).begin(tip.head.Seq+1, time.Now())
-	ops := []clientv3.Op{j.store.putGenerations(list)}
+	list := j.view.listEpochs().since(j.view.oldestPosition().Seq).begin(tip.head.Seq+1, time.Now())
+	ops := []clientv3.Op{j.store.putEpochs(list)}
 	c, err := j.store.control(ctx, 0)
 	if err != nil {
 		return err
 	}
-	if was := c.meta.GetFormatVersion(); c.meta != nil && was < oldestWritten { // from now on older processes must not read it
+	if was := c.meta.GetFormatVersion(); c.meta != nil && was < minWrittenFormat { // from now on older processes must not read it
 		j.log.InfoContext(ctx, "the format of the journal is raised; earlier versions of this program can no longer read it",
-			slog.Int("was", int(was)), slog.Int("format", oldestWritten))
+			slog.Int("was", int(was)), slog.Int("format", minWrittenFormat))
 		meta := proto.CloneOf(c.meta)
-		meta.FormatVersion, meta.ProgramVersion = oldestWritten, j.config.Version
+		meta.FormatVersion, meta.ProgramVersion = minWrittenFormat, j.config.Version
 		ops = append(ops, j.store.put(j.store.keys.meta, meta))
 	}
-	if err := t.change(ctx, anchor{tip.head.Seq, tip.revision}, ops...); err != nil {
+	if err := t.change(ctx, logPoint{tip.head.Seq, tip.revision}, ops...); err != nil {
 		return err
 	}
-	j.view.setGenerations(list)
-	t.generation = list.last().id
+	j.view.setEpochs(list)
+	t.epoch = list.last().id
 	if t.tokens, err = j.store.loadTokens(ctx); err != nil {
 		return err
 	}
@@ -319,7 +319,7 @@ func (t *Term) begin(ctx context.Context) (err error) {
 			slog.Int("client_tokens", use.count), slog.Int64("client_token_bytes", use.bytes), slog.Int64("max_client_token_bytes", j.budget.tokens()))
 	}
 	if crowded, _ := t.crowded(); crowded {
-		signal(t.room)
+		signal(t.roomNeeded)
 	}
 	return nil
 }
@@ -331,7 +331,7 @@ func (t *Term) owns() clientv3.Cmp {
 }
 
 // Epoch returns the epoch of every position written during the term.
-func (t *Term) Epoch() uint64 { return t.generation }
+func (t *Term) Epoch() uint64 { return t.epoch }
 
 // Done is closed when the term is over: another process may own the log, or the
 // journal was closed.
@@ -402,7 +402,7 @@ func (t *Term) resign(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	var err error
-	if full := t.journal.disk.room(); full != nil {
+	if full := t.journal.disk.checkFloor(); full != nil {
 		t.journal.log.WarnContext(ctx, "the disk is full, so that no checkpoint is written; the next start takes longer")
 	} else if t.Err() == nil {
 		if err = t.checkpoint(ctx); t.Err() != nil {
@@ -418,7 +418,7 @@ func (t *Term) resign(ctx context.Context) error {
 // release gives the owner key up, whether or not the term has begun.
 func (t *Term) release(ctx context.Context) {
 	j := t.journal
-	if j.disk.room() != nil {
+	if j.disk.checkFloor() != nil {
 		return // the next owner of the directory does not ask whose it was
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)

@@ -12,7 +12,7 @@ const (
 	// packFrom is the size from which changes are packed: below, they gain little.
 	packFrom = 1 << 10
 	// mostUnpacked is the most that packed changes may become; more is no batch of ours.
-	mostUnpacked = 2 * requestBytes
+	mostUnpacked = 2 * maxRequestBytes
 )
 
 // The fields of LogRecord in which changes are.

@@ -31,7 +31,7 @@ func TestPackedChangesAreSmallAndComeBackAsTheyWere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (header{generation: 7, recordedAt: launch, preceding: 99}); h != want {
+	if want := (header{epoch: 7, recordedAt: launch, preceding: 99}); h != want {
 		t.Errorf("header %+v, want %+v", h, want)
 	}
 	var got []instance.Change

@@ -9,24 +9,24 @@ import (
 )
 
 const (
-	// pageBytes is about the size of a page of the log: what a reader that has fallen
+	// maxPageBytes is about the size of a page of the log: what a reader that has fallen
 	// out of the ring holds in memory.
-	pageBytes = 64 << 10
+	maxPageBytes = 64 << 10
 	// firstPage and largestPage are numbers of batches in a page.
 	firstPage, largestPage = 8, 256
-	// pageReads is how many pages are read from etcd at a time for all readers, so
+	// maxPageReads is how many pages are read from etcd at a time for all readers, so
 	// that their number does not multiply what a page may take while it is read. One
 	// caller gets half of them.
-	pageReads = 4
+	maxPageReads = 4
 )
 
 // errGap means that the batches after a position are not in the log: retention
 // has passed it.
 var errGap = errors.New("the batches that follow are missing")
 
-// stored is a batch as it is in etcd. It is read only when its turn comes: what is damaged
+// rawBatch is a batch as it is in etcd. It is read only when its turn comes: what is damaged
 // takes nothing away from what comes before it.
-type stored struct {
+type rawBatch struct {
 	seq uint64
 	kv  *mvccpb.KeyValue
 }
@@ -40,7 +40,7 @@ type pager struct {
 
 // next returns batches that follow seq without a gap: none at the end of the log,
 // errGap when the next one is gone.
-func (p *pager) next(ctx context.Context, seq uint64) ([]stored, error) {
+func (p *pager) next(ctx context.Context, seq uint64) ([]rawBatch, error) {
 	if p.count == 0 {
 		p.count = firstPage
 	}
@@ -56,7 +56,7 @@ func (p *pager) next(ctx context.Context, seq uint64) ([]stored, error) {
 	if err != nil {
 		return nil, err
 	}
-	page := make([]stored, 0, len(resp.Kvs))
+	page := make([]rawBatch, 0, len(resp.Kvs))
 	size := 0
 	for i, kv := range resp.Kvs {
 		n, err := k.seq(kv.Key)
@@ -66,23 +66,23 @@ func (p *pager) next(ctx context.Context, seq uint64) ([]stored, error) {
 		if n != seq+1+uint64(i) {
 			break
 		}
-		if size += len(kv.Value); size > pageBytes && i > 0 {
+		if size += len(kv.Value); size > maxPageBytes && i > 0 {
 			break // the rest is read again when it is wanted
 		}
-		page = append(page, stored{n, kv})
+		page = append(page, rawBatch{n, kv})
 	}
 	if len(page) == 0 && len(resp.Kvs) > 0 {
 		return nil, errGap
 	}
 	if size > 0 {
 		average := size/len(page) + 1
-		p.count = min(max(int64(pageBytes/average), 1), p.count*4, largestPage)
+		p.count = min(max(int64(maxPageBytes/average), 1), p.count*4, largestPage)
 	}
 	return page, nil
 }
 
 // batch decodes a stored batch. Errors are of type damage.
-func (s *store) batch(x stored) (*Batch, header, error) {
+func (s *store) batch(x rawBatch) (*Batch, header, error) {
 	message, err := s.unseal(x.kv)
 	if err != nil {
 		return nil, header{}, err
@@ -95,7 +95,7 @@ func (s *store) batch(x stored) (*Batch, header, error) {
 }
 
 // publishable decodes a stored batch, for publishing.
-func (s *store) publishable(x stored) (published, error) {
+func (s *store) publishable(x rawBatch) (published, error) {
 	b, h, err := s.batch(x)
 	if err != nil {
 		return published{}, err

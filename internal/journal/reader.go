@@ -17,14 +17,14 @@ type Reader struct {
 	// caller is who takes turns with others for pages of the log.
 	caller string
 	// interest is that of one which waits for changes of some instances only.
-	interest *interest
+	waiter *waiter
 	// before is the position of the batch before last, the one that Next returned last.
 	// It is held by others only, so that a reader which pauses over it holds no memory.
 	before Position
 	last   weak.Pointer[Batch]
 	pager  pager
 	// page is what is left of the last page, whose first batch follows the position.
-	page []stored
+	page []rawBatch
 }
 
 // Read returns a reader of what follows a position, which is one that Resolve, a
@@ -45,13 +45,13 @@ func (r *Reader) For(caller string) *Reader {
 // being woken. Close it in the end.
 func (j *Journal) ReadOf(ids []instance.ID, after Position) *Reader {
 	r := j.Read(after)
-	r.interest = &interest{ids: ids}
-	j.view.interests.add(r.interest)
+	r.waiter = &waiter{ids: ids}
+	j.view.waiters.add(r.waiter)
 	return r
 }
 
 // Close ends the interest of a reader of [Journal.ReadOf].
-func (r *Reader) Close() { r.journal.view.interests.remove(r.interest) }
+func (r *Reader) Close() { r.journal.view.waiters.remove(r.waiter) }
 
 // Position returns the position of the batch that Next returned last, or up to which a
 // reader of [Journal.ReadOf] has passed over what followed it.
@@ -73,8 +73,8 @@ func (r *Reader) Next(ctx context.Context) (*Batch, error) {
 
 // next returns the batch that follows, or that matters.
 func (r *Reader) next(ctx context.Context) (*Batch, error) {
-	for r.interest != nil {
-		woken := r.journal.view.park(r.interest, r.position)
+	for r.waiter != nil {
+		woken := r.journal.view.wait(r.waiter, r.position)
 		if woken == nil {
 			break
 		}
@@ -85,9 +85,9 @@ func (r *Reader) next(ctx context.Context) (*Batch, error) {
 		case <-ctx.Done():
 			ended = ctx.Err()
 		}
-		touched, position := r.journal.view.leave(r.interest, r.position)
-		if touched != nil {
-			return touched, nil
+		batch, position := r.journal.view.stopWaiting(r.waiter, r.position)
+		if batch != nil {
+			return batch, nil
 		}
 		if r.position = position; ended != nil {
 			return nil, ended
@@ -162,7 +162,7 @@ func (r *Reader) fromLog(ctx context.Context, position Position) (*Batch, error)
 
 // readPage reads the page of the log that follows a position before the head. It
 // is empty when the view was wrong about the log, and was brought up to date.
-func (j *Journal) readPage(ctx context.Context, caller string, p *pager, after Position) ([]stored, error) {
+func (j *Journal) readPage(ctx context.Context, caller string, p *pager, after Position) ([]rawBatch, error) {
 	ctx, leave, err := j.enter(ctx)
 	if err != nil {
 		return nil, err

@@ -372,7 +372,7 @@ func TestPagesAreLimitedInBytes(t *testing.T) {
 				t.Fatalf("batch %d, want %d", s.seq, seq)
 			}
 		}
-		if size > pageBytes && len(page) > 1 {
+		if size > maxPageBytes && len(page) > 1 {
 			t.Errorf("a page of %d bytes", size)
 		}
 	}
@@ -412,7 +412,7 @@ func TestManyReadersOfOneCallerLeavePagesForOthers(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var flood sync.WaitGroup
 	var got atomic.Int64
-	for range 50 * pageReads {
+	for range 50 * maxPageReads {
 		flood.Go(func() {
 			if leave, err := j.pageReads.Enter(ctx, "flood"); err == nil {
 				got.Add(1)
@@ -421,7 +421,7 @@ func TestManyReadersOfOneCallerLeavePagesForOthers(t *testing.T) {
 			}
 		})
 	}
-	for got.Load() < pageReads/2 {
+	for got.Load() < maxPageReads/2 {
 		runtime.Gosched()
 	}
 	for _, caller := range []string{"alice", ""} {
@@ -434,8 +434,8 @@ func TestManyReadersOfOneCallerLeavePagesForOthers(t *testing.T) {
 			t.Errorf("%q: %d events, %v", caller, len(page.Entries), err)
 		}
 	}
-	if n := got.Load(); n != pageReads/2 {
-		t.Errorf("the flood has %d places of %d", n, pageReads)
+	if n := got.Load(); n != maxPageReads/2 {
+		t.Errorf("the flood has %d places of %d", n, maxPageReads)
 	}
 	cancel()
 	flood.Wait()

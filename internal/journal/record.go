@@ -146,7 +146,7 @@ func (e *entry) place(p Position, index int) {
 
 // follow completes the record of a change by that before it, nil if there was none. One
 // that is complete already, which others may be reading, is not written to.
-func (r *Record) follow(c *instance.Change, before *Record) {
+func (r *Record) inheritCause(c *instance.Change, before *Record) {
 	if c.Type == instance.ChangeAttributes && before != nil && r.Cause != before.Cause {
 		r.Cause = before.Cause
 	}

@@ -10,8 +10,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// trimKeys is the most keys that one transaction deletes.
-const trimKeys = 2000
+// maxTrimKeys is the most keys that one transaction deletes.
+const maxTrimKeys = 2000
 
 // trim deletes the history that is older, or longer, than what is kept. Too long a
 // history is cut to nine tenths, so that it is not cut all the time.
@@ -59,7 +59,7 @@ func (t *Term) trimTo(ctx context.Context, before time.Time, most uint64) error 
 func (t *Term) trimBefore(ctx context.Context, cut uint64) error {
 	j := t.journal
 	for first := j.view.oldestPosition().Seq + 1; first < cut; {
-		next := min(first+trimKeys, cut)
+		next := min(first+maxTrimKeys, cut)
 		h, err := j.store.header(ctx, next)
 		if err != nil {
 			return err

@@ -172,8 +172,8 @@ func TestACheckpointAndTheRestOfTheLogAreTheFold(t *testing.T) {
 		churn(t, term, 100+round, 10)
 		if round%2 == 0 {
 			// As after a crash: instances were written, but not how far they reach.
-			records, head, _ := j.view.takeUnsaved()
-			j.view.putUnsaved(records)
+			records, head, _ := j.view.collectUnsaved()
+			j.view.restoreUnsaved(records)
 			ops := []clientv3.Op{j.store.putCheckpoint(term.saved.seq, nil)}
 			for id, record := range records {
 				key := j.store.keys.instances + string(id)
@@ -294,7 +294,7 @@ func TestACheckpointIsDueAfterAWhileAndAfterMuchWasWritten(t *testing.T) {
 	if written(time.Now()) {
 		t.Error("it was written although hardly anything had changed since the last one")
 	}
-	if !written(time.Now().Add(checkpointEvery)) {
+	if !written(time.Now().Add(checkpointInterval)) {
 		t.Error("it was not written after a minute")
 	}
 	_, err := term.Update(t.Context(), func(tx *Tx) error {

@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// embeddedTxnOps is the most operations of a transaction that the embedded etcd
-	// is told to take; externalTxnOps stays below etcd's default of 128.
-	embeddedTxnOps = 1024
-	externalTxnOps = 120
-	// requestBytes is the most that is put into one transaction. etcd's limit is
+	// maxEmbeddedTxnOps is the most operations of a transaction that the embedded etcd
+	// is told to take; maxExternalTxnOps stays below etcd's default of 128.
+	maxEmbeddedTxnOps = 1024
+	maxExternalTxnOps = 120
+	// maxRequestBytes is the most that is put into one transaction. etcd's limit is
 	// 1.5 MiB.
-	requestBytes = 1 << 20
+	maxRequestBytes = 1 << 20
 )
 
 // store is etcd, whether in this process or not.
@@ -52,9 +52,9 @@ func (s *store) recent() clientv3.OpOption {
 
 // control is what the few keys beside the log say, all at one revision.
 type control struct {
-	revision    int64
-	meta        *storagev1.Meta // nil when there is no log yet
-	generations generations
+	revision int64
+	meta     *storagev1.Meta // nil when there is no log yet
+	epochs   epochs
 	// owner is nil when nobody owns the log; ownerRevision is the revision at which
 	// it began to.
 	owner         *storagev1.Owner
@@ -76,7 +76,7 @@ type control struct {
 func (s *store) control(ctx context.Context, known uint64) (control, error) {
 	resp, err := s.client.Txn(ctx).Then(
 		clientv3.OpGet(s.keys.meta),
-		clientv3.OpGet(s.keys.generations),
+		clientv3.OpGet(s.keys.epochs),
 		clientv3.OpGet(s.keys.owner),
 		clientv3.OpGet(s.keys.checkpoint),
 		clientv3.OpGet(s.keys.head),
@@ -113,7 +113,7 @@ func (s *store) control(ctx context.Context, known uint64) (control, error) {
 	}
 	c.checkpoint, c.ids, c.head = checkpoint.GetSeq(), (*idSum)(checkpoint.IdsSum), head.GetSeq()
 	for _, g := range list.GetGenerations() {
-		c.generations = append(c.generations, generation{g.GetId(), g.GetFirstSeq(), fromNanoseconds(g.GetStartedAtNs())})
+		c.epochs = append(c.epochs, epoch{g.GetId(), g.GetFirstSeq(), fromNanoseconds(g.GetStartedAtNs())})
 	}
 	c.kept = uint64(resp.Responses[5].GetResponseRange().GetCount())
 	if kv := only(resp, 5); kv != nil {
@@ -148,7 +148,7 @@ func (s *store) readMeta(kv *mvccpb.KeyValue) (*storagev1.Meta, error) {
 	}
 	sealed := sealed(kv)
 	switch v := meta.GetFormatVersion(); {
-	case v == 0, sealed != (v >= firstSealedFormat):
+	case v == 0, sealed != (v >= minSealedFormat):
 		return nil, damaged(fmt.Sprintf("it says format %d", v))
 	case v > formatVersion:
 		return nil, errNewer("the log at "+strings.TrimSuffix(s.keys.prefix, "/")+" in etcd", int(v), meta.GetProgramVersion())
@@ -170,22 +170,22 @@ func (s *store) create(ctx context.Context, id logID, now time.Time, program str
 	meta := newMeta(id, now)
 	meta.ProgramVersion = program
 	s.meta.Store(meta)
-	list := generations{}.begin(0, now)
+	list := epochs{}.begin(0, now)
 	_, err := s.client.Txn(ctx).
 		If(clientv3.Compare(clientv3.CreateRevision(s.keys.meta), "=", 0)).
-		Then(s.put(s.keys.meta, meta), s.putGenerations(list), s.putHead(0)).
+		Then(s.put(s.keys.meta, meta), s.putEpochs(list), s.putHead(0)).
 		Commit()
 	return err
 }
 
-func (s *store) putGenerations(list generations) clientv3.Op {
+func (s *store) putEpochs(list epochs) clientv3.Op {
 	m := &storagev1.Generations{}
 	for _, g := range list {
 		m.Generations = append(m.Generations, &storagev1.Generation{
 			Id: g.id, FirstSeq: g.first, StartedAtNs: nanoseconds(g.startedAt),
 		})
 	}
-	return s.put(s.keys.generations, m)
+	return s.put(s.keys.epochs, m)
 }
 
 func (s *store) putHead(seq uint64) clientv3.Op {

@@ -135,16 +135,16 @@ func (t *Term) tokenHorizon(now time.Time) time.Time {
 func (t *Term) expireTokens(ctx context.Context, now time.Time) (expired int, err error) {
 	k := &t.journal.store.keys
 	if t.tokens == nil { // in a term that has not begun
-		return 0, t.change(ctx, anchor{}, clientv3.OpDelete(k.tokens, clientv3.WithRange(k.tokensBefore(t.tokenHorizon(now)))))
+		return 0, t.change(ctx, logPoint{}, clientv3.OpDelete(k.tokens, clientv3.WithRange(k.tokensBefore(t.tokenHorizon(now)))))
 	}
 	for {
-		oldest := t.tokens.createdBefore(t.tokenHorizon(now), trimKeys)
+		oldest := t.tokens.createdBefore(t.tokenHorizon(now), maxTrimKeys)
 		if len(oldest) == 0 {
 			return expired, nil
 		}
 		last := oldest[len(oldest)-1]
 		end := k.tokenKey(last.created, last.key) + "\x00"
-		if err := t.change(ctx, anchor{}, clientv3.OpDelete(k.tokens, clientv3.WithRange(end))); err != nil {
+		if err := t.change(ctx, logPoint{}, clientv3.OpDelete(k.tokens, clientv3.WithRange(end))); err != nil {
 			return expired, err
 		}
 		t.tokens.drop(oldest)

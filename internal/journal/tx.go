@@ -82,13 +82,13 @@ func (tx *Tx) Append(c instance.Change) {
 		c.Type = instance.ChangeAttributes
 	}
 	e := newEntry(c)
-	e.record.follow(&e.change, known)
+	e.record.inheritCause(&e.change, known)
 	e.place(tx.position, len(tx.entries)) // for now; see batch.add
 	tx.entries = append(tx.entries, e)
 	tx.encoded = appendChange(tx.encoded, &e.change)
 	tx.ends = append(tx.ends, len(tx.encoded))
-	if size := len(tx.encoded) - tx.begins(len(tx.ends)-1); size > requestBytes {
-		tx.fail(fmt.Sprintf("a change of %d bytes, which is more than %d", size, requestBytes))
+	if size := len(tx.encoded) - tx.begins(len(tx.ends)-1); size > maxRequestBytes {
+		tx.fail(fmt.Sprintf("a change of %d bytes, which is more than %d", size, maxRequestBytes))
 	}
 	tx.known[id] = &e.record
 }
@@ -113,8 +113,8 @@ func (tx *Tx) PutToken(t Token) {
 		principal: t.Principal,
 		value:     appendToken(s.beginValue(nil), &t, s.logID(), s.seals()), // both from format 4 on
 	}
-	if len(c.value)+len(t.Key) > requestBytes {
-		tx.fail(fmt.Sprintf("a client token of %d bytes, which is more than %d", len(c.value), requestBytes))
+	if len(c.value)+len(t.Key) > maxRequestBytes {
+		tx.fail(fmt.Sprintf("a client token of %d bytes, which is more than %d", len(c.value), maxRequestBytes))
 		return
 	}
 	c.bytes = countedBytes(len(s.keys.tokenKey(c.created, t.Key))+len(c.value), &t)
@@ -169,7 +169,7 @@ func (tx *Tx) fail(what string) {
 func (tx *Tx) parts() int {
 	parts, start := 0, 0
 	for i, end := range tx.ends {
-		if parts == 0 || end-start > requestBytes {
+		if parts == 0 || end-start > maxRequestBytes {
 			parts++
 			start = tx.begins(i)
 		}

@@ -53,7 +53,7 @@ func (t *Term) Update(ctx context.Context, fn func(*Tx) error) (Position, error)
 	if stalled := w.stalled.Load(); stalled != nil {
 		return Position{}, stalled
 	}
-	if full := t.journal.disk.room(); full != nil {
+	if full := t.journal.disk.checkFloor(); full != nil {
 		return Position{}, full
 	}
 	u := w.updates.Get().(*update)

@@ -220,7 +220,7 @@ func TestALargeUpdateIsSplitInOrder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b.Bytes > requestBytes+64 {
+		if b.Bytes > maxRequestBytes+64 {
 			t.Errorf("a batch of %d bytes", b.Bytes)
 		}
 		for i := range b.Events {

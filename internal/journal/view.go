@@ -16,8 +16,8 @@ import (
 type view struct {
 	mu sync.RWMutex
 	// All below is guarded by mu; what is pointed to is never modified.
-	id          logID
-	generations generations
+	id     logID
+	epochs epochs
 	// head is the last batch published, with its time, the revision at which it was
 	// written, and the bytes of the log up to and including it.
 	head       Position
@@ -41,9 +41,9 @@ type view struct {
 	// changed is closed, and replaced, when anything above changed.
 	changed chan struct{}
 	closed  bool
-	// interests are those of readers who wait for some instances only. What changes
+	// waiters are those of readers who wait for some instances only. What changes
 	// them holds mu, or its read lock.
-	interests interests
+	waiters waiters
 
 	// snapshotMu serializes Snapshot; it is taken before mu.
 	snapshotMu sync.Mutex
@@ -58,8 +58,8 @@ func newView(ringLimit int64) *view {
 
 // begin makes an unused view that of a log which is known up to start. The revision
 // counts only as long as nothing is published.
-func (v *view) begin(id logID, g generations, start uint64, revision int64, records map[instance.ID]*Record) {
-	v.id, v.generations, v.records = id, g, records
+func (v *view) begin(id logID, g epochs, start uint64, revision int64, records map[instance.ID]*Record) {
+	v.id, v.epochs, v.records = id, g, records
 	v.head, _ = g.at(start)
 	v.revision = revision
 	v.ids = sumIDs(maps.Keys(records))
@@ -75,7 +75,7 @@ func (v *view) adopt(fresh *view) {
 	defer v.snapshotMu.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.id, v.generations = fresh.id, fresh.generations
+	v.id, v.epochs = fresh.id, fresh.epochs
 	v.head, v.recordedAt, v.revision, v.bytes = fresh.head, fresh.recordedAt, fresh.revision, fresh.bytes
 	v.oldest, v.oldestBytes = fresh.oldest, fresh.oldestBytes
 	v.records, v.ids, v.unsaved, v.recent = fresh.records, fresh.ids, fresh.unsaved, fresh.recent
@@ -83,7 +83,7 @@ func (v *view) adopt(fresh *view) {
 	v.ring.guard = &v.mu
 	v.snapshot = nil
 	v.wakeLocked()
-	v.interests.wakeAll()
+	v.waiters.wakeAll()
 }
 
 // published is a batch that is on disk.
@@ -104,11 +104,11 @@ func (v *view) publish(batches ...published) bool {
 		if p.batch.Position.Seq <= v.head.Seq {
 			continue
 		}
-		if p.batch.Position.Seq != v.head.Seq+1 || !v.generations.cover(p.batch.Position) {
+		if p.batch.Position.Seq != v.head.Seq+1 || !v.epochs.cover(p.batch.Position) {
 			return false
 		}
 		v.foldLocked(p)
-		v.interests.touch(p.batch)
+		v.waiters.wake(p.batch)
 	}
 	v.wakeLocked()
 	return true
@@ -124,7 +124,7 @@ func (v *view) foldLocked(p published) {
 			continue // the checkpoint has a later one
 		}
 		e.shareWith(known)
-		record.follow(change, known)
+		record.inheritCause(change, known)
 		if record.Instance == nil {
 			if known != nil {
 				v.ids -= sumID(id)
@@ -175,31 +175,31 @@ func (v *view) close() {
 	defer v.mu.Unlock()
 	v.closed = true
 	v.wakeLocked()
-	v.interests.wakeAll()
+	v.waiters.wakeAll()
 }
 
-// park waits for changes of some instances, for a reader that has come to the end of the
+// wait waits for changes of some instances, for a reader that has come to the end of the
 // log. Nil is returned when a batch was published meanwhile.
-func (v *view) park(i *interest, after Position) <-chan struct{} {
+func (v *view) wait(i *waiter, after Position) <-chan struct{} {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if v.closed || after != v.head {
 		return nil
 	}
-	return v.interests.park(i)
+	return v.waiters.wait(i)
 }
 
-// leave ends that waiting. It returns the batch that has a change of the instances; or how
+// stopWaiting ends that waiting. It returns the batch that has a change of the instances; or how
 // far there is none, which is the place where the waiting began if everything has to be
 // looked at anew.
-func (v *view) leave(i *interest, began Position) (*Batch, Position) {
+func (v *view) stopWaiting(i *waiter, began Position) (*Batch, Position) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	touched, waited := v.interests.leave(i)
+	batch, waited := v.waiters.stopWaiting(i)
 	if waited {
 		return nil, v.head
 	}
-	return touched, began
+	return batch, began
 }
 
 func (v *view) get(id instance.ID) (*Record, bool) {
@@ -232,21 +232,21 @@ func (v *view) tip() tip {
 func (v *view) oldestPosition() Position {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	p, _ := v.generations.at(v.oldest)
+	p, _ := v.epochs.at(v.oldest)
 	return p
 }
 
-func (v *view) listGenerations() generations {
+func (v *view) listEpochs() epochs {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.generations
+	return v.epochs
 }
 
-// setGenerations replaces the list by one that agrees with it up to the head.
-func (v *view) setGenerations(g generations) {
+// setEpochs replaces the list by one that agrees with it up to the head.
+func (v *view) setEpochs(g epochs) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.generations = g
+	v.epochs = g
 	v.head, _ = g.at(v.head.Seq)
 }
 
@@ -259,18 +259,18 @@ func (v *view) setOldest(seq, bytes uint64) {
 	}
 }
 
-// takeUnsaved returns the records that changed since the checkpoint, the last batch that
+// collectUnsaved returns the records that changed since the checkpoint, the last batch that
 // they reflect, the sum of all ids by then, and begins to collect anew.
-func (v *view) takeUnsaved() (map[instance.ID]*Record, anchor, idSum) {
+func (v *view) collectUnsaved() (map[instance.ID]*Record, logPoint, idSum) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	unsaved := v.unsaved
 	v.unsaved = map[instance.ID]*Record{}
-	return unsaved, anchor{v.head.Seq, v.revision}, v.ids
+	return unsaved, logPoint{v.head.Seq, v.revision}, v.ids
 }
 
-// putUnsaved gives back what could not be saved.
-func (v *view) putUnsaved(records map[instance.ID]*Record) {
+// restoreUnsaved gives back what could not be saved.
+func (v *view) restoreUnsaved(records map[instance.ID]*Record) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for id, record := range records {

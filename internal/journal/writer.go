@@ -57,7 +57,7 @@ func newWriter(t *Term) *writer {
 // start begins to write behind the head of the log.
 func (w *writer) start() {
 	w.last = w.term.journal.view.tip().head
-	w.next = Position{Epoch: w.term.generation, Seq: w.last.Seq + 1}
+	w.next = Position{Epoch: w.term.epoch, Seq: w.last.Seq + 1}
 	w.term.work.Go(func() {
 		defer close(w.finished)
 		var committer sync.WaitGroup
@@ -78,16 +78,16 @@ func (w *writer) run() {
 		}
 		select {
 		case ready <- w.batch:
-			w.handed()
+			w.rotate()
 		case _, open = <-w.wake:
 			w.gather()
 		case <-w.term.ctx.Done():
-			w.abandon()
+			w.failAll()
 			return
 		}
 	}
 	if err := w.flush(); err != nil {
-		w.abandon()
+		w.failAll()
 	}
 }
 
@@ -112,7 +112,7 @@ func (w *writer) flush() error {
 	}
 	select {
 	case w.ready <- w.batch:
-		w.handed()
+		w.rotate()
 		return nil
 	case <-w.term.ctx.Done():
 		return w.term.Err()
@@ -121,7 +121,7 @@ func (w *writer) flush() error {
 
 // handed begins the next batch. The one before the one that was handed over has
 // been written, and is used anew.
-func (w *writer) handed() {
+func (w *writer) rotate() {
 	if r := w.batch.record; r != nil {
 		w.size = len(r.Events)
 		w.last = w.next
@@ -133,7 +133,7 @@ func (w *writer) handed() {
 
 // abandon answers all that is not handed over, and whatever comes, with the error
 // of the term.
-func (w *writer) abandon() {
+func (w *writer) failAll() {
 	err := w.term.Err()
 	w.close(err)
 	w.batch.answer(err)
@@ -240,12 +240,12 @@ func (w *writer) accept(u *update) {
 	}
 	for i, e := range tx.entries {
 		begin, end := tx.begins(i), tx.ends[i]
-		if end-start > requestBytes && begin > start && !flush(begin) {
+		if end-start > maxRequestBytes && begin > start && !flush(begin) {
 			return
 		}
 		w.batch.add(e, tx.encoded[begin:end], w.next, max(w.size, len(tx.entries)-i))
 	}
-	if size := len(tx.encoded); size-start+tx.tokenBytes > requestBytes && size > start && !flush(size) {
+	if size := len(tx.encoded); size-start+tx.tokenBytes > maxRequestBytes && size > start && !flush(size) {
 		return
 	}
 	w.batch.addTokens(tx, w.term.journal.store, w.term.tokens)

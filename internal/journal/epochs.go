@@ -8,19 +8,19 @@ import (
 	"time"
 )
 
-// generations are the stretches of the log, in order. Each reaches to the record
+// epochs are the stretches of the log, in order. Each reaches to the record
 // before the first of the next, the last one to the end. The first one begins
 // with what is kept, or at 0, the place before the first batch. A list is never
 // modified.
-type generations []generation
+type epochs []epoch
 
-type generation struct {
+type epoch struct {
 	id        uint64
 	first     uint64
 	startedAt time.Time
 }
 
-// randomID returns an id that no other generation has, copies of the log included.
+// randomID returns an id that no other epoch has, copies of the log included.
 func randomID() uint64 {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
@@ -28,8 +28,8 @@ func randomID() uint64 {
 }
 
 // at returns the position with a sequence number. ok is false when it lies before
-// the first generation.
-func (g generations) at(seq uint64) (p Position, ok bool) {
+// the first epoch.
+func (g epochs) at(seq uint64) (p Position, ok bool) {
 	i := sort.Search(len(g), func(i int) bool { return g[i].first > seq }) - 1
 	if i < 0 {
 		return Position{Seq: seq}, false
@@ -39,28 +39,28 @@ func (g generations) at(seq uint64) (p Position, ok bool) {
 
 // cover reports whether the position is of this log, or would be if the log
 // reached as far.
-func (g generations) cover(p Position) bool {
+func (g epochs) cover(p Position) bool {
 	own, ok := g.at(p.Seq)
 	return ok && own == p
 }
 
-// last returns the generation that is being written.
-func (g generations) last() generation {
+// last returns the epoch that is being written.
+func (g epochs) last() epoch {
 	if len(g) == 0 {
-		return generation{}
+		return epoch{}
 	}
 	return g[len(g)-1]
 }
 
-// begin returns the list with a new generation that begins at first. One that
+// begin returns the list with a new epoch that begins at first. One that
 // would begin there too has no record, and is dropped.
-func (g generations) begin(first uint64, now time.Time) generations {
-	next := slices.DeleteFunc(slices.Clone(g), func(o generation) bool { return o.first >= first })
-	return append(next, generation{id: randomID(), first: first, startedAt: now})
+func (g epochs) begin(first uint64, now time.Time) epochs {
+	next := slices.DeleteFunc(slices.Clone(g), func(o epoch) bool { return o.first >= first })
+	return append(next, epoch{id: randomID(), first: first, startedAt: now})
 }
 
-// since returns the list without the generations that end before seq.
-func (g generations) since(seq uint64) generations {
+// since returns the list without the epochs that end before seq.
+func (g epochs) since(seq uint64) epochs {
 	for len(g) > 1 && g[1].first <= seq {
 		g = g[1:]
 	}

@@ -30,9 +30,9 @@ func nextOf(ctx context.Context, j *Journal, r *Reader) <-chan next {
 		came <- next{b, err}
 	}()
 	for waits := false; !waits; runtime.Gosched() {
-		j.view.interests.mu.Lock()
-		waits = r.interest.parked
-		j.view.interests.mu.Unlock()
+		j.view.waiters.mu.Lock()
+		waits = r.waiter.waiting
+		j.view.waiters.mu.Unlock()
 	}
 	return came
 }
@@ -92,11 +92,11 @@ func TestAReaderOfSomeInstancesHearsOfALogThatIsReadAnew(t *testing.T) {
 	).Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.feed.lock(t.Context()); err != nil {
+	if err := j.refreshMu.lock(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	err := j.load(t.Context())
-	j.feed.unlock()
+	j.refreshMu.unlock()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestNobodyIsKeptWhoIsNoLongerInterested(t *testing.T) {
 	a, b := j.ReadOf([]instance.ID{id(1), id(2)}, j.Head()), j.ReadOf([]instance.ID{id(2)}, j.Head())
 	a.Close()
 	b.Close()
-	if n := len(j.view.interests.of); n != 0 {
+	if n := len(j.view.waiters.of); n != 0 {
 		t.Errorf("%d instances are of interest to nobody", n)
 	}
 }
