@@ -29,17 +29,17 @@ import (
 )
 
 const (
-	// dialTimeout bounds how long a connection to AWS may take to come about, so that
-	// commands fail fast where packets are swallowed.
+	// dialTimeout bounds how long connecting to AWS may take, so that commands fail fast where
+	// packets are dropped silently.
 	dialTimeout = 5 * time.Second
-	// checkTimeout bounds each of the questions that are asked before anything is served.
+	// checkTimeout bounds each check of the AWS settings at startup.
 	checkTimeout = 10 * time.Second
-	// renewal is how long before their end the credentials of a role are replaced.
+	// renewal is how long before they expire the credentials of a role are replaced.
 	renewal = 5 * time.Minute
 )
 
-// awsFlags say how AWS is reached, and what of it is managed. What they leave open is
-// found as every AWS SDK does: environment, profile, role.
+// awsFlags say how to reach AWS and which instances to manage. Other settings come from the
+// usual places of the AWS SDKs: environment, profile, role.
 type awsFlags struct {
 	region      string
 	endpointURL string
@@ -51,15 +51,15 @@ type awsFlags struct {
 
 // bind declares the flags.
 func (f *awsFlags) bind(flags *pflag.FlagSet) {
-	flags.StringVar(&f.region, "aws-region", "", "AWS `region` (default: as every AWS SDK finds it, such as from AWS_REGION or the profile)")
-	bind(flags, &f.endpointURL, "aws-endpoint-url", "url", "", "where all AWS services are, such as http://127.0.0.1:8580 (default: AWS itself, or as AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_EC2 say)", parseURL)
-	bind(flags, &f.roleARN, "assume-role-arn", "arn", "", "use AWS in this role", parseRoleARN)
-	flags.StringVar(&f.limitsFile, "ec2-limits", "", "JSON `file` of EC2's token buckets in an account with raised limits (default: the documented ones)")
-	flags.Var(&f.manage, "manage-filter", "manage only instances with this tag, `KEY=VALUE`, or KEY for any value; may be repeated: several keys must all match, of several values of a key one")
-	bind(flags, &f.queueURL, "sqs-queue-url", "url", "", "SQS queue to which EventBridge sends state changes (default: none; instances in transition are polled)", parseURL)
+	flags.StringVar(&f.region, "aws-region", "", "AWS `region` (default: from AWS_REGION or the profile)")
+	bind(flags, &f.endpointURL, "aws-endpoint-url", "url", "", "endpoint of all AWS services, such as http://127.0.0.1:8580 (default: AWS itself, or AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_EC2)", parseURL)
+	bind(flags, &f.roleARN, "assume-role-arn", "arn", "", "assume this role in AWS", parseRoleARN)
+	flags.StringVar(&f.limitsFile, "ec2-limits", "", "JSON `file` of EC2's token buckets, for an account with raised limits (default: the documented limits)")
+	flags.Var(&f.manage, "manage-filter", "manage only instances with this tag, `KEY=VALUE`, or KEY for any value; may be repeated: values of one key are alternatives, several keys must all match")
+	bind(flags, &f.queueURL, "sqs-queue-url", "url", "", "SQS queue that receives state changes from EventBridge (default: none; instances in transition are polled)", parseURL)
 }
 
-// awsFlagNames are the flags that bind declares.
+// awsFlagNames returns the names of the flags that bind declares.
 func awsFlagNames() []string {
 	var f awsFlags
 	var names []string
@@ -69,8 +69,8 @@ func awsFlagNames() []string {
 	return names
 }
 
-// loadAWS finds the settings of the backend. It asks nobody but the environment and
-// files; checkCredentials and checkDescribe go on from there.
+// loadAWS loads the settings of the backend from flags, environment and files. It makes no
+// requests; checkCredentials and checkDescribe do.
 func loadAWS(ctx context.Context, f awsFlags, log *slog.Logger) (ec2.Config, error) {
 	limits, err := readLimits(f.limitsFile)
 	if err != nil {
@@ -89,13 +89,13 @@ func loadAWS(ctx context.Context, f awsFlags, log *slog.Logger) (ec2.Config, err
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
-		return ec2.Config{}, fmt.Errorf("the AWS settings cannot be used: %w", err)
+		return ec2.Config{}, fmt.Errorf("cannot use the AWS settings: %w", err)
 	}
 	if cfg.Region == "" {
-		return ec2.Config{}, errors.New("there is no AWS region; --aws-region, AWS_REGION or the profile names it, such as us-east-1")
+		return ec2.Config{}, errors.New("no AWS region is set; set it by --aws-region, AWS_REGION or the profile, such as us-east-1")
 	}
 	if f.endpointURL != "" {
-		// Else AWS_ENDPOINT_URL_EC2 and its like would go before the flag.
+		// Otherwise AWS_ENDPOINT_URL_EC2 and the like would take precedence over the flag.
 		cfg.ConfigSources = nil
 	}
 	if f.roleARN != "" {
@@ -113,11 +113,11 @@ func loadAWS(ctx context.Context, f awsFlags, log *slog.Logger) (ec2.Config, err
 	}, nil
 }
 
-// errUnreachable is in the errors of the checks when AWS could not be asked at all.
+// errUnreachable is wrapped by the errors of the checks when AWS cannot be reached.
 var errUnreachable = errors.New("AWS cannot be reached")
 
-// checkCredentials returns what is wrong with the service's own credentials, in a sentence.
-// AWS accepts them or not when it is asked something.
+// checkCredentials returns an error unless there are AWS credentials. Whether AWS accepts them
+// shows with the first request.
 func checkCredentials(ctx context.Context, cfg aws.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
@@ -128,12 +128,12 @@ func checkCredentials(ctx context.Context, cfg aws.Config) error {
 	case outOfReach(err):
 		return fmt.Errorf("%w for credentials: %w", errUnreachable, lastSaid(err))
 	default:
-		return fmt.Errorf("there are no AWS credentials that can be used: %w; AWS_PROFILE, AWS_ACCESS_KEY_ID or a role of this machine gives some", lastSaid(err))
+		return fmt.Errorf("no usable AWS credentials: %w; set AWS_PROFILE or AWS_ACCESS_KEY_ID, or give this machine a role", lastSaid(err))
 	}
 }
 
-// outOfReach reports whether credentials are missing only because the service that gives
-// them cannot be reached. A machine without the metadata of EC2 is merely not in EC2.
+// outOfReach reports whether credentials are missing only because the service that issues them
+// cannot be reached. A missing metadata service only means that this machine is not in EC2.
 func outOfReach(err error) bool {
 	if _, answered := errors.AsType[smithy.APIError](err); answered {
 		return false
@@ -150,8 +150,8 @@ func outOfReach(err error) bool {
 	return asked
 }
 
-// lastSaid is the service's own text of an error, or that of the network, without the
-// names of the SDK's layers around it.
+// lastSaid returns the innermost message of an SDK error, that of the service or of the
+// network.
 func lastSaid(err error) error {
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		return fmt.Errorf("%s: %s", api.ErrorCode(), api.ErrorMessage())
@@ -162,8 +162,8 @@ func lastSaid(err error) error {
 	return innermost(err)
 }
 
-// checkDescribe asks EC2 for the first instances, and returns in a sentence why it does
-// not tell. An account whose bucket is empty just now is in good order.
+// checkDescribe asks EC2 for the first instances and returns why it rejects that. Being
+// throttled is fine.
 func checkDescribe(ctx context.Context, backend *ec2.Backend) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
@@ -174,7 +174,7 @@ func checkDescribe(ctx context.Context, backend *ec2.Backend) error {
 	e, ok := errors.AsType[*instance.Error](err)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%w: EC2 did not answer within %v", errUnreachable, checkTimeout)
+		return fmt.Errorf("%w: EC2 did not respond within %v", errUnreachable, checkTimeout)
 	case !ok:
 		return err
 	case e.Kind == instance.KindExhausted:
@@ -190,24 +190,24 @@ func checkDescribe(ctx context.Context, backend *ec2.Backend) error {
 	}
 }
 
-// readLimits returns the documented limits for no file.
+// readLimits returns the documented limits without a file.
 func readLimits(name string) (ec2.Limits, error) {
 	if name == "" {
 		return ec2.Limits{}, nil
 	}
 	file, err := os.ReadFile(name)
 	if err != nil {
-		return ec2.Limits{}, usagef("the limits file %s cannot be read: %v", name, innermost(err))
+		return ec2.Limits{}, usagef("cannot read the limits file %s: %v", name, innermost(err))
 	}
 	limits, err := ec2.ParseLimits(file)
 	if err != nil {
-		return ec2.Limits{}, usagef("the limits file %s is wrong: %v", name, err)
+		return ec2.Limits{}, usagef("invalid limits file %s: %v", name, err)
 	}
 	return limits, nil
 }
 
-// sdkLogger leads the lines of the AWS SDK into ours. What keeps a call from its answer
-// comes back as an error of the call, so that none is more than information.
+// sdkLogger writes the AWS SDK's log lines to ours as information: whatever makes a request
+// fail is returned as its error too.
 func sdkLogger(log *slog.Logger) logging.Logger {
 	return logging.LoggerFunc(func(class logging.Classification, format string, v ...any) {
 		level := slog.LevelDebug
@@ -218,14 +218,14 @@ func sdkLogger(log *slog.Logger) logging.Logger {
 	})
 }
 
-// manageFilter is the value of a flag that may be repeated: the keys of tags, with the
-// values of which one is wanted, or none for any.
+// manageFilter is the value of a flag that may be repeated: tag keys with their alternative
+// values, or none for any value.
 type manageFilter map[string][]string
 
-// String returns the tags as they are given, sorted.
+// String returns the tags as given, sorted.
 func (m *manageFilter) String() string { return strings.Join(m.tags(), " ") }
 
-// Type returns the word that stands for the value in the help.
+// Type returns the placeholder of the value in the help.
 func (m *manageFilter) Type() string { return "tag" }
 
 // Set adds a tag.
@@ -240,7 +240,7 @@ func (m *manageFilter) Set(text string) error {
 	values, given := (*m)[key]
 	switch {
 	case given && hasValue != (len(values) > 0):
-		return fmt.Errorf("%q: the tag %s is wanted with any value and with a certain one", text, key)
+		return fmt.Errorf("%q: the tag %s is given both with and without a value", text, key)
 	case hasValue:
 		(*m)[key] = append(values, value)
 	default:
@@ -249,7 +249,7 @@ func (m *manageFilter) Set(text string) error {
 	return nil
 }
 
-// tags returns the tags as they are given, sorted.
+// tags returns the tags as given, sorted.
 func (m *manageFilter) tags() []string {
 	var list []string
 	for _, key := range slices.Sorted(maps.Keys(*m)) {
@@ -263,7 +263,7 @@ func (m *manageFilter) tags() []string {
 	return list
 }
 
-// parseURL accepts a URL of a service, or none.
+// parseURL accepts an HTTP URL, or none.
 func parseURL(text string) (string, error) {
 	if text == "" {
 		return "", nil

@@ -59,7 +59,7 @@ func TestTheFilterOfWhatIsManaged(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	for _, tag := range []string{"", "=x", "team", "Name=x"} {
-		if err := m.Set(tag); err == nil || !strings.Contains(err.Error(), "neither KEY=VALUE nor KEY") && !strings.Contains(err.Error(), "any value") {
+		if err := m.Set(tag); err == nil || !strings.Contains(err.Error(), "neither KEY=VALUE nor KEY") && !strings.Contains(err.Error(), "without a value") {
 			t.Errorf("%q: %v", tag, err)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// commandFlags are those of every verb that changes instances.
+// commandFlags are the flags that all verbs share that change instances.
 type commandFlags struct {
 	dryRun      bool
 	perInstance bool
@@ -26,14 +26,14 @@ type commandFlags struct {
 }
 
 func (f *commandFlags) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "ask only whether the call would be permitted")
-	cmd.Flags().BoolVar(&f.perInstance, "per-instance", false, "carry out what can be, in place of refusing the whole call")
-	cmd.Flags().StringVar(&f.token, "client-token", "", "with the same `token` a repeated call gets the first answer (default: a new one)")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "only check whether the request would be permitted")
+	cmd.Flags().BoolVar(&f.perInstance, "per-instance", false, "execute what is possible instead of rejecting the whole request")
+	cmd.Flags().StringVar(&f.token, "client-token", "", "idempotency `token`: a repeated request with it gets the first response (default: a new one)")
 }
 
 func (f *commandFlags) addWait(cmd *cobra.Command, state string) {
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "show progress until every instance is "+state)
-	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "with --wait, a line for each change, also of many instances")
+	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "with --wait, print a line for each change even for many instances")
 }
 
 func (f *commandFlags) failureMode() instancedv1.FailureMode {
@@ -43,7 +43,7 @@ func (f *commandFlags) failureMode() instancedv1.FailureMode {
 	return instancedv1.FailureMode_FAILURE_MODE_WHOLE_CALL
 }
 
-// answer is what the answers of all four verbs have in common.
+// answer is what the responses of all four verbs have in common.
 type answer struct {
 	message  proto.Message
 	changes  []*instancedv1.InstanceStateChange
@@ -51,7 +51,7 @@ type answer struct {
 	cursor   string
 }
 
-// command completes a verb that changes instances. call makes the call; wanted is the
+// command completes a verb that changes instances. call sends the request; wanted is the
 // state that --wait waits for.
 func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted string, call func(ctx context.Context, c *client.Client, ids []string) (*answer, error)) *cobra.Command {
 	flags.add(cmd)
@@ -70,7 +70,7 @@ func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted strin
 		if err != nil {
 			return err
 		}
-		// Made here and not by the client, so that it can be told.
+		// Generated here and not by the client library, so that error messages can name it.
 		flags.token = cmp.Or(flags.token, rand.Text())
 		got, err := call(ctx, c, ids)
 		switch {
@@ -99,8 +99,8 @@ func newStartCommand(t *terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "start ID... [flags]",
 		Short: "Start stopped instances",
-		Long: `Start starts EBS-backed instances that were stopped. Starting one that runs changes
-nothing and is no error. Each start is charged for a minute at least.`,
+		Long: `Start starts stopped EBS-backed instances. Starting a running one changes nothing and is
+not an error. Each start is charged for at least a minute.`,
 		Example: examples(
 			"instanced start i-1234567890abcdef0",
 			"instanced start i-1234567890abcdef0 --wait",
@@ -108,7 +108,7 @@ nothing and is no error. Each start is charged for a minute at least.`,
 			"instanced describe --state stopped -o json | jq -r '.instances[].instance_id' | instanced start -",
 		),
 	}
-	cmd.Flags().StringVar(&additionalInfo, "additional-info", "", "`text` reserved by EC2; passed on as it is")
+	cmd.Flags().StringVar(&additionalInfo, "additional-info", "", "`text` reserved by EC2, passed on unchanged")
 	flags.addWait(cmd, "running")
 	return t.command(cmd, &flags, "running", func(ctx context.Context, c *client.Client, ids []string) (*answer, error) {
 		resp, err := c.Start(ctx, &instancedv1.StartInstancesRequest{
@@ -125,8 +125,8 @@ func newStopCommand(t *terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stop ID... [flags]",
 		Short: "Stop or hibernate instances",
-		Long: `Stop stops EBS-backed instances. What is in RAM is lost unless --hibernate is given and
-the instance was launched with hibernation enabled.`,
+		Long: `Stop stops EBS-backed instances. The contents of RAM are lost unless --hibernate is given
+and the instance was launched with hibernation enabled.`,
 		Example: examples(
 			"instanced stop i-1234567890abcdef0",
 			"instanced stop i-1234567890abcdef0 --hibernate --wait",
@@ -167,14 +167,14 @@ func newTerminateCommand(t *terminal) *cobra.Command {
 	var force, skip bool
 	cmd := &cobra.Command{
 		Use:   "terminate ID... [flags]",
-		Short: "End instances for good",
-		Long:  `Terminate ends instances for good. It cannot be undone and asks no question.`,
+		Short: "Terminate instances permanently",
+		Long:  `Terminate terminates instances permanently. It cannot be undone and asks for no confirmation.`,
 		Example: examples(
 			"instanced terminate i-1234567890abcdef0 --dry-run",
 			"instanced terminate i-1234567890abcdef0 --wait",
 		),
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "force it if the operating system does not shut down in time")
+	cmd.Flags().BoolVar(&force, "force", false, "force the termination if the operating system does not shut down in time")
 	cmd.Flags().BoolVar(&skip, "skip-os-shutdown", false, "skip the graceful shutdown of the operating system")
 	flags.addWait(cmd, "terminated")
 	return t.command(cmd, &flags, "terminated", func(ctx context.Context, c *client.Client, ids []string) (*answer, error) {
@@ -186,8 +186,7 @@ func newTerminateCommand(t *terminal) *cobra.Command {
 	})
 }
 
-// interruptedWait is the end of a wait that was interrupted: the command itself was
-// accepted.
+// interruptedWait is the result of an interrupted wait, whose command was accepted.
 func interruptedWait(verb, wanted string, got *answer) *verdict {
 	const maxNamed = 5
 	v := &verdict{status: exitInterrupted}
@@ -203,22 +202,22 @@ func interruptedWait(verb, wanted string, got *answer) *verdict {
 		ids = append(ids, "...")
 	}
 	v.lines = []string{
-		fmt.Sprintf("no longer waiting; the %s of %s goes on", verb, counted(len(got.changes), "instance")),
-		fmt.Sprintf("  `instanced wait %s --for %s --after %s` goes on waiting", strings.Join(ids, " "), wanted, got.cursor),
+		fmt.Sprintf("stopped waiting; the %s of %s continues", verb, counted(len(got.changes), "instance")),
+		fmt.Sprintf("  `instanced wait %s --for %s --after %s` resumes the wait", strings.Join(ids, " "), wanted, got.cursor),
 	}
 	return v
 }
 
-// printPermitted says that a dry run went well.
+// printPermitted reports that a dry run succeeded.
 func (t *terminal) printPermitted(got *answer) error {
 	if t.output == outputJSON {
 		return t.printJSON(got.message)
 	}
-	_, err := fmt.Fprintln(t.stdout, "The call would be permitted. Nothing was changed.")
+	_, err := fmt.Fprintln(t.stdout, "The request would be permitted. Nothing was changed.")
 	return err
 }
 
-// printAnswer prints the answer to a command and fails if an instance was refused.
+// printAnswer prints the response to a command and fails if an instance was rejected.
 func (t *terminal) printAnswer(got *answer) error {
 	if t.output == outputJSON {
 		return ending(t.printJSON(got.message), refusals(got))
@@ -235,7 +234,7 @@ func (t *terminal) printAnswer(got *answer) error {
 	return ending(nil, refusals(got))
 }
 
-// refusals is the verdict on a command that was refused for some of its instances.
+// refusals is the verdict on a command that was rejected for some of its instances.
 func refusals(got *answer) *verdict {
 	if len(got.failures) == 0 {
 		return &verdict{}
@@ -244,7 +243,7 @@ func refusals(got *answer) *verdict {
 }
 
 func failureLines(failures []*instancedv1.InstanceFailure) []string {
-	lines := []string{fmt.Sprintf("refused for %s:", counted(len(failures), "instance"))}
+	lines := []string{fmt.Sprintf("rejected for %s:", counted(len(failures), "instance"))}
 	for _, f := range failures {
 		line := fmt.Sprintf("  %s: %s", f.GetInstanceId(), f.GetMessage())
 		if code := f.GetEc2ErrorCode(); code != "" {
@@ -255,7 +254,7 @@ func failureLines(failures []*instancedv1.InstanceFailure) []string {
 	return lines
 }
 
-// counted is a number of things.
+// counted returns a number with its noun, such as "1 instance" or "2 instances".
 func counted(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing

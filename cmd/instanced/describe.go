@@ -26,23 +26,23 @@ type filterFlags struct {
 func (f *filterFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	bindList(flags, &f.states, "state", "states", "states, such as stopped; may be repeated", parseState)
-	flags.StringArrayVar(&f.tags, "tag", nil, "a tag as `KEY=VALUE`, or KEY for any value; may be repeated: values of one key are alternatives, of several keys each must match")
+	flags.StringArrayVar(&f.tags, "tag", nil, "tag as `KEY=VALUE`, or KEY for any value; may be repeated: values of one key are alternatives, several keys must all match")
 	bindList(flags, &f.types, "type", "types", "instance types, such as t3.micro; may be repeated", someWord("an instance type, such as t3.micro"))
 	bindList(flags, &f.zones, "zone", "zones", "Availability Zones, such as us-east-1a; may be repeated", someWord("an Availability Zone, such as us-east-1a"))
 	bindList(flags, &f.regions, "region", "regions", "Regions, such as us-east-1; may be repeated", someWord("a Region, such as us-east-1"))
-	bindList(flags, &f.accounts, "account", "accounts", "AWS accounts of 12 digits; may be repeated", parseAccount)
+	bindList(flags, &f.accounts, "account", "accounts", "12-digit AWS account ids; may be repeated", parseAccount)
 	completeWords(cmd, "state", stateWords()...)
 }
 
 // parseAccount accepts an AWS account id.
 func parseAccount(word string) (string, error) {
 	if len(word) != 12 || strings.Trim(word, "0123456789") != "" {
-		return "", fmt.Errorf("%q is not an AWS account of 12 digits, such as 123456789012", word)
+		return "", fmt.Errorf("%q is not a 12-digit AWS account id, such as 123456789012", word)
 	}
 	return word, nil
 }
 
-// filter returns the filter that the flags and the ids make together.
+// filter returns the filter of the flags and the ids.
 func (f *filterFlags) filter(ids []string) (*instancedv1.InstanceFilter, error) {
 	filter := &instancedv1.InstanceFilter{
 		InstanceIds: ids, States: f.states, InstanceTypes: f.types,
@@ -91,8 +91,8 @@ filter are alternatives; an instance must match every filter.`,
 		if err != nil {
 			return err
 		}
-		// One document of all pages, with the cursor of the first: what happens while
-		// the others are read follows it.
+		// One document for all pages, with the cursor of the first page: a watch after it
+		// sees the changes made while the other pages were read.
 		all := &instancedv1.DescribeInstancesResponse{}
 		for page, err := range c.Describe(ctx, &instancedv1.DescribeInstancesRequest{Filter: filter, PageSize: 1000}) {
 			if err != nil {

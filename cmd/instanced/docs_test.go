@@ -65,7 +65,7 @@ func TestDocumentedCommandsPrintWhatTheDocumentsShow(t *testing.T) {
 type documentShell struct {
 	dir string
 	env []string
-	// as replaces the documented addresses with those of the running service.
+	// as replaces the documented addresses with the ones of the running service.
 	as *strings.Replacer
 }
 
@@ -107,17 +107,17 @@ func newDocumentShell(t *testing.T) *documentShell {
 		_ = serve.Process.Kill()
 		<-ended
 	})
-	var greeting []byte
-	for buf := make([]byte, 4096); !bytes.Contains(greeting, []byte("Type next:")); {
+	var banner []byte
+	for buf := make([]byte, 4096); !bytes.Contains(banner, []byte("Try:")); {
 		n, err := said.Read(buf)
 		if err != nil {
 			<-ended
 			t.Fatalf("the service ended: %s", log)
 		}
-		greeting = append(greeting, buf[:n]...)
+		banner = append(banner, buf[:n]...)
 	}
 	go func() { _, _ = io.Copy(io.Discard, said) }()
-	grpc, ec2 := servesOn.FindSubmatch(greeting), speaksEC2On.FindSubmatch(greeting)
+	grpc, ec2 := servesOn.FindSubmatch(banner), speaksEC2On.FindSubmatch(banner)
 	s.as = strings.NewReplacer("127.0.0.1:50051", string(grpc[1]), "http://127.0.0.1:8580", string(ec2[1]))
 	s.env = append(s.env, "INSTANCED_SERVER="+string(grpc[1]))
 	return s

@@ -18,17 +18,17 @@ func newDoctorCommand(t *terminal) *cobra.Command {
 	var flags awsFlags
 	cmd := &cobra.Command{
 		Use:   "doctor [flags]",
-		Short: "Say what the service lacks to run on EC2, and what to grant",
-		Long: `Doctor looks at what "instanced serve --backend ec2" needs with the same flags: credentials,
+		Short: "Check that the service can run on EC2, and say what to grant",
+		Long: `Doctor checks what "instanced serve --backend ec2" needs with the same flags: credentials,
 region, permission to describe instances and for each verb, the queue and its policy. It
 prints a line for each: ok; warning for what the service can do without; problem, with what
-to grant or to mend.
+to grant or to fix.
 
-It changes nothing: each verb is run dry, on one managed instance that it names. A message
-that waits in the queue may be hidden from others for a second.
+It changes nothing: each verb is a dry run, on one managed instance that it names. A message
+in the queue may be hidden from other consumers for a second.
 
-Ends with 1 if there is a problem. What cannot be tried, such as the verbs while there is no
-managed instance, is one.`,
+Exits with 1 if there is a problem. What cannot be checked, such as the verbs without a
+managed instance, counts as one.`,
 		Example: examples(
 			"instanced doctor --aws-region eu-central-1",
 			"AWS_PROFILE=ops instanced doctor --manage-filter team=payments --sqs-queue-url https://sqs.eu-central-1.amazonaws.com/123456789012/instanced",
@@ -39,7 +39,7 @@ managed instance, is one.`,
 	}
 	flags.bind(cmd.Flags())
 	inEnvironment(cmd.Flags())
-	t.addAnswerFlags(cmd, "give up after this long; 0 means never, each call to AWS has a limit of its own")
+	t.addAnswerFlags(cmd, "give up after this long; 0 means never, but each request to AWS has its own timeout")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t.accepted = true
 		ctx := cmd.Context()
@@ -57,8 +57,8 @@ managed instance, is one.`,
 	return cmd
 }
 
-// diagnose examines what the flags lead to. Settings that lead nowhere are a finding, flags
-// that cannot be right an error.
+// diagnose examines the configuration. Unusable AWS settings are a finding, invalid flags an
+// error.
 func diagnose(ctx context.Context, flags awsFlags) (iter.Seq[ec2.Finding], error) {
 	settings, err := loadAWS(ctx, flags, slog.New(slog.DiscardHandler))
 	if _, ok := errors.AsType[*usageError](err); ok {
@@ -81,8 +81,8 @@ type findingDocument struct {
 	Advice string    `json:"advice,omitempty"`
 }
 
-// printDiagnosis prints findings as they come, or together as JSON, and fails if there is
-// a problem, or not all was looked at.
+// printDiagnosis prints findings as they arrive, or together as JSON, and fails if there is a
+// problem or not everything was checked.
 func (t *terminal) printDiagnosis(ctx context.Context, findings iter.Seq[ec2.Finding]) error {
 	document := struct {
 		Findings []findingDocument `json:"findings"`
@@ -116,7 +116,7 @@ func (t *terminal) printDiagnosis(ctx context.Context, findings iter.Seq[ec2.Fin
 	}
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return &verdict{status: exitTimedOut, lines: []string{fmt.Sprintf("the time of %v was over before all was looked at", t.timeout)}}
+		return &verdict{status: exitTimedOut, lines: []string{fmt.Sprintf("the timeout of %v passed before everything was checked", t.timeout)}}
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case len(problems) > 0:

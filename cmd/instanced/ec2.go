@@ -20,8 +20,8 @@ func parseEC2Listen(text string) (string, error) {
 	return parseAddress(text, "127.0.0.1:8580")
 }
 
-// listenEC2 opens the EC2 endpoint, if there is to be one. Without credentials it has to
-// be on loopback.
+// listenEC2 opens the EC2 endpoint if one is configured. Without credentials it must be on
+// loopback.
 func listenEC2(cfg serveConfig, log *slog.Logger) (net.Listener, ec2query.Credentials, error) {
 	if cfg.ec2Listen == "" {
 		return nil, nil, nil
@@ -31,7 +31,7 @@ func listenEC2(cfg serveConfig, log *slog.Logger) (net.Listener, ec2query.Creden
 		return nil, nil, err
 	}
 	if host, _, _ := net.SplitHostPort(cfg.ec2Listen); credentials == nil && !onLoopback(host) {
-		return nil, nil, usagef("--ec2-listen: %q is not on loopback, and nobody has to prove who they are; --ec2-credentials names a file of access keys", cfg.ec2Listen)
+		return nil, nil, usagef("--ec2-listen: %q is not on loopback, and callers are not authenticated; give a file of access keys with --ec2-credentials", cfg.ec2Listen)
 	}
 	lis, err := listenForEC2(cfg.ec2Listen)
 	return lis, credentials, err
@@ -40,34 +40,34 @@ func listenEC2(cfg serveConfig, log *slog.Logger) (net.Listener, ec2query.Creden
 func listenForEC2(address string) (net.Listener, error) {
 	lis, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen on %s: %w; --ec2-listen names another address", address, innermost(err))
+		return nil, fmt.Errorf("cannot listen on %s: %w; choose another address with --ec2-listen", address, innermost(err))
 	}
 	return lis, nil
 }
 
-// readCredentials returns nil for no file. It warns of one that every user of the machine
-// can read or change.
+// readCredentials returns nil without a file. It warns about a file that every user of the
+// machine can read or change.
 func readCredentials(name string, log *slog.Logger) (ec2query.Credentials, error) {
 	if name == "" {
 		return nil, nil
 	}
 	file, err := os.Open(name)
 	if err != nil {
-		return nil, usagef("the credentials file %s cannot be read: %v", name, innermost(err))
+		return nil, usagef("cannot read the credentials file %s: %v", name, innermost(err))
 	}
 	defer func() { _ = file.Close() }()
 	if info, err := file.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o006 != 0 {
-		log.Warn("every user of this machine can read or change the credentials file, which holds secrets; take that away by chmod o-rw",
+		log.Warn("the credentials file holds secrets, but every user of this machine can read or change it; run chmod o-rw on it",
 			"file", name, "mode", info.Mode().Perm().String())
 	}
 	credentials, err := ec2query.ParseCredentials(file)
 	if err != nil {
-		return nil, usagef("the credentials file %s is wrong: %v", name, err)
+		return nil, usagef("invalid credentials file %s: %v", name, err)
 	}
 	return credentials, nil
 }
 
-// fromHere is how this machine reaches an address on which somebody listens.
+// fromHere returns the address at which this machine reaches a listener.
 func fromHere(address net.Addr) string {
 	if a, ok := address.(*net.TCPAddr); ok && a.IP.IsUnspecified() {
 		return net.JoinHostPort("127.0.0.1", strconv.Itoa(a.Port))
@@ -75,8 +75,8 @@ func fromHere(address net.Addr) string {
 	return address.String()
 }
 
-// ec2Reach says from where the EC2 endpoint can be called, without TLS wherever it is.
-func (g *greeting) ec2Reach() string {
+// ec2Reach says from where the EC2 endpoint can be reached; it never has TLS.
+func (g *banner) ec2Reach() string {
 	host, _, _ := net.SplitHostPort(g.ec2Listen.String())
 	switch ip := net.ParseIP(host); {
 	case ip.IsUnspecified():
@@ -87,16 +87,16 @@ func (g *greeting) ec2Reach() string {
 	return "in plaintext on the network"
 }
 
-// ec2Security says what the EC2 endpoint knows of its callers.
-func (g *greeting) ec2Security() string {
+// ec2Security says how the EC2 endpoint authenticates its callers.
+func (g *banner) ec2Security() string {
 	if g.cfg.ec2Credentials != "" {
 		return "signatures are verified with " + g.cfg.ec2Credentials
 	}
-	return "unverified: an access key id is taken for the caller's name"
+	return "callers are not authenticated"
 }
 
 // ec2Example is a command to try the EC2 endpoint with.
-func (g *greeting) ec2Example() string {
+func (g *banner) ec2Example() string {
 	command := "describe-instances"
 	if id := g.example(); g.info.IsOwner && g.awsRegion == "" && id != "" {
 		command = "start-instances --instance-ids " + string(id)
@@ -108,8 +108,8 @@ func (g *greeting) ec2Example() string {
 	return fmt.Sprintf("aws ec2 %s --endpoint-url http://%s --region %s%s", command, fromHere(g.ec2Listen), g.region(), signing)
 }
 
-// region is that of the instances.
-func (g *greeting) region() string {
+// region returns the region of the instances.
+func (g *banner) region() string {
 	var first instance.Instance
 	if len(g.records) > 0 {
 		first = *g.records[0].Instance

@@ -74,7 +74,7 @@ func TestAStartThatFallsBackIsToldWithEC2sReason(t *testing.T) {
 	}
 	began := time.Now()
 	waited, err := api.WaitInstances(ctx, &instancedv1.WaitInstancesRequest{
-		InstanceIds: []string{id}, States: []instancedv1.InstanceStateName{stateRunning}, AfterCursor: started.GetCursor(), Timeout: durationpb.New(patience),
+		InstanceIds: []string{id}, States: []instancedv1.InstanceStateName{stateRunning}, AfterCursor: started.GetCursor(), Timeout: durationpb.New(storyTimeout),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +139,7 @@ instances:
 		t.Errorf("starting another instance: %v", err)
 	}
 	if got, err := direct.DescribeInstances(ctx, &instancedv1.DescribeInstancesRequest{Filter: &instancedv1.InstanceFilter{InstanceIds: other}}); err != nil || got.GetInstances()[0].GetState().GetName() != stateStopped {
-		t.Errorf("it was touched all the same: %v, %v", got, err)
+		t.Errorf("it was touched anyway: %v, %v", got, err)
 	}
 }
 
@@ -299,8 +299,8 @@ func TestIdleCostsOneSweepAnInterval(t *testing.T) {
 	since, began := len(road.calls(0)), time.Now()
 	eventually(t, "everything is compared a few times", func() bool { return len(road.calls(since)) >= sweeps })
 	took, calls := time.Since(began), road.calls(since)
-	if most := int(took/interval) + 2; len(calls) > most {
-		t.Errorf("%d calls within %v, want at most %d", len(calls), took, most)
+	if maxCalls := int(took/interval) + 2; len(calls) > maxCalls {
+		t.Errorf("%d calls within %v, want at most %d", len(calls), took, maxCalls)
 	}
 	for _, c := range calls {
 		if c.Get("Action") != "DescribeInstances" || c.Get("NextToken") != "" || c.Get("Filter.1.Name") != "" {

@@ -68,7 +68,7 @@ func TestTheEC2PortIsOpenOnceCallsAreAnswered(t *testing.T) {
 		return err == nil
 	}
 	eventually(t, "it listens for gRPC", func() bool { return accepts(ports[0]) })
-	eventually(t, "nobody is accepted at the EC2 port", func() bool { return !accepts(ports[1]) })
+	eventually(t, "the EC2 port accepts no connection", func() bool { return !accepts(ports[1]) })
 	if !accepts(ports[0]) {
 		t.Fatal("it has ended")
 	}

@@ -16,8 +16,7 @@ import (
 	"github.com/instanced/instanced/internal/journal"
 )
 
-// The statuses that the process exits with. They are promised in exitStatusHelp and
-// in docs/cli.md.
+// The exit statuses. They are documented in exitStatusHelp and docs/cli.md, and stable.
 const (
 	exitOK          = 0
 	exitInternal    = 1
@@ -31,18 +30,17 @@ const (
 )
 
 const exitStatusHelp = `Exit status:
-  0    what was asked for happened
-  1    something unexpected went wrong; of verify, a promise is broken; of doctor,
-       there is a problem
-  2    the command line or the request cannot be right (malformed id, unknown flag)
-  3    refused: not found, a state that forbids it, permission, capacity, limits
-  4    an instance did not get to the wanted state and no longer can
-  5    the time was over first
-  6    the service cannot be reached, or cannot reach what it needs
-  7    of serve, the journal is damaged
-  130  interrupted; of watch, which is meant to be interrupted, 0`
+  0    success
+  1    unexpected error; verify: a promise is broken; doctor: there is a problem
+  2    invalid command line or request (unknown flag, malformed id)
+  3    rejected: not found, wrong state, no permission, no capacity, a limit
+  4    an instance did not reach the wanted state and no longer can
+  5    timed out
+  6    the service is unreachable, or cannot reach what it depends on
+  7    serve: the journal is damaged
+  130  interrupted; watch, which is meant to be interrupted, exits with 0`
 
-// usageError is a command line that cannot be right.
+// usageError is an invalid command line.
 type usageError struct{ message string }
 
 func (e *usageError) Error() string { return e.message }
@@ -51,8 +49,8 @@ func usagef(format string, args ...any) error {
 	return &usageError{message: fmt.Sprintf(format, args...)}
 }
 
-// verdict is the end of a command that was answered, and yet did not bring about what
-// was asked for. Its lines say why, instance by instance.
+// verdict is the result of a command that got its response but did not achieve what was
+// asked for. Its lines say why, one for each instance.
 type verdict struct {
 	status int
 	lines  []string
@@ -60,8 +58,8 @@ type verdict struct {
 
 func (v *verdict) Error() string { return strings.Join(v.lines, "\n") }
 
-// ending is how a command ends that has printed its answer: with the error of that, or
-// with its verdicts together, of which the first that is not good gives the status.
+// ending returns the result of a command that has printed its response: the error of printing,
+// or all verdicts, of which the first failure decides the status.
 func ending(printed error, verdicts ...*verdict) error {
 	if printed != nil {
 		return printed
@@ -77,11 +75,11 @@ func ending(printed error, verdicts ...*verdict) error {
 	return &all
 }
 
-// serviceError is an error of the service, or of the way there.
+// serviceError is an error of the service or of the connection to it.
 type serviceError struct {
 	server string
 	cause  *client.Error
-	// unknown is nil unless the call may have been carried out all the same.
+	// unknown is nil unless the command may have been executed anyway.
 	unknown *unknownOutcome
 }
 
@@ -89,15 +87,15 @@ func (e *serviceError) Error() string { return e.cause.Error() }
 
 func (e *serviceError) Unwrap() error { return e.cause }
 
-// sentence says what went wrong. said is whether those are the words of the service, which
-// has none for what happens on the way there.
+// sentence says what went wrong. said is whether it is the message of the service, rather
+// than of the connection to it.
 func (e *serviceError) sentence() (text string, said bool) {
 	switch c := e.cause; {
 	case c.Reason == "" && c.Code == codes.Unavailable:
-		return fmt.Sprintf("cannot reach the service at %s (%s); is \"instanced serve\" running there? --server names another",
+		return fmt.Sprintf("cannot reach the service at %s (%s); is \"instanced serve\" running there? Choose another address with --server",
 			e.server, dialReason(c.Message)), false
 	case c.Code == codes.DeadlineExceeded: // seen here or there, whichever was first
-		return fmt.Sprintf("the service at %s did not answer in time; --timeout allows more", e.server), false
+		return fmt.Sprintf("the service at %s did not respond in time; allow more with --timeout", e.server), false
 	case c.Reason == "" && c.Code == codes.Canceled:
 		return "interrupted", false
 	default:
@@ -105,7 +103,7 @@ func (e *serviceError) sentence() (text string, said bool) {
 	}
 }
 
-// unknownOutcome is the end of a command that may have been carried out all the same.
+// unknownOutcome is the result of a command that may have been executed although it failed.
 type unknownOutcome struct {
 	cause *client.Error
 	ids   []string
@@ -116,17 +114,17 @@ func (u *unknownOutcome) Error() string { return u.cause.Error() }
 
 func (u *unknownOutcome) Unwrap() error { return u.cause }
 
-// advice says how to find out.
+// advice says how to find out what happened.
 func (u *unknownOutcome) advice() string {
-	const most = 5
-	ids := strings.Join(u.ids[:min(len(u.ids), most)], " ")
-	if len(u.ids) > most {
+	const maxNamed = 5
+	ids := strings.Join(u.ids[:min(len(u.ids), maxNamed)], " ")
+	if len(u.ids) > maxNamed {
 		ids += " ..."
 	}
-	return fmt.Sprintf("it may have been carried out: look with `instanced history %s`, or repeat it with --client-token %s", ids, u.token)
+	return fmt.Sprintf("it may have been executed: check with `instanced history %s`, or retry it with --client-token %s", ids, u.token)
 }
 
-// exitStatus returns the status that an error of a verb ends with.
+// exitStatus returns the exit status for the error of a verb.
 func exitStatus(err error) int {
 	if err == nil {
 		return exitOK
@@ -170,7 +168,7 @@ func exitStatusOf(code codes.Code) int {
 	return exitInternal
 }
 
-// report says on stderr how a command ended and returns its exit status.
+// report prints the error of a command on stderr and returns its exit status.
 func (t *terminal) report(err error) int {
 	status := exitStatus(err)
 	if err == nil {
@@ -186,7 +184,7 @@ func (t *terminal) report(err error) int {
 	return status
 }
 
-// errorLines says in one sentence what went wrong, with the particulars below it.
+// errorLines returns one sentence that says what went wrong, and its details on further lines.
 func errorLines(err error) []string {
 	failed, ok := errors.AsType[*serviceError](err)
 	if !ok {
@@ -208,7 +206,7 @@ func errorLines(err error) []string {
 	case 1:
 		lines = prefixed([]string{e.Violations[0].Field + ": " + e.Violations[0].Description})
 	default:
-		lines = prefixed([]string{fmt.Sprintf("the request is wrong in %s places:", cmp.Or(e.Metadata["violation_count"], strconv.Itoa(n)))})
+		lines = prefixed([]string{fmt.Sprintf("the request has %s errors:", cmp.Or(e.Metadata["violation_count"], strconv.Itoa(n)))})
 		for _, v := range e.Violations {
 			lines = append(lines, fmt.Sprintf("  %s: %s", v.Field, v.Description))
 		}
@@ -218,7 +216,7 @@ func errorLines(err error) []string {
 	}
 	switch owner := e.Metadata["owner"]; {
 	case owner != "":
-		lines = append(lines, "  --server "+owner+" reaches the owner")
+		lines = append(lines, "  the owner is at --server "+owner)
 	case e.RetryDelay > 0 && e.Reason != "":
 		lines = append(lines, fmt.Sprintf("  a retry may succeed in %v", e.RetryDelay.Round(time.Millisecond)))
 	}
@@ -232,8 +230,7 @@ func prefixed(lines []string) []string {
 	return append([]string{"instanced: " + lines[0]}, lines[1:]...)
 }
 
-// dialReason cuts what grpc says of a failed connection down to what the operating
-// system said.
+// dialReason reduces gRPC's message about a failed connection to the operating system's error.
 func dialReason(message string) string {
 	if i := strings.LastIndex(message, "dial "); i >= 0 {
 		return strings.TrimRight(message[i:], `"`)
@@ -291,8 +288,7 @@ func (t *terminal) reportJSON(err error, status int) {
 	}
 }
 
-// codeName returns the name of a code as the gRPC specification writes it, such as
-// NOT_FOUND.
+// codeName returns the name of a code in the gRPC specification, such as NOT_FOUND.
 func codeName(code codes.Code) string {
 	names := map[codes.Code]string{
 		codes.OK: "OK", codes.Canceled: "CANCELLED", codes.Unknown: "UNKNOWN",

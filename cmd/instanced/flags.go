@@ -15,14 +15,13 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// envPrefix begins the names of all variables that stand for flags.
+// envPrefix begins the names of all environment variables that set flags.
 const envPrefix = "INSTANCED_"
 
-// maxSlip is how many letters a name may be wrong in to be taken for another one.
+// maxSlip is the maximum edit distance at which a misspelt name is suggested for another.
 const maxSlip = 3
 
-// setting is the value of a flag whose text is checked by parse. The errors of parse
-// say what is right.
+// setting is the value of a flag, parsed by parse, whose errors say what is accepted.
 type setting[T any] struct {
 	target *T
 	kind   string
@@ -30,7 +29,7 @@ type setting[T any] struct {
 	parse  func(text string) (T, error)
 }
 
-// bind declares a flag with a default, which must be one that parse accepts.
+// bind declares a flag with a default, which parse must accept.
 func bind[T any](flags *pflag.FlagSet, target *T, name, kind, text, usage string, parse func(string) (T, error)) {
 	flags.Var(newSetting(target, kind, text, parse), name, usage)
 }
@@ -46,10 +45,10 @@ func newSetting[T any](target *T, kind, text string, parse func(string) (T, erro
 // String returns the text of the value, for the help.
 func (s *setting[T]) String() string { return s.text }
 
-// Type returns the word that stands for the value in the help.
+// Type returns the placeholder of the value in the help.
 func (s *setting[T]) Type() string { return s.kind }
 
-// Set takes a new value.
+// Set parses and stores a new value.
 func (s *setting[T]) Set(text string) error {
 	value, err := s.parse(text)
 	if err != nil {
@@ -60,8 +59,8 @@ func (s *setting[T]) Set(text string) error {
 }
 
 // list is the value of a flag that takes one word or several, separated by commas, and
-// may be repeated. An empty word has to be one that parse refuses: where pflag's own lists
-// are empty too, nothing would be asked for, and that is everything.
+// may be repeated. parse must reject an empty word: pflag's own lists take it for an empty
+// list, which as a filter would select everything.
 type list[T any] struct {
 	target *[]T
 	kind   string
@@ -70,7 +69,7 @@ type list[T any] struct {
 	parse  func(word string) (T, error)
 }
 
-// bindList declares a flag of words. It begins with the given ones, which are replaced.
+// bindList declares a flag of words. words are its default.
 func bindList[T any](flags *pflag.FlagSet, target *[]T, name, kind, usage string, parse func(string) (T, error), words ...string) {
 	l := &list[T]{target: target, kind: kind, parse: parse}
 	if len(words) > 0 {
@@ -85,10 +84,10 @@ func bindList[T any](flags *pflag.FlagSet, target *[]T, name, kind, usage string
 // String returns the words, for the help.
 func (l *list[T]) String() string { return strings.Join(l.words, ",") }
 
-// Type returns the word that stands for the value in the help.
+// Type returns the placeholder of the value in the help.
 func (l *list[T]) Type() string { return l.kind }
 
-// Set adds words to those that were given before.
+// Set adds words to the ones given before.
 func (l *list[T]) Set(text string) error {
 	words := strings.Split(text, ",")
 	values := make([]T, len(words))
@@ -105,7 +104,7 @@ func (l *list[T]) Set(text string) error {
 	return nil
 }
 
-// someWord accepts any word that there is; what says what it is to be.
+// someWord accepts any word but an empty one; what describes it in the error.
 func someWord(what string) func(string) (string, error) {
 	return func(word string) (string, error) {
 		if word == "" {
@@ -143,16 +142,15 @@ func parsePositiveDuration(text string) (time.Duration, error) {
 	return d, nil
 }
 
-// mostCounted is what any number of things is bounded by: twice as many still fit into the
-// 32 bits that the wire has for them.
-const mostCounted = 1 << 30
+// maxCount bounds every count: twice as many still fit into the 32 bits of the wire format.
+const maxCount = 1 << 30
 
-// parseCount accepts a whole number of at least the given one.
-func parseCount(least int) func(string) (int, error) {
+// parseCount accepts a whole number from minCount to maxCount.
+func parseCount(minCount int) func(string) (int, error) {
 	return func(text string) (int, error) {
 		n, err := strconv.Atoi(text)
-		if err != nil || n < least || n > mostCounted {
-			return 0, fmt.Errorf("%q is not a whole number from %d to %d", text, least, mostCounted)
+		if err != nil || n < minCount || n > maxCount {
+			return 0, fmt.Errorf("%q is not a whole number from %d to %d", text, minCount, maxCount)
 		}
 		return n, nil
 	}
@@ -170,8 +168,7 @@ func parseSize(text string) (int64, error) {
 	return n * factor, nil
 }
 
-// flagError turns what cobra and pflag say of a wrong command line into a sentence that
-// says what is right.
+// flagError turns the errors of cobra and pflag into messages that say what is accepted.
 func flagError(err error) error {
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return err
@@ -182,8 +179,8 @@ func flagError(err error) error {
 	return usagef("%v; --help lists the flags", err)
 }
 
-// reasonOf returns what the value's own parser said, and for that of Go, which is that of
-// switches, what is right.
+// reasonOf returns the error of the value's own parser, and for a switch, which Go parses,
+// what is accepted.
 func reasonOf(err error) error {
 	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok && e.GetFlag().Value.Type() == "bool" {
 		return fmt.Errorf("%q is neither true nor false", e.GetValue())
@@ -194,8 +191,8 @@ func reasonOf(err error) error {
 	return err
 }
 
-// environment holds the variables that stand for flags, by their full name. One that is
-// empty is not set.
+// environment holds the variables that set flags, by their full name. Empty ones count as
+// not set.
 type environment map[string]string
 
 func newEnvironment(environ []string) environment {
@@ -208,13 +205,13 @@ func newEnvironment(environ []string) environment {
 	return e
 }
 
-// envName returns the variable that stands for a flag.
+// envName returns the name of the variable that sets a flag.
 func envName(flag string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// inEnvironment marks flags that have a variable: those that configure, and not those
-// that say what one call is to do.
+// inEnvironment gives flags a variable. It is for flags that configure; flags that say what a
+// single command does have none.
 func inEnvironment(flags *pflag.FlagSet) {
 	flags.VisitAll(func(flag *pflag.Flag) {
 		if flag.Annotations == nil {
@@ -224,8 +221,7 @@ func inEnvironment(flags *pflag.FlagSet) {
 	})
 }
 
-// apply sets the flags of a verb that are set in the environment and not on the
-// command line.
+// apply sets the flags of a verb from the environment, unless the command line has them.
 func (e environment) apply(cmd *cobra.Command) error {
 	var errs []error
 	cmd.Flags().VisitAll(func(flag *pflag.Flag) {
@@ -242,7 +238,7 @@ func (e environment) apply(cmd *cobra.Command) error {
 	return errors.Join(errs...)
 }
 
-// givenBeforeVerb reports whether a flag stands before the verb on the command line.
+// givenBeforeVerb reports whether the command line has a flag before the verb.
 func givenBeforeVerb(cmd *cobra.Command, name string) bool {
 	flag := cmd.Root().Flags().Lookup(name)
 	return flag != nil && flag.Changed
@@ -252,8 +248,7 @@ func givenBeforeVerb(cmd *cobra.Command, name string) bool {
 // there is a service called "instanced". Source: Kubernetes, "Discovering services".
 var serviceLink = regexp.MustCompile(`^INSTANCED_(SERVICE_(HOST|PORT)|PORT)(_|$)`)
 
-// unknown returns an error for variables that look as if they were meant for a flag
-// and stand for none of the given commands'.
+// unknown returns an error for variables with envPrefix that set no flag of the given commands.
 func (e environment) unknown(cmds ...*cobra.Command) error {
 	known := make(map[string]bool)
 	for _, cmd := range cmds {
@@ -273,9 +268,9 @@ func (e environment) unknown(cmds ...*cobra.Command) error {
 		})
 		meant := ""
 		if distance(nearest, name) <= maxSlip {
-			meant = fmt.Sprintf("; is %s meant?", nearest)
+			meant = fmt.Sprintf("; did you mean %s?", nearest)
 		}
-		errs = append(errs, usagef("%s is set in the environment and stands for no flag%s", name, meant))
+		errs = append(errs, usagef("the environment variable %s sets no known flag%s", name, meant))
 	}
 	return errors.Join(errs...)
 }

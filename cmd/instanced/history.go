@@ -16,10 +16,10 @@ func newHistoryCommand(t *terminal) *cobra.Command {
 	var after string
 	cmd := &cobra.Command{
 		Use:   "history ID... [flags]",
-		Short: "Say who did what to instances",
+		Short: "Show who did what to instances",
 		Long: `History lists the recorded changes of instances, oldest first: when each happened, what
-changed, who brought it about, and how the service learnt of it. A change that nobody saw,
-but that must have happened, is marked "inferred".`,
+changed, its cause, and how the service learned of it. A change that was not observed but
+must have happened is marked "inferred".`,
 		Example: examples(
 			"instanced history i-1234567890abcdef0",
 			"instanced history i-1234567890abcdef0 -o json | jq '.events[] | {at: .occurred_at, who: .cause.principal}'",
@@ -27,8 +27,8 @@ but that must have happened, is marked "inferred".`,
 		Args:              needIDs,
 		ValidArgsFunction: t.completeIDs,
 	}
-	cmd.Flags().BoolVar(&t.noHeaders, "no-headers", false, "leave out the first line of the table")
-	cmd.Flags().StringVar(&after, "after", "", "only what was recorded after this `cursor`")
+	cmd.Flags().BoolVar(&t.noHeaders, "no-headers", false, "do not print the header line")
+	cmd.Flags().StringVar(&after, "after", "", "only changes recorded after this `cursor`")
 	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, args []string) error {
 		ids, err := t.ids(ctx, args)
 		if err != nil {
@@ -51,11 +51,11 @@ but that must have happened, is marked "inferred".`,
 			return t.printJSON(all)
 		}
 		if len(all.GetEvents()) == 0 {
-			within := "that is still kept"
+			within := "in the history that is kept"
 			if after != "" {
 				within = "after that cursor"
 			}
-			fmt.Fprintf(t.stderr, "Nothing is recorded of %s %s.\n", strings.Join(ids, ", "), within)
+			fmt.Fprintf(t.stderr, "No changes of %s are recorded %s.\n", strings.Join(ids, ", "), within)
 			return nil
 		}
 		tb := t.newTable("TIME", "ID", "CHANGE", "CAUSE", "SOURCE", "REASON").
@@ -68,8 +68,8 @@ but that must have happened, is marked "inferred".`,
 	})
 }
 
-// exist refuses instances that do not exist: of those that were only idle for as long as
-// the history is kept, nothing is recorded either.
+// exist returns an error for instances that do not exist, as opposed to instances that have
+// not changed within the retention.
 func exist(ctx context.Context, c *client.Client, ids []string) error {
 	for _, err := range c.Describe(ctx, &instancedv1.DescribeInstancesRequest{Filter: &instancedv1.InstanceFilter{InstanceIds: ids}, PageSize: 1000}) {
 		if err != nil {

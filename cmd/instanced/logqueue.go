@@ -7,9 +7,9 @@ import (
 )
 
 const (
-	// maxQueuedLogBytes is how much of the log waits in memory for whoever reads it.
+	// maxQueuedLogBytes bounds the log lines that wait in memory to be written.
 	maxQueuedLogBytes = 1 << 20
-	// logFlushTimeout is how long the end of the process waits for the log to be written.
+	// logFlushTimeout is how long the process waits at its end for the log to be written.
 	logFlushTimeout = time.Second
 )
 
@@ -42,7 +42,7 @@ func newLogQueue(destination io.Writer, dropped func(lines int)) *logQueue {
 // Write queues a line, or drops it. It never blocks and never fails.
 func (q *logQueue) Write(line []byte) (int, error) {
 	q.mu.Lock()
-	// Once lines are dropped all are, until the destination has been told how many.
+	// Once a line is dropped all are, until the number of dropped lines has been reported.
 	if q.lines > 0 || q.closed || len(q.queued)+len(line) > maxQueuedLogBytes {
 		q.lines++
 	} else {

@@ -64,7 +64,7 @@ func TestALogThatIsNotReadHoldsNoCallUp(t *testing.T) {
 		calling.Go(func() {
 			for range calls {
 				if _, err := instances.GetServerInfo(ctx, &instancedv1.GetServerInfoRequest{}); err != nil {
-					t.Errorf("a call while nobody reads the log: %v", err)
+					t.Errorf("a call while the log is not read: %v", err)
 					return
 				}
 			}

@@ -1,5 +1,5 @@
-// Command instanced serves the lifecycle of EC2 instances, and is the terminal's way
-// to use the service.
+// Command instanced is the service for the lifecycle of EC2 instances, and its command-line
+// client.
 package main
 
 import (
@@ -20,9 +20,9 @@ func main() {
 	os.Exit(t.run(t.untilSignal(), os.Args[1:]))
 }
 
-// untilSignal returns a context that ends with the first signal that asks for an orderly
-// end; the second one does not ask. A hangup reloads where there is something to reload,
-// and means nothing to a process that was started to outlive it, as nohup does.
+// untilSignal returns a context that is canceled by the first SIGTERM or interrupt; the second
+// exits at once. A hangup reloads if there is something to reload, and is ignored if the
+// process was started with it ignored, as by nohup.
 func (t *terminal) untilSignal() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	end := func(s os.Signal) {
@@ -33,8 +33,8 @@ func (t *terminal) untilSignal() context.Context {
 	}
 	ends := make(chan os.Signal, 2)
 	signal.Notify(ends, os.Interrupt, syscall.SIGTERM)
-	// Hangups wait for a reload that takes long, in a channel of their own: however many
-	// there are, they must not hold up the signals that end the process.
+	// Hangups have a channel of their own, so that a slow reload never delays the signals that
+	// end the process.
 	hangups := make(chan os.Signal, 1)
 	outlives := signal.Ignored(syscall.SIGHUP)
 	signal.Notify(hangups, syscall.SIGHUP)
@@ -58,8 +58,8 @@ func (t *terminal) untilSignal() context.Context {
 	return ctx
 }
 
-// terminalClosed returns a function that reports whether a terminal that this process
-// was started on has gone away since: the other reason for a hangup.
+// terminalClosed returns a function that reports whether the terminal that the process was
+// started on has been closed since, which also causes a hangup.
 func terminalClosed() func() bool {
 	var terminals []int
 	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
@@ -77,7 +77,7 @@ func isTTY(fd int) bool {
 	return err == nil
 }
 
-// run executes one command line and returns the status to exit with.
+// run executes one command line and returns the exit status.
 func (t *terminal) run(ctx context.Context, args []string) int {
 	root := newRootCommand(t)
 	root.SetArgs(args)
@@ -95,12 +95,12 @@ func newRootCommand(t *terminal) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "instanced",
 		Short: "Start, stop and watch EC2 instances through one service",
-		Long: `instanced fronts the lifecycle of EC2 instances: "instanced serve" runs the service,
-the other verbs use one that is running.
+		Long: `instanced manages the lifecycle of EC2 instances. "instanced serve" runs the service; the
+other verbs are its client.
 
---server, --output, --timeout, --principal and the flags of serve can also be given in
-the environment: --server as INSTANCED_SERVER, --sim-speed as INSTANCED_SIM_SPEED. The
-command line wins.
+--server, --output, --timeout, --principal and the flags of serve can also be set by
+environment variables: --server by INSTANCED_SERVER, --sim-speed by INSTANCED_SIM_SPEED. The
+command line takes precedence.
 
 ` + exitStatusHelp,
 		Example: `  instanced serve
@@ -110,7 +110,7 @@ command line wins.
   instanced describe -o json | jq -r '.instances[].instance_id'`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		// So that the flags of the verbs may stand before the verb as well.
+		// Allows the flags of a verb before the verb as well.
 		TraverseChildren: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -130,8 +130,8 @@ command line wins.
 
 	root.AddGroup(
 		&cobra.Group{ID: "commands", Title: "Change instances:"},
-		&cobra.Group{ID: "questions", Title: "Look at instances:"},
-		&cobra.Group{ID: "service", Title: "The service:"},
+		&cobra.Group{ID: "questions", Title: "Inspect instances:"},
+		&cobra.Group{ID: "service", Title: "Run and check the service:"},
 	)
 	add := func(group string, verbs ...*cobra.Command) {
 		for _, verb := range verbs {
@@ -148,7 +148,7 @@ command line wins.
 	return root
 }
 
-// newHelpCommand is cobra's own, except that a verb that does not exist is an error.
+// newHelpCommand is cobra's own, except that an unknown verb is an error.
 func newHelpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [VERB]",
@@ -173,10 +173,10 @@ func newHelpCommand() *cobra.Command {
 }
 
 func noSuchVerb(name string) error {
-	return usagef("there is no verb %q; \"instanced --help\" lists them", name)
+	return usagef("unknown verb %q; \"instanced --help\" lists the verbs", name)
 }
 
-// examples indents the lines of an example as cobra's help does its own.
+// examples indents example lines as cobra does in its help.
 func examples(lines ...string) string {
 	return "  " + strings.Join(lines, "\n  ")
 }

@@ -155,10 +155,10 @@ func awsEnvironment() []string {
 		"AWS_ACCESS_KEY_ID=AKIAINSTANCED", "AWS_SECRET_ACCESS_KEY=secret", "AWS_EC2_METADATA_DISABLED=true")
 }
 
-// patient is a context for what never takes so long unless it is broken.
+// patient returns a context whose timeout passes only if something is broken.
 func patient(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*storyTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -166,10 +166,10 @@ func patient(t *testing.T) context.Context {
 // eventually waits until a condition holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	within(t, 2*patience, what, holds)
+	within(t, 2*storyTimeout, what, holds)
 }
 
-// within is eventually for what may take longer, or must not take so long.
+// within is eventually with another timeout.
 func within(t *testing.T, d time.Duration, what string, holds func() bool) {
 	t.Helper()
 	if !comesAbout(d, holds) {
@@ -214,7 +214,7 @@ func (r *road) open() {
 		r.t.Fatal(err)
 	}
 	r.address = lis.Addr().String()
-	server := &http.Server{Handler: r, ReadHeaderTimeout: patience}
+	server := &http.Server{Handler: r, ReadHeaderTimeout: storyTimeout}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.server = server

@@ -12,12 +12,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Tags and other texts come from whoever may write them, and an operator's terminal acts
-// on escape sequences, line ends and bidirectional marks. Tables show what is not
-// printable as an escape, \x1b for ESC; JSON keeps the text, as escapes of its own.
+// Tags and other texts may be written by others, and a terminal acts on escape sequences, line
+// ends and bidirectional marks. Tables therefore show unprintable characters as escapes, such
+// as \x1b; JSON documents use JSON's own escapes.
 
-// printable returns a text as a terminal may show it: in one line, with \x1b and the
-// like in place of all that is not a printable character.
+// printable returns a text in one line, with unprintable characters replaced by escapes such
+// as \x1b.
 func printable(text string) string {
 	if !strings.ContainsFunc(text, unprintable) && utf8.ValidString(text) {
 		return text
@@ -46,12 +46,11 @@ func printable(text string) string {
 	return out.String()
 }
 
-// unprintable reports whether a terminal would do something with a character other than
-// show it.
+// unprintable reports whether a terminal may act on a character instead of showing it.
 func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// printableJSON escapes in a JSON document what is not printable. The document means
-// the same: outside of its strings there is nothing but ASCII.
+// printableJSON escapes the unprintable characters of a JSON document. Its meaning is
+// unchanged, since outside of strings it is ASCII.
 func printableJSON(raw []byte) []byte {
 	escaped := func(r rune) bool { return r >= 0x7f && unprintable(r) }
 	if !strings.ContainsFunc(string(raw), escaped) {
@@ -71,8 +70,8 @@ func printableJSON(raw []byte) []byte {
 	return out
 }
 
-// printableResponses makes every text of every response printable, so that no verb has
-// to remember to. What a server says of an error goes through [errorLines].
+// printableResponses makes every text of every response printable, so that verbs need not.
+// The messages of errors go through [errorLines].
 func printableResponses() []grpc.DialOption {
 	unary := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		err := invoke(ctx, method, req, reply, conn, opts...)
@@ -138,8 +137,8 @@ func makeMapPrintable(field protoreflect.FieldDescriptor, m protoreflect.Map) {
 	}
 }
 
-// printableValue returns a value with its texts printable, and whether that is another one;
-// a message is changed in place.
+// printableValue returns a value with its texts made printable, and whether it changed. A
+// message is modified in place.
 func printableValue(field protoreflect.FieldDescriptor, value protoreflect.Value) (protoreflect.Value, bool) {
 	switch field.Kind() {
 	case protoreflect.MessageKind:

@@ -15,22 +15,22 @@ import (
 )
 
 const (
-	// How long the last lines of progress may lag behind the outcome that they led to.
+	// How long the last lines of progress may lag behind the outcome.
 	progressGrace = time.Second
-	// Of more instances than this, progress is one line with counts, unless --verbose is given.
+	// With more instances than this, progress is one line with counts, unless --verbose is given.
 	maxProgressLines = 20
 	barWidth         = 24
 )
 
-// waitOptions are how --wait shows what it waits for.
+// waitOptions say how --wait shows its progress.
 type waitOptions struct {
-	// began is when the command was given; its timeout counts from then.
+	// began is when the command started; the timeout counts from then.
 	began   time.Time
 	verbose bool
 }
 
-// await waits for the instances of a command's answer to reach a state, shows how they
-// get there, and fails for each that does not.
+// await waits for the instances of a command's response to reach a state, shows their
+// progress, and fails for each that does not reach it.
 func (t *terminal) await(ctx context.Context, c *client.Client, got *answer, wanted string, opts waitOptions) error {
 	state, err := parseState(wanted)
 	if err != nil {
@@ -85,7 +85,7 @@ func (t *terminal) waitAndShow(ctx context.Context, c *client.Client, req *insta
 		select {
 		case event, ok := <-events:
 			if !ok {
-				// Without them there are no lines; the outcome comes all the same.
+				// Without the watch there are no lines, but the wait still returns the outcome.
 				events = nil
 				continue
 			}
@@ -103,7 +103,7 @@ func (t *terminal) waitAndShow(ctx context.Context, c *client.Client, req *insta
 	}
 }
 
-// follow hands on the changes of the instances that are waited for.
+// follow passes on the changes of the awaited instances.
 func follow(ctx context.Context, c *client.Client, req *instancedv1.WaitInstancesRequest, events chan<- *instancedv1.Event) {
 	for msg, err := range c.Watch(ctx, &instancedv1.WatchInstancesRequest{
 		AfterCursor: req.GetAfterCursor(),
@@ -122,19 +122,19 @@ func follow(ctx context.Context, c *client.Client, req *instancedv1.WaitInstance
 	}
 }
 
-// progress prints how instances get along.
+// progress prints the progress of instances.
 type progress struct {
 	t     *terminal
 	began time.Time
-	// seen has the states in which each instance was shown.
+	// seen has the states of each instance that were printed.
 	seen map[string]map[instancedv1.InstanceStateName]bool
-	// now has the state of each instance, and counts how many are in each.
+	// now is the state of each instance; counts is the number of instances in each state.
 	now    map[string]instancedv1.InstanceStateName
 	counts map[instancedv1.InstanceStateName]int
 	wanted instancedv1.InstanceStateName
-	// lines is whether each change has a line of its own.
+	// lines is whether each change is printed on its own line.
 	lines bool
-	// ticks is nil where nobody sees a line that is written over.
+	// ticks is nil unless standard output is a terminal, where a line can be overwritten.
 	ticks  <-chan time.Time
 	ticker *time.Ticker
 }
@@ -183,7 +183,7 @@ func (p *progress) print(event *instancedv1.Event) {
 	fmt.Fprintln(p.t.stdout, line)
 }
 
-// tick shows that the time goes on.
+// tick shows the elapsed time.
 func (p *progress) tick() {
 	p.clear()
 	line := fmt.Sprintf("%7s  waiting", elapsedText(time.Since(p.began)))
@@ -196,7 +196,7 @@ func (p *progress) tick() {
 	fmt.Fprint(p.t.stdout, line)
 }
 
-// bar says how many of the instances have got where, such as
+// bar shows how many instances are in which state, such as
 // "[######......] 512 of 1000 running, 488 pending".
 func (p *progress) bar() string {
 	done, all := p.counts[p.wanted], len(p.now)
@@ -230,7 +230,7 @@ func (p *progress) stop() {
 	}
 }
 
-// shown reports whether the lines so far tell how the wait ended.
+// shown reports whether the lines so far show the outcome.
 func (p *progress) shown(waited *instancedv1.WaitInstancesResponse) bool {
 	for _, r := range waited.GetResults() {
 		state := r.GetInstance().GetState().GetName()
@@ -244,13 +244,13 @@ func (p *progress) shown(waited *instancedv1.WaitInstancesResponse) bool {
 	return true
 }
 
-// printAwaited says where a command and the wait for it have brought the instances.
+// printAwaited prints the outcome of a command and its wait.
 func (t *terminal) printAwaited(got *answer, waited *instancedv1.WaitInstancesResponse, verbose bool) error {
 	switch {
 	case t.output == outputJSON:
 		return t.printAwaitedJSON(got, waited)
 	case len(got.changes) > maxProgressLines && !verbose && !t.idsOnly:
-		return nil // the last line of progress has said it
+		return nil // the last line of progress shows it
 	}
 	for _, r := range waited.GetResults() {
 		if r.GetOutcome() != instancedv1.WaitOutcome_WAIT_OUTCOME_REACHED {

@@ -19,19 +19,19 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// recordings are the watches of which a file has the messages, in the order of the file.
+// recordings are the watches in a file, in the order of their messages.
 type recordings struct {
 	logID   string
 	lines   int
 	watches []*recording
-	// cut is whether the last line is not complete.
+	// cut is whether the last line is incomplete.
 	cut bool
 }
 
-// recording is one watch. It is parted where it begins again with a snapshot.
+// recording is one watch. A part of it begins with each snapshot.
 type recording struct {
 	parts []*conformance.Connection
-	// cursor is the last one, and open is whether a snapshot is not complete.
+	// cursor is the last one, and open is whether a snapshot is incomplete.
 	cursor string
 	open   bool
 }
@@ -55,11 +55,11 @@ func (t *terminal) readRecording(name string) (*recordings, error) {
 			return nil, usagef("%s is a directory; verify reads what \"instanced watch -o json\" prints, one message a line", name)
 		}
 		if err != nil && !last {
-			return nil, fmt.Errorf("%s cannot be read: %w", name, innermost(err))
+			return nil, fmt.Errorf("cannot read %s: %w", name, innermost(err))
 		}
 		if text := bytes.TrimSpace(line); len(text) > 0 {
 			wrong := all.add(text)
-			// Whoever was killed while it wrote left a part of a line.
+			// A writer that was killed leaves a part of a line.
 			if wrong != nil && last && all.lines > 0 {
 				all.cut = true
 			} else if wrong != nil {
@@ -80,7 +80,7 @@ func (t *terminal) readRecording(name string) (*recordings, error) {
 func (all *recordings) add(text []byte) error {
 	m := &instancedv1.WatchInstancesResponse{}
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(text, m); err != nil || m.GetMessage() == nil {
-		return errors.New("this is no message of a watch")
+		return errors.New("not a message of a watch")
 	}
 	all.lines++
 	s := m.GetSubscribed()
@@ -94,8 +94,8 @@ func (all *recordings) add(text []byte) error {
 	return nil
 }
 
-// goesOn reports whether a stream goes on where the one before has ended: at its last
-// cursor, or with a snapshot.
+// goesOn reports whether a stream continues the previous one: after its last cursor, or with a
+// snapshot.
 func (all *recordings) goesOn(m *instancedv1.WatchInstancesResponse) bool {
 	w := all.watches[len(all.watches)-1]
 	return m.GetSubscribed().GetLogId() == all.logID && (m.GetCursor() == "" || m.GetCursor() == w.cursor)
@@ -113,7 +113,7 @@ func (w *recording) add(m *instancedv1.WatchInstancesResponse) {
 	part.Messages = append(part.Messages, conformance.Message{WatchInstancesResponse: m})
 }
 
-// alone checks what the recordings show by themselves.
+// alone checks the recordings by themselves.
 func (all *recordings) alone() *verification {
 	var findings [][]conformance.Finding
 	streams := 0
@@ -129,19 +129,19 @@ func (all *recordings) alone() *verification {
 	}
 	r := &verification{Checked: fmt.Sprintf("Read %s of %s.", counted(all.lines, "message"), counted(streams, "stream"))}
 	if all.watches[0].parts[0].Messages[0].GetSubscribed() == nil {
-		r.Checked += " The beginning is missing: each stream begins with a message \"subscribed\"."
+		r.Checked += " The beginning is missing: each stream starts with a message \"subscribed\"."
 	}
 	if n := len(all.watches); n > 1 {
-		r.Checked += fmt.Sprintf(" They are of %d watches: not each stream goes on where the one before ended.", n)
+		r.Checked += fmt.Sprintf(" They belong to %d watches: not every stream continues the one before it.", n)
 	}
 	if all.cut {
-		r.Checked += " The last line is cut off, and left out."
+		r.Checked += " The last line is cut off and was ignored."
 	}
 	r.add(conformance.Together(findings...))
 	return r
 }
 
-// compare compares the recordings with the history that a service has.
+// compare compares the recordings with the history of a service.
 func (all *recordings) compare(ctx context.Context, c *client.Client, r *verification) error {
 	info, err := c.Info(ctx)
 	if err != nil {
@@ -149,7 +149,7 @@ func (all *recordings) compare(ctx context.Context, c *client.Client, r *verific
 	}
 	if all.logID != info.GetLogId() {
 		return &verdict{status: exitRefused, lines: []string{fmt.Sprintf(
-			"the recording is of the log %s and the service has the log %s: they cannot be compared", cmp.Or(all.logID, "(unknown)"), info.GetLogId())}}
+			"the recording is of log %s but the service has log %s: they cannot be compared", cmp.Or(all.logID, "(unknown)"), info.GetLogId())}}
 	}
 	var findings [][]conformance.Finding
 	compared := 0
@@ -175,15 +175,14 @@ func (all *recordings) compare(ctx context.Context, c *client.Client, r *verific
 	return nil
 }
 
-// compareSnapshot compares the snapshot of one part of a recording with the history of
-// what is in it, and returns how many of its instances it has compared and what is wrong
-// with them.
+// compareSnapshot compares the snapshot of one part of a recording with the history of its
+// instances. It returns how many instances it compared and what is wrong with them.
 func (r *verification) compareSnapshot(ctx context.Context, c *client.Client, part *conformance.Connection) (n int, broken, err error) {
 	begin := beginning(part)
 	if begin == "" {
-		return 0, nil, nil // it is not whole
+		return 0, nil, nil // it is incomplete
 	}
-	// In this order, so that what is recorded meanwhile is among what came after it.
+	// In this order, changes recorded meanwhile are among the later ones.
 	kept, err := historyOf(ctx, c, conformance.Mentioned(part), "")
 	if err != nil {
 		return 0, nil, err
@@ -202,8 +201,8 @@ func (r *verification) compareSnapshot(ctx context.Context, c *client.Client, pa
 	return n, broken, nil
 }
 
-// beginning returns the first cursor of a part of a recording: that of its snapshot, where
-// it has one.
+// beginning returns the first cursor of a part of a recording, which is that of its snapshot
+// if it has one.
 func beginning(part *conformance.Connection) string {
 	for _, m := range part.Messages {
 		if m.GetCursor() != "" {
@@ -213,12 +212,12 @@ func beginning(part *conformance.Connection) string {
 	return ""
 }
 
-// compare compares one part of a recording with the history of what it mentions, and
-// returns how many events it has compared and what is wrong with them.
+// compare compares one part of a recording with the history of the instances in it. It returns
+// how many events it compared and what is wrong with them.
 func (r *verification) compare(ctx context.Context, c *client.Client, part *conformance.Connection) (n int, broken, err error) {
 	begin := beginning(part)
 	if begin == "" {
-		return 0, nil, nil // there is nothing to go by
+		return 0, nil, nil // there is nothing to compare
 	}
 	ids, events := conformance.Mentioned(part), part.Events()
 	whole := true
@@ -230,7 +229,7 @@ func (r *verification) compare(ctx context.Context, c *client.Client, part *conf
 	if err != nil {
 		return 0, nil, err
 	}
-	// What was recorded after the last cursor is not what the recording had to tell.
+	// Changes after the last cursor are beyond the end of the recording.
 	later, err := historyOf(ctx, c, ids, part.Cursor())
 	switch {
 	case expired(err):
@@ -253,12 +252,12 @@ func (r *verification) compare(ctx context.Context, c *client.Client, part *conf
 	return n, conformance.Recorded(part, history, whole), nil
 }
 
-// before reports whether an event was recorded before another one.
+// before reports whether one event was recorded before another.
 func before(a, b *instancedv1.Event) bool {
 	return cmp.Or(cmp.Compare(a.GetRevision(), b.GetRevision()), cmp.Compare(a.GetIndex(), b.GetIndex())) < 0
 }
 
-// expired reports whether a call was refused because what it asks for is no longer kept.
+// expired reports whether a request failed because the history is no longer kept.
 func expired(err error) bool {
 	e, ok := errors.AsType[*client.Error](err)
 	return ok && e.Reason == instance.ReasonCursorExpired

@@ -10,31 +10,31 @@ import (
 	"github.com/instanced/instanced/server/ec2query"
 )
 
-// reload is what SIGHUP does to the service: it reads its credentials again. What is in
-// flags and in the environment stays as it is until a restart.
+// reload is what SIGHUP does to the service: it reads the credentials again. Flags and
+// environment variables are not read again.
 type reload struct {
 	log     *slog.Logger
 	cfg     serveConfig
-	backing *backing
+	backend *backendSetup
 	// door is nil without an EC2 endpoint.
 	door atomic.Pointer[ec2query.Door]
 }
 
-// run reads everything again; what cannot be used is left as it was.
+// run reads the credentials again. Unusable ones are logged, and the old ones stay.
 func (r *reload) run(ctx context.Context) {
 	done := []string{}
 	if door := r.door.Load(); door != nil && r.cfg.ec2Credentials != "" {
 		credentials, err := readCredentials(r.cfg.ec2Credentials, r.log)
 		if err != nil {
-			r.log.Error("the access keys of the EC2 endpoint stay as they were", "error", err)
+			r.log.Error("cannot reload the access keys of the EC2 endpoint; keeping the old ones", "error", err)
 		} else {
 			door.SetCredentials(credentials)
 			done = append(done, "access keys of the EC2 endpoint")
 		}
 	}
-	if r.backing.ec2 != nil {
-		if err := r.backing.reloadAWS(ctx, r.cfg.aws); err != nil {
-			r.log.Error("the AWS credentials stay as they were", "error", err)
+	if r.backend.ec2 != nil {
+		if err := r.backend.reloadAWS(ctx, r.cfg.aws); err != nil {
+			r.log.Error("cannot reload the AWS credentials; keeping the old ones", "error", err)
 		} else {
 			done = append(done, "AWS credentials")
 		}
@@ -42,7 +42,7 @@ func (r *reload) run(ctx context.Context) {
 	r.log.Info("reloaded", "what", done, "ignored", "flags and environment, until a restart")
 }
 
-// awsCredentials are credentials that can be replaced while they are in use.
+// awsCredentials can be replaced while in use.
 type awsCredentials struct {
 	now atomic.Pointer[aws.CredentialsProvider]
 }
@@ -52,7 +52,7 @@ func (c *awsCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) 
 	return (*c.now.Load()).Retrieve(ctx)
 }
 
-// replaceable lets the credentials of a configuration be replaced later.
+// replaceable makes the credentials of a configuration replaceable.
 func replaceable(cfg *aws.Config) (*awsCredentials, *aws.CredentialsCache) {
 	c := &awsCredentials{}
 	found := cfg.Credentials
@@ -62,8 +62,8 @@ func replaceable(cfg *aws.Config) (*awsCredentials, *aws.CredentialsCache) {
 	return c, cache
 }
 
-// reloadAWS finds the AWS credentials again, and uses them if there are any.
-func (b *backing) reloadAWS(ctx context.Context, flags awsFlags) error {
+// reloadAWS loads the AWS credentials again, and uses them if there are any.
+func (b *backendSetup) reloadAWS(ctx context.Context, flags awsFlags) error {
 	settings, err := loadAWS(ctx, flags, b.log)
 	if err != nil {
 		return err

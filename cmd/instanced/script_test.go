@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -23,10 +22,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// Most of the time is spent waiting for programs and instances, not computing.
-	if err := flag.Set("test.parallel", "6"); err != nil {
-		panic(err)
-	}
 	testscript.Main(m, map[string]func(){"instanced": main})
 }
 
@@ -88,9 +83,9 @@ func TestStories(t *testing.T) {
 	})
 }
 
-// patience is how long anything in a story may take. Nothing takes that long unless
+// storyTimeout is how long anything in a story may take. Nothing takes that long unless
 // it is broken.
-const patience = 30 * time.Second
+const storyTimeout = 30 * time.Second
 
 type programsKey struct{}
 
@@ -233,7 +228,7 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 // awaitMatch waits until a growing file matches and returns what does, or nil when
 // ended is closed first.
 func awaitMatch(ts *testscript.TestScript, pattern *regexp.Regexp, file string, ended <-chan struct{}) []string {
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(storyTimeout); ; time.Sleep(5 * time.Millisecond) {
 		text, _ := os.ReadFile(ts.MkAbs(file)) // may not be there yet
 		if found := pattern.FindStringSubmatch(string(text)); found != nil {
 			return found
@@ -285,7 +280,7 @@ func cmdEnded(ts *testscript.TestScript, neg bool, args []string) {
 	r := program(ts, args[0])
 	select {
 	case <-r.done:
-	case <-time.After(patience):
+	case <-time.After(storyTimeout):
 		ts.Fatalf("%s does not end", args[0])
 	}
 	if got := strconv.Itoa(r.cmd.ProcessState.ExitCode()); got != args[1] {

@@ -30,11 +30,10 @@ import (
 	"github.com/instanced/instanced/server/simulator"
 )
 
-// How long the parts that come after the server may take to close once the deadline
-// of the drain has passed.
+// closeGrace is how long the journal may take to close after the drain's deadline.
 const closeGrace = 2 * time.Second
 
-// serveConfig is what the flags of serve say.
+// serveConfig holds the flags of serve.
 type serveConfig struct {
 	listen  string
 	backend string
@@ -72,21 +71,21 @@ func newServeCommand(t *terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve [flags]",
 		Short: "Run the service",
-		Long: `Serve runs the service: gRPC with reflection and health, in plaintext and therefore on
-loopback only. What it knows is kept in the data directory, and is there again after
-a restart or a crash.
+		Long: `Serve runs the service: gRPC with reflection and health checks, in plaintext and
+therefore on loopback only. Its state is kept in the data directory and survives restarts
+and crashes.
 
-With --backend ec2 the instances are those of an AWS account in one region. Credentials,
-region and endpoint are found as every AWS SDK finds them.
+With --backend ec2 it manages the instances of an AWS account in one region. Credentials,
+region and endpoint come from the usual places of the AWS SDKs.
 
-With --ec2-listen it also speaks EC2's own protocol, so that the AWS CLI, boto3 and every
-AWS SDK can use it. Callers prove who they are by --ec2-credentials, else it listens on
-loopback only and believes them.
+With --ec2-listen it also speaks EC2's own protocol, for the AWS CLI, boto3 and every AWS
+SDK. With --ec2-credentials it verifies the signatures of requests; without, it listens on
+loopback only and trusts what callers say.
 
-SIGTERM, an interrupt or a terminal that closes ends it in good order: health turns to
-NOT_SERVING, streams get a goodbye, calls finish, the journal closes, and the exit status is
-0. A second signal ends it at once. SIGHUP reloads credentials: those of --ec2-credentials
-and the AWS ones.`,
+SIGTERM, an interrupt or closing the terminal shuts it down gracefully: health turns to
+NOT_SERVING, streams get a goodbye, requests in flight finish, the journal closes, and the
+exit status is 0. A second signal exits at once. SIGHUP reloads the AWS credentials and the
+file of --ec2-credentials.`,
 		Example: examples(
 			"instanced serve",
 			"instanced serve --sim-speed 1 --sim-throttle",
@@ -100,27 +99,27 @@ and the AWS ones.`,
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 takes a free one", parseListen)
-	bind(flags, &cfg.backend, "backend", "name", "simulator", "what the instances are: simulator or ec2", oneOf(backendSimulator, backendEC2))
+	bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 picks a free one", parseListen)
+	bind(flags, &cfg.backend, "backend", "name", "simulator", "what manages the instances: simulator or ec2", oneOf(backendSimulator, backendEC2))
 	cfg.bindJournal(flags)
-	bind(flags, &cfg.retention, "retention", "duration", "24h", "keep history so long", parsePositiveDuration)
-	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "keep no more history than this", parseJournalSize)
-	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "refuse changes when the disk has less left than this; at least 128MiB are always left to the journal", parseSize)
-	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "maximum number of client tokens to keep; a principal may have as many as it leaves free", parseCount(1))
-	bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "work on so many calls at once at the most; one caller gets half of them", parseCount(2))
-	bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "serve so many subscriptions and waits at once at the most; one caller gets half of them", parseCount(2))
-	bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "keep so many connections at the most", parseCount(1))
-	bind(flags, &cfg.reconcileInterval, "reconcile-interval", "duration", "5m", "compare everything with the backend so often", parsePositiveDuration)
+	bind(flags, &cfg.retention, "retention", "duration", "24h", "how long to keep history", parsePositiveDuration)
+	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "maximum size of the history", parseJournalSize)
+	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "reject commands when the disk has less free space; 128MiB always stay reserved for the journal", parseSize)
+	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "maximum number of client tokens to keep; one principal may use half of them", parseCount(1))
+	bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "maximum concurrent requests; one caller may use half of them", parseCount(2))
+	bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "maximum concurrent watches and waits; one caller may use half of them", parseCount(2))
+	bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "maximum open connections; beyond it the one idle for longest is closed", parseCount(1))
+	bind(flags, &cfg.reconcileInterval, "reconcile-interval", "duration", "5m", "interval between full reconciliations with the backend", parsePositiveDuration)
 	cfg.aws.bind(flags)
-	bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "how fast the simulator goes: 1 is like EC2, 0 leaves out all delays", parseSpeed)
-	bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "what the simulator draws its delays and probabilities from", parseSeed)
-	flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle calls as EC2 does")
-	flags.StringVar(&cfg.simFleet, "sim-fleet", "", "YAML or JSON `file` of the instances to begin with (default: the built-in fleet)")
-	bind(flags, &cfg.ec2Listen, "ec2-listen", "address", "", "speak EC2's Query protocol on this address, such as 127.0.0.1:8580", parseEC2Listen)
-	flags.StringVar(&cfg.ec2Credentials, "ec2-credentials", "", "JSON `file` of the access keys whose signatures are verified there (default: nobody's are)")
+	bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "speed of the simulator: 1 is like EC2, 0 means no delays", parseSpeed)
+	bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "seed of the simulator's delays and probabilities", parseSeed)
+	flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle requests as EC2 does")
+	flags.StringVar(&cfg.simFleet, "sim-fleet", "", "YAML or JSON `file` of the initial instances (default: the built-in fleet)")
+	bind(flags, &cfg.ec2Listen, "ec2-listen", "address", "", "also serve EC2's Query protocol on this address, such as 127.0.0.1:8580", parseEC2Listen)
+	flags.StringVar(&cfg.ec2Credentials, "ec2-credentials", "", "JSON `file` of the access keys to verify signatures with there (default: signatures are not verified)")
 	bind(flags, &cfg.logFormat, "log-format", "format", "text", "text or json", oneOf("text", "json"))
 	bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
-	bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long calls may take to finish when the service ends", parseDuration)
+	bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long requests in flight may take to finish at shutdown", parseDuration)
 	inEnvironment(flags)
 	completeWords(cmd, "backend", backendSimulator, backendEC2)
 	completeWords(cmd, "log-format", "text", "json")
@@ -131,9 +130,9 @@ and the AWS ones.`,
 			return err
 		}
 		if cfg.ec2Credentials != "" && cfg.ec2Listen == "" {
-			return usagef("--ec2-credentials is for the EC2 endpoint, which --ec2-listen opens")
+			return usagef("--ec2-credentials needs --ec2-listen, which opens the EC2 endpoint")
 		}
-		if err := suitBackend(cfg.backend, flags); err != nil {
+		if err := checkBackendFlags(cfg.backend, flags); err != nil {
 			return err
 		}
 		return serve(cmd.Context(), cfg, t)
@@ -141,32 +140,32 @@ and the AWS ones.`,
 	return cmd
 }
 
-// bindJournal adds the flags that say where the journal is.
+// bindJournal declares the flags that locate the journal.
 func (cfg *serveConfig) bindJournal(flags *pflag.FlagSet) {
-	flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal; one process at a time")
-	bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; several are separated by commas", parseEndpoints)
-	bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of all keys of the journal", parsePrefix)
+	flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal, for one process at a time")
+	bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; separate several by commas", parseEndpoints)
+	bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of the journal's keys in etcd", parsePrefix)
 }
 
-// checkJournal returns an error unless these flags name one place.
+// checkJournal returns an error unless the flags locate exactly one journal.
 func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet) error {
 	switch {
 	case flags.Changed("data-dir") && cfg.dataDir == "":
-		return usagef("--data-dir: \"\" is not a directory, such as %s", cmp.Or(defaultDataDir(), "/var/lib/instanced"))
+		return usagef("--data-dir is empty; give a directory, such as %s", cmp.Or(defaultDataDir(), "/var/lib/instanced"))
 	case len(cfg.etcdEndpoints) > 0 && flags.Changed("data-dir"):
-		return usagef("--data-dir and --etcd-endpoints exclude each other: the journal is in one place")
+		return usagef("--data-dir and --etcd-endpoints are mutually exclusive")
 	case len(cfg.etcdEndpoints) == 0 && cfg.dataDir == "":
-		return usagef("there is no home directory to keep the journal in; --data-dir names another")
+		return usagef("there is no home directory to keep the journal in; give another directory with --data-dir")
 	}
 	return nil
 }
 
-// serve is the composition root: it makes every part, joins them, and takes them
-// apart again in the reverse order.
+// serve is the composition root: it creates every part, connects them, and closes them in
+// reverse order.
 func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
-	// A hangup ends nothing while the service starts, either.
+	// A hangup during startup is ignored.
 	t.onHangup.Store(new(func() {}))
-	// Nor does a log whose reader has gone away: its lines are lost.
+	// A closed standard error must not end the process: log lines are lost instead.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	log, closeLog := newLogger(cfg, t.stderr)
 	defer closeLog()
@@ -177,11 +176,11 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		}
 	}()
 
-	backing, err := newBacking(ctx, cfg, log)
+	backend, err := newBackendSetup(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
-	defer backing.Close()
+	defer backend.Close()
 
 	ec2Listener, credentials, err := listenEC2(cfg, log)
 	if err != nil {
@@ -192,15 +191,15 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 	}
 	lis, err := net.Listen("tcp", cfg.listen)
 	if errors.Is(err, syscall.EADDRINUSE) && ec2Listener != nil && portOf(cfg.listen) == portOf(ec2Listener.Addr().String()) {
-		return usagef("--listen and --ec2-listen both have the port %s: each needs one of its own", portOf(cfg.listen))
+		return usagef("--listen and --ec2-listen both use port %s; give each its own", portOf(cfg.listen))
 	}
 	if err != nil {
-		return fmt.Errorf("cannot listen on %s: %w; --listen names another address", cfg.listen, innermost(err))
+		return fmt.Errorf("cannot listen on %s: %w; choose another address with --listen", cfg.listen, innermost(err))
 	}
 	defer func() { _ = lis.Close() }() // closed already once it was served
 	if ec2Listener != nil {
-		// It can be had. Clients of EC2 know no health checks: the port is open for them
-		// once they are answered.
+		// The port is free. EC2's clients know no health checks, so it opens only once
+		// their requests can be served.
 		_ = ec2Listener.Close()
 	}
 
@@ -219,7 +218,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 	if err != nil {
 		return err
 	}
-	// Draining has its deadline; what comes after it is short.
+	// The drain may use the whole deadline; closing the journal gets closeGrace beyond it.
 	deadline := &drainDeadline{timeout: cfg.drainTimeout}
 	defer func() {
 		ctx, cancel := deadline.context(closeGrace)
@@ -227,20 +226,20 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		err = errors.Join(err, j.Close(ctx))
 	}()
 
-	// A journal that has instances is where the simulator takes them from.
+	// The simulator restores its instances from the journal if it has any.
 	records := j.Snapshot().Records
-	begun := len(records)
-	if begun > 0 && cfg.simFleet != "" {
-		log.Warn("the instances of the fleet file are not used: the journal has instances already", "file", cfg.simFleet, "instances", begun)
+	restored := len(records)
+	if restored > 0 && cfg.simFleet != "" {
+		log.Warn("ignoring the instances of the fleet file: the journal already has instances", "file", cfg.simFleet, "instances", restored)
 	}
 
-	if err := backing.check(ctx, records); err != nil {
+	if err := backend.check(ctx, records); err != nil {
 		return err
 	}
 
 	svc := lifecycle.New(lifecycle.Config{
 		Journal:           j,
-		Backend:           backing.Backend,
+		Backend:           backend.Backend,
 		Logger:            log.With("part", "lifecycle"),
 		ReconcileInterval: cfg.reconcileInterval,
 	})
@@ -263,12 +262,12 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		MaxConnections: cfg.maxConnections,
 	}
 	var controls ec2query.Simulator
-	if backing.simulator != nil {
-		simulation := simulator.New(svc, backing.simulator)
+	if backend.simulator != nil {
+		simulation := simulator.New(svc, backend.simulator)
 		settings.Register = func(r grpc.ServiceRegistrar) { simulation.Register(r) }
 		controls = simulation
 	}
-	reload := &reload{log: log, cfg: cfg, backing: backing}
+	reload := &reload{log: log, cfg: cfg, backend: backend}
 	reloaded := func() { reload.run(ctx) }
 	t.onHangup.Store(&reloaded)
 	srv := server.New(settings)
@@ -279,7 +278,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		ctx, cancel := deadline.context(0)
 		defer cancel()
 		if shutDown(ctx, drainers) != nil {
-			err = errors.Join(err, fmt.Errorf("calls did not finish within --drain-timeout %v and were cut off", cfg.drainTimeout))
+			err = errors.Join(err, fmt.Errorf("requests did not finish within --drain-timeout %v and were cut off", cfg.drainTimeout))
 		}
 		for range drainers {
 			err = errors.Join(err, <-served)
@@ -304,9 +303,9 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		select {
 		case <-ready:
 			ready = nil
-			g := &greeting{
-				cfg: cfg, address: lis.Addr().String(), info: svc.Info(), begun: begun > 0,
-				faults: backing.faults, awsRegion: backing.aws.Region, records: j.Snapshot().Records,
+			g := &banner{
+				cfg: cfg, address: lis.Addr().String(), info: svc.Info(), restored: restored > 0,
+				faults: backend.faults, awsRegion: backend.aws.Region, records: j.Snapshot().Records,
 			}
 			if door != nil {
 				again, err := listenForEC2(ec2Listener.Addr().String())
@@ -317,12 +316,12 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 				drainers = append(drainers, door)
 				go func() { served <- door.Serve(again) }()
 			}
-			log.Info("serving", g.particulars()...)
+			log.Info("serving", g.logAttrs()...)
 			g.print(t.stdout)
 		case runErr := <-ended:
 			ended <- nil
 			if runErr == nil {
-				runErr = errors.New("the service layer ended by itself")
+				runErr = errors.New("the service layer stopped unexpectedly")
 			}
 			return runErr
 		case serveErr := <-served:
@@ -331,16 +330,15 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		case <-ctx.Done():
 			stopping = time.Now()
 			log.Info("shutting down", "cause", context.Cause(ctx), "within", cfg.drainTimeout)
-			j.Drain()
 			return nil
 		}
 	}
 }
 
-// drainer is a server that finishes what is under way.
+// drainer is a server that shuts down gracefully.
 type drainer interface{ Shutdown(context.Context) error }
 
-// shutDown shuts servers down, all at once.
+// shutDown shuts servers down concurrently.
 func shutDown(ctx context.Context, servers []drainer) error {
 	ended := make(chan error, len(servers))
 	for _, s := range servers {
@@ -353,27 +351,25 @@ func shutDown(ctx context.Context, servers []drainer) error {
 	return err
 }
 
-// drainDeadline is when the service must have ended, counted from the first time that
-// anybody asks.
+// drainDeadline is the deadline of the shutdown, counted from the first call of context.
 type drainDeadline struct {
 	timeout time.Duration
 	at      time.Time
 }
 
-// context returns a context that ends at the deadline, but not before least.
-func (d *drainDeadline) context(least time.Duration) (context.Context, context.CancelFunc) {
+// context returns a context that ends at the deadline, but no sooner than minTimeout from now.
+func (d *drainDeadline) context(minTimeout time.Duration) (context.Context, context.CancelFunc) {
 	if d.at.IsZero() {
 		d.at = time.Now().Add(d.timeout)
 	}
 	at := d.at
-	if soonest := time.Now().Add(least); at.Before(soonest) {
+	if soonest := time.Now().Add(minTimeout); at.Before(soonest) {
 		at = soonest
 	}
 	return context.WithDeadline(context.Background(), at)
 }
 
-// newLogger returns the log of the service, and what writes the rest of it at the end. It
-// never holds up whoever logs.
+// newLogger returns the service's logger, which never blocks, and a function that flushes it.
 func newLogger(cfg serveConfig, w io.Writer) (log *slog.Logger, closeLog func()) {
 	opts := &slog.HandlerOptions{Level: cfg.logLevel}
 	handlerOf := func(w io.Writer) slog.Handler {
@@ -389,8 +385,8 @@ func newLogger(cfg serveConfig, w io.Writer) (log *slog.Logger, closeLog func())
 	return slog.New(handlerOf(queue)), queue.Close
 }
 
-// innermost is what the operating system said, without the path or address that the
-// sentence around it has already.
+// innermost returns the operating system's own error, without the path or address, which the
+// surrounding message already names.
 func innermost(err error) error {
 	for {
 		inner := errors.Unwrap(err)
@@ -401,8 +397,7 @@ func innermost(err error) error {
 	}
 }
 
-// defaultDataDir is where the state of a user's programs belongs; empty if there is no
-// such place.
+// defaultDataDir returns the XDG state directory of instanced, or "" without a home directory.
 func defaultDataDir() string {
 	if state := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
 		return filepath.Join(state, "instanced")
@@ -421,7 +416,7 @@ func parseListen(text string) (string, error) {
 		return "", err
 	}
 	if host, _, _ := net.SplitHostPort(address); !onLoopback(host) {
-		return "", fmt.Errorf("%q is not on loopback; without TLS and a policy the service listens there only, as on 127.0.0.1:50051, [::1]:50051 or localhost:50051", text)
+		return "", fmt.Errorf("%q is not on loopback; without TLS the service listens on loopback only, such as 127.0.0.1:50051, [::1]:50051 or localhost:50051", text)
 	}
 	return address, nil
 }
@@ -444,13 +439,13 @@ func portOf(address string) string {
 	return port
 }
 
-// onLoopback reports whether a host is this machine, and can be reached from it alone.
+// onLoopback reports whether a host can be reached from this machine only.
 func onLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// parseEndpoints accepts URLs that are separated by commas, or none.
+// parseEndpoints accepts a comma-separated list of URLs, or none.
 func parseEndpoints(text string) ([]string, error) {
 	if text == "" {
 		return nil, nil
@@ -465,19 +460,19 @@ func parseEndpoints(text string) ([]string, error) {
 	return endpoints, nil
 }
 
-// parsePrefix accepts a prefix of keys that cannot be mistaken for another one's.
+// parsePrefix accepts a key prefix with a leading and without a trailing slash.
 func parsePrefix(text string) (string, error) {
 	if !strings.HasPrefix(text, "/") || len(text) < 2 || strings.HasSuffix(text, "/") {
-		return "", fmt.Errorf("%q is not a prefix such as /instanced, with a slash before it and none behind", text)
+		return "", fmt.Errorf("%q is not a prefix such as /instanced, with a leading and without a trailing slash", text)
 	}
 	return text, nil
 }
 
-// parseJournalSize accepts a size that a batch of changes fits into.
+// parseJournalSize accepts a size of at least journal.MinMaxBytes.
 func parseJournalSize(text string) (int64, error) {
 	n, err := parseSize(text)
 	if err == nil && n < journal.MinMaxBytes {
-		err = fmt.Errorf("%q is less than %dMiB, the least that a journal needs", text, journal.MinMaxBytes>>20)
+		err = fmt.Errorf("%q is less than %dMiB, the minimum size of a journal", text, journal.MinMaxBytes>>20)
 	}
 	return n, err
 }
@@ -485,7 +480,7 @@ func parseJournalSize(text string) (int64, error) {
 func parseSpeed(text string) (float64, error) {
 	speed, err := strconv.ParseFloat(text, 64)
 	if err != nil || !(speed == 0 || speed >= 0.001 && speed <= math.MaxFloat64) {
-		return 0, fmt.Errorf("%q is neither 0 (no delays) nor a number of at least 0.001, such as 1 (as slow as EC2) or %v", text, sim.DefaultSpeed)
+		return 0, fmt.Errorf("%q is neither 0 (no delays) nor at least 0.001, such as 1 (like EC2) or %v", text, sim.DefaultSpeed)
 	}
 	return speed, nil
 }

@@ -22,8 +22,8 @@ const (
 	eventBridge  = instancedv1.EventSource_EVENT_SOURCE_EVENT_BRIDGE
 )
 
-// hearing runs the service with EC2 at the end of a road and SQS in this process, and
-// with intervals so long that nothing is compared after the beginning.
+// hearing runs the service with EC2 behind a road and SQS in this process, and
+// with intervals that are too long for a second reconcile.
 func hearing(t *testing.T, r *road, q *sqstest.Queue) *service {
 	t.Helper()
 	sqs := httptest.NewServer(q)
@@ -266,7 +266,7 @@ func TestDoubledReorderedAndLateMessagesGiveOneLegalChain(t *testing.T) {
 				// As at EC2, launch times, in whole seconds, tell one start from another, and
 				// from the stop before it.
 				stopped := time.Now()
-				if !comesAbout(2*patience, func() bool {
+				if !comesAbout(2*storyTimeout, func() bool {
 					return time.Since(launched) > 4*time.Second && time.Now().Truncate(time.Second).After(stopped)
 				}) {
 					t.Error("some seconds never passed")

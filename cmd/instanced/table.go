@@ -15,24 +15,24 @@ import (
 
 // addTableFlags declares the flags of a verb that prints a table of instances.
 func (t *terminal) addTableFlags(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&t.noHeaders, "no-headers", false, "leave out the first line of a table")
-	cmd.Flags().BoolVarP(&t.idsOnly, "quiet", "q", false, "print ids only, one a line")
+	cmd.Flags().BoolVar(&t.noHeaders, "no-headers", false, "do not print the header line")
+	cmd.Flags().BoolVarP(&t.idsOnly, "quiet", "q", false, "print only ids, one per line")
 }
 
-// minColumn is the least width, in characters, that a column is cut to before it is
-// left out.
+// minColumn is the minimum width, in characters, to which a column is cut before it is left
+// out.
 const minColumn = 10
 
 // table is text in columns.
 type table struct {
 	t    *terminal
 	rows [][]string
-	// flexible are the columns to cut or leave out where the terminal is too narrow, the
-	// least important first.
+	// flexible are the columns to cut or leave out on a narrow terminal, the least important
+	// first.
 	flexible []string
 }
 
-// newTable returns a table. Its first column has the ids.
+// newTable returns a table whose first column has the ids.
 func (t *terminal) newTable(header ...string) *table {
 	return &table{t: t, rows: [][]string{header}}
 }
@@ -89,7 +89,7 @@ func (tb *table) print() error {
 	return err
 }
 
-// fit narrows columns until a line has no more than limit characters; 0 is no limit. A column of
+// fit narrows columns until a line has at most limit characters; 0 is no limit. A column of
 // width 0 is left out.
 func (tb *table) fit(widths []int, limit int) {
 	for _, name := range tb.flexible {
@@ -112,7 +112,7 @@ func (tb *table) fit(widths []int, limit int) {
 	}
 }
 
-// cut shortens a text to so many characters, the last of which then tells that there were more.
+// cut shortens a text to a number of characters, the last of which then is an ellipsis.
 func cut(text string, width int) string {
 	if utf8.RuneCountInString(text) <= width {
 		return text
@@ -120,8 +120,8 @@ func cut(text string, width int) string {
 	return string([]rune(text)[:width-1]) + "…"
 }
 
-// width is how many characters fit into a line on the terminal; 0 where the output goes
-// elsewhere, or the terminal does not say.
+// width returns the width of the terminal in characters; 0 if it is unknown or the output is
+// not a terminal.
 func (t *terminal) width() int {
 	f, ok := t.stdout.(*os.File)
 	if !ok || !isCharDevice(f) {

@@ -33,34 +33,33 @@ const (
 	outputWide  = "wide"
 	outputJSON  = "json"
 
-	// How long a verb tries when --timeout does not say.
+	// defaultTimeout is the default of --timeout for verbs that do not wait.
 	defaultTimeout = 30 * time.Second
-	// How long it waits for states when --timeout does not say.
+	// defaultWait is the default of --timeout for waits.
 	defaultWait = 5 * time.Minute
-	// The longest name of a caller.
+	// maxPrincipal is the maximum length of a principal.
 	maxPrincipal = 128
-	// What a call is given beyond the wait that it asks for.
+	// waitGrace is how much later than the server's timeout of a wait the client gives up.
 	waitGrace = 10 * time.Second
 )
 
-// terminal is what all verbs share: where they read and write, and the flags that
-// each of them has.
+// terminal is what all verbs share: their input and output streams and common flags.
 type terminal struct {
 	stdin   io.Reader
 	stdout  io.Writer
 	stderr  io.Writer
 	environ environment
 
-	// onHangup is what a hangup does; nil where it ends the process as SIGTERM does.
+	// onHangup handles a hangup; nil if it ends the process like SIGTERM.
 	onHangup atomic.Pointer[func()]
 
-	// accepted is set once the command line is: errors before that are its own.
+	// accepted is set once the command line is valid: earlier errors are usage errors.
 	accepted bool
 
-	// away says when the service cannot be reached, and when it can again.
+	// away reports when the service becomes unreachable and reachable again.
 	away away
 
-	// noHeaders and idsOnly are of the verbs that print tables.
+	// noHeaders and idsOnly are flags of the verbs that print tables.
 	noHeaders, idsOnly bool
 
 	server    string
@@ -69,28 +68,28 @@ type terminal struct {
 	principal string
 }
 
-// addFlags declares the flags that each verb has that uses a running service.
+// addFlags declares the flags of every verb that calls the service.
 func (t *terminal) addFlags(cmd *cobra.Command) {
 	common := pflag.NewFlagSet("common", pflag.ContinueOnError)
 	bind(common, &t.server, "server", "address", "127.0.0.1:50051", "address of the service", parseServer)
-	bind(common, &t.principal, "principal", "name", defaultPrincipal(), "who calls, as told to the service", parsePrincipal)
+	bind(common, &t.principal, "principal", "name", defaultPrincipal(), "name of the caller, recorded as the cause of changes", parsePrincipal)
 	inEnvironment(common)
 	cmd.Flags().AddFlagSet(common)
-	t.addAnswerFlags(cmd, "give up after this long; 0 means 30s, 5m where states are waited for, never for watch")
+	t.addAnswerFlags(cmd, "give up after this long; 0 means 30s, 5m for waits, never for watch")
 }
 
-// addAnswerFlags declares the flags of how a verb answers, and until when.
+// addAnswerFlags declares the flags for a verb's output and timeout.
 func (t *terminal) addAnswerFlags(cmd *cobra.Command, timeout string) {
 	answer := pflag.NewFlagSet("answer", pflag.ContinueOnError)
 	answer.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputWide, outputJSON)), "output", "o",
-		"table for people, cut to the terminal's width; wide for all of it; json for programs")
+		"table, cut to the width of the terminal; wide, never cut; or json, for programs")
 	bind(answer, &t.timeout, "timeout", "duration", "0", timeout, parseDuration)
 	inEnvironment(answer)
 	cmd.Flags().AddFlagSet(answer)
 	completeWords(cmd, "output", outputTable, outputWide, outputJSON)
 }
 
-// defaultPrincipal is the user of the operating system at this host.
+// defaultPrincipal returns user@host.
 func defaultPrincipal() string {
 	name := "unknown"
 	if u, err := user.Current(); err == nil {
@@ -108,11 +107,11 @@ func defaultPrincipal() string {
 	return printable[:min(len(printable), maxPrincipal)]
 }
 
-// parseServer accepts an address with a port, or a name with a scheme that gRPC resolves.
+// parseServer accepts an address with a port, or a target with a scheme that gRPC resolves.
 func parseServer(text string) (string, error) {
 	if scheme, _, ok := strings.Cut(text, "://"); ok {
 		if scheme == "http" || scheme == "https" {
-			return "", fmt.Errorf("%q is a URL, and the service speaks gRPC: want an address with a port, such as 127.0.0.1:50051", text)
+			return "", fmt.Errorf("%q is a URL, but the service speaks gRPC: give an address with a port, such as 127.0.0.1:50051", text)
 		}
 		return text, nil
 	}
@@ -122,7 +121,7 @@ func parseServer(text string) (string, error) {
 	return text, nil
 }
 
-// parsePrincipal accepts what can be sent as metadata.
+// parsePrincipal accepts a name that can be sent as gRPC metadata.
 func parsePrincipal(text string) (string, error) {
 	printable := !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
 	if !printable || text == "" || len(text) > maxPrincipal {
@@ -131,9 +130,9 @@ func parsePrincipal(text string) (string, error) {
 	return text, nil
 }
 
-// verb completes a command that uses a running service: the shared flags, the context
-// with its limit in time, the client, and errors of the service that know where it is.
-// within returns the limit, 0 for none, once the flags are known.
+// verb completes a command that calls the service: it adds the shared flags, the timeout, the
+// client, and the address of the service to errors. within returns the timeout, 0 for none,
+// once the flags are parsed.
 func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act func(ctx context.Context, c *client.Client, args []string) error) *cobra.Command {
 	t.addFlags(cmd)
 	cmd.DisableFlagsInUseLine = true
@@ -165,7 +164,7 @@ func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act fun
 	return cmd
 }
 
-// briefly is the limit of a verb that only asks.
+// briefly is the timeout of a verb that does not wait.
 func (t *terminal) briefly() time.Duration { return cmp.Or(t.timeout, defaultTimeout) }
 
 func (t *terminal) dial(opts client.Options) (*client.Client, error) {
@@ -176,8 +175,8 @@ func (t *terminal) dial(opts client.Options) (*client.Client, error) {
 	return c, nil
 }
 
-// tellRetry says on a terminal why nothing seems to happen. A verb that goes on for longer
-// says once, wherever its output goes, that the service is away.
+// tellRetry says on a terminal why a verb seems to hang. A long-running verb says once, on any
+// output, that the service is unreachable.
 func (t *terminal) tellRetry(err error, delay time.Duration) {
 	if t.output == outputJSON {
 		return
@@ -189,35 +188,35 @@ func (t *terminal) tellRetry(err error, delay time.Duration) {
 	if t.away.expected.Load() {
 		t.away.gone(t, line)
 	} else if isTerminal(t.stderr) {
-		fmt.Fprintf(t.stderr, "%s; trying again in %v\n", line, delay.Round(10*time.Millisecond))
+		fmt.Fprintf(t.stderr, "%s; retrying in %v\n", line, delay.Round(10*time.Millisecond))
 	}
 }
 
-// away follows whether the service can be reached while a watch or a wait goes on. Its
-// methods may be called from any goroutine.
+// away tracks whether the service is reachable during a watch or a wait. It is safe for
+// concurrent use.
 type away struct {
-	// expected is whether the verb outlasts that the service is away.
+	// expected is whether the verb survives an outage of the service.
 	expected atomic.Bool
-	// since is when it was first noticed, in nanoseconds since 1970; 0 while it is there.
+	// since is when the outage was noticed, in nanoseconds since 1970; 0 if there is none.
 	since atomic.Int64
 }
 
-// gone says that the service is away, unless it has been said.
+// gone reports the beginning of an outage, once.
 func (a *away) gone(t *terminal, why string) {
 	if a.since.CompareAndSwap(0, time.Now().UnixNano()) {
-		fmt.Fprintf(t.stderr, "%s; trying until it is back\n", why)
+		fmt.Fprintf(t.stderr, "%s; retrying until it is back\n", why)
 	}
 }
 
-// back says that the service is there again, if it was away.
+// back reports the end of an outage, if there was one.
 func (a *away) back(t *terminal) {
 	if since := a.since.Swap(0); since != 0 {
 		fmt.Fprintf(t.stderr, "The service is back after %s.\n", elapsedText(time.Since(time.Unix(0, since))))
 	}
 }
 
-// connections tells of each connection that is made: what a wait, which is silent until its
-// answer comes, knows of the service being back.
+// connections observes new connections: during a wait, which receives nothing before its
+// response, they are the only sign that the service is back.
 type connections struct{ made func() }
 
 // TagConn implements [stats.Handler].
@@ -236,23 +235,23 @@ func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Cont
 // HandleRPC implements [stats.Handler].
 func (connections) HandleRPC(context.Context, stats.RPCStats) {}
 
-// ids returns the ids of a command line. A single "-" stands for those on standard
-// input, separated by blanks or line ends, which are waited for until ctx is done. More than
-// a request may have are refused as soon as they are read, so that endless input ends.
+// ids returns the ids of a command line. A single "-" reads them from standard input, separated
+// by white space, until ctx is done. It fails as soon as there are more than a request may
+// have, so that endless input ends.
 func (t *terminal) ids(ctx context.Context, args []string) ([]string, error) {
 	if !slices.Equal(args, []string{"-"}) {
 		return args, nil
 	}
 	if f, ok := t.stdin.(*os.File); ok && isCharDevice(f) {
-		fmt.Fprintln(t.stderr, "Reading ids from standard input, until Ctrl-D.")
+		fmt.Fprintln(t.stderr, "Reading ids from standard input; end with Ctrl-D.")
 	}
 	type input struct {
 		ids []string
 		err error
 	}
 	read := make(chan input, 1)
-	// Nothing interrupts a read from a terminal or a pipe: it is left to the end of the
-	// process when ctx is done first.
+	// A read from a terminal or a pipe cannot be interrupted: if ctx is done first, it is
+	// abandoned until the process exits.
 	go func() {
 		var in input
 		in.ids, in.err = readIDs(t.stdin)
@@ -272,11 +271,11 @@ func (t *terminal) ids(ctx context.Context, args []string) ([]string, error) {
 const (
 	// maxIDs is how many instances a request may name.
 	maxIDs = 1000
-	// maxInputBytes is how much text may hold them, repeated ones and blanks included.
+	// maxInputBytes bounds the text that holds them, repetitions and white space included.
 	maxInputBytes = 1 << 20
 )
 
-// readIDs reads at most maxIDs different ids, each of them once.
+// readIDs reads at most maxIDs distinct ids.
 func readIDs(r io.Reader) (ids []string, err error) {
 	limited := &io.LimitedReader{R: r, N: maxInputBytes + 1}
 	scanner := bufio.NewScanner(limited)
@@ -288,7 +287,7 @@ func readIDs(r io.Reader) (ids []string, err error) {
 			continue
 		}
 		if len(ids) == maxIDs {
-			return nil, usagef("there are more than %d ids on standard input, the most that one command takes", maxIDs)
+			return nil, usagef("more than %d ids on standard input, the maximum for one command", maxIDs)
 		}
 		seen[id] = true
 		ids = append(ids, id)
@@ -296,18 +295,18 @@ func readIDs(r io.Reader) (ids []string, err error) {
 	err = scanner.Err()
 	switch {
 	case errors.Is(err, bufio.ErrTooLong):
-		return nil, usagef("there is a word of more than %d KiB on standard input: want ids, such as i-1234567890abcdef0", bufio.MaxScanTokenSize>>10)
+		return nil, usagef("standard input has a word of more than %d KiB: want ids, such as i-1234567890abcdef0", bufio.MaxScanTokenSize>>10)
 	case err != nil:
 		return nil, fmt.Errorf("read ids from standard input: %w", err)
 	case limited.N == 0:
-		return nil, usagef("there is more than %d MiB of text on standard input: want at most %d ids", maxInputBytes>>20, maxIDs)
+		return nil, usagef("more than %d MiB of text on standard input: want at most %d ids", maxInputBytes>>20, maxIDs)
 	case len(ids) == 0:
 		return nil, usagef("there are no ids on standard input")
 	}
 	return ids, nil
 }
 
-// needIDs refuses a command line without ids.
+// needIDs rejects a command line without ids.
 func needIDs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return usagef("%s needs the id of at least one instance, such as i-1234567890abcdef0, or - to read ids from standard input", cmd.Name())
@@ -315,15 +314,15 @@ func needIDs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// noArgs refuses arguments of a command that has none.
+// noArgs rejects arguments of a command that takes none.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("%s takes no arguments, and got %q", cmd.Name(), args[0])
+		return usagef("%s takes no arguments, got %q", cmd.Name(), args[0])
 	}
 	return nil
 }
 
-// completeIDs offers the ids of the fleet to the shell.
+// completeIDs completes the ids of existing instances in the shell.
 func (t *terminal) completeIDs(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
 	defer cancel()
@@ -350,7 +349,7 @@ func (t *terminal) completeIDs(cmd *cobra.Command, args []string, _ string) ([]c
 	return found, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeWords offers the words that a flag accepts to the shell.
+// completeWords completes the values of a flag in the shell.
 func completeWords(cmd *cobra.Command, flag string, words ...cobra.Completion) {
 	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(fmt.Sprintf("the completion of a flag: %v", err))
@@ -363,7 +362,7 @@ func document(msg proto.Message) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	// protojson varies its blanks from build to build.
+	// protojson varies its white space from build to build.
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, raw); err != nil {
 		return nil, err
@@ -400,8 +399,8 @@ func (t *terminal) printJSONLine(msg proto.Message) error {
 	return err
 }
 
-// coloured returns a text in the colour of the state or finding that it names, on a terminal
-// whose user wants colours.
+// coloured returns a text in the color of the state or finding that it names, if standard
+// output is a terminal and colors are not disabled.
 func (t *terminal) coloured(text string) string {
 	if os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" || !isTerminal(t.stdout) {
 		return text
@@ -418,7 +417,7 @@ func (t *terminal) coloured(text string) string {
 	return text
 }
 
-// isTerminal reports whether what is written here is shown to somebody.
+// isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && isCharDevice(f)

@@ -14,14 +14,14 @@ import (
 func newUpgradeCommand(t *terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "upgrade",
-		Short: "End an upgrade of the service",
-		Long: `A new version of the service reads the journal of the version before it and goes on in the
-same format, so that the version before can take over again. "instanced upgrade finalize" ends
-that: it raises the journal to the format of this version.`,
+		Short: "Complete an upgrade of the service",
+		Long: `A new version of the service reads and writes the journal in the format of the previous
+version, so that you can go back to that. "instanced upgrade finalize" raises the journal to
+the format of this version.`,
 		Example: examples("instanced upgrade finalize"),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("upgrade knows no %q; \"instanced upgrade --help\" lists what it knows", args[0])
+				return usagef("unknown subcommand %q; \"instanced upgrade --help\" lists the subcommands", args[0])
 			}
 			return nil
 		},
@@ -37,11 +37,11 @@ func newFinalizeCommand(t *terminal) *cobra.Command {
 		Use:   "finalize [flags]",
 		Short: "Raise the journal to the format of this version",
 		Long: `Finalize raises the journal in a data directory, or in an external etcd, to the newest format
-that this version knows. Versions that do not know it refuse the journal from then on, and
-there is no way back but a copy of it.
+of this version. Older versions reject the journal from then on; the only way back is to
+restore a copy.
 
-The service must be stopped. With an external etcd all processes that share the journal must
-be of this version, or stopped: whether they are is not verified.`,
+The service must be stopped. With an external etcd, all processes that share the journal must
+be stopped or run this version, which is not verified.`,
 		Example: examples(
 			"instanced upgrade finalize",
 			"instanced upgrade finalize --data-dir /var/lib/instanced -o json",
@@ -83,9 +83,9 @@ be of this version, or stopped: whether they are is not verified.`,
 			}
 			return t.printRaw(raw)
 		}
-		text := fmt.Sprintf("is of format %d now; it was of format %d", is, was)
+		text := fmt.Sprintf("was raised from format %d to format %d", was, is)
 		if was == is {
-			text = fmt.Sprintf("is of format %d already", is)
+			text = fmt.Sprintf("already has format %d", is)
 		}
 		where := cfg.dataDir
 		if len(cfg.etcdEndpoints) > 0 {

@@ -23,21 +23,20 @@ func newVerifyCommand(t *terminal) *cobra.Command {
 	var watchFor time.Duration
 	cmd := &cobra.Command{
 		Use:   "verify [FILE] [flags]",
-		Short: "Check what subscribers get against what they are promised",
-		Long: `Verify checks a recording, or a service that is running, against the promises of
-docs/guarantees.md.
+		Short: "Check that subscribers get what they are promised",
+		Long: `Verify checks a recording, or a running service, against the promises of docs/guarantees.md.
 
-FILE is what "instanced watch -o json" printed, - for standard input. It is checked for
-what a recording shows by itself; where --server is given too, also against the history
-that the service there has of the same instances. The filter of the recording is not in it:
-of an instance that was seen to match nothing may be missing, of others nobody can tell.
+FILE is the output of "instanced watch -o json", - for standard input. It is checked by
+itself, and if --server is given also against the history that the service there has of the
+same instances. A recording does not contain its filter: missing events are detected only
+for instances that are known to match it.
 
-Without FILE the service at --server is watched for a while, by several subscribers with
-different filters, all but one of which are cut off and go on again and again, and what they
-got is compared with the history. It changes nothing there.
+Without FILE, several subscribers with different filters watch the service at --server for a
+while. All but one of them disconnect and resume again and again, and what they receive is
+compared with the history. Nothing is changed.
 
-What can be seen by calling only, such as that an answered command survives a crash, is not
-checked. Ends with 1 if a promise is broken.`,
+Promises that take commands to check, such as that an acknowledged command survives a crash,
+are not checked. Exits with 1 if a promise is broken.`,
 		Example: examples(
 			"instanced verify --for 10s",
 			"instanced watch -o json > recording.json; instanced verify recording.json",
@@ -45,23 +44,23 @@ checked. Ends with 1 if a promise is broken.`,
 		),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return usagef("verify takes one file, and got %d", len(args))
+				return usagef("verify takes one file, got %d", len(args))
 			}
 			return nil
 		},
 	}
-	bind(cmd.Flags(), &watchFor, "for", "duration", "30s", "watch the service for so long", parsePositiveDuration)
+	bind(cmd.Flags(), &watchFor, "for", "duration", "30s", "how long to watch the service", parsePositiveDuration)
 	within := func() time.Duration { return cmp.Or(t.timeout, watchFor+defaultTimeout) }
 	t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
 		if len(args) > 0 && cmd.Flags().Changed("for") {
-			return usagef("--for says how long to watch a service, and %s is a recording: want one of them", args[0])
+			return usagef("--for is how long to watch a service and cannot be used with a recording (%s)", args[0])
 		}
 		if len(args) == 0 {
-			v := &vigil{client: c, period: watchFor}
-			r, err := v.keep(ctx)
+			v := &liveCheck{client: c, period: watchFor}
+			r, err := v.run(ctx)
 			switch {
 			case errors.Is(ctx.Err(), context.DeadlineExceeded):
-				return &verdict{status: exitTimedOut, lines: []string{fmt.Sprintf("the time of %v was over before all was compared", within())}}
+				return &verdict{status: exitTimedOut, lines: []string{fmt.Sprintf("the timeout of %v passed before everything was compared", within())}}
 			case err != nil:
 				return err
 			}
@@ -85,12 +84,11 @@ checked. Ends with 1 if a promise is broken.`,
 
 // verification is what verify found.
 type verification struct {
-	// Checked says in words what was looked at, and With what it was compared with, if
-	// anything.
+	// Checked describes what was checked, and With what it was compared with, if anything.
 	Checked string `json:"checked"`
 	With    string `json:"compared_with,omitempty"`
-	// NotCompared are the events that are older than what the service keeps, and
-	// InstancesNotCompared the instances of snapshots of which it keeps nothing as old.
+	// NotCompared counts the events that are older than the history of the service, and
+	// InstancesNotCompared the instances of snapshots without a history that old.
 	NotCompared          int       `json:"events_not_compared,omitempty"`
 	InstancesNotCompared int       `json:"snapshot_instances_not_compared,omitempty"`
 	Findings             []finding `json:"promises"`
@@ -100,14 +98,13 @@ type finding struct {
 	Promise string `json:"promise"`
 	Checked int    `json:"checked"`
 	Unit    string `json:"unit"`
-	// Result is "holds", "broken", "not seen" when there was nothing to check, or "form
-	// only" when there was nothing to compare what was seen with.
+	// Result is "holds", "broken", "not seen" if there was nothing to check, or "form only" if
+	// there was nothing to compare it with.
 	Result   string `json:"result"`
 	Evidence string `json:"evidence,omitempty"`
 }
 
-// add takes findings. What was found of a promise before stays as it was, unless it is
-// broken now.
+// add adds findings. An earlier finding on the same promise stays unless it is broken now.
 func (r *verification) add(findings []conformance.Finding) {
 	for _, f := range findings {
 		n := slices.IndexFunc(r.Findings, func(found finding) bool { return found.Promise == f.Promise })
@@ -125,7 +122,7 @@ func (r *verification) add(findings []conformance.Finding) {
 	}
 }
 
-// formOnly says of a promise that holds that no more than the form was looked at.
+// formOnly marks a promise that holds as checked for its form only.
 func (r *verification) formOnly(promise string) {
 	for i := range r.Findings {
 		if f := &r.Findings[i]; f.Promise == promise && f.Result == "holds" {
@@ -134,7 +131,7 @@ func (r *verification) formOnly(promise string) {
 	}
 }
 
-// printFindings prints what was found, and fails if a promise is broken.
+// printFindings prints the findings and fails if a promise is broken.
 func (t *terminal) printFindings(r *verification) error {
 	broken := &verdict{}
 	for _, f := range r.Findings {
@@ -144,7 +141,7 @@ func (t *terminal) printFindings(r *verification) error {
 		}
 	}
 	if len(broken.lines) > 0 {
-		broken.lines = append([]string{"what was promised was not kept:"}, broken.lines...)
+		broken.lines = append([]string{"promises were broken:"}, broken.lines...)
 	}
 	if t.output == outputJSON {
 		raw, err := json.Marshal(r)
@@ -158,10 +155,10 @@ func (t *terminal) printFindings(r *verification) error {
 		fmt.Fprintf(t.stdout, "Compared with the history at %s.\n", r.With)
 	}
 	if r.NotCompared > 0 {
-		fmt.Fprintf(t.stdout, "%s not compared: older than what is kept there.\n", counted(r.NotCompared, "event"))
+		fmt.Fprintf(t.stdout, "%s not compared: older than the history there.\n", counted(r.NotCompared, "event"))
 	}
 	if r.InstancesNotCompared > 0 {
-		fmt.Fprintf(t.stdout, "%s of snapshots not compared: nothing as old is kept of them there.\n", counted(r.InstancesNotCompared, "instance"))
+		fmt.Fprintf(t.stdout, "%s of snapshots not compared: the history there does not go back that far.\n", counted(r.InstancesNotCompared, "instance"))
 	}
 	fmt.Fprintln(t.stdout)
 	tb := t.newTable("PROMISE", "CHECKED", "RESULT")
@@ -171,7 +168,7 @@ func (t *terminal) printFindings(r *verification) error {
 	return ending(tb.print(), broken)
 }
 
-// historyOf reads what the service has recorded of instances after a cursor.
+// historyOf reads the recorded changes of instances after a cursor.
 func historyOf(ctx context.Context, c *client.Client, ids []string, after string) ([]*instancedv1.Event, error) {
 	return conformance.HistoryBy(ids, after, func(req *instancedv1.ListEventsRequest) iter.Seq2[*instancedv1.ListEventsResponse, error] {
 		return c.Events(ctx, req)
@@ -185,7 +182,7 @@ func (t *terminal) open(name string) (io.ReadCloser, error) {
 	}
 	f, err := os.Open(name)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, usagef("there is no file %s", name)
+		return nil, usagef("file not found: %s", name)
 	}
 	return f, err
 }

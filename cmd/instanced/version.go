@@ -16,8 +16,8 @@ import (
 // release is set when a release is built: -ldflags "-X main.release=v1.2.3".
 var release string
 
-// buildVersion returns the version of this binary: the one that it was released
-// under, else that of its module, else the revision that it was built from.
+// buildVersion returns the version of this binary: its release, else its module version, else
+// its revision.
 func buildVersion() string {
 	if release != "" {
 		return release
@@ -41,16 +41,16 @@ func newVersionCommand(t *terminal) *cobra.Command {
 	var clientOnly bool
 	cmd := &cobra.Command{
 		Use:   "version [flags]",
-		Short: "Print the version of this program and what the service says of itself",
-		Long: `Version prints the version of this program, and what the service that is running at
---server says of itself: its version, its backend, its log, how much it holds.`,
+		Short: "Print the version of this program and information about the service",
+		Long: `Version prints the version of this program and information about the service at --server:
+its version, its backend, its log, and how many instances it has.`,
 		Example: examples(
 			"instanced version",
 			"instanced version --client",
 		),
 		Args: noArgs,
 	}
-	cmd.Flags().BoolVar(&clientOnly, "client", false, "this program only; asks no service")
+	cmd.Flags().BoolVar(&clientOnly, "client", false, "print only the version of this program")
 	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, _ []string) error {
 		if clientOnly {
 			return t.printVersion(nil)
@@ -94,7 +94,7 @@ func (t *terminal) printVersion(info *instancedv1.GetServerInfoResponse) error {
 	owner := info.GetOwner().GetAddress()
 	switch {
 	case owner == "":
-		owner = "nobody at the moment"
+		owner = "none at the moment"
 	case info.GetOwner().GetIsThisProcess():
 		owner += " (this process)"
 	}

@@ -20,14 +20,14 @@ func newWaitCommand(t *terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait ID... --for STATE [flags]",
 		Short: "Wait until instances have reached a state",
-		Long: `Wait ends when every instance has reached one of the wanted states, or no longer can, or
-the time is over (--timeout, 5m unless given, 1h at most).
+		Long: `Wait ends when every instance has reached one of the wanted states or no longer can, or
+after --timeout (default 5m, at most 1h).
 
-With --after, the cursor of a command's answer, it also counts what happened since then:
-a start that fell back to stopped ends the wait at once.
+With --after and the cursor of a command's response, changes since then count too: a start
+that fell back to stopped ends the wait at once.
 
-A wait goes on by itself when the service is restarted. If the service cannot be reached to
-begin with, it gives up after a few tries, and with --after when the time is over.`,
+A wait survives restarts of the service. If the service is unreachable from the start, it
+gives up after a few attempts; with --after, after --timeout.`,
 		Example: examples(
 			"instanced wait i-1234567890abcdef0 --for running",
 			"instanced wait i-1234567890abcdef0 --for stopped --for terminated --timeout 10m",
@@ -36,9 +36,9 @@ begin with, it gives up after a few tries, and with --after when the time is ove
 		Args:              needIDs,
 		ValidArgsFunction: t.completeIDs,
 	}
-	bindList(cmd.Flags(), &states, "for", "state", "the wanted state; may be repeated, and any of them will do", parseState, "running")
-	cmd.Flags().StringVar(&after, "after", "", "the `cursor` after which changes count too")
-	cmd.Flags().BoolVar(&firstFailure, "first-failure", false, "end at the first instance that can no longer get there")
+	bindList(cmd.Flags(), &states, "for", "state", "the wanted state; may be repeated for alternatives", parseState, "running")
+	cmd.Flags().StringVar(&after, "after", "", "also count changes after this `cursor`")
+	cmd.Flags().BoolVar(&firstFailure, "first-failure", false, "end as soon as one instance can no longer reach the state")
 	completeWords(cmd, "for", stateWords()...)
 	t.addTableFlags(cmd)
 	within := func() time.Duration { return cmp.Or(t.timeout, defaultWait) + waitGrace }
@@ -86,8 +86,8 @@ func outcomeText(outcome instancedv1.WaitOutcome) string {
 	return outcome.String()
 }
 
-// unreached is the verdict on a wait that did not bring every instance to a wanted state.
-// That one can no longer get there weighs more than that the time was over.
+// unreached is the verdict on a wait after which not every instance is in a wanted state. An
+// instance that can no longer reach it outweighs a timeout.
 func unreached(results []*instancedv1.WaitResult) *verdict {
 	v := &verdict{}
 	for _, r := range results {
@@ -96,11 +96,11 @@ func unreached(results []*instancedv1.WaitResult) *verdict {
 		case instancedv1.WaitOutcome_WAIT_OUTCOME_REACHED:
 			continue
 		case instancedv1.WaitOutcome_WAIT_OUTCOME_TIMED_OUT:
-			why, status = "the time is over", exitTimedOut
+			why, status = "the wait timed out", exitTimedOut
 		case instancedv1.WaitOutcome_WAIT_OUTCOME_UNSETTLED, instancedv1.WaitOutcome_WAIT_OUTCOME_UNSPECIFIED:
-			why = "was waited for no longer"
+			why = "the wait ended first"
 		case instancedv1.WaitOutcome_WAIT_OUTCOME_UNREACHABLE:
-			why = "will not get there"
+			why = "it can no longer reach the wanted state"
 			if reason := r.GetStateReason().GetMessage(); reason != "" {
 				why += ": " + reason
 			}
@@ -108,7 +108,7 @@ func unreached(results []*instancedv1.WaitResult) *verdict {
 		if v.status != exitNotReached {
 			v.status = status
 		}
-		v.lines = append(v.lines, fmt.Sprintf("%s: it is %s, and %s", r.GetInstanceId(), state, why))
+		v.lines = append(v.lines, fmt.Sprintf("%s is %s; %s", r.GetInstanceId(), state, why))
 	}
 	return v
 }

@@ -17,7 +17,7 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// unseen are the ids of a watch that the service has not told anything of.
+// unseen are the ids of a watch about which the service has sent nothing yet.
 type unseen map[string]bool
 
 func newUnseen(ids []string) unseen {
@@ -35,7 +35,7 @@ func (u unseen) take(snapshot *instancedv1.Snapshot) {
 	}
 }
 
-// look asks the service which of the instances it knows.
+// look asks the service which of the instances exist.
 func (u unseen) look(ctx context.Context, c *client.Client) error {
 	if len(u) == 0 {
 		return nil
@@ -57,7 +57,7 @@ func (u unseen) look(ctx context.Context, c *client.Client) error {
 	return nil
 }
 
-// printUnseen says which of the instances that are watched do not exist, once.
+// printUnseen says, once, which of the watched instances do not exist.
 func (t *terminal) printUnseen(u unseen) {
 	const maxNamed = 5
 	if len(u) == 0 {
@@ -80,16 +80,16 @@ func newWatchCommand(t *terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "watch [ID...] [flags]",
 		Short: "Print changes as they happen",
-		Long: `Watch prints the instances as they are, and then a line for each change: when it
-happened, the state before and after, who brought it about, and how the service learnt of
-it. It goes on by itself when the connection breaks, without a hole and without a repeat,
-until it is interrupted. If that is not possible, because it was away for longer than
-the log is kept, it prints the instances as they are again, and says why; with --after or
---from-now it fails instead. A first connection that cannot be made is given up after a
-few tries.
+		Long: `Watch prints the current instances, and then a line for each change: when it happened, the
+states before and after, its cause, and how the service learned of it.
 
-With -o json each line is one WatchInstancesResponse. The last cursor that is not empty is
-where --after goes on later.`,
+It runs until interrupted, and resumes after a broken connection without missing or
+repeating a change. If that is impossible because the history is no longer kept, it says
+why and starts over with the current instances; with --after or --from-now it fails instead.
+If the first connection fails, it gives up after a few attempts.
+
+With -o json each line is one WatchInstancesResponse. To resume later, give --after the last
+cursor that is not empty.`,
 		Example: examples(
 			"instanced watch",
 			"instanced watch i-1234567890abcdef0 --from-now",
@@ -99,16 +99,16 @@ where --after goes on later.`,
 		ValidArgsFunction: t.completeIDs,
 	}
 	selection.add(cmd)
-	cmd.Flags().BoolVar(&fromNow, "from-now", false, "leave out the instances as they are")
-	cmd.Flags().StringVar(&after, "after", "", "go on after this `cursor`")
+	cmd.Flags().BoolVar(&fromNow, "from-now", false, "do not print the current instances")
+	cmd.Flags().StringVar(&after, "after", "", "resume after this `cursor`")
 	bind(cmd.Flags(), &unusable, "on-unusable-cursor", "fail|snapshot", "fail",
-		"what --after and --from-now do if they cannot go on without a hole", oneOf("fail", "snapshot"))
+		"what --after and --from-now do if changes would be missed", oneOf("fail", "snapshot"))
 	completeWords(cmd, "on-unusable-cursor", "fail", "snapshot")
-	bind(cmd.Flags(), &count, "count", "number", "0", "end after so many changes; 0 means never", parseCount(0))
+	bind(cmd.Flags(), &count, "count", "number", "0", "exit after this many changes; 0 means never", parseCount(0))
 	within := func() time.Duration { return t.timeout }
 	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
 		if fromNow && after != "" {
-			return usagef("--from-now and --after exclude each other")
+			return usagef("--from-now and --after are mutually exclusive")
 		}
 		ids, err := t.ids(ctx, args)
 		if err != nil {
@@ -118,8 +118,8 @@ where --after goes on later.`,
 		if err != nil {
 			return err
 		}
-		// Unspecified leaves it to the client: a watch that began with what is begins again
-		// so, any other fails.
+		// Unspecified leaves it to the client: a watch that started with a snapshot starts over
+		// with one, any other fails.
 		policy := instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_UNSPECIFIED
 		if unusable == "snapshot" {
 			policy = instancedv1.UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT
@@ -129,7 +129,7 @@ where --after goes on later.`,
 		filtered := !proto.Equal(filter, &instancedv1.InstanceFilter{InstanceIds: ids})
 		unseen := newUnseen(ids)
 		if fromNow || after != "" {
-			// There will be no snapshot to tell from.
+			// No snapshot will tell which exist.
 			if err := unseen.look(ctx, c); err != nil {
 				return err
 			}
@@ -150,7 +150,7 @@ where --after goes on later.`,
 			if events := msg.GetEvents().GetEvents(); count > 0 && len(events) > 0 {
 				if len(events) > left {
 					msg.GetEvents().Events = events[:left]
-					// It is behind what is left out.
+					// It follows the part that is left out.
 					msg.Cursor = ""
 				}
 				left -= len(msg.GetEvents().GetEvents())
@@ -175,8 +175,8 @@ where --after goes on later.`,
 	})
 }
 
-// printImpairment tells whoever watches why nothing comes, once, and when that is over. It
-// returns the reason that was told last.
+// printImpairment says why no changes arrive, once, and when that is over. It returns the
+// reason that was printed last.
 func (t *terminal) printImpairment(now *instancedv1.Impairment, told string) string {
 	reason := now.GetReason()
 	switch reason {
@@ -189,15 +189,15 @@ func (t *terminal) printImpairment(now *instancedv1.Impairment, told string) str
 	return reason
 }
 
-// printMessage prints one message of a watch; filtered is whether it selects by more than ids,
-// so that instances come to match and cease to.
+// printMessage prints one message of a watch. filtered is whether the watch selects by more
+// than ids, so that instances may start and stop matching.
 func (t *terminal) printMessage(msg *instancedv1.WatchInstancesResponse, filtered bool) error {
 	if t.output == outputJSON {
 		return t.printJSONLine(msg)
 	}
 	if snapshot := msg.GetSnapshot(); snapshot != nil {
 		if snapshot.GetFirst() && snapshot.GetReason() != instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_UNSPECIFIED {
-			fmt.Fprintf(t.stderr, "The cursor could not be served (%s). The instances as they are follow.\n",
+			fmt.Fprintf(t.stderr, "Cannot resume after the cursor (%s). The current instances follow.\n",
 				word(snapshot.GetReason().String(), "UNUSABLE_CURSOR_REASON_"))
 		}
 		for _, i := range snapshot.GetInstances() {
@@ -224,8 +224,8 @@ func (t *terminal) printMessage(msg *instancedv1.WatchInstancesResponse, filtere
 	return nil
 }
 
-// printChange prints one line of a watch. Its columns have fixed widths, since nobody
-// knows what is to come.
+// printChange prints one line of a watch. Its columns have fixed widths, since later lines are
+// not known yet.
 func (t *terminal) printChange(at, id, change, rest string) error {
 	line := fmt.Sprintf("%-24s  %-19s  %-24s  %s", at, id, change, rest)
 	_, err := fmt.Fprintln(t.stdout, strings.TrimRight(line, " "))

@@ -10,7 +10,7 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// stateWords are the states as EC2 writes them.
+// stateWords are the states in EC2's spelling.
 func stateWords() []string {
 	return []string{"pending", "running", "shutting-down", "terminated", "stopping", "stopped"}
 }
@@ -25,7 +25,7 @@ func word(value, prefix string) string {
 	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(value, prefix)), "_", "-")
 }
 
-// parseState returns the state that EC2 calls so.
+// parseState accepts EC2's name of a state.
 func parseState(name string) (instancedv1.InstanceStateName, error) {
 	if _, err := oneOf(stateWords()...)(name); err != nil {
 		return 0, err
@@ -34,7 +34,7 @@ func parseState(name string) (instancedv1.InstanceStateName, error) {
 	return instancedv1.InstanceStateName(instancedv1.InstanceStateName_value[value]), nil
 }
 
-// reasonText says why an instance is in its state, as far as EC2 tells.
+// reasonText returns EC2's reason for the state of an instance, or "".
 func reasonText(i *instancedv1.Instance) string {
 	if message := i.GetStateReason().GetMessage(); message != "" {
 		return message
@@ -42,7 +42,7 @@ func reasonText(i *instancedv1.Instance) string {
 	return i.GetStateTransitionReason()
 }
 
-// changeText says what an event changed, such as "stopped -> pending".
+// changeText describes the change of an event, such as "stopped -> pending".
 func changeText(e *instancedv1.Event) string {
 	state := stateName(e.GetInstance().GetState())
 	switch e.GetType() {
@@ -62,7 +62,7 @@ func changeText(e *instancedv1.Event) string {
 	return e.GetType().String()
 }
 
-// causeText says who brought a change about.
+// causeText describes the cause of a change.
 func causeText(c *instancedv1.Cause) string {
 	if c == nil || c.GetExternal() {
 		return "outside"
@@ -70,7 +70,7 @@ func causeText(c *instancedv1.Cause) string {
 	return fmt.Sprintf("%s by %s", c.GetVerb(), c.GetPrincipal())
 }
 
-// sourceText says how the service learnt of a change.
+// sourceText describes how the service learned of a change.
 func sourceText(e *instancedv1.Event) string {
 	source := word(e.GetSource().String(), "EVENT_SOURCE_")
 	if e.GetInferred() {
@@ -79,7 +79,7 @@ func sourceText(e *instancedv1.Event) string {
 	return source
 }
 
-// timeText is a point in time in UTC, to the millisecond.
+// timeText formats a time in UTC, to the millisecond.
 func timeText(ts *timestamppb.Timestamp) string {
 	if ts == nil {
 		return "-"
@@ -87,5 +87,5 @@ func timeText(ts *timestamppb.Timestamp) string {
 	return ts.AsTime().UTC().Format("2006-01-02T15:04:05.000Z")
 }
 
-// elapsedText is a time span to the tenth of a second.
+// elapsedText formats a duration to the tenth of a second.
 func elapsedText(d time.Duration) string { return fmt.Sprintf("%.1fs", d.Seconds()) }

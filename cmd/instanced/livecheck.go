@@ -19,28 +19,29 @@ import (
 )
 
 const (
-	// vigilInterval is how often the subscribers of a vigil ask for progress, and
-	// vigilSlack how much later it may come.
-	vigilInterval = time.Second
-	vigilSlack    = 10 * time.Second
-	// mostMessages is how many messages a subscriber gets at the most until it is cut off.
-	mostMessages = 6
+	// liveCheckInterval is the progress interval of the subscribers, and liveCheckSlack how
+	// much later a progress message may arrive.
+	liveCheckInterval = time.Second
+	liveCheckSlack    = 10 * time.Second
+	// maxMessages is the maximum number of messages a flakySubscriber receives before it is
+	// cut off.
+	maxMessages = 6
 )
 
-// vigil watches a service for a while with several subscribers, and compares what they
-// got.
-type vigil struct {
+// liveCheck watches a service for a while with several subscribers and compares what they
+// receive.
+type liveCheck struct {
 	client *client.Client
 	period time.Duration
 }
 
-// restless is a subscriber that is cut off and goes on again and again.
-type restless struct {
+// flakySubscriber is cut off and resumes again and again.
+type flakySubscriber struct {
 	filter      *instancedv1.InstanceFilter
 	connections []*conformance.Connection
 }
 
-func (v *vigil) keep(ctx context.Context) (*verification, error) {
+func (v *liveCheck) run(ctx context.Context) (*verification, error) {
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
 	steady := conformance.Follow(v.request(nil, ""), v.client.Watch(ctx, v.request(nil, "")))
@@ -48,11 +49,11 @@ func (v *vigil) keep(ctx context.Context) (*verification, error) {
 	if err != nil {
 		return nil, failureOf(begun, err)
 	}
-	subscribers, err := v.followAll(ctx, vigilFilters(begun))
+	subscribers, err := v.followAll(ctx, liveCheckFilters(begun))
 	if err != nil {
 		return nil, err
 	}
-	// All that the others have got is at or before the end of the log now.
+	// Everything that the others received is at or before the current end of the log.
 	info, err := v.client.Info(ctx)
 	if err != nil {
 		return nil, err
@@ -64,7 +65,7 @@ func (v *vigil) keep(ctx context.Context) (*verification, error) {
 	return v.judge(ctx, seen, subscribers)
 }
 
-// failureOf returns why a stream ended, if that is why it was waited for in vain.
+// failureOf returns the error of the stream if it has ended, else err.
 func failureOf(c *conformance.Connection, err error) error {
 	if c.Err != nil {
 		return c.Err
@@ -72,12 +73,12 @@ func failureOf(c *conformance.Connection, err error) error {
 	return err
 }
 
-func (v *vigil) request(filter *instancedv1.InstanceFilter, after string) *instancedv1.WatchInstancesRequest {
-	return &instancedv1.WatchInstancesRequest{AfterCursor: after, Filter: filter, ProgressInterval: durationpb.New(vigilInterval)}
+func (v *liveCheck) request(filter *instancedv1.InstanceFilter, after string) *instancedv1.WatchInstancesRequest {
+	return &instancedv1.WatchInstancesRequest{AfterCursor: after, Filter: filter, ProgressInterval: durationpb.New(liveCheckInterval)}
 }
 
-// vigilFilters returns filters that some of the changes of a fleet are likely to match.
-func vigilFilters(c *conformance.Connection) []*instancedv1.InstanceFilter {
+// liveCheckFilters returns filters that some changes of the fleet are likely to match.
+func liveCheckFilters(c *conformance.Connection) []*instancedv1.InstanceFilter {
 	states := func(names ...instancedv1.InstanceStateName) *instancedv1.InstanceFilter {
 		return &instancedv1.InstanceFilter{States: names}
 	}
@@ -95,23 +96,23 @@ func vigilFilters(c *conformance.Connection) []*instancedv1.InstanceFilter {
 		}
 	}
 	if len(tags) > 0 {
-		most := slices.MaxFunc(slices.Collect(maps.Keys(tags)), func(a, b [2]string) int { return tags[a] - tags[b] })
-		filters = append(filters, &instancedv1.InstanceFilter{Tags: []*instancedv1.TagFilter{{Key: most[0], Values: most[1:]}}})
+		common := slices.MaxFunc(slices.Collect(maps.Keys(tags)), func(a, b [2]string) int { return tags[a] - tags[b] })
+		filters = append(filters, &instancedv1.InstanceFilter{Tags: []*instancedv1.TagFilter{{Key: common[0], Values: common[1:]}}})
 	}
 	return filters
 }
 
-// followAll has one subscriber for each filter until the time is over.
-func (v *vigil) followAll(ctx context.Context, filters []*instancedv1.InstanceFilter) ([]*restless, error) {
+// followAll runs one subscriber for each filter until the period ends.
+func (v *liveCheck) followAll(ctx context.Context, filters []*instancedv1.InstanceFilter) ([]*flakySubscriber, error) {
 	end := time.Now().Add(v.period)
 	var (
-		subscribers []*restless
+		subscribers []*flakySubscriber
 		running     sync.WaitGroup
 		mu          sync.Mutex
 		errs        []error
 	)
 	for _, filter := range filters {
-		r := &restless{filter: filter}
+		r := &flakySubscriber{filter: filter}
 		subscribers = append(subscribers, r)
 		running.Go(func() {
 			if err := v.follow(ctx, r, end); err != nil {
@@ -125,12 +126,13 @@ func (v *vigil) followAll(ctx context.Context, filters []*instancedv1.InstanceFi
 	return subscribers, errors.Join(errs...)
 }
 
-// follow subscribes, leaves after some messages, and goes on with the last cursor.
-func (v *vigil) follow(ctx context.Context, r *restless, end time.Time) error {
+// follow subscribes, disconnects after some messages and resumes after the last cursor,
+// until end.
+func (v *liveCheck) follow(ctx context.Context, r *flakySubscriber, end time.Time) error {
 	for after := ""; time.Now().Before(end); {
 		req := v.request(r.filter, after)
 		within, leave := context.WithDeadline(ctx, end)
-		c, err := conformance.Follow(req, first(1+rand.IntN(mostMessages), v.client.Watch(within, req))).End(ctx) //nolint:gosec // where a stream is cut is no secret
+		c, err := conformance.Follow(req, first(1+rand.IntN(maxMessages), v.client.Watch(within, req))).End(ctx) //nolint:gosec // where a stream is cut is no secret
 		leave()
 		if err != nil {
 			return err
@@ -146,7 +148,7 @@ func (v *vigil) follow(ctx context.Context, r *restless, end time.Time) error {
 	return ctx.Err()
 }
 
-// first yields so many messages and leaves.
+// first yields the first n messages.
 func first(n int, seq iter.Seq2[*instancedv1.WatchInstancesResponse, error]) iter.Seq2[*instancedv1.WatchInstancesResponse, error] {
 	return func(yield func(*instancedv1.WatchInstancesResponse, error) bool) {
 		for m, err := range seq {
@@ -157,8 +159,8 @@ func first(n int, seq iter.Seq2[*instancedv1.WatchInstancesResponse, error]) ite
 	}
 }
 
-// judge compares what everybody saw.
-func (v *vigil) judge(ctx context.Context, steady *conformance.Connection, subscribers []*restless) (*verification, error) {
+// judge compares what the subscribers received.
+func (v *liveCheck) judge(ctx context.Context, steady *conformance.Connection, subscribers []*flakySubscriber) (*verification, error) {
 	now := time.Now()
 	log, err := conformance.NewLog(steady)
 	if err != nil {
@@ -168,10 +170,10 @@ func (v *vigil) judge(ctx context.Context, steady *conformance.Connection, subsc
 	if err != nil {
 		return nil, err
 	}
-	// What was recorded since the end of the log nobody has seen.
+	// No subscriber has seen what was recorded after the end of the log.
 	history = slices.DeleteFunc(history, func(e *instancedv1.Event) bool { return e.GetRevision() > log.Head() })
 	findings := [][]conformance.Finding{conformance.Against(log, steady), {
-		{Promise: "Progress", Err: conformance.Progress(steady, now, vigilSlack)},
+		{Promise: "Progress", Err: conformance.Progress(steady, now, liveCheckSlack)},
 		{Promise: "History", Checked: len(history), Unit: "event", Err: log.Agrees(history)},
 	}}
 	cuts := 0

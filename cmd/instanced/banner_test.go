@@ -10,7 +10,7 @@ import (
 )
 
 func TestAFollowerSaysWhereCommandsGo(t *testing.T) {
-	g := &greeting{
+	g := &banner{
 		cfg:     serveConfig{backend: "simulator", etcdEndpoints: []string{"http://127.0.0.1:2379"}, etcdPrefix: "/instanced"},
 		address: "127.0.0.1:6000",
 		info:    lifecycle.Info{OwnerAddress: "127.0.0.1:50051"},
@@ -28,7 +28,7 @@ func TestAFollowerSaysWhereCommandsGo(t *testing.T) {
 			t.Errorf("it does not say %q", want)
 		}
 	}
-	if strings.Contains(text, " start ") || strings.Contains(text, "begun with") {
+	if strings.Contains(text, " start ") || strings.Contains(text, "built-in fleet") {
 		t.Error("it says what holds for an owner only")
 	}
 	if t.Failed() {
@@ -36,7 +36,7 @@ func TestAFollowerSaysWhereCommandsGo(t *testing.T) {
 	}
 }
 
-func TestTheGreetingSaysFromWhereTheEC2EndpointCanBeReached(t *testing.T) {
+func TestTheBannerSaysFromWhereTheEC2EndpointCanBeReached(t *testing.T) {
 	for address, want := range map[string]string{
 		"127.0.0.1:8580": "  ec2       http://127.0.0.1:8580; in plaintext on loopback; signatures are verified with keys.json\n",
 		"[::1]:8580":     "  ec2       http://[::1]:8580; in plaintext on loopback; ",
@@ -44,7 +44,7 @@ func TestTheGreetingSaysFromWhereTheEC2EndpointCanBeReached(t *testing.T) {
 		"0.0.0.0:8580":   "  ec2       http://127.0.0.1:8580; in plaintext on all interfaces (0.0.0.0:8580); ",
 		"[::]:8580":      "  ec2       http://127.0.0.1:8580; in plaintext on all interfaces ([::]:8580); ",
 	} {
-		g := &greeting{
+		g := &banner{
 			cfg:       serveConfig{backend: "simulator", ec2Credentials: "keys.json"},
 			ec2Listen: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(address)),
 		}

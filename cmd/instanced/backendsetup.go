@@ -19,14 +19,14 @@ import (
 	"github.com/instanced/instanced/server/simulator"
 )
 
-// The words of --backend.
+// The values of --backend.
 const (
 	backendSimulator = "simulator"
 	backendEC2       = "ec2"
 )
 
-// suitBackend refuses flags that say something of another backend.
-func suitBackend(backend string, flags *pflag.FlagSet) (err error) {
+// checkBackendFlags rejects flags that configure the other backend.
+func checkBackendFlags(backend string, flags *pflag.FlagSet) (err error) {
 	ofAWS := make(map[string]bool)
 	for _, name := range awsFlagNames() {
 		ofAWS[name] = true
@@ -34,31 +34,31 @@ func suitBackend(backend string, flags *pflag.FlagSet) (err error) {
 	flags.Visit(func(flag *pflag.Flag) {
 		switch {
 		case backend == backendEC2 && strings.HasPrefix(flag.Name, "sim-"):
-			err = errors.Join(err, usagef("--%s is the simulator's; --backend ec2 has EC2's own instances", flag.Name))
+			err = errors.Join(err, usagef("--%s configures the simulator and cannot be used with --backend ec2", flag.Name))
 		case backend == backendSimulator && ofAWS[flag.Name]:
-			err = errors.Join(err, usagef("--%s is for --backend ec2; the simulator needs no AWS", flag.Name))
+			err = errors.Join(err, usagef("--%s needs --backend ec2; the simulator does not use AWS", flag.Name))
 		}
 	})
 	return err
 }
 
-// backing is the backend that the flags choose.
-type backing struct {
+// backendSetup is the backend that the flags select, with what serve needs to manage it.
+type backendSetup struct {
 	lifecycle.Backend
 	log *slog.Logger
 
 	simulator *sim.Backend // nil with EC2
-	// faults is whether the fleet file has some.
+	// faults is whether the fleet file has faults.
 	faults bool
 
 	ec2 *ec2.Backend // nil with the simulator
 	aws aws.Config
-	// credentials are those of aws, as they were found last; cache has them for use.
+	// credentials are the AWS credentials as last loaded; the SDK reads them through cache.
 	credentials *awsCredentials
 	cache       *aws.CredentialsCache
 }
 
-func newBacking(ctx context.Context, cfg serveConfig, log *slog.Logger) (*backing, error) {
+func newBackendSetup(ctx context.Context, cfg serveConfig, log *slog.Logger) (*backendSetup, error) {
 	if cfg.backend == backendEC2 {
 		log = log.With("part", "ec2")
 		settings, err := loadAWS(ctx, cfg.aws, log)
@@ -67,7 +67,7 @@ func newBacking(ctx context.Context, cfg serveConfig, log *slog.Logger) (*backin
 		}
 		credentials, cache := replaceable(&settings.AWS)
 		b := ec2.New(settings)
-		return &backing{Backend: b, log: log, ec2: b, aws: settings.AWS, credentials: credentials, cache: cache}, nil
+		return &backendSetup{Backend: b, log: log, ec2: b, aws: settings.AWS, credentials: credentials, cache: cache}, nil
 	}
 	fleet, faults, err := readFleet(cfg.simFleet)
 	if err != nil {
@@ -86,11 +86,11 @@ func newBacking(ctx context.Context, cfg serveConfig, log *slog.Logger) (*backin
 		b.Close()
 		return nil, fleetError(cfg.simFleet, err)
 	}
-	return &backing{Backend: b, log: log, simulator: b, faults: cfg.simFleet != "" && len(faults) > 0}, nil
+	return &backendSetup{Backend: b, log: log, simulator: b, faults: cfg.simFleet != "" && len(faults) > 0}, nil
 }
 
-// Close ends what is under way at the backend.
-func (b *backing) Close() {
+// Close closes the backend.
+func (b *backendSetup) Close() {
 	if b.ec2 != nil {
 		b.ec2.Close()
 		return
@@ -98,9 +98,9 @@ func (b *backing) Close() {
 	b.simulator.Close()
 }
 
-// check returns in a sentence why the backend cannot be used with what the journal knows.
-// AWS that cannot be reached is no such reason when there is something to serve meanwhile.
-func (b *backing) check(ctx context.Context, records []*journal.Record) error {
+// check returns why the backend cannot be used with the recorded instances. If AWS cannot be
+// reached, that is an error only without recorded instances to serve meanwhile.
+func (b *backendSetup) check(ctx context.Context, records []*journal.Record) error {
 	for _, r := range records {
 		if err := b.belongs(r.Instance); err != nil {
 			return err
@@ -115,18 +115,18 @@ func (b *backing) check(ctx context.Context, records []*journal.Record) error {
 	}
 	switch {
 	case ctx.Err() != nil:
-		return nil // told to end before it began
+		return nil // stopped during startup
 	case len(records) > 0 && errors.Is(err, errUnreachable):
-		b.log.Warn("what the journal knows is served meanwhile, and commands are refused", "error", err)
+		b.log.Warn("AWS cannot be reached; serving the recorded instances and rejecting commands", "error", err)
 		return nil
 	}
 	return err
 }
 
-// belongs returns an error for an instance that can only be another backend's: compared
-// with this one, everything in its journal would be removed.
-func (b *backing) belongs(i *instance.Instance) error {
-	const advice = "--data-dir or --etcd-prefix names another"
+// belongs returns an error for an instance of another backend: reconciling its journal with
+// this backend would remove everything.
+func (b *backendSetup) belongs(i *instance.Instance) error {
+	const advice = "choose another journal with --data-dir or --etcd-prefix"
 	switch {
 	case b.ec2 == nil && i.Simulator == nil:
 		return fmt.Errorf("the journal has instances of EC2 (%s), and --backend is %s; %s", i.ID, backendSimulator, advice)
@@ -138,31 +138,31 @@ func (b *backing) belongs(i *instance.Instance) error {
 	return nil
 }
 
-// fleetError lists all that is wrong with the instances and faults of a fleet file.
+// fleetError lists everything that is wrong with the instances and faults of a fleet file.
 func fleetError(name string, err error) error {
 	e, ok := errors.AsType[*instance.Error](err)
 	if !ok || len(e.Violations) == 0 {
-		return usagef("the fleet file %s is wrong: %v", name, err)
+		return usagef("invalid fleet file %s: %v", name, err)
 	}
 	lines := make([]string, len(e.Violations))
 	for i, v := range e.Violations {
 		lines[i] = v.Field + ": " + v.Description
 	}
-	return usagef("the fleet file %s is wrong: %s", name, strings.Join(lines, "; "))
+	return usagef("invalid fleet file %s: %s", name, strings.Join(lines, "; "))
 }
 
-// readFleet returns the instances and the faults to begin with.
+// readFleet returns the initial instances and faults.
 func readFleet(name string) ([]sim.Spec, []sim.Fault, error) {
 	if name == "" {
 		return sim.BuiltinFleet(), sim.BuiltinFaults(), nil
 	}
 	file, err := os.ReadFile(name)
 	if err != nil {
-		return nil, nil, usagef("the fleet file %s cannot be read: %v", name, innermost(err))
+		return nil, nil, usagef("cannot read the fleet file %s: %v", name, innermost(err))
 	}
 	req, err := simulator.ParseFleet(file)
 	if err != nil {
-		return nil, nil, usagef("the fleet file %s is wrong: %v", name, err)
+		return nil, nil, usagef("invalid fleet file %s: %v", name, err)
 	}
 	fleet, faults := simulator.Fleet(req)
 	return fleet, faults, nil

@@ -14,8 +14,8 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// greeting is what the service says of itself once it is ready.
-type greeting struct {
+// banner is what the service prints and logs once it is ready.
+type banner struct {
 	cfg     serveConfig
 	address string
 	// ec2Listen is where the EC2 endpoint listens; nil if there is none.
@@ -24,22 +24,22 @@ type greeting struct {
 	awsRegion string
 	info      lifecycle.Info
 	records   []*journal.Record
-	// begun is whether the journal had instances before this process; faults whether the
-	// fleet file has some.
-	begun  bool
+	// restored is whether the journal had instances before this process started.
+	restored bool
+	// faults is whether the fleet file has faults.
 	faults bool
 }
 
-// role says whether commands are carried out here.
-func (g *greeting) role() string {
+// role says whether this process executes commands.
+func (g *banner) role() string {
 	if g.info.IsOwner {
 		return "owner"
 	}
 	return "follower"
 }
 
-// particulars are those of the log.
-func (g *greeting) particulars() []any {
+// logAttrs returns the attributes of the log line.
+func (g *banner) logAttrs() []any {
 	list := []any{"version", buildVersion(), "address", g.address}
 	if len(g.cfg.etcdEndpoints) > 0 {
 		list = append(list, "etcd", strings.Join(g.cfg.etcdEndpoints, ","), "prefix", g.cfg.etcdPrefix)
@@ -55,8 +55,8 @@ func (g *greeting) particulars() []any {
 	return append(list, "backend", g.cfg.backend, "instances", len(g.records), "role", g.role(), "owner", g.info.OwnerAddress)
 }
 
-// instances says how many there are, and where they came from.
-func (g *greeting) instances() string {
+// instances says how many instances there are and where they came from.
+func (g *banner) instances() string {
 	text := counted(len(g.records), "instance")
 	switch {
 	case g.awsRegion != "":
@@ -64,25 +64,25 @@ func (g *greeting) instances() string {
 		if account := g.account(); account != "" {
 			text += " of the account " + account
 		}
-	case g.begun && g.cfg.simFleet != "":
-		text += fmt.Sprintf(" of the journal; those of %s are not used", g.cfg.simFleet)
+	case g.restored && g.cfg.simFleet != "":
+		text += fmt.Sprintf(" restored from the journal; the instances of %s are ignored", g.cfg.simFleet)
 		if g.faults {
-			text += ", only its faults"
+			text += ", its faults are used"
 		}
-	case g.begun:
-		text += " of the journal"
+	case g.restored:
+		text += " restored from the journal"
 	case !g.info.IsOwner:
-		// The owner has begun with a fleet of its own.
+		// The owner chose the initial fleet.
 	case g.cfg.simFleet != "":
-		text += ", begun with " + g.cfg.simFleet
+		text += " of " + g.cfg.simFleet
 	default:
-		text += ", begun with the built-in fleet"
+		text += " of the built-in fleet"
 	}
 	return text
 }
 
-// print says where the service is, what it has, and what to type next.
-func (g *greeting) print(w io.Writer) {
+// print says where the service listens, what it serves, and what to try next.
+func (g *banner) print(w io.Writer) {
 	where := g.cfg.dataDir
 	if len(g.cfg.etcdEndpoints) > 0 {
 		where = fmt.Sprintf("etcd at %s, below %s", strings.Join(g.cfg.etcdEndpoints, ", "), g.cfg.etcdPrefix)
@@ -96,17 +96,17 @@ func (g *greeting) print(w io.Writer) {
 		fmt.Fprintf(&out, "  managed   %s\n  queue     %s\n", g.managed(), g.queue())
 	}
 	if !g.info.IsOwner {
-		owner := "the owner, which is nobody at the moment"
+		owner := "the owner; there is none at the moment"
 		if g.info.OwnerAddress != "" {
 			owner = g.info.OwnerAddress
 		}
 		fmt.Fprintf(&out, "  follower  commands go to %s\n", owner)
 	}
-	out.WriteString("  security  gRPC in plaintext on loopback; callers are taken for who they say they are\n")
+	out.WriteString("  security  gRPC in plaintext on loopback; callers are not authenticated\n")
 	if g.ec2Listen != nil {
 		fmt.Fprintf(&out, "  ec2       http://%s; %s; %s\n", fromHere(g.ec2Listen), g.ec2Reach(), g.ec2Security())
 	}
-	out.WriteString("\nType next:\n")
+	out.WriteString("\nTry:\n")
 	program, server := invocation(), ""
 	if g.address != "127.0.0.1:50051" {
 		server = " --server " + g.address
@@ -126,33 +126,32 @@ func (g *greeting) print(w io.Writer) {
 	if g.ec2Listen != nil {
 		fmt.Fprintf(&out, "  %s\n", g.ec2Example())
 	}
-	_, _ = io.WriteString(w, out.String()) // nobody may be reading; the log says it too
+	_, _ = io.WriteString(w, out.String()) // standard output may be closed; the log says it too
 }
 
-// account is that of the instances in EC2; empty if there are none.
-func (g *greeting) account() string {
+// account returns the account of the instances in EC2, or "" without instances.
+func (g *banner) account() string {
 	if len(g.records) == 0 {
 		return ""
 	}
 	return g.records[0].Instance.AccountID
 }
 
-// managed says which instances of EC2 exist for callers.
-func (g *greeting) managed() string {
+// managed says which instances of EC2 callers can see.
+func (g *banner) managed() string {
 	if tags := g.cfg.aws.manage.String(); tags != "" {
 		return "instances with " + tags
 	}
 	return "all instances"
 }
 
-// queue says where changes are heard from.
-func (g *greeting) queue() string {
+// queue says where notices of changes come from.
+func (g *banner) queue() string {
 	return cmp.Or(g.cfg.aws.queueURL, "none: instances in transition are polled")
 }
 
-// example is an instance that can be started, the documented one if possible; empty if
-// there is none.
-func (g *greeting) example() instance.ID {
+// example returns an instance that can be started, preferably the documented one, or "".
+func (g *banner) example() instance.ID {
 	const documented = instance.ID("i-1234567890abcdef0")
 	var example instance.ID
 	for _, r := range g.records {
@@ -169,15 +168,15 @@ func (g *greeting) example() instance.ID {
 	return example
 }
 
-// startable reports whether an instance is in a state to be started. Permission and capacity
-// are for the backend to know.
+// startable reports whether an instance can be started as far as its record shows; only the
+// backend knows about permissions and capacity.
 func startable(i *instance.Instance) bool {
 	unlimited := i.Simulator != nil && i.Simulator.CPUCredits == "unlimited"
 	return i.State == instance.StateStopped && i.RootDeviceType != "instance-store" &&
 		(i.Tenancy != "host" || !unlimited)
 }
 
-// invocation is how the caller can run this program in another terminal.
+// invocation returns how to run this program in another terminal.
 func invocation() string {
 	if _, err := exec.LookPath("instanced"); err == nil {
 		return "instanced"
