@@ -330,6 +330,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		case <-ctx.Done():
 			stopping = time.Now()
 			log.Info("shutting down", "cause", context.Cause(ctx), "within", cfg.drainTimeout)
+			j.Drain()
 			return nil
 		}
 	}
