@@ -35,36 +35,36 @@ type Config struct {
 
 // Backend is EC2 in one account and Region. It is safe for concurrent use.
 type Backend struct {
-	cfg    Config
-	log    *slog.Logger
-	client *client
-	queue  *sqs.Client // nil without a queue
-	book   book
-	known  known
-	rules  rules
+	cfg     Config
+	log     *slog.Logger
+	client  *client
+	queue   *sqs.Client // nil without a queue
+	tracker tracker
+	managed managedCache
+	hooks   testHooks
 
 	work sync.WaitGroup // the rounds
 
 	mu     sync.Mutex
 	closed bool
-	rounds map[*round]context.CancelFunc
+	rounds map[*batchRun]context.CancelFunc
 	seq    uint64
-	desks  map[instance.Verb]*desk
+	desks  map[instance.Verb]*dispatcher
 	reads  *bucket // of DescribeInstances
 	// busy are the instances that a call is about. No other call that may change them
 	// goes out meanwhile, so that their changes happen in the order of their times.
-	busy  map[instance.ID]*round
+	busy  map[instance.ID]*batchRun
 	freed *sync.Cond // signalled when busy or closed changes
 }
 
-// rules are those that a test can break, to see that it notices, and what it watches.
-type rules struct {
-	// decided is told of every outcome, and when the call went out that led to it.
-	decided func(u unit, sent time.Time, changes []instance.StateChange, refusal *instance.Error)
-	// blameAll refuses everybody in a batch for what EC2 says of one.
-	blameAll bool
-	// allFirst tells every caller of an instance that its call was the first.
-	allFirst bool
+// testHooks are those that a test can break, to see that it notices, and what it watches.
+type testHooks struct {
+	// onOutcome is told of every outcome, and when the call went out that led to it.
+	onOutcome func(u item, sent time.Time, changes []instance.StateChange, refusal *instance.Error)
+	// failEveryone refuses everybody in a batch for what EC2 says of one.
+	failEveryone bool
+	// everyoneFirst tells every caller of an instance that its call was the first.
+	everyoneFirst bool
 }
 
 // New returns a backend that calls nobody yet. Close it in the end.
@@ -79,21 +79,21 @@ func New(cfg Config) *Backend {
 		cfg:    cfg,
 		log:    cfg.Logger,
 		client: newClient(cfg),
-		desks:  make(map[instance.Verb]*desk),
-		busy:   make(map[instance.ID]*round),
-		rounds: make(map[*round]context.CancelFunc),
+		desks:  make(map[instance.Verb]*dispatcher),
+		busy:   make(map[instance.ID]*batchRun),
+		rounds: make(map[*batchRun]context.CancelFunc),
 	}
 	if cfg.QueueURL != "" {
 		b.queue = newQueue(cfg)
 	}
-	b.client.reach.lost = b.turnAway
+	b.client.breaker.onFailure = b.failWaiting
 	b.freed = sync.NewCond(&b.mu)
-	b.furnish(cfg.Limits.withDefaults())
+	b.newDispatchers(cfg.Limits.withDefaults())
 	return b
 }
 
-// furnish puts up a desk for each verb.
-func (b *Backend) furnish(l Limits) {
+// newDispatchers puts up a desk for each verb.
+func (b *Backend) newDispatchers(l Limits) {
 	start := newBucket("requests of StartInstances", *l.Start.Requests)
 	stop := newBucket("requests of StopInstances and RebootInstances", *l.Stop.Requests)
 	terminate := newBucket("requests of TerminateInstances", *l.Terminate.Requests)
@@ -101,12 +101,12 @@ func (b *Backend) furnish(l Limits) {
 	instances := func(verb instance.Verb, l ActionLimits) *bucket {
 		return newBucket("instances of "+string(verb), *l.Instances)
 	}
-	pump := func(d *desk) {
+	pump := func(d *dispatcher) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.pumpDue(d)
 	}
-	for _, d := range []*desk{
+	for _, d := range []*dispatcher{
 		newDesk(instance.VerbStart, start, instances(instance.VerbStart, l.Start), pump),
 		newDesk(instance.VerbStop, stop, instances(instance.VerbStop, l.Stop), pump),
 		newDesk(instance.VerbReboot, stop, nil, pump),
@@ -124,15 +124,15 @@ func (b *Backend) Close() {
 	b.closed = true
 	for _, d := range b.desks {
 		d.timer.Stop()
-		for _, l := range d.lanes {
+		for _, l := range d.batches {
 			for _, c := range l.waiting {
 				if !c.isWaiting() {
 					continue
 				}
-				units := c.units(c.waiting)
+				units := c.items(c.waiting)
 				c.waiting = nil
 				for _, u := range units {
-					u.settle(nil, u.ids, errClosing())
+					u.resolve(nil, u.ids, errClosing())
 				}
 			}
 			l.waiting, l.live, l.pos = nil, 0, 0
@@ -159,7 +159,7 @@ func errClosing() *instance.Error {
 // lost. The instances belong to EC2: nothing is changed there.
 func (b *Backend) Restore(known []*instance.Instance) error {
 	for _, inst := range known {
-		b.book.saw(inst.ID, inst.State)
+		b.tracker.observed(inst.ID, inst.State)
 	}
 	return nil
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// bubble runs a test in virtual time.
-func bubble(t *testing.T, name string, test func(t *testing.T)) {
+// inBubble runs a test in virtual time.
+func inBubble(t *testing.T, name string, test func(t *testing.T)) {
 	t.Helper()
 	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
 }
@@ -35,7 +35,7 @@ func background(ctx context.Context, b *Backend, cmd instance.Command) func() ou
 }
 
 func TestCallsGoOutOnTheLeadingEdge(t *testing.T) {
-	bubble(t, "a lone call goes out at once", func(t *testing.T) {
+	inBubble(t, "a lone call goes out at once", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer}
 		b := connect(t, e)
 		began := time.Now()
@@ -46,7 +46,7 @@ func TestCallsGoOutOnTheLeadingEdge(t *testing.T) {
 			t.Errorf("took %v", took)
 		}
 	})
-	bubble(t, "what comes while a call is in flight goes out together, as soon as that is answered", func(t *testing.T) {
+	inBubble(t, "what comes while a call is in flight goes out together, as soon as that is answered", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: always(300 * time.Millisecond)}
 		b := connect(t, e)
 		first := background(t.Context(), b, start(id(0)))
@@ -69,7 +69,7 @@ func TestCallsGoOutOnTheLeadingEdge(t *testing.T) {
 			t.Errorf("the second call went out %v after the first, want 300ms", gap)
 		}
 	})
-	bubble(t, "a call that hangs does not hold up the next for more than a second", func(t *testing.T) {
+	inBubble(t, "a call that hangs does not hold up the next for more than a second", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: func(c call) time.Duration {
 			if slices.Contains(c.ids, id(0)) {
 				return 20 * time.Second
@@ -82,7 +82,7 @@ func TestCallsGoOutOnTheLeadingEdge(t *testing.T) {
 		if _, err := b.Execute(t.Context(), start(id(1))); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took > overtake {
+		if took := time.Since(began); took > slowCallAfter {
 			t.Errorf("the second took %v", took)
 		}
 		if o := first(); o.err != nil {
@@ -92,7 +92,7 @@ func TestCallsGoOutOnTheLeadingEdge(t *testing.T) {
 }
 
 func TestIDsAreSharedAndTheFirstCallerSeesStopped(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: always(time.Millisecond)}
 		b := connect(t, e)
 		lead := background(t.Context(), b, start(id(99)))
@@ -122,7 +122,7 @@ func TestIDsAreSharedAndTheFirstCallerSeesStopped(t *testing.T) {
 }
 
 func TestWhatDiffersDoesNotTravelTogether(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		e := &endpoint{latency: always(time.Millisecond), answer: func(_ context.Context, c call) (reply, error) {
 			if c.form.Get("DryRun") == "true" {
 				return refusal(412, "DryRunOperation", "Request would have succeeded, but DryRun flag is set."), nil
@@ -174,7 +174,7 @@ func TestWhatDiffersDoesNotTravelTogether(t *testing.T) {
 }
 
 func TestACallerThatLeavesTakesOnlyItselfAway(t *testing.T) {
-	bubble(t, "before its batch goes out", func(t *testing.T) {
+	inBubble(t, "before its batch goes out", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: always(time.Second / 2)}
 		b := connect(t, e)
 		lead := background(t.Context(), b, start(id(0)))
@@ -193,7 +193,7 @@ func TestACallerThatLeavesTakesOnlyItselfAway(t *testing.T) {
 			t.Errorf("calls are %v", calls)
 		}
 	})
-	bubble(t, "while its batch is in flight", func(t *testing.T) {
+	inBubble(t, "while its batch is in flight", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: always(time.Second / 2)}
 		b := connect(t, e)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -206,7 +206,7 @@ func TestACallerThatLeavesTakesOnlyItselfAway(t *testing.T) {
 			t.Errorf("the next got %+v; the first call should have been carried out", o)
 		}
 	})
-	bubble(t, "while its batch waits for a throttle", func(t *testing.T) {
+	inBubble(t, "while its batch waits for a throttle", func(t *testing.T) {
 		throttle := true
 		f := &fleet{refuse: func(c call) (reply, bool) {
 			if throttle {
@@ -239,7 +239,7 @@ func TestACallerThatLeavesTakesOnlyItselfAway(t *testing.T) {
 }
 
 func TestNoCallIsForMoreInstancesThanEC2Takes(t *testing.T) {
-	bubble(t, "a whole call travels in one, a per-instance call may be divided", func(t *testing.T) {
+	inBubble(t, "a whole call travels in one, a per-instance call may be divided", func(t *testing.T) {
 		f := &fleet{refuse: func(c call) (reply, bool) {
 			if c.action == "StartInstances" && len(c.ids) > 300 {
 				return refusal(400, "ResourceCountExceeded", "You have exceeded the number of resources allowed in a single call of this type"), true
@@ -265,7 +265,7 @@ func TestNoCallIsForMoreInstancesThanEC2Takes(t *testing.T) {
 			}
 		}
 	})
-	bubble(t, "the calls of many callers are divided at a thousand", func(t *testing.T) {
+	inBubble(t, "the calls of many callers are divided at a thousand", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: always(time.Millisecond)}
 		b := connect(t, e, func(c *Config) { c.Limits.Start.Instances = &Limit{Capacity: 1e6, Refill: 1e6} })
 		cmds := []instance.Command{start(id(0))}

@@ -25,11 +25,11 @@ import (
 const (
 	// crowd is how many callers want to start an instance each, at the same time.
 	crowd = 1000
-	// mostCalls and mostSlow are how many calls that may take, and how long.
-	mostCalls = 20
-	mostSlow  = 5 * time.Second
-	// mostPatient bounds how long the callers without the batches may take.
-	mostPatient = time.Minute
+	// maxCalls and mostSlow are how many calls that may take, and how long.
+	maxCalls = 20
+	maxSlow  = 5 * time.Second
+	// maxPatience bounds how long the callers without the batches may take.
+	maxPatience = time.Minute
 )
 
 // counted counts the requests for an action that leave.
@@ -132,14 +132,14 @@ func BenchmarkThousandStarts(b *testing.B) {
 			return err
 		})
 		backend.Close()
-		if n := ec2.calls.calls.Load(); accepted != crowd || n > mostCalls || last > mostSlow {
+		if n := ec2.calls.calls.Load(); accepted != crowd || n > maxCalls || last > maxSlow {
 			b.Errorf("%d of %d starts were accepted in %v, by %d calls", accepted, crowd, last, n)
 		}
 		b.ReportMetric(float64(ec2.calls.calls.Load()), "calls")
 		b.ReportMetric(last.Seconds(), "s-to-last")
 
 		ec2 = throttling(b)
-		ctx, cancel := context.WithTimeout(b.Context(), mostPatient)
+		ctx, cancel := context.WithTimeout(b.Context(), maxPatience)
 		accepted, last, all := storm(ec2.ids, func(id instance.ID) error {
 			api := awsec2.NewFromConfig(ec2.cfg, func(o *awsec2.Options) { o.Retryer = retry.NewStandard() })
 			_, err := api.StartInstances(ctx, &awsec2.StartInstancesInput{InstanceIds: []string{string(id)}})

@@ -9,7 +9,7 @@ import "context"
 //
 // With k bad units among n that makes at most k·log2(n)+k calls after the first: log2(n)
 // for each, and one for those put aside.
-func (r *round) bisect(ctx context.Context, suspects []unit, f *failure) (aside []unit) {
+func (r *batchRun) bisect(ctx context.Context, suspects []item, f *failure) (aside []item) {
 	certain := true // whether one suspect that is left over must be the bad one
 	for len(suspects) > 1 {
 		half := suspects[:len(suspects)/2]
@@ -20,9 +20,9 @@ func (r *round) bisect(ctx context.Context, suspects []unit, f *failure) (aside 
 		case again == nil:
 			certain = certain && r.answered-answered == len(half)
 			suspects = others
-		case again.reaction == noRoom:
+		case again.reaction == noCapacity:
 			// They are good; what they lack is another matter.
-			r.provide(ctx, rest, again)
+			r.searchCapacity(ctx, rest, again)
 			certain = false
 			suspects = others
 		default:
@@ -36,6 +36,6 @@ func (r *round) bisect(ctx context.Context, suspects []unit, f *failure) (aside 
 	if !certain {
 		return append(suspects, aside...)
 	}
-	r.refuse(suspects[0], f.errorFor(suspects[0].ids))
+	r.fail(suspects[0], f.errorFor(suspects[0].ids))
 	return aside
 }

@@ -34,24 +34,24 @@ func TestTheRateIsHalvedWhenEC2DisagreesAndRecovers(t *testing.T) {
 	now := time.Unix(1000, 0)
 	b := newBucket("b", Limit{Capacity: 100, Refill: 20})
 	b.advance(now)
-	b.disagree(now, 1, 1)
+	b.onThrottle(now, 1, 1)
 	if b.level != 0 || b.rate(now) != 10 {
 		t.Errorf("level %v, rate %v; want 0 and 10", b.level, b.rate(now))
 	}
-	b.disagree(now.Add(time.Millisecond), 1, 1)
+	b.onThrottle(now.Add(time.Millisecond), 1, 1)
 	if rate := b.rate(now); rate != 10 {
 		t.Errorf("rate is %v after calls that were on their way; want 10", rate)
 	}
-	if rate := b.rate(now.Add(recovery / 4)); rate != 15 {
+	if rate := b.rate(now.Add(rateRecovery / 4)); rate != 15 {
 		t.Errorf("rate is %v after a quarter of the recovery; want 15", rate)
 	}
-	if rate := b.rate(now.Add(recovery)); rate != 20 {
+	if rate := b.rate(now.Add(rateRecovery)); rate != 20 {
 		t.Errorf("rate is %v in the end; want 20", rate)
 	}
 	for n := range 100 {
-		b.disagree(now.Add(time.Duration(n+1)*time.Second), 1, 1)
+		b.onThrottle(now.Add(time.Duration(n+1)*time.Second), 1, 1)
 	}
-	if rate := b.rate(now.Add(100 * time.Second)); rate != 20*slowest {
-		t.Errorf("rate is %v when EC2 goes on; want %v", rate, 20*slowest)
+	if rate := b.rate(now.Add(100 * time.Second)); rate != 20*minRateFactor {
+		t.Errorf("rate is %v when EC2 goes on; want %v", rate, 20*minRateFactor)
 	}
 }

@@ -16,8 +16,8 @@ import (
 // retryUnavailable is when a call that EC2 could not serve may be tried again.
 const retryUnavailable = time.Second
 
-// kind is what calls must have in common to travel together: the verb and its options.
-type kind struct {
+// batchKey is what calls must have in common to travel together: the verb and its options.
+type batchKey struct {
 	verb           instance.Verb
 	additionalInfo string
 	hibernate      bool
@@ -30,7 +30,7 @@ type kind struct {
 }
 
 // ended is closed when the term is over.
-func (k *kind) ended() <-chan struct{} { return ended(k.term) }
+func (k *batchKey) ended() <-chan struct{} { return ended(k.term) }
 
 func ended(term instance.Term) <-chan struct{} {
 	if term == nil {
@@ -45,13 +45,13 @@ type client struct {
 	region  string
 	timeout time.Duration
 	log     *slog.Logger
-	reach   *reach
+	breaker *breaker
 }
 
-// sourced marks the errors of a source of credentials as such.
-type sourced struct{ aws.CredentialsProvider }
+// markedCredentials marks the errors of a source of credentials as such.
+type markedCredentials struct{ aws.CredentialsProvider }
 
-func (s sourced) Retrieve(ctx context.Context) (aws.Credentials, error) {
+func (s markedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	c, err := s.CredentialsProvider.Retrieve(ctx)
 	if err != nil && ctx.Err() == nil {
 		err = &credentialsError{err}
@@ -65,10 +65,10 @@ func newClient(cfg Config) *client {
 		o.APIOptions = append(o.APIOptions, withLenientDecoding)
 		o.HTTPClient = newFencedClient(o.HTTPClient)
 		if o.Credentials != nil {
-			o.Credentials = sourced{o.Credentials}
+			o.Credentials = markedCredentials{o.Credentials}
 		}
 	})
-	return &client{api: api, region: cfg.AWS.Region, timeout: cfg.CallTimeout, log: cfg.Logger, reach: &reach{fresh: cfg.CallTimeout + lossFresh}}
+	return &client{api: api, region: cfg.AWS.Region, timeout: cfg.CallTimeout, log: cfg.Logger, breaker: &breaker{openFor: cfg.CallTimeout + openMargin}}
 }
 
 // fail interprets an error, and says aloud what only the operator can mend.
@@ -82,31 +82,31 @@ func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *fai
 
 // mutate carries a verb out on instances. The states of a reboot are not told; what EC2 says
 // of an instance in a way that cannot be read is left out.
-func (c *client) mutate(ctx context.Context, k kind, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
+func (c *client) mutate(ctx context.Context, k batchKey, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
 	sent := time.Now()
 	calling, cancel := context.WithTimeout(withFence(ctx, k.term), c.timeout)
 	lines, err := c.send(calling, k, ids)
 	cancel()
 	if err != nil {
 		f := c.fail(k.verb, err, ids)
-		c.reach.note(ctx, sent, f)
+		c.breaker.record(ctx, sent, f)
 		return nil, f
 	}
-	c.reach.note(ctx, sent, nil)
+	c.breaker.record(ctx, sent, nil)
 	changes := make(map[instance.ID]instance.StateChange, len(lines))
 	for _, line := range lines {
 		before, errBefore := stateOf(line.PreviousState)
 		after, errAfter := stateOf(line.CurrentState)
 		if errBefore == nil && errAfter == nil {
 			id := instance.ID(aws.ToString(line.InstanceId))
-			changes[id] = instance.StateChange{ID: id, Previous: before, Current: after, At: wall(sent)}
+			changes[id] = instance.StateChange{ID: id, Previous: before, Current: after, At: wallClock(sent)}
 		}
 	}
 	return changes, nil
 }
 
 // send makes the call and returns the lines of its answer.
-func (c *client) send(ctx context.Context, k kind, ids []instance.ID) ([]types.InstanceStateChange, error) {
+func (c *client) send(ctx context.Context, k batchKey, ids []instance.ID) ([]types.InstanceStateChange, error) {
 	names := make([]string, len(ids))
 	for i, id := range ids {
 		names[i] = string(id)
@@ -156,21 +156,21 @@ func (c *client) send(ctx context.Context, k kind, ids []instance.ID) ([]types.I
 
 // What EC2 takes. Source: EC2 API Reference, DescribeInstances.
 const (
-	mostFilterValues = 200
-	leastPage        = 5
-	mostPage         = 1000
+	maxFilterValues = 200
+	minPage         = 5
+	maxPage         = 1000
 )
 
 // page is one page of what EC2 describes.
 type page struct {
-	instances []sight
+	instances []describedInstance
 	// unreadable says what is wrong with the descriptions that cannot be read.
 	unreadable map[instance.ID]error
 	next       string
 }
 
-// sight is an instance, and what it competes for when it starts.
-type sight struct {
+// describedInstance is an instance, and what it competes for when it starts.
+type describedInstance struct {
 	*instance.Instance
 	pool pool
 }
@@ -187,10 +187,10 @@ func (c *client) describe(ctx context.Context, filters []types.Filter, size int,
 	cancel()
 	if err != nil {
 		f := c.fail(actionDescribe, err, nil)
-		c.reach.note(ctx, sent, f)
+		c.breaker.record(ctx, sent, f)
 		return page{}, f
 	}
-	c.reach.note(ctx, sent, nil)
+	c.breaker.record(ctx, sent, nil)
 	p := page{next: aws.ToString(out.NextToken), unreadable: undecoded(out.ResultMetadata)}
 	for i := range out.Reservations {
 		for j := range out.Reservations[i].Instances {
@@ -202,7 +202,7 @@ func (c *client) describe(ctx context.Context, filters []types.Filter, size int,
 				p.unreadable[instance.ID(aws.ToString(out.Reservations[i].Instances[j].InstanceId))] = err
 				continue
 			}
-			p.instances = append(p.instances, sight{inst, poolOf(&out.Reservations[i].Instances[j])})
+			p.instances = append(p.instances, describedInstance{inst, poolOf(&out.Reservations[i].Instances[j])})
 		}
 	}
 	return p, nil

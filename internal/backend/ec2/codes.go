@@ -6,25 +6,25 @@ import "github.com/instanced/instanced/internal/instance"
 type reaction uint8
 
 const (
-	// refuse: some of the instances may not; the others may go on without them.
-	refuse reaction = iota
-	// later: EC2 throttles; the same call is made again once the buckets allow it.
-	later
-	// noRoom: there is no capacity, or no quota, for all of the instances. EC2 may have
+	// rejected: some of the instances may not; the others may go on without them.
+	rejected reaction = iota
+	// throttled: EC2 throttles; the same call is made again once the buckets allow it.
+	throttled
+	// noCapacity: there is no capacity, or no quota, for all of the instances. EC2 may have
 	// started some.
-	noRoom
-	// partly: like refuse, but the call may have been carried out on some instances.
-	partly
-	// open: whether the call was carried out is not known.
-	open
-	// fewer: there are too many instances in the call.
-	fewer
-	// everyone: it is about the service or the account, whichever instances are meant.
-	everyone
+	noCapacity
+	// partial: like refuse, but the call may have been carried out on some instances.
+	partial
+	// unknownOutcome: whether the call was carried out is not known.
+	unknownOutcome
+	// tooMany: there are too many instances in the call.
+	tooMany
+	// failAll: it is about the service or the account, whichever instances are meant.
+	failAll
 )
 
-// code is what an error code of EC2 means.
-type code struct {
+// errorClass is what an error code of EC2 means.
+type errorClass struct {
 	kind     instance.Kind
 	reaction reaction
 	// credentials is true when EC2 refuses the service itself.
@@ -32,97 +32,97 @@ type code struct {
 }
 
 var (
-	precondition = code{kind: instance.KindPrecondition}
-	invalid      = code{kind: instance.KindInvalid}
-	// malformed is a call that no choice of instances would mend.
-	malformed = code{kind: instance.KindInvalid, reaction: everyone}
-	exhausted = code{kind: instance.KindExhausted, reaction: noRoom}
-	throttled = code{kind: instance.KindExhausted, reaction: later}
-	unknown   = code{kind: instance.KindUnavailable, reaction: open}
-	identity  = code{kind: instance.KindInternal, reaction: everyone, credentials: true}
+	classPrecondition = errorClass{kind: instance.KindPrecondition}
+	classInvalid      = errorClass{kind: instance.KindInvalid}
+	// classMalformed is a call that no choice of instances would mend.
+	classMalformed   = errorClass{kind: instance.KindInvalid, reaction: failAll}
+	classCapacity    = errorClass{kind: instance.KindExhausted, reaction: noCapacity}
+	classThrottled   = errorClass{kind: instance.KindExhausted, reaction: throttled}
+	classUnknown     = errorClass{kind: instance.KindUnavailable, reaction: unknownOutcome}
+	classCredentials = errorClass{kind: instance.KindInternal, reaction: failAll, credentials: true}
 )
 
 // codes is the one table of EC2's error codes. Source: EC2 Developer Guide, "Error codes
 // for the Amazon EC2 API"; the throttles are those that AWS's own SDKs know.
-var codes = map[string]code{
+var codes = map[string]errorClass{
 	instance.CodeNotFound:    {kind: instance.KindNotFound},
-	instance.CodeMalformedID: invalid,
+	instance.CodeMalformedID: classInvalid,
 
-	instance.CodeIncorrectInstanceState: precondition,
-	"IncorrectState":                    precondition,
-	"IncorrectSpotRequestState":         precondition,
-	instance.CodeUnsupportedOperation:   precondition,
-	"Unsupported":                       precondition,
-	instance.CodeUnsupportedHibernation: precondition,
-	instance.CodeOperationNotPermitted:  precondition,
-	"CustomerKeyHasBeenRevoked":         precondition,
-	"IdempotentInstanceTerminated":      precondition,
-	"IncompatibleHostRequirements":      precondition,
-	"OptInRequired":                     {kind: instance.KindPrecondition, reaction: everyone},
-	"PendingVerification":               {kind: instance.KindPrecondition, reaction: everyone},
+	instance.CodeIncorrectInstanceState: classPrecondition,
+	"IncorrectState":                    classPrecondition,
+	"IncorrectSpotRequestState":         classPrecondition,
+	instance.CodeUnsupportedOperation:   classPrecondition,
+	"Unsupported":                       classPrecondition,
+	instance.CodeUnsupportedHibernation: classPrecondition,
+	instance.CodeOperationNotPermitted:  classPrecondition,
+	"CustomerKeyHasBeenRevoked":         classPrecondition,
+	"IdempotentInstanceTerminated":      classPrecondition,
+	"IncompatibleHostRequirements":      classPrecondition,
+	"OptInRequired":                     {kind: instance.KindPrecondition, reaction: failAll},
+	"PendingVerification":               {kind: instance.KindPrecondition, reaction: failAll},
 
 	instance.CodeUnauthorized: {kind: instance.KindPermission},
-	"Blocked":                 {kind: instance.KindPermission, reaction: everyone},
-	instance.CodeDryRun:       {kind: instance.KindDryRun, reaction: everyone},
+	"Blocked":                 {kind: instance.KindPermission, reaction: failAll},
+	instance.CodeDryRun:       {kind: instance.KindDryRun, reaction: failAll},
 
-	instance.CodeInsufficientCapacity:       exhausted,
-	"InsufficientCapacity":                  exhausted,
-	"InsufficientAddressCapacity":           exhausted,
-	"InsufficientVolumeCapacity":            exhausted,
-	"InsufficientHostCapacity":              exhausted,
-	"InsufficientCapacityOnHost":            exhausted,
-	"InsufficientReservedInstanceCapacity":  exhausted,
-	"InsufficientReservedInstancesCapacity": exhausted,
-	"InsufficientFreeAddressesInSubnet":     exhausted,
-	"ReservationCapacityExceeded":           exhausted,
-	instance.CodeInstanceLimitExceeded:      exhausted,
-	codeVcpuLimit:                           exhausted,
-	"MaxSpotInstanceCountExceeded":          exhausted,
+	instance.CodeInsufficientCapacity:       classCapacity,
+	"InsufficientCapacity":                  classCapacity,
+	"InsufficientAddressCapacity":           classCapacity,
+	"InsufficientVolumeCapacity":            classCapacity,
+	"InsufficientHostCapacity":              classCapacity,
+	"InsufficientCapacityOnHost":            classCapacity,
+	"InsufficientReservedInstanceCapacity":  classCapacity,
+	"InsufficientReservedInstancesCapacity": classCapacity,
+	"InsufficientFreeAddressesInSubnet":     classCapacity,
+	"ReservationCapacityExceeded":           classCapacity,
+	instance.CodeInstanceLimitExceeded:      classCapacity,
+	codeVcpuLimit:                           classCapacity,
+	"MaxSpotInstanceCountExceeded":          classCapacity,
 
-	instance.CodeRequestLimitExceeded:        throttled,
-	"EC2ThrottledException":                  throttled,
-	"BandwidthLimitExceeded":                 throttled,
-	"Throttling":                             throttled,
-	"ThrottlingException":                    throttled,
-	"ThrottledException":                     throttled,
-	"RequestThrottled":                       throttled,
-	"RequestThrottledException":              throttled,
-	"TooManyRequestsException":               throttled,
-	"ProvisionedThroughputExceededException": throttled,
-	"LimitExceededException":                 throttled,
-	"SlowDown":                               throttled,
-	"PriorRequestNotComplete":                throttled,
+	instance.CodeRequestLimitExceeded:        classThrottled,
+	"EC2ThrottledException":                  classThrottled,
+	"BandwidthLimitExceeded":                 classThrottled,
+	"Throttling":                             classThrottled,
+	"ThrottlingException":                    classThrottled,
+	"ThrottledException":                     classThrottled,
+	"RequestThrottled":                       classThrottled,
+	"RequestThrottledException":              classThrottled,
+	"TooManyRequestsException":               classThrottled,
+	"ProvisionedThroughputExceededException": classThrottled,
+	"LimitExceededException":                 classThrottled,
+	"SlowDown":                               classThrottled,
+	"PriorRequestNotComplete":                classThrottled,
 
-	instance.CodeResourceCountExceeded: {kind: instance.KindInvalid, reaction: fewer},
-	codeInvalidValue:                   invalid,
-	"InvalidParameterCombination":      invalid,
-	"InvalidParameter":                 invalid,
-	"InvalidRequest":                   invalid,
-	"MissingParameter":                 malformed,
-	"UnknownParameter":                 malformed,
-	"InvalidAction":                    malformed,
-	"FilterLimitExceeded":              malformed,
-	"InvalidFilter":                    malformed,
-	"InvalidPaginationToken":           malformed,
+	instance.CodeResourceCountExceeded: {kind: instance.KindInvalid, reaction: tooMany},
+	codeInvalidValue:                   classInvalid,
+	"InvalidParameterCombination":      classInvalid,
+	"InvalidParameter":                 classInvalid,
+	"InvalidRequest":                   classInvalid,
+	"MissingParameter":                 classMalformed,
+	"UnknownParameter":                 classMalformed,
+	"InvalidAction":                    classMalformed,
+	"FilterLimitExceeded":              classMalformed,
+	"InvalidFilter":                    classMalformed,
+	"InvalidPaginationToken":           classMalformed,
 
-	"ServerInternal":                unknown,
-	instance.CodeInternalError:      unknown,
-	"InternalFailure":               unknown,
-	instance.CodeServiceUnavailable: unknown,
-	"ServiceUnavailable":            unknown,
-	"RequestTimeout":                unknown,
-	"RequestTimeoutException":       unknown,
+	"ServerInternal":                classUnknown,
+	instance.CodeInternalError:      classUnknown,
+	"InternalFailure":               classUnknown,
+	instance.CodeServiceUnavailable: classUnknown,
+	"ServiceUnavailable":            classUnknown,
+	"RequestTimeout":                classUnknown,
+	"RequestTimeoutException":       classUnknown,
 
-	"AuthFailure":                 identity,
-	"InvalidClientTokenId":        identity,
-	"SignatureDoesNotMatch":       identity,
-	"MissingAuthenticationToken":  identity,
-	"RequestExpired":              identity,
-	"IncompleteSignature":         identity,
-	"UnrecognizedClientException": identity,
-	"ExpiredToken":                identity,
-	"ExpiredTokenException":       identity,
-	"InvalidAccessKeyId":          identity,
+	"AuthFailure":                 classCredentials,
+	"InvalidClientTokenId":        classCredentials,
+	"SignatureDoesNotMatch":       classCredentials,
+	"MissingAuthenticationToken":  classCredentials,
+	"RequestExpired":              classCredentials,
+	"IncompleteSignature":         classCredentials,
+	"UnrecognizedClientException": classCredentials,
+	"ExpiredToken":                classCredentials,
+	"ExpiredTokenException":       classCredentials,
+	"InvalidAccessKeyId":          classCredentials,
 }
 
 // Codes that are looked at for their text too.

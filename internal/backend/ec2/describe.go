@@ -11,8 +11,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// mostReadTries is how often a description is asked for that EC2 does not give.
-const mostReadTries = 3
+// maxReadAttempts is how often a description is asked for that EC2 does not give.
+const maxReadAttempts = 3
 
 // Describe returns a page of managed instances as EC2 describes them. It asks by filter,
 // never by ids: one that does not exist is no error then, and the bucket is larger. A
@@ -24,27 +24,27 @@ func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (i
 	if query.All == (len(query.IDs) > 0) {
 		return instance.DescribePage{}, errQuery("InvalidParameterCombination", "Either instance ids or all instances must be asked for, not both.")
 	}
-	if size := query.PageSize; size != 0 && (size < leastPage || size > mostPage) {
+	if size := query.PageSize; size != 0 && (size < minPage || size > maxPage) {
 		return instance.DescribePage{}, errQuery(codeInvalidValue, fmt.Sprintf(
-			"Value ( %d ) for parameter maxResults is invalid. Expecting a value from %d to %d.", size, leastPage, mostPage))
+			"Value ( %d ) for parameter maxResults is invalid. Expecting a value from %d to %d.", size, minPage, maxPage))
 	}
 	from, at, ok := parseToken(query)
 	if !ok {
 		return instance.DescribePage{}, errQuery("InvalidPaginationToken", "The page token is not of this query.")
 	}
 	if query.All {
-		p, next, err := b.read(ctx, nil, query.PageSize, at)
-		return instance.DescribePage{Instances: p.plain(), Unreadable: p.unreadable, NextPageToken: next.String()}, err
+		p, next, err := b.readPage(ctx, nil, query.PageSize, at)
+		return instance.DescribePage{Instances: p.list(), Unreadable: p.unreadable, NextPageToken: next.String()}, err
 	}
-	if away := b.client.reach.admit(); away != nil {
+	if away := b.client.breaker.allow(); away != nil {
 		return instance.DescribePage{}, away
 	}
 	ids := query.IDs[from:min(len(query.IDs), from+b.span(query.PageSize))]
-	p, next, err := b.read(ctx, ids, query.PageSize, at)
+	p, next, err := b.readPage(ctx, ids, query.PageSize, at)
 	if err != nil {
 		return instance.DescribePage{}, err
 	}
-	answer := instance.DescribePage{Instances: p.plain(), Unreadable: p.unreadable}
+	answer := instance.DescribePage{Instances: p.list(), Unreadable: p.unreadable}
 	switch to := from + len(ids); {
 	case next.token != "":
 		answer.NextPageToken = pageToken(from, next)
@@ -58,8 +58,8 @@ func errQuery(code, message string) error {
 	return &instance.Error{Kind: instance.KindInvalid, Code: code, Message: message}
 }
 
-// plain returns the instances alone.
-func (p page) plain() []*instance.Instance {
+// list returns the instances alone.
+func (p page) list() []*instance.Instance {
 	list := make([]*instance.Instance, len(p.instances))
 	for i := range p.instances {
 		list[i] = p.instances[i].Instance
@@ -70,7 +70,7 @@ func (p page) plain() []*instance.Instance {
 // span is how many ids one call asks for.
 func (b *Backend) span(size int) int {
 	_, values := byTags(b.cfg.Manage)
-	n := max(1, mostFilterValues-values)
+	n := max(1, maxFilterValues-values)
 	if size > 0 {
 		n = min(n, size)
 	}
@@ -91,13 +91,13 @@ func parseToken(query instance.DescribeQuery) (from int, at position, ok bool) {
 	return from, at, ok && found && err == nil && from >= 0 && from < len(query.IDs)
 }
 
-// look describes instances for a round, whoever manages them; those that do not exist or
+// describeAll describes instances for a round, whoever manages them; those that do not exist or
 // cannot be read are left out.
-func (b *Backend) look(ctx context.Context, ids []instance.ID) (map[instance.ID]sight, error) {
-	found := make(map[instance.ID]sight, len(ids))
+func (b *Backend) describeAll(ctx context.Context, ids []instance.ID) (map[instance.ID]describedInstance, error) {
+	found := make(map[instance.ID]describedInstance, len(ids))
 	for part := range slices.Chunk(ids, b.span(0)) {
 		for at := (position{}); ; {
-			p, next, err := b.read(ctx, part, 0, at)
+			p, next, err := b.readPage(ctx, part, 0, at)
 			if err != nil {
 				return nil, err
 			}
@@ -112,10 +112,10 @@ func (b *Backend) look(ctx context.Context, ids []instance.ID) (map[instance.ID]
 	return found, nil
 }
 
-// read asks EC2 for a page of all managed instances, or of these, when the bucket allows
+// readPage asks EC2 for a page of all managed instances, or of these, when the bucket allows
 // it. Reading changes nothing, so that it is tried again until EC2 answers or has failed
 // too often. Beside the page comes where the next one begins: nowhere behind the last.
-func (b *Backend) read(ctx context.Context, ids []instance.ID, size int, at position) (page, position, error) {
+func (b *Backend) readPage(ctx context.Context, ids []instance.ID, size int, at position) (page, position, error) {
 	filters, _ := byTags(b.cfg.Manage)
 	pages := maxPages
 	if len(ids) > 0 {
@@ -123,17 +123,17 @@ func (b *Backend) read(ctx context.Context, ids []instance.ID, size int, at posi
 		pages = maxPagesOfIDs
 	}
 	if size == 0 {
-		size = mostPage
+		size = maxPage
 	}
 	for tries := 1; ; {
-		if err := b.admitRead(ctx); err != nil {
+		if err := b.waitForRead(ctx); err != nil {
 			return page{}, position{}, err
 		}
 		asked := time.Now()
 		p, f := b.client.describe(ctx, filters, size, at.token)
 		switch {
 		case f == nil:
-			b.noteRead(p, ids, at, asked)
+			b.recordPage(p, ids, at, asked)
 			if p.next == "" {
 				return p, position{}, nil
 			}
@@ -144,14 +144,14 @@ func (b *Backend) read(ctx context.Context, ids []instance.ID, size int, at posi
 			return p, next, nil
 		case ctx.Err() != nil:
 			return page{}, position{}, ctx.Err()
-		case f.reaction == later:
+		case f.reaction == throttled:
 			b.mu.Lock()
-			b.reads.disagree(time.Now(), 1, 1)
+			b.reads.onThrottle(time.Now(), 1, 1)
 			b.mu.Unlock()
-		case f.reaction != open || tries == mostReadTries:
+		case f.reaction != unknownOutcome || tries == maxReadAttempts:
 			return page{}, position{}, f.err
 		default:
-			if !pause(ctx, jitter(firstPause<<tries)) {
+			if !pause(ctx, jitter(minBackoff<<tries)) {
 				return page{}, position{}, ctx.Err()
 			}
 			tries++
@@ -159,8 +159,8 @@ func (b *Backend) read(ctx context.Context, ids []instance.ID, size int, at posi
 	}
 }
 
-// admitRead waits for a token, unless the deadline comes first: then it says so at once.
-func (b *Backend) admitRead(ctx context.Context) error {
+// waitForRead waits for a token, unless the deadline comes first: then it says so at once.
+func (b *Backend) waitForRead(ctx context.Context) error {
 	b.mu.Lock()
 	now := time.Now()
 	wait := b.reads.take(now, 1)
@@ -183,17 +183,17 @@ func (b *Backend) admitRead(ctx context.Context) error {
 	return nil
 }
 
-// noteRead takes note of what EC2 described.
-func (b *Backend) noteRead(p page, ids []instance.ID, at position, asked time.Time) {
+// recordPage takes note of what EC2 described.
+func (b *Backend) recordPage(p page, ids []instance.ID, at position, asked time.Time) {
 	there := make(map[instance.ID]bool, len(ids))
 	note := func(id instance.ID) {
 		there[id] = true
 		if len(b.cfg.Manage) > 0 {
-			b.known.add(id, asked)
+			b.managed.add(id, asked)
 		}
 	}
 	for _, inst := range p.instances {
-		b.book.saw(inst.ID, inst.State)
+		b.tracker.observed(inst.ID, inst.State)
 		note(inst.ID)
 	}
 	for id := range p.unreadable {
@@ -204,8 +204,8 @@ func (b *Backend) noteRead(p page, ids []instance.ID, at position, asked time.Ti
 	}
 	for _, id := range ids {
 		if !there[id] {
-			b.book.forget(id)
-			b.known.drop(id)
+			b.tracker.forget(id)
+			b.managed.drop(id)
 		}
 	}
 }

@@ -32,7 +32,7 @@ func everything(t testing.TB, b *Backend, query instance.DescribeQuery) (all []*
 }
 
 func TestDescribeAsksByFilter(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		ec2 := simulate(t, sim.Config{Speed: 1, Fleet: []sim.Spec{{Count: 450, Tags: map[string]string{"team": "x"}}}})
 		e := &endpoint{answer: simulated{ec2}.answer}
 		b := connect(t, e)
@@ -53,7 +53,7 @@ func TestDescribeAsksByFilter(t *testing.T) {
 			t.Errorf("%d instances on %d pages of 5", len(some), pages)
 		}
 		for _, c := range e.of(actionDescribe) {
-			if c.form.Has("InstanceId.1") || len(c.ids) > mostFilterValues || c.form.Get("MaxResults") == "" {
+			if c.form.Has("InstanceId.1") || len(c.ids) > maxFilterValues || c.form.Get("MaxResults") == "" {
 				t.Errorf("a call was %v", c.form)
 			}
 		}
@@ -61,7 +61,7 @@ func TestDescribeAsksByFilter(t *testing.T) {
 }
 
 func TestInstancesAreConvertedInFull(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		ec2 := simulate(t, sim.Config{Speed: 1, Fleet: append(sim.BuiltinFleet(), sim.Spec{State: instance.StateTerminated})})
 		if _, err := ec2.Execute(t.Context(), instance.Command{Verb: instance.VerbStop, IDs: []instance.ID{"i-0a000000000000001"}}); err != nil {
 			t.Fatal(err)
@@ -110,7 +110,7 @@ func TestImagesAndHostNamesAreWhatEC2Says(t *testing.T) {
 }
 
 func TestOtherInstancesThanTheManagedDoNotExist(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		tagged := func(value string) map[string]string { return map[string]string{"team": value} }
 		ec2 := simulate(t, sim.Config{Speed: 1, Fleet: []sim.Spec{
 			{ID: id(1), Tags: tagged("x")}, {ID: id(2), Tags: tagged("y*")}, {ID: id(3), Tags: tagged("z")}, {ID: id(4)},
@@ -146,7 +146,7 @@ func TestOtherInstancesThanTheManagedDoNotExist(t *testing.T) {
 
 func TestTheServicesOwnCredentialsAreItsOwnMatter(t *testing.T) {
 	for _, code := range []string{"AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch", "RequestExpired"} {
-		bubble(t, code, func(t *testing.T) {
+		inBubble(t, code, func(t *testing.T) {
 			e := &endpoint{answer: func(context.Context, call) (reply, error) {
 				return refusal(401, code, "AWS was not able to validate the provided access credentials"), nil
 			}}
@@ -161,7 +161,7 @@ func TestTheServicesOwnCredentialsAreItsOwnMatter(t *testing.T) {
 			}
 		})
 	}
-	bubble(t, "there are none", func(t *testing.T) {
+	inBubble(t, "there are none", func(t *testing.T) {
 		b := connect(t, &endpoint{}, func(c *Config) {
 			c.AWS.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 				return aws.Credentials{}, errors.New("no EC2 IMDS role found")
@@ -171,7 +171,7 @@ func TestTheServicesOwnCredentialsAreItsOwnMatter(t *testing.T) {
 			t.Errorf("error is %+v", e)
 		}
 	})
-	bubble(t, "their source cannot be reached", func(t *testing.T) {
+	inBubble(t, "their source cannot be reached", func(t *testing.T) {
 		b := connect(t, &endpoint{}, func(c *Config) {
 			c.AWS.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 				return aws.Credentials{}, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}

@@ -48,7 +48,7 @@ func (d decision) spread() bool {
 
 // uncertain reports whether the service could not tell, or never called.
 func (d decision) uncertain() bool {
-	return d.refusal != nil && (d.refusal.OutcomeUnknown || wide(d.refusal))
+	return d.refusal != nil && (d.refusal.OutcomeUnknown || isServiceWide(d.refusal))
 }
 
 // story is a fleet, what goes wrong with it for good and for a while, and what is asked of
@@ -129,7 +129,7 @@ const settled = 5 * time.Minute
 
 // batched runs a story through a backend, all callers at once, and returns what was
 // decided, in the order in which it was, and the states in the end.
-func (s story) batched(t *testing.T, broken rules) (decisions []decision, states map[instance.ID]instance.State) {
+func (s story) batched(t *testing.T, broken testHooks) (decisions []decision, states map[instance.ID]instance.State) {
 	synctest.Test(t, func(t *testing.T) {
 		config := s.config(s.transient...)
 		config.Throttle = true
@@ -150,8 +150,8 @@ func (s story) batched(t *testing.T, broken rules) (decisions []decision, states
 		if err != nil || b.Restore(known.Instances) != nil {
 			t.Fatal(err)
 		}
-		b.rules = broken
-		b.rules.decided = func(u unit, sent time.Time, changes []instance.StateChange, refusal *instance.Error) {
+		b.hooks = broken
+		b.hooks.onOutcome = func(u item, sent time.Time, changes []instance.StateChange, refusal *instance.Error) {
 			mu.Lock()
 			defer mu.Unlock()
 			cmd := u.cmd
@@ -286,12 +286,12 @@ func changesOf(changes []instance.StateChange, guessed bool) string {
 	return strings.Join(lines, ", ")
 }
 
-func differences(t *testing.T, seed uint64, broken rules) []string {
+func differences(t *testing.T, seed uint64, broken testHooks) []string {
 	t.Helper()
 	s := tell(seed)
 	decisions, states := s.batched(t, broken)
 	list := s.oneByOne(t, decisions, states)
-	if len(list) > 0 && !broken.blameAll && !broken.allFirst {
+	if len(list) > 0 && !broken.failEveryone && !broken.everyoneFirst {
 		for _, d := range decisions {
 			t.Logf("%s of %v, per instance %v, sent at %s: %s, refused %v", d.cmd.Verb, d.cmd.IDs, d.cmd.PerInstance, d.at.Format("05.000"), changesOf(d.changes, false), d.refusal != nil)
 		}
@@ -313,7 +313,7 @@ func TestEveryOutcomeIsOneOfSomeOneByOneOrder(t *testing.T) {
 	}
 	began := time.Now()
 	for n := uint64(0); n < stories || time.Since(began) < soak; n++ {
-		for _, difference := range differences(t, first+n, rules{}) {
+		for _, difference := range differences(t, first+n, testHooks{}) {
 			t.Error(difference)
 		}
 		if t.Failed() {
@@ -327,9 +327,9 @@ func TestEveryOutcomeIsOneOfSomeOneByOneOrder(t *testing.T) {
 
 // TestABrokenRuleIsNoticed shows that the comparison can fail.
 func TestABrokenRuleIsNoticed(t *testing.T) {
-	for name, broken := range map[string]rules{
-		"everybody is refused for what EC2 says of one":      {blameAll: true},
-		"every caller is told that it found the instance so": {allFirst: true},
+	for name, broken := range map[string]testHooks{
+		"everybody is refused for what EC2 says of one":      {failEveryone: true},
+		"every caller is told that it found the instance so": {everyoneFirst: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for seed := uint64(1); seed <= 100; seed++ {

@@ -48,8 +48,8 @@ type examination struct {
 	*Backend
 	// sample is a managed instance that is not terminated; nil if there is none.
 	sample *instance.Instance
-	// hopeless is true once nothing further would be learned.
-	hopeless bool
+	// stop is true once nothing further would be learned.
+	stop bool
 }
 
 // Examine looks at what a [Backend] with this configuration needs, and yields a finding
@@ -68,7 +68,7 @@ func Examine(ctx context.Context, cfg Config) iter.Seq[Finding] {
 					return
 				}
 			}
-			if x.hopeless || ctx.Err() != nil {
+			if x.stop || ctx.Err() != nil {
 				return
 			}
 		}
@@ -78,7 +78,7 @@ func Examine(ctx context.Context, cfg Config) iter.Seq[Finding] {
 func (x *examination) region(context.Context) []Finding {
 	const check = "Region"
 	if x.cfg.AWS.Region == "" {
-		x.hopeless = true
+		x.stop = true
 		return []Finding{{check, LevelProblem, "no Region is set", "set --aws-region, AWS_REGION, or region in the profile"}}
 	}
 	endpoint := ""
@@ -98,7 +98,7 @@ func (x *examination) credentials(ctx context.Context) []Finding {
 		found, err = source.Retrieve(ctx)
 	}
 	if err != nil {
-		x.hopeless = true
+		x.stop = true
 		return []Finding{{
 			check, LevelProblem, "there are none: " + err.Error(),
 			"attach a role to this machine, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -238,7 +238,7 @@ func (x *examination) refused(action string, err error) Finding {
 		f.Advice = "renew the session of the credentials"
 	case codes[e.Code].credentials:
 		f.Advice = "check the access key, and that the Region is enabled for the account"
-	case codes[e.Code].reaction == later, e.Reason == instance.ReasonRequestLimitExceeded:
+	case codes[e.Code].reaction == throttled, e.Reason == instance.ReasonRequestLimitExceeded:
 		f.Advice = "look again later: the account's request limits are used up"
 	case e.Reason == instance.ReasonEndlessPages, e.Reason == instance.ReasonAnswerLost && e.Cause != nil && answeredSomehow(e.Cause):
 		f.Advice = "check the endpoint: what answers there is not EC2, or something on the way changes its answers"
@@ -273,7 +273,7 @@ func sentence(err error) string {
 		if code == "" && e.Cause != nil {
 			text += ": " + plainly(e.Cause)
 		}
-	} else if api, ok := errors.AsType[smithy.APIError](err); ok && api.ErrorCode() != unknownCode {
+	} else if api, ok := errors.AsType[smithy.APIError](err); ok && api.ErrorCode() != sdkUnknownCode {
 		code, text = api.ErrorCode(), api.ErrorMessage()
 	}
 	text, _, _ = strings.Cut(text, " Encoded authorization failure message")

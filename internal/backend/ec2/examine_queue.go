@@ -22,9 +22,9 @@ const (
 	// shortHiding is for how long a message is hidden from others that comes meanwhile. The
 	// SDK cannot ask for none.
 	shortHiding = time.Second
-	// fewestReceives is how often a message should be received before it is given up: it
+	// minReceives is how often a message should be received before it is given up: it
 	// may come again when a process ends, or by a doctor.
-	fewestReceives = 3
+	minReceives = 3
 	// eventBridge is who sends the state changes.
 	eventBridge = "events.amazonaws.com"
 )
@@ -152,7 +152,7 @@ func deadLetters(text string) Finding {
 	if text == "" {
 		return Finding{
 			check, LevelWarning, "there is none: a message that cannot be read comes again until it is too old",
-			fmt.Sprintf("give the queue a redrive policy with a maxReceiveCount of %d or more", fewestReceives),
+			fmt.Sprintf("give the queue a redrive policy with a maxReceiveCount of %d or more", minReceives),
 		}
 	}
 	var redrive struct {
@@ -164,10 +164,10 @@ func deadLetters(text string) Finding {
 	if err = errors.Join(err, countErr); err != nil {
 		return Finding{check, LevelWarning, "the redrive policy cannot be read: " + err.Error(), "give the queue another one"}
 	}
-	if receives < fewestReceives {
+	if receives < minReceives {
 		return Finding{
 			check, LevelWarning, fmt.Sprintf("messages are given up after %d receives, and one comes again whenever this service is restarted before it is recorded", receives),
-			fmt.Sprintf("set maxReceiveCount to %d or more", fewestReceives),
+			fmt.Sprintf("set maxReceiveCount to %d or more", minReceives),
 		}
 	}
 	return Finding{Check: check, Level: LevelOK, Text: fmt.Sprintf("%s, after %d receives", redrive.DeadLetterTargetArn, receives)}

@@ -21,10 +21,10 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 			Kind: instance.KindInvalid, Code: "InvalidParameterCombination", Message: "No instances specified",
 		}
 	}
-	if away := b.client.reach.admit(); away != nil {
+	if away := b.client.breaker.allow(); away != nil {
 		return instance.Result{}, away
 	}
-	strangers, err := b.strangers(ctx, cmd.IDs)
+	strangers, err := b.unmanaged(ctx, cmd.IDs)
 	if err != nil {
 		return instance.Result{}, err
 	}
@@ -79,7 +79,7 @@ func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.R
 	b.withdraw(c) // the end of the term may have ended ctx too
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if c.open == 0 {
+	if c.pending == 0 {
 		return c.result()
 	}
 	c.gone = true
@@ -88,7 +88,7 @@ func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.R
 }
 
 // withdraw refuses what of a caller has not gone out, if the term is over.
-func (b *Backend) withdraw(c *caller) {
+func (b *Backend) withdraw(c *request) {
 	select {
 	case <-ended(c.cmd.Term):
 	default:
@@ -99,16 +99,16 @@ func (b *Backend) withdraw(c *caller) {
 	if len(c.waiting) == 0 {
 		return
 	}
-	units := c.units(c.waiting)
+	units := c.items(c.waiting)
 	b.leave(b.desks[c.cmd.Verb], c)
 	for _, u := range units {
-		u.settle(nil, u.ids, instance.CheckTerm(c.cmd.Term))
+		u.resolve(nil, u.ids, instance.CheckTerm(c.cmd.Term))
 	}
 }
 
 // submit puts a caller among those who wait, and sends what can go out. It refuses one
 // whose deadline comes before its turn.
-func (b *Backend) submit(cmd instance.Command, deadline time.Time) (*caller, error) {
+func (b *Backend) submit(cmd instance.Command, deadline time.Time) (*request, error) {
 	c := newCaller(cmd, deadline)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -122,13 +122,13 @@ func (b *Backend) submit(cmd instance.Command, deadline time.Time) (*caller, err
 	if err := d.tooLate(c, now); err != nil {
 		return nil, err
 	}
-	d.enter(c)
+	d.enqueue(c)
 	b.pumpEntered(d, c)
 	return c, nil
 }
 
 // tooLate returns the error for a caller that cannot be served within its deadline.
-func (d *desk) tooLate(c *caller, now time.Time) error {
+func (d *dispatcher) tooLate(c *request, now time.Time) error {
 	if c.deadline.IsZero() {
 		return nil
 	}
@@ -136,7 +136,7 @@ func (d *desk) tooLate(c *caller, now time.Time) error {
 	if t == nil {
 		t = new(tenant)
 	}
-	wait := d.wait(now, t, len(c.cmd.IDs), c.kind())
+	wait := d.wait(now, t, len(c.cmd.IDs), c.key())
 	if wait == 0 || !now.Add(wait).After(c.deadline) {
 		return nil
 	}
@@ -144,7 +144,7 @@ func (d *desk) tooLate(c *caller, now time.Time) error {
 }
 
 // errLimit says how the buckets stand, and when to come back.
-func (d *desk) errLimit(now time.Time, wait time.Duration) *instance.Error {
+func (d *dispatcher) errLimit(now time.Time, wait time.Duration) *instance.Error {
 	text := fmt.Sprintf("EC2's rate limits do not allow this %s within its deadline: its request bucket holds %.1f of %g and gains %g a second",
 		d.verb, max(0, d.requests.level), d.requests.capacity, d.requests.rate(now))
 	if d.instances != nil {
@@ -161,7 +161,7 @@ func (d *desk) errLimit(now time.Time, wait time.Duration) *instance.Error {
 
 // pump sends every batch of a desk that may go out now, and sets a timer for the next.
 // The caller holds the lock.
-func (b *Backend) pump(d *desk) {
+func (b *Backend) pump(d *dispatcher) {
 	if b.closed {
 		return
 	}
@@ -173,7 +173,7 @@ func (b *Backend) pump(d *desk) {
 		sent := false
 		for _, c := range list {
 			if group := d.gather(c, now, b.isFree); len(group) > 0 {
-				b.launch(d, c.lane, group, now)
+				b.launch(d, c.batchQueue, group, now)
 				sent = true
 				break
 			}
@@ -191,17 +191,17 @@ func (b *Backend) pump(d *desk) {
 }
 
 // launch sends a batch on its way. Its tokens are paid.
-func (b *Backend) launch(d *desk, l *lane, group []unit, now time.Time) {
+func (b *Backend) launch(d *dispatcher, l *batchQueue, group []item, now time.Time) {
 	l.rounds++
 	l.newest = now
-	r := &round{
-		b: b, d: d, kind: l.kind, paid: true,
-		did:    make(map[instance.ID]instance.StateChange),
-		before: make(map[instance.ID]doubt),
+	r := &batchRun{
+		b: b, d: d, kind: l.batchKey, paid: true,
+		appliedUnclaimed:      make(map[instance.ID]instance.StateChange),
+		unchangedAfterFailure: make(map[instance.ID]unchanged),
 	}
 	if l.dryRun == 0 {
-		r.held = distinct(group)
-		for _, id := range r.held {
+		r.acquired = distinct(group)
+		for _, id := range r.acquired {
 			b.busy[id] = r
 		}
 	}
@@ -210,7 +210,7 @@ func (b *Backend) launch(d *desk, l *lane, group []unit, now time.Time) {
 	b.rounds[r] = cancel
 	b.work.Go(func() {
 		defer cancel()
-		r.settle(ctx, group)
+		r.run(ctx, group)
 		r.release()
 		b.mu.Lock()
 		defer b.mu.Unlock()

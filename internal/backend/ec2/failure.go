@@ -31,8 +31,8 @@ type failure struct {
 	credentials bool
 	// answered is true when it is EC2 that says so.
 	answered bool
-	// unreached is true when EC2 did not get the call, or did not answer in time.
-	unreached bool
+	// unreachable is true when EC2 did not get the call, or did not answer in time.
+	unreachable bool
 }
 
 // credentialsError is an error of the credentials' source: nothing was sent.
@@ -45,7 +45,7 @@ func (e *credentialsError) Unwrap() error { return e.err }
 func failureOf(err error, asked []instance.ID) *failure {
 	f := &failure{asked: len(asked)}
 	if fenced, ok := errors.AsType[*instance.Error](err); ok {
-		f.reaction, f.err = everyone, fenced // not sent
+		f.reaction, f.err = failAll, fenced // not sent
 		return f
 	}
 	f.err = &instance.Error{Kind: instance.KindUnavailable, Cause: err, RetryAfter: retryUnavailable}
@@ -60,24 +60,24 @@ func failureOf(err error, asked []instance.ID) *failure {
 	_, unreadable := errors.AsType[*smithy.DeserializationError](err)
 	switch {
 	case none && (unresolved || dialed || status >= http.StatusInternalServerError || status == http.StatusTooManyRequests):
-		f.reaction, f.unreached = everyone, true
+		f.reaction, f.unreachable = failAll, true
 		f.err.Reason, f.err.Message = instance.ReasonBackendUnavailable, "the source of this service's own credentials cannot be reached; nothing was changed by this call"
 	case none:
-		f.reaction, f.credentials = everyone, true
+		f.reaction, f.credentials = failAll, true
 		f.err = &instance.Error{Kind: instance.KindInternal, Code: instance.ReasonCredentialsRefused, Message: source.Error(), Cause: err}
-	case named && codeForm.MatchString(api.ErrorCode()) && api.ErrorCode() != unknownCode:
-		f.ofEC2(api, status, asked)
+	case named && codeForm.MatchString(api.ErrorCode()) && api.ErrorCode() != sdkUnknownCode:
+		f.fromEC2(api, status, asked)
 	case status != 0 && (status < 200 || status > 299):
-		f.ofStatus(status)
+		f.fromStatus(status)
 	case unresolved, dialed && dial.Op == "dial":
-		f.reaction, f.unreached = everyone, true
+		f.reaction, f.unreachable = failAll, true
 		f.err.Reason, f.err.Message = instance.ReasonBackendUnavailable, "EC2 cannot be reached; nothing was changed by this call"
 	default:
-		f.reaction = open
+		f.reaction = unknownOutcome
 		f.err.Reason, f.err.Message = instance.ReasonAnswerLost, "the connection to EC2 was lost before it answered"
 		switch {
 		case errors.Is(err, context.DeadlineExceeded):
-			f.err.Message, f.unreached = "EC2 did not answer in time", true
+			f.err.Message, f.unreachable = "EC2 did not answer in time", true
 		case unreadable && status != 0:
 			f.err.Message = fmt.Sprintf("the EC2 endpoint answered with status %d and something that is not an answer of EC2, or only a part of one", status)
 		}
@@ -85,19 +85,19 @@ func failureOf(err error, asked []instance.ID) *failure {
 	return f
 }
 
-// ofEC2 fills a failure in from EC2's code and text, and the status that came with them.
-func (f *failure) ofEC2(api smithy.APIError, status int, asked []instance.ID) {
+// fromEC2 fills a failure in from EC2's code and text, and the status that came with them.
+func (f *failure) fromEC2(api smithy.APIError, status int, asked []instance.ID) {
 	f.answered = true
 	f.err.Code, f.err.Message, f.err.RetryAfter = api.ErrorCode(), api.ErrorMessage(), 0
 	if response, ok := errors.AsType[*awshttp.ResponseError](f.err.Cause); ok && response.ServiceRequestID() != "" {
 		f.err.Metadata = map[string]string{"ec2_request_id": response.ServiceRequestID()}
 	}
-	meaning := f.meaning(status)
+	meaning := f.class(status)
 	f.err.Kind, f.reaction, f.credentials = meaning.kind, meaning.reaction, meaning.credentials
-	if meaning.kind == instance.KindUnavailable || meaning.reaction == later {
+	if meaning.kind == instance.KindUnavailable || meaning.reaction == throttled {
 		f.err.RetryAfter = retryUnavailable
 	}
-	if f.reaction == refuse || f.reaction == noRoom {
+	if f.reaction == rejected || f.reaction == noCapacity {
 		f.named = namedIn(f.err.Message, asked)
 	}
 	if f.err.Code == instance.CodeNotFound && len(f.named) == 0 && len(asked) == 1 {
@@ -105,40 +105,40 @@ func (f *failure) ofEC2(api smithy.APIError, status int, asked []instance.ID) {
 	}
 }
 
-// meaning looks an error of EC2 up; one that is in no table is judged by its status.
-func (f *failure) meaning(status int) code {
+// class looks an error of EC2 up; one that is in no table is judged by its status.
+func (f *failure) class(status int) errorClass {
 	known, ok := codes[f.err.Code]
 	switch {
 	case f.err.Code == codeInvalidValue && strings.Contains(f.err.Message, "does not have a volume attached at root"):
-		return precondition
+		return classPrecondition
 	case ok:
 		return known
 	case status >= http.StatusInternalServerError:
-		return unknown
+		return classUnknown
 	case status == http.StatusTooManyRequests:
-		return throttled
+		return classThrottled
 	}
-	return precondition
+	return classPrecondition
 }
 
-// ofStatus is for a status without an error of EC2: something in front of EC2 answered. With
+// fromStatus is for a status without an error of EC2: something in front of EC2 answered. With
 // a 5xx it may have passed the call on before.
-func (f *failure) ofStatus(status int) {
+func (f *failure) fromStatus(status int) {
 	f.err.Message = strings.TrimSpace(fmt.Sprintf("the EC2 endpoint answered with status %d %s", status, http.StatusText(status))) + " and without an error of EC2"
 	switch {
 	case status == http.StatusTooManyRequests:
-		f.reaction, f.err.Kind, f.err.Reason = later, instance.KindExhausted, instance.ReasonRequestLimitExceeded
+		f.reaction, f.err.Kind, f.err.Reason = throttled, instance.KindExhausted, instance.ReasonRequestLimitExceeded
 		f.err.Message += "; nothing was changed by this call"
 	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout:
-		f.reaction, f.err.Reason = open, instance.ReasonAnswerLost
+		f.reaction, f.err.Reason = unknownOutcome, instance.ReasonAnswerLost
 	default:
-		f.reaction, f.err.Reason = everyone, instance.ReasonBackendUnavailable
+		f.reaction, f.err.Reason = failAll, instance.ReasonBackendUnavailable
 		f.err.Message += "; nothing was changed by this call"
 	}
 }
 
-// unknownCode is what the SDK calls an error without a code.
-const unknownCode = "UnknownError"
+// sdkUnknownCode is what the SDK calls an error without a code.
+const sdkUnknownCode = "UnknownError"
 
 // codeForm is what an error code of AWS looks like. What does not is text from elsewhere.
 var codeForm = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]{0,99}$`)
@@ -165,7 +165,7 @@ func (f *failure) errorFor(ids []instance.ID) *instance.Error {
 		e.Message = textForCount(e.Message, len(ids))
 	}
 	e.InstanceIDs = own
-	if e.Kind == instance.KindExhausted && f.reaction == noRoom && len(own) == 0 && len(ids) == 1 {
+	if e.Kind == instance.KindExhausted && f.reaction == noCapacity && len(own) == 0 && len(ids) == 1 {
 		e.InstanceIDs = slices.Clone(ids)
 	}
 	return &e
@@ -177,14 +177,14 @@ func (f *failure) unknownOutcome() *instance.Error {
 	return f.err.UnknownOutcome()
 }
 
-// wide reports whether an error is about the service rather than an instance, so that
+// isServiceWide reports whether an error is about the service rather than an instance, so that
 // it ends a per-instance call as a whole when nothing else came of it.
-func wide(e *instance.Error) bool {
+func isServiceWide(e *instance.Error) bool {
 	switch e.Kind {
 	case instance.KindInternal, instance.KindUnavailable:
 		return true
 	case instance.KindExhausted:
-		return e.Reason == instance.ReasonRequestLimitExceeded || codes[e.Code].reaction == later
+		return e.Reason == instance.ReasonRequestLimitExceeded || codes[e.Code].reaction == throttled
 	case instance.KindInvalid, instance.KindNotFound, instance.KindPrecondition, instance.KindDryRun,
 		instance.KindPermission, instance.KindConflict, instance.KindOutOfRange:
 	}

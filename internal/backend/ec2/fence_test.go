@@ -290,7 +290,7 @@ func TestNothingIsSentAfterTheTermOnAnyPath(t *testing.T) {
 			if how != "is over" && name == "while it waits for a bucket" {
 				continue // it waits on, and is refused in the end
 			}
-			bubble(t, name+", which "+how, func(t *testing.T) {
+			inBubble(t, name+", which "+how, func(t *testing.T) {
 				now := newTerm()
 				f := &fleet{}
 				var sent atomic.Int32

@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	// mostRemembered is how many events are remembered that were recorded, at least: a
+	// maxRemembered is how many events are remembered that were recorded, at least: a
 	// message of one of them is deleted when it comes again.
-	mostRemembered = 10_000
-	// cleanUp is how long deleting may take when the notices end.
-	cleanUp = 5 * time.Second
+	maxRemembered = 10_000
+	// cleanUpTimeout is how long deleting may take when the notices end.
+	cleanUpTimeout = 5 * time.Second
 )
 
 // inbox holds the messages that were received, until what they say is recorded.
@@ -51,18 +51,18 @@ func newInbox(b *Backend) *inbox {
 	}
 }
 
-// open returns the notice in a message, unless it is of an event that was received before.
-func (box *inbox) open(m types.Message) (notice instance.Notice, news bool) {
+// accept returns the notice in a message, unless it is of an event that was received before.
+func (box *inbox) accept(m types.Message) (notice instance.Notice, news bool) {
 	receipt := aws.ToString(m.ReceiptHandle)
 	event, notice, err := readMessage(m)
 	box.mu.Lock()
 	defer box.mu.Unlock()
 	if err != nil {
-		box.name(aws.ToString(m.MessageId), err)
+		box.reportUnreadable(aws.ToString(m.MessageId), err)
 		return instance.Notice{}, false
 	}
-	if box.knows(event) {
-		box.discard(receipt)
+	if box.isRecorded(event) {
+		box.deleteLocked(receipt)
 		return instance.Notice{}, false
 	}
 	receipts, again := box.waiting[event]
@@ -71,13 +71,13 @@ func (box *inbox) open(m types.Message) (notice instance.Notice, news bool) {
 	return notice, !again
 }
 
-// name says once of a message that it cannot be read: without a dead-letter queue it comes
+// reportUnreadable says once of a message that it cannot be read: without a dead-letter queue it comes
 // again and again. The caller holds the lock.
-func (box *inbox) name(message string, err error) {
+func (box *inbox) reportUnreadable(message string, err error) {
 	if _, again := box.unreadable[message]; again {
 		return
 	}
-	if len(box.unreadable) == mostRemembered {
+	if len(box.unreadable) == maxRemembered {
 		clear(box.unreadable)
 	}
 	box.unreadable[message] = struct{}{}
@@ -93,21 +93,21 @@ func (box *inbox) acknowledge(event string) {
 		return
 	}
 	delete(box.waiting, event)
-	if len(box.recorded) == mostRemembered {
+	if len(box.recorded) == maxRemembered {
 		box.older, box.recorded = box.recorded, make(map[string]struct{})
 	}
 	box.recorded[event] = struct{}{}
-	box.discard(receipts...)
+	box.deleteLocked(receipts...)
 }
 
-func (box *inbox) knows(event string) bool {
+func (box *inbox) isRecorded(event string) bool {
 	_, recent := box.recorded[event]
 	_, old := box.older[event]
 	return recent || old
 }
 
-// discard asks for messages to be deleted. The caller holds the lock.
-func (box *inbox) discard(receipts ...string) {
+// deleteLocked asks for messages to be deleted. The caller holds the lock.
+func (box *inbox) deleteLocked(receipts ...string) {
 	box.done = append(box.done, receipts...)
 	select {
 	case box.wake <- struct{}{}:
@@ -115,10 +115,10 @@ func (box *inbox) discard(receipts ...string) {
 	}
 }
 
-// keep deletes messages whose events are recorded, and keeps the others from being
+// maintain deletes messages whose events are recorded, and keeps the others from being
 // delivered to somebody else, until the inbox closes.
-func (box *inbox) keep() {
-	renew := time.NewTicker(visibility / 3)
+func (box *inbox) maintain() {
+	renew := time.NewTicker(visibilityTimeout / 3)
 	defer renew.Stop()
 	for {
 		select {
@@ -161,7 +161,7 @@ func (box *inbox) renew() {
 		entries := make([]types.ChangeMessageVisibilityBatchRequestEntry, len(part))
 		for i := range part {
 			entries[i] = types.ChangeMessageVisibilityBatchRequestEntry{
-				Id: new(strconv.Itoa(i)), ReceiptHandle: &part[i], VisibilityTimeout: int32(visibility / time.Second),
+				Id: new(strconv.Itoa(i)), ReceiptHandle: &part[i], VisibilityTimeout: int32(visibilityTimeout / time.Second),
 			}
 		}
 		_, err := box.b.queue.ChangeMessageVisibilityBatch(ctx, &sqs.ChangeMessageVisibilityBatchInput{QueueUrl: &box.b.cfg.QueueURL, Entries: entries})
@@ -171,8 +171,8 @@ func (box *inbox) renew() {
 
 // batches makes a call for every ten receipts.
 func (box *inbox) batches(receipts []string, call func(context.Context, []string) error) {
-	for part := range slices.Chunk(receipts, mostMessages) {
-		ctx, cancel := context.WithTimeout(context.Background(), cleanUp)
+	for part := range slices.Chunk(receipts, maxMessages) {
+		ctx, cancel := context.WithTimeout(context.Background(), cleanUpTimeout)
 		err := call(ctx, part)
 		cancel()
 		if err != nil {

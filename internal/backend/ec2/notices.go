@@ -20,13 +20,13 @@ import (
 const (
 	// longPoll is how long SQS waits for a message, at most.
 	longPoll = 20 * time.Second
-	// visibility is for how long SQS shows a message to nobody else. It is renewed until
+	// visibilityTimeout is for how long SQS shows a message to nobody else. It is renewed until
 	// the message is acknowledged.
-	visibility = time.Minute
-	// mostMessages is how many messages a call of SQS is about.
-	mostMessages = 10
-	// mostBackoff bounds how long to wait after SQS could not be asked.
-	mostBackoff = 30 * time.Second
+	visibilityTimeout = time.Minute
+	// maxMessages is how many messages a call of SQS is about.
+	maxMessages = 10
+	// maxBackoff bounds how long to wait after SQS could not be asked.
+	maxBackoff = 30 * time.Second
 )
 
 func newQueue(cfg Config) *sqs.Client {
@@ -35,7 +35,7 @@ func newQueue(cfg Config) *sqs.Client {
 		// The SDK refuses all messages that come together for one that is damaged.
 		o.DisableMessageChecksumValidation = true
 		if o.Credentials != nil {
-			o.Credentials = sourced{o.Credentials}
+			o.Credentials = markedCredentials{o.Credentials}
 		}
 	})
 }
@@ -54,25 +54,25 @@ func (b *Backend) Notices(ctx context.Context) iter.Seq2[instance.Notice, error]
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			box.keep()
+			box.maintain()
 		}()
 		defer func() {
 			close(box.closing)
 			<-ended
 		}()
-		backoff := firstPause
+		backoff := minBackoff
 		for ctx.Err() == nil {
 			messages, err := box.receive(ctx)
 			if err != nil {
 				if ctx.Err() != nil || !yield(instance.Notice{}, err) || !pause(ctx, jitter(backoff)) {
 					return
 				}
-				backoff = min(2*backoff, mostBackoff)
+				backoff = min(2*backoff, maxBackoff)
 				continue
 			}
-			backoff = firstPause
+			backoff = minBackoff
 			for _, m := range messages {
-				notice, news := box.open(m)
+				notice, news := box.accept(m)
 				if news && !yield(notice, nil) {
 					return
 				}
@@ -87,9 +87,9 @@ func (box *inbox) receive(ctx context.Context) ([]types.Message, error) {
 	defer cancel()
 	out, err := box.b.queue.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
 		QueueUrl:            &box.b.cfg.QueueURL,
-		MaxNumberOfMessages: mostMessages,
+		MaxNumberOfMessages: maxMessages,
 		WaitTimeSeconds:     int32(longPoll / time.Second),
-		VisibilityTimeout:   int32(visibility / time.Second),
+		VisibilityTimeout:   int32(visibilityTimeout / time.Second),
 	})
 	if err != nil {
 		if failureOf(err, nil).credentials {

@@ -61,7 +61,7 @@ func (h *heard) after(d time.Duration) []instance.Notice {
 }
 
 func TestNotices(t *testing.T) {
-	bubble(t, "a message is a notice, and is deleted once it is acknowledged", func(t *testing.T) {
+	inBubble(t, "a message is a notice, and is deleted once it is acknowledged", func(t *testing.T) {
 		q := &sqstest.Queue{}
 		h := listen(t, q)
 		q.Send(event(1, id(1), "stopped"))
@@ -84,7 +84,7 @@ func TestNotices(t *testing.T) {
 			t.Error("it was not deleted")
 		}
 	})
-	bubble(t, "one that is not acknowledged stays hidden from others, and comes again to the next", func(t *testing.T) {
+	inBubble(t, "one that is not acknowledged stays hidden from others, and comes again to the next", func(t *testing.T) {
 		q := &sqstest.Queue{}
 		first := listen(t, q)
 		q.Send(event(1, id(1), "stopped"))
@@ -93,11 +93,11 @@ func TestNotices(t *testing.T) {
 		}
 		first.stop()
 		second := listen(t, q)
-		if n := len(second.after(2 * visibility)); n != 1 {
+		if n := len(second.after(2 * visibilityTimeout)); n != 1 {
 			t.Errorf("the next got %d notices", n)
 		}
 	})
-	bubble(t, "an event that comes twice is told once, and both messages are deleted", func(t *testing.T) {
+	inBubble(t, "an event that comes twice is told once, and both messages are deleted", func(t *testing.T) {
 		q := &sqstest.Queue{}
 		h := listen(t, q)
 		q.Send(event(1, id(1), "stopped"))
@@ -115,7 +115,7 @@ func TestNotices(t *testing.T) {
 			t.Errorf("%d messages are left", alive)
 		}
 	})
-	bubble(t, "what cannot be read goes to the dead-letter queue, and holds nothing up", func(t *testing.T) {
+	inBubble(t, "what cannot be read goes to the dead-letter queue, and holds nothing up", func(t *testing.T) {
 		q := &sqstest.Queue{MostReceives: 3}
 		h := listen(t, q)
 		bad := []string{"hello", "{}", event(2, "i-1", "stopped"), event(3, id(1), "sleeping"), strings.ReplaceAll(event(4, id(1), "stopped"), "aws.ec2", "aws.s3")}
@@ -128,12 +128,12 @@ func TestNotices(t *testing.T) {
 			t.Fatalf("%d notices", len(notices))
 		}
 		notices[0].Ack()
-		h.after(5 * visibility)
+		h.after(5 * visibilityTimeout)
 		if alive, dead := q.Left(); alive != 0 || dead != len(bad) {
 			t.Errorf("%d messages are left, %d are dead letters", alive, dead)
 		}
 	})
-	bubble(t, "one that is damaged on its way says nothing, and those that come with it do", func(t *testing.T) {
+	inBubble(t, "one that is damaged on its way says nothing, and those that come with it do", func(t *testing.T) {
 		q := &sqstest.Queue{Damage: func(body string) string { return strings.ReplaceAll(body, "running", "stopped") }}
 		for n, state := range []string{"stopped", "running", "stopped"} {
 			q.Send(event(n, id(n), state))
@@ -144,12 +144,12 @@ func TestNotices(t *testing.T) {
 			t.Errorf("notices are %+v", notices)
 		}
 		// It comes again for as long as nothing gives it up, and is named once.
-		h.after(5 * visibility)
+		h.after(5 * visibilityTimeout)
 		if n := strings.Count(h.log.String(), "cannot be read"); n != 1 {
 			t.Errorf("it is named %d times:\n%s", n, &h.log)
 		}
 	})
-	bubble(t, "a queue that cannot be asked is an error, and is asked again", func(t *testing.T) {
+	inBubble(t, "a queue that cannot be asked is an error, and is asked again", func(t *testing.T) {
 		q := &sqstest.Queue{}
 		q.Fail("ReceiveMessage")
 		h := listen(t, q)
@@ -163,7 +163,7 @@ func TestNotices(t *testing.T) {
 			t.Errorf("%d notices afterwards", n)
 		}
 	})
-	bubble(t, "many are deleted by ten", func(t *testing.T) {
+	inBubble(t, "many are deleted by ten", func(t *testing.T) {
 		q := &sqstest.Queue{}
 		h := listen(t, q)
 		for n := range 100 {

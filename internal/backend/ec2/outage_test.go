@@ -334,7 +334,7 @@ func (o *outage) lasts(d time.Duration, away func(context.Context) error, first,
 	// One call in five seconds tries whether EC2 is back, and another compares everything;
 	// the rest is from before it was known.
 	during := o.calls(gone)
-	if n := during["StartInstances"] + during["DescribeInstances"]; len(during) > 2 || n > 2*int(d/probing)+20 {
+	if n := during["StartInstances"] + during["DescribeInstances"]; len(during) > 2 || n > 2*int(d/probeInterval)+20 {
 		o.Errorf("EC2 was called %v", during)
 	}
 

@@ -53,7 +53,7 @@ func TestEveryErrorIsIsolated(t *testing.T) {
 	}
 	for _, test := range tests {
 		for _, perInstance := range []bool{false, true} {
-			bubble(t, fmt.Sprintf("%s, per instance %v", test.name, perInstance), func(t *testing.T) {
+			inBubble(t, fmt.Sprintf("%s, per instance %v", test.name, perInstance), func(t *testing.T) {
 				message := strings.ReplaceAll(test.text, "%s", string(bad))
 				f := &fleet{types: map[instance.ID]string{bad: "p4d.24xlarge"}, refuse: func(c call) (reply, bool) {
 					return refusal(test.status, test.code, message), c.action == "StartInstances" && c.among(bad)
@@ -89,7 +89,7 @@ func TestEveryErrorIsIsolated(t *testing.T) {
 }
 
 func TestMissingInstancesAreToldToWhoeverWantsThem(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		missing := ids(100, 104)
 		f := &fleet{refuse: func(c call) (reply, bool) {
 			var gone []instance.ID
@@ -140,7 +140,7 @@ func TestBisectingIsCheap(t *testing.T) {
 	const n = 256
 	for _, k := range []int{1, 2, 3, 5, 8} {
 		for _, where := range []string{"first", "last", "random"} {
-			bubble(t, fmt.Sprintf("%d bad of %d, %s", k, n, where), func(t *testing.T) {
+			inBubble(t, fmt.Sprintf("%d bad of %d, %s", k, n, where), func(t *testing.T) {
 				bad := map[instance.ID]bool{}
 				for len(bad) < k {
 					at := map[string]int{"first": len(bad), "last": n - 1 - len(bad), "random": rand.IntN(n)}[where]
@@ -171,7 +171,7 @@ func TestBisectingIsCheap(t *testing.T) {
 }
 
 func TestAThrottledBatchWaitsWhole(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		left := 6
 		f := &fleet{refuse: func(c call) (reply, bool) {
 			if c.action != "StartInstances" || len(c.ids) == 1 || left == 0 {
@@ -204,7 +204,7 @@ func TestAThrottledBatchWaitsWhole(t *testing.T) {
 			}
 		}
 	})
-	bubble(t, "and who cannot wait is told at once when to come back", func(t *testing.T) {
+	inBubble(t, "and who cannot wait is told at once when to come back", func(t *testing.T) {
 		f := &fleet{refuse: func(c call) (reply, bool) {
 			return refusal(503, "RequestLimitExceeded", "Request limit exceeded."), c.action == "StartInstances"
 		}}
@@ -241,7 +241,7 @@ func TestWhatAnEarlierTryDidStaysUnknown(t *testing.T) {
 		}},
 	}
 	for name, test := range tests {
-		bubble(t, name, func(t *testing.T) {
+		inBubble(t, name, func(t *testing.T) {
 			f, lost := &fleet{}, false
 			var b *Backend
 			e := &endpoint{latency: always(time.Millisecond)}

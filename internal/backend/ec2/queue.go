@@ -11,13 +11,13 @@ import (
 // queue has the callers of one tenant in one lane, in the order of arrival. Those who have
 // left or gone out stay until they are the more.
 type queue struct {
-	lane   *lane
+	lane   *batchQueue
 	tenant *tenant
-	list   []*caller
+	list   []*request
 	live   int
 	// head is the first caller that could go out if its tenant had the tokens, as long as
 	// that is all it waits for; the callers before pos cannot go out whatever there is.
-	head  *caller
+	head  *request
 	pos   int
 	key   float64 // the value of desk.shared at which the head can go out
 	index int     // in desk.short
@@ -71,11 +71,11 @@ func (h *idleTenants) Pop() any {
 	return t
 }
 
-func (c *caller) isWaiting() bool { return len(c.waiting) > 0 }
+func (c *request) isWaiting() bool { return len(c.waiting) > 0 }
 
 // compact returns the callers of a list that still wait, and how many of them were before
 // pos.
-func (d *desk) compact(list []*caller, pos int) ([]*caller, int) {
+func (d *dispatcher) compact(list []*request, pos int) ([]*request, int) {
 	before := 0
 	for _, c := range list[:pos] {
 		if c.isWaiting() {
@@ -83,14 +83,14 @@ func (d *desk) compact(list []*caller, pos int) ([]*caller, int) {
 		}
 	}
 	d.visits += len(list)
-	return slices.DeleteFunc(list, func(c *caller) bool { return !c.isWaiting() }), before
+	return slices.DeleteFunc(list, func(c *request) bool { return !c.isWaiting() }), before
 }
 
 // maxGone is how many callers may have gone from a list that is left as it is.
 const maxGone = 16
 
 // take says that of a caller only the rest waits any longer.
-func (d *desk) take(c *caller, rest []instance.ID) {
+func (d *dispatcher) take(c *request, rest []instance.ID) {
 	q, t := c.queue, c.tenant
 	taken := len(c.waiting) - len(rest)
 	c.waiting = rest
@@ -124,7 +124,7 @@ func (d *desk) take(c *caller, rest []instance.ID) {
 }
 
 // setFront finds who is first in a lane.
-func (d *desk) setFront(l *lane) {
+func (d *dispatcher) setFront(l *batchQueue) {
 	for l.pos < len(l.waiting) && !l.waiting[l.pos].isWaiting() {
 		d.visits++
 		l.pos++
@@ -141,7 +141,7 @@ func (d *desk) setFront(l *lane) {
 	l.front = front
 }
 
-func (d *desk) addFronts(t *tenant, n int) {
+func (d *dispatcher) addFronts(t *tenant, n int) {
 	if t == nil {
 		return
 	}
@@ -154,7 +154,7 @@ func (d *desk) addFronts(t *tenant, n int) {
 }
 
 // setHead says which caller of a queue waits for nothing but tokens; nil for none.
-func (d *desk) setHead(q *queue, c *caller) {
+func (d *dispatcher) setHead(q *queue, c *request) {
 	if q.head != nil {
 		heap.Remove(&d.short, q.index)
 		q.tenant.shorts--
@@ -167,7 +167,7 @@ func (d *desk) setHead(q *queue, c *caller) {
 }
 
 // clearHeads forgets what the queues wait for.
-func (d *desk) clearHeads() {
+func (d *dispatcher) clearHeads() {
 	for _, q := range d.short.list {
 		d.visits++
 		q.head = nil
@@ -179,7 +179,7 @@ func (d *desk) clearHeads() {
 
 // needed is the credit with which any of a caller can go out. Where the bucket could never
 // hold so many, a full one is enough.
-func (d *desk) needed(c *caller) float64 {
+func (d *dispatcher) needed(c *request) float64 {
 	switch {
 	case d.instances == nil || c.cmd.DryRun:
 		return 0
@@ -189,26 +189,26 @@ func (d *desk) needed(c *caller) float64 {
 	return min(float64(len(c.waiting)), d.instances.capacity)
 }
 
-func (d *desk) canAfford(c *caller) bool {
-	return d.instances == nil || d.needed(c)-d.credit(c.tenant) <= hair
+func (d *dispatcher) canAfford(c *request) bool {
+	return d.instances == nil || d.needed(c)-d.credit(c.tenant) <= epsilon
 }
 
 // bucketFull reports whether no more tokens come.
-func (d *desk) bucketFull() bool {
-	return d.instances != nil && d.instances.capacity-d.instances.level <= hair
+func (d *dispatcher) bucketFull() bool {
+	return d.instances != nil && d.instances.capacity-d.instances.level <= epsilon
 }
 
 // due reports whether a batch may go out for another reason than that somebody has come.
-func (d *desk) due(now time.Time) bool {
+func (d *dispatcher) due(now time.Time) bool {
 	d.allocate(now)
 	if d.stale || !d.opensAt.IsZero() && !now.Before(d.opensAt) {
 		return true
 	}
-	return d.short.Len() > 0 && (d.short.list[0].key <= d.shared+hair || d.bucketFull())
+	return d.short.Len() > 0 && (d.short.list[0].key <= d.shared+epsilon || d.bucketFull())
 }
 
 // arm sets the timer for the next time at which a batch may go out.
-func (d *desk) arm(now time.Time) {
+func (d *dispatcher) arm(now time.Time) {
 	wait := never
 	if !d.opensAt.IsZero() {
 		wait = d.opensAt.Sub(now)
@@ -228,7 +228,7 @@ func (d *desk) arm(now time.Time) {
 }
 
 // pumpDue pumps if a batch may go out.
-func (b *Backend) pumpDue(d *desk) {
+func (b *Backend) pumpDue(d *dispatcher) {
 	if b.closed {
 		return
 	}
@@ -242,7 +242,7 @@ func (b *Backend) pumpDue(d *desk) {
 
 // pumpEntered sends what can go out now that a caller has come: that is the caller, and
 // whoever may travel with it. Where it has to wait, nobody else is looked at.
-func (b *Backend) pumpEntered(d *desk, c *caller) {
+func (b *Backend) pumpEntered(d *dispatcher, c *request) {
 	now := time.Now()
 	if d.due(now) {
 		b.pump(d)
@@ -269,7 +269,7 @@ func (b *Backend) pumpEntered(d *desk, c *caller) {
 
 // leave takes away what of a caller has not gone out, and sends what can go out without it:
 // that is who was behind it, or has tokens that it had.
-func (b *Backend) leave(d *desk, c *caller) {
+func (b *Backend) leave(d *dispatcher, c *request) {
 	if !c.isWaiting() {
 		return
 	}
@@ -295,7 +295,7 @@ func (b *Backend) leave(d *desk, c *caller) {
 }
 
 // nextHead returns the first caller of a queue, from pos on, whose instances are free.
-func (b *Backend) nextHead(d *desk, q *queue) *caller {
+func (b *Backend) nextHead(d *dispatcher, q *queue) *request {
 	for ; q.live > 0 && q.pos < len(q.list); q.pos++ {
 		d.visits++
 		if c := q.list[q.pos]; c.isWaiting() && c.mayGo(b.isFree) {

@@ -139,7 +139,7 @@ func TestNobodyWaitsWhoCouldGoOut(t *testing.T) {
 // TestWhoIsBehindACallerThatLeavesGoesOut has a caller that is affordable wait behind one
 // that is not, of the same principal.
 func TestWhoIsBehindACallerThatLeavesGoesOut(t *testing.T) {
-	bubble(t, "at once", func(t *testing.T) {
+	inBubble(t, "at once", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer})
 		if _, err := b.Execute(t.Context(), start(ids(0, 1000)...)); err != nil {
 			t.Fatal(err)
@@ -157,7 +157,7 @@ func TestWhoIsBehindACallerThatLeavesGoesOut(t *testing.T) {
 			t.Errorf("who was behind waited %v: %v", took, err)
 		}
 	})
-	bubble(t, "when it has enough", func(t *testing.T) {
+	inBubble(t, "when it has enough", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer})
 		if _, err := b.Execute(t.Context(), start(ids(0, 1000)...)); err != nil {
 			t.Fatal(err)
@@ -171,7 +171,7 @@ func TestWhoIsBehindACallerThatLeavesGoesOut(t *testing.T) {
 			t.Errorf("who was behind waited %v: %v", took, err)
 		}
 	})
-	bubble(t, "with the tokens of another principal", func(t *testing.T) {
+	inBubble(t, "with the tokens of another principal", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer})
 		if _, err := b.Execute(t.Context(), start(ids(0, 1000)...)); err != nil {
 			t.Fatal(err)
@@ -194,7 +194,7 @@ func TestCreditsAreWhatDividingAgainAndAgainGives(t *testing.T) {
 	for seed := range uint64(50) {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		now := time.Unix(1000, 0)
-		d := newDesk(instance.VerbStart, newBucket("r", Limit{Capacity: 5, Refill: 2}), newBucket("i", Limit{Capacity: 100, Refill: 2}), func(*desk) {})
+		d := newDesk(instance.VerbStart, newBucket("r", Limit{Capacity: 5, Refill: 2}), newBucket("i", Limit{Capacity: 100, Refill: 2}), func(*dispatcher) {})
 		d.instances.level = 0
 		scan := map[*tenant]float64{}
 		var tenants []*tenant
@@ -242,7 +242,7 @@ func divide(tenants []*tenant, credit map[*tenant]float64, level float64) {
 		credit[t] = min(credit[t], float64(t.ids))
 		free -= credit[t]
 	}
-	if free < -maxRound {
+	if free < -maxRoundingError {
 		clear(credit)
 		free = max(0, level)
 	}

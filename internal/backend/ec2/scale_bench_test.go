@@ -180,10 +180,10 @@ func BenchmarkTracked(b *testing.B) {
 		tracked = 100_000
 		idle    = 10 * time.Second
 	)
-	pages := make([]reply, 0, tracked/mostPage)
-	for from := 0; from < tracked; from += mostPage {
+	pages := make([]reply, 0, tracked/maxPage)
+	for from := 0; from < tracked; from += maxPage {
 		var list []*instance.Instance
-		for n := range mostPage {
+		for n := range maxPage {
 			list = append(list, &instance.Instance{
 				ID: id(from + n), AccountID: "123456789012", State: instance.StateRunning, Type: "t3.micro",
 				AvailabilityZone: "us-east-1a", RootDeviceType: "ebs", Tenancy: "default",
@@ -192,7 +192,7 @@ func BenchmarkTracked(b *testing.B) {
 			})
 		}
 		next := ""
-		if from+mostPage < tracked {
+		if from+maxPage < tracked {
 			next = strconv.Itoa(len(pages) + 1)
 		}
 		pages = append(pages, described(list, next))

@@ -58,7 +58,7 @@ func (r *reports) expect(t *testing.T, want ...string) {
 var requestLimit = refusal(503, "RequestLimitExceeded", "Request limit exceeded.")
 
 func TestCommandsAreReportedAsSentEachTimeThatTheyAre(t *testing.T) {
-	bubble(t, "a throttle changed nothing", func(t *testing.T) {
+	inBubble(t, "a throttle changed nothing", func(t *testing.T) {
 		calls := 0
 		f := &fleet{refuse: func(call) (reply, bool) { calls++; return requestLimit, calls <= 2 }}
 		var r reports
@@ -67,7 +67,7 @@ func TestCommandsAreReportedAsSentEachTimeThatTheyAre(t *testing.T) {
 		}
 		r.expect(t, "a sent [1 2]", "a rejected [1 2]", "a sent [1 2]", "a rejected [1 2]", "a sent [1 2]")
 	})
-	bubble(t, "a throttle after a call that may have acted is no proof", func(t *testing.T) {
+	inBubble(t, "a throttle after a call that may have acted is no proof", func(t *testing.T) {
 		calls := 0
 		f := &fleet{refuse: func(c call) (reply, bool) {
 			if c.action != string(instance.VerbStart) {
@@ -84,7 +84,7 @@ func TestCommandsAreReportedAsSentEachTimeThatTheyAre(t *testing.T) {
 		}
 		r.expect(t, "a sent [1]", "a sent [1]", "a sent [1]")
 	})
-	bubble(t, "those who go again without a bad one are queued meanwhile", func(t *testing.T) {
+	inBubble(t, "those who go again without a bad one are queued meanwhile", func(t *testing.T) {
 		f := &fleet{refuse: func(c call) (reply, bool) {
 			return refusal(400, instance.CodeNotFound, "The instance ID '"+string(id(3))+"' does not exist"), slices.Contains(c.ids, id(3))
 		}}
@@ -100,7 +100,7 @@ func TestCommandsAreReportedAsSentEachTimeThatTheyAre(t *testing.T) {
 
 // The bucket of instances is empty, and a caller waits in front of it.
 func TestWhoLeavesBeforeItsTurnIsNotSent(t *testing.T) {
-	bubble(t, "in the queue", func(t *testing.T) {
+	inBubble(t, "in the queue", func(t *testing.T) {
 		var r reports
 		b := connect(t, &endpoint{answer: (&fleet{}).answer})
 		if o := execute(t.Context(), b, start(ids(1000, 2000)...))[0]; o.err != nil {
@@ -116,7 +116,7 @@ func TestWhoLeavesBeforeItsTurnIsNotSent(t *testing.T) {
 		time.Sleep(time.Hour)
 		r.expect(t)
 	})
-	bubble(t, "in a batch that EC2 throttled", func(t *testing.T) {
+	inBubble(t, "in a batch that EC2 throttled", func(t *testing.T) {
 		calls := 0
 		f := &fleet{refuse: func(call) (reply, bool) { calls++; return requestLimit, calls <= 1 }}
 		var r reports
@@ -138,7 +138,7 @@ func TestWhoLeavesBeforeItsTurnIsNotSent(t *testing.T) {
 func TestAStartFromOutsideWhileACommandWaitsForTokens(t *testing.T) {
 	for name, throttle := range map[string]bool{"the bucket is empty": false, "EC2 throttles": true} {
 		dir := t.TempDir()
-		bubble(t, name, func(t *testing.T) {
+		inBubble(t, name, func(t *testing.T) {
 			wanted, others := ids(0, 20), ids(1000, 2000) // as many as the bucket has tokens
 			var fleet []sim.Spec
 			for _, id := range slices.Concat(wanted, others) {

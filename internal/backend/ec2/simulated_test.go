@@ -70,7 +70,7 @@ func refusalOf(err error) (reply, error) {
 func (s simulated) describe(ctx context.Context, c call) (reply, error) {
 	query := instance.DescribeQuery{IDs: c.ids, All: len(c.ids) == 0, PageToken: c.form.Get("NextToken")}
 	query.PageSize, _ = strconv.Atoi(c.form.Get("MaxResults"))
-	if len(c.ids) > mostFilterValues {
+	if len(c.ids) > maxFilterValues {
 		return refusal(400, "FilterLimitExceeded", "The maximum number of filter values specified on a single call is 200"), nil
 	}
 	p, err := s.Describe(ctx, query)

@@ -194,7 +194,7 @@ func TestAnInstanceThatTheSDKCannotDecodeIsUnreadableAlone(t *testing.T) {
 		bodies[name+" in a shared reservation"] = withOdds(oneReservation, id(2), odd)
 	}
 	for name, body := range bodies {
-		bubble(t, name, func(t *testing.T) {
+		inBubble(t, name, func(t *testing.T) {
 			e := &endpoint{answer: func(context.Context, call) (reply, error) { return reply{200, body}, nil }}
 			p, err := connect(t, e).Describe(t.Context(), instance.DescribeQuery{All: true})
 			if err != nil || p.NextPageToken == "" {
@@ -215,7 +215,7 @@ func TestAnInstanceThatTheSDKCannotDecodeIsUnreadableAlone(t *testing.T) {
 }
 
 func TestAResponseThatIsCutOffIsNoResponse(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		page := described([]*instance.Instance{{ID: id(1), State: instance.StateStopped}, {ID: id(2), State: instance.StateRunning}}, "").body
 		page = page[:strings.Index(page, string(id(2)))]
 		e := &endpoint{answer: func(context.Context, call) (reply, error) { return reply{200, page}, nil }}
@@ -268,7 +268,7 @@ func FuzzOneInstance(f *testing.F) {
 		if err != nil || len(p.Instances)+len(p.Unreadable) != 3 || !there[id(1)] || !there[id(3)] {
 			t.Errorf("%q: %d instances, %v, %v", odd, len(p.Instances), p.Unreadable, err)
 		}
-		lines, f := b.client.mutate(t.Context(), kind{verb: instance.VerbStart}, ids(1, 4))
+		lines, f := b.client.mutate(t.Context(), batchKey{verb: instance.VerbStart}, ids(1, 4))
 		if f != nil || lines[id(1)].Current != instance.StatePending || lines[id(3)].Current != instance.StatePending {
 			t.Errorf("%q: %v, %v", odd, lines, f)
 		}
@@ -294,7 +294,7 @@ func (d *doors) await(t *testing.T, id instance.ID, state instance.State) {
 
 func TestAnAnswerOfWhichALineCannotBeUnderstood(t *testing.T) {
 	for name, odd := range oddities {
-		bubble(t, name, func(t *testing.T) {
+		inBubble(t, name, func(t *testing.T) {
 			r := &region{states: make(map[instance.ID]instance.State), odd: map[instance.ID]string{id(3): odd}}
 			for _, id := range ids(1, 6) {
 				r.states[id] = instance.StateStopped
@@ -329,7 +329,7 @@ func TestAnAnswerOfWhichALineCannotBeUnderstood(t *testing.T) {
 }
 
 func TestAnUnreadableInstanceIsManagedAllTheSame(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		r := &region{states: map[instance.ID]instance.State{id(1): instance.StateStopped}, odd: map[instance.ID]string{id(1): oddities["no state"]}}
 		b := connect(t, &endpoint{answer: r.answer}, func(c *Config) { c.Manage = map[string][]string{"team": nil} })
 		if e := execute(t.Context(), b, start(id(1)))[0].refusedAs(t); e.Kind != instance.KindUnavailable {
@@ -348,7 +348,7 @@ func TestACharacterThatXMLCannotHaveHidesNoInstance(t *testing.T) {
 		"one that it can have":   {"a&#x9;&#128512;&lt;&amp;#0;", "a\t\U0001F600<&#0;"},
 		"a character of any use": {"ä😀", "ä😀"},
 	} {
-		bubble(t, name, func(t *testing.T) {
+		inBubble(t, name, func(t *testing.T) {
 			e := &endpoint{answer: func(context.Context, call) (reply, error) {
 				answer := described([]*instance.Instance{
 					{ID: id(1), State: instance.StateStopped, Tags: map[string]string{"team": "TAG"}}, {ID: id(2), State: instance.StateRunning},
@@ -387,7 +387,7 @@ func TestPagesThatDoNotEnd(t *testing.T) {
 		},
 		"there is always another one": func(string) string { count++; return fmt.Sprint(count) },
 	} {
-		bubble(t, name, func(t *testing.T) {
+		inBubble(t, name, func(t *testing.T) {
 			r := &region{states: map[instance.ID]instance.State{id(1): instance.StateStopped}, next: next}
 			e := &endpoint{answer: r.answer}
 			b := connect(t, e)
@@ -410,7 +410,7 @@ func TestPagesThatDoNotEnd(t *testing.T) {
 				}
 			}
 			// What follows pages for itself comes to an end, too.
-			if _, err := b.look(t.Context(), []instance.ID{id(1)}); err == nil {
+			if _, err := b.describeAll(t.Context(), []instance.ID{id(1)}); err == nil {
 				t.Error("a look came to an end")
 			}
 		})
@@ -418,7 +418,7 @@ func TestPagesThatDoNotEnd(t *testing.T) {
 }
 
 func TestALongListIsReadToItsEnd(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		const pages = 500
 		r := &region{states: map[instance.ID]instance.State{id(1): instance.StateStopped}, next: func(token string) string {
 			n := 0

@@ -171,7 +171,7 @@ func upstreamAnswers() []upstreamAnswer {
 		lost("502 with XML of another", 502, "<error><what/></error>"),
 		lost("502 without a code", 502, code("")),
 		lost("502 with text for a code", 502, code("No upstream &amp; no luck")),
-		lost("502 with the placeholder", 502, code(unknownCode)),
+		lost("502 with the placeholder", 502, code(sdkUnknownCode)),
 		lost("empty 503", 503, ""),
 		lost("504 with HTML", 504, html),
 		lost("408 with HTML", 408, html),
@@ -236,7 +236,7 @@ func (a upstreamAnswer) byGRPC(t *testing.T, d *doors) {
 	if open := info.GetMetadata()["outcome"] == "unknown"; open != a.unknown {
 		t.Errorf("that the outcome is unknown is %v: %v", open, info)
 	}
-	if strings.Contains(status.Convert(err).Message()+info.String(), unknownCode) {
+	if strings.Contains(status.Convert(err).Message()+info.String(), sdkUnknownCode) {
 		t.Errorf("the SDK's placeholder shows: %v, %v", err, info)
 	}
 }
@@ -267,7 +267,7 @@ func TestTheClassOfAnUpstreamFailureSurvives(t *testing.T) {
 
 func TestWhatIsNotAnAnswerOfEC2(t *testing.T) {
 	for _, a := range upstreamAnswers() {
-		bubble(t, a.name, func(t *testing.T) {
+		inBubble(t, a.name, func(t *testing.T) {
 			f := &fleet{}
 			e := &endpoint{answer: func(ctx context.Context, c call) (reply, error) {
 				if c.action == "StartInstances" {
@@ -285,7 +285,7 @@ func TestWhatIsNotAnAnswerOfEC2(t *testing.T) {
 			if err.Kind != kindOf[a.code] || domain != a.domain || reason != a.reason || err.OutcomeUnknown != a.unknown {
 				t.Errorf("error is %+v", err)
 			}
-			if err.Code != "" && err.Code != a.ec2Code || strings.Contains(err.Message, unknownCode) {
+			if err.Code != "" && err.Code != a.ec2Code || strings.Contains(err.Message, sdkUnknownCode) {
 				t.Errorf("code is %q, text %q", err.Code, err.Message)
 			}
 			if retry := err.RetryAfter > 0; retry != (a.code == grpccodes.Unavailable || a.throttles()) {

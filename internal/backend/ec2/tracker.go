@@ -11,38 +11,38 @@ import (
 // skew is how far the clocks of this host and of EC2 may be apart.
 const skew = time.Second
 
-// book is what was last heard of each instance, and which changes callers were told of.
+// tracker is what was last heard of each instance, and which changes callers were told of.
 // When EC2's answer to a call is lost it tells what became of the call. It is safe for
 // concurrent use.
-type book struct {
+type tracker struct {
 	mu      sync.Mutex
-	entries map[instance.ID]entry
+	entries map[instance.ID]trackedState
 }
 
-type entry struct {
+type trackedState struct {
 	state instance.State
 	// changed is when a caller was last told of a change, and to which state.
 	changed time.Time
 	to      instance.State
 }
 
-func (b *book) state(id instance.ID) instance.State {
+func (b *tracker) state(id instance.ID) instance.State {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.entries[id].state
 }
 
-// saw notes what state an instance is in.
-func (b *book) saw(id instance.ID, state instance.State) {
+// observed notes what state an instance is in.
+func (b *tracker) observed(id instance.ID, state instance.State) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.entries[id]
 	e.state = state
-	b.note(id, e)
+	b.setLocked(id, e)
 }
 
-// told notes that a caller is told of a change.
-func (b *book) told(change instance.StateChange) {
+// reported notes that a caller is told of a change.
+func (b *tracker) reported(change instance.StateChange) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.entries[change.ID]
@@ -50,30 +50,30 @@ func (b *book) told(change instance.StateChange) {
 	if change.Previous != change.Current {
 		e.changed, e.to = time.Now(), change.Current
 	}
-	b.note(change.ID, e)
+	b.setLocked(change.ID, e)
 }
 
-// note keeps an entry; nothing comes after terminated.
-func (b *book) note(id instance.ID, e entry) {
+// setLocked keeps an entry; nothing comes after terminated.
+func (b *tracker) setLocked(id instance.ID, e trackedState) {
 	if e.state == instance.StateTerminated {
 		delete(b.entries, id)
 		return
 	}
 	if b.entries == nil {
-		b.entries = make(map[instance.ID]entry)
+		b.entries = make(map[instance.ID]trackedState)
 	}
 	b.entries[id] = e
 }
 
 // forget drops an instance that does not exist.
-func (b *book) forget(id instance.ID) {
+func (b *tracker) forget(id instance.ID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.entries, id)
 }
 
-// done reports whether an instance is where a verb leads.
-func done(verb instance.Verb, state instance.State) bool {
+// inTargetState reports whether an instance is where a verb leads.
+func inTargetState(verb instance.Verb, state instance.State) bool {
 	switch verb {
 	case instance.VerbStart:
 		return state == instance.StatePending || state == instance.StateRunning
@@ -86,9 +86,9 @@ func done(verb instance.Verb, state instance.State) bool {
 	return false
 }
 
-// passage returns the states between which a verb takes an instance that was in a state
+// transition returns the states between which a verb takes an instance that was in a state
 // before; from a state that is not known, or that cannot be, the usual ones.
-func passage(verb instance.Verb, before instance.State) (from, to instance.State) {
+func transition(verb instance.Verb, before instance.State) (from, to instance.State) {
 	switch verb {
 	case instance.VerbStart:
 		return instance.StateStopped, instance.StatePending
@@ -98,7 +98,7 @@ func passage(verb instance.Verb, before instance.State) (from, to instance.State
 		}
 		return instance.StateRunning, instance.StateStopping
 	case instance.VerbTerminate:
-		if before == instance.StateUnspecified || done(verb, before) {
+		if before == instance.StateUnspecified || inTargetState(verb, before) {
 			before = instance.StateRunning
 		}
 		return before, instance.StateShuttingDown
@@ -109,7 +109,7 @@ func passage(verb instance.Verb, before instance.State) (from, to instance.State
 
 // changedBy reports whether an instance is where a verb leads because of a call that was
 // sent at a time, and of which no caller has been told.
-func (b *book) changedBy(verb instance.Verb, inst *instance.Instance, sent time.Time) bool {
+func (b *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent time.Time) bool {
 	at := inst.LaunchTime
 	if verb != instance.VerbStart {
 		at = transitionTime(inst.StateTransitionReason)
@@ -120,16 +120,16 @@ func (b *book) changedBy(verb instance.Verb, inst *instance.Instance, sent time.
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.entries[inst.ID]
-	return !done(verb, e.to) || e.changed.Before(at)
+	return !inTargetState(verb, e.to) || e.changed.Before(at)
 }
 
-// claimed reports whether a caller was told, at a time or later, of a change that leads
+// reportedSince reports whether a caller was told, at a time or later, of a change that leads
 // where a verb does: then it was not another call that made it.
-func (b *book) claimed(verb instance.Verb, id instance.ID, since time.Time) bool {
+func (b *tracker) reportedSince(verb instance.Verb, id instance.ID, since time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.entries[id]
-	return done(verb, e.to) && !e.changed.Before(since)
+	return inTargetState(verb, e.to) && !e.changed.Before(since)
 }
 
 // transitionTime is when somebody asked for the last change, by EC2's text such as

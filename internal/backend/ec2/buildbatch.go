@@ -10,21 +10,21 @@ import (
 
 // gathering is a batch in the making.
 type gathering struct {
-	d    *desk
+	d    *dispatcher
 	free func(instance.ID) bool
 	// ids are those of the batch; units of several callers may want one.
 	ids   map[instance.ID]struct{}
-	group []unit
+	group []item
 	// charged are the principals in the batch, and for how many instances.
 	charged map[*tenant]int
 	// short are the callers that come next of tenants who have too few tokens.
-	short []*caller
+	short []*request
 }
 
 // gather takes from a lane what may go out in one call: the caller whose turn it is
 // first, then of every principal alike. If tokens are short it takes nothing, and notes
 // who waits for them.
-func (d *desk) gather(c candidate, now time.Time, free func(instance.ID) bool) []unit {
+func (d *dispatcher) gather(c candidate, now time.Time, free func(instance.ID) bool) []item {
 	for concentrated := false; ; concentrated = true {
 		d.allocate(now)
 		g := &gathering{
@@ -33,7 +33,7 @@ func (d *desk) gather(c candidate, now time.Time, free func(instance.ID) bool) [
 			ids:     make(map[instance.ID]struct{}),
 			charged: make(map[*tenant]int),
 		}
-		g.fill(c.lane, c.turn)
+		g.fill(c.batchQueue, c.turn)
 		if len(g.group) > 0 {
 			g.seal(c)
 			return g.group
@@ -51,8 +51,8 @@ func (d *desk) gather(c candidate, now time.Time, free func(instance.ID) bool) [
 }
 
 // fill takes what fits, in turns that double.
-func (g *gathering) fill(l *lane, turn *tenant) {
-	queues := make(map[*tenant][]*caller)
+func (g *gathering) fill(l *batchQueue, turn *tenant) {
+	queues := make(map[*tenant][]*request)
 	var order []*tenant
 	for _, c := range l.waiting {
 		g.d.visits++
@@ -69,7 +69,7 @@ func (g *gathering) fill(l *lane, turn *tenant) {
 		return
 	}
 	order[0], order[i] = order[i], order[0]
-	for quantum := 1; len(order) > 0 && len(g.ids) < g.d.most; quantum *= 2 {
+	for quantum := 1; len(order) > 0 && len(g.ids) < g.d.maxIDs; quantum *= 2 {
 		order = slices.DeleteFunc(order, func(a *tenant) bool {
 			for len(queues[a]) > 0 && g.charged[a] < quantum {
 				c := queues[a][0]
@@ -87,7 +87,7 @@ func (g *gathering) fill(l *lane, turn *tenant) {
 
 // add takes a whole call, or of another one as many ids as its turn is for. It is false
 // when the caller has to wait for tokens or for the next call.
-func (g *gathering) add(c *caller, turn int) bool {
+func (g *gathering) add(c *request, turn int) bool {
 	if !c.divisible() {
 		return g.addWhole(c)
 	}
@@ -99,7 +99,7 @@ func (g *gathering) add(c *caller, turn int) bool {
 			rest = append(rest, id)
 		case shared:
 			ids = append(ids, id)
-		case fresh == turn || len(g.ids) == g.d.most || !g.afford(c, 1):
+		case fresh == turn || len(g.ids) == g.d.maxIDs || !g.afford(c, 1):
 			rest = append(rest, id)
 		default:
 			fresh++
@@ -111,11 +111,11 @@ func (g *gathering) add(c *caller, turn int) bool {
 		return false
 	}
 	g.d.take(c, rest)
-	g.group = append(g.group, c.units(ids)...)
+	g.group = append(g.group, c.items(ids)...)
 	return true
 }
 
-func (g *gathering) addWhole(c *caller) bool {
+func (g *gathering) addWhole(c *request) bool {
 	var fresh []instance.ID
 	for _, id := range c.waiting {
 		if _, shared := g.ids[id]; !shared {
@@ -123,7 +123,7 @@ func (g *gathering) addWhole(c *caller) bool {
 		}
 	}
 	// A call for more than EC2 takes travels alone, and gets EC2's answer.
-	if len(g.ids) > 0 && len(g.ids)+len(fresh) > g.d.most {
+	if len(g.ids) > 0 && len(g.ids)+len(fresh) > g.d.maxIDs {
 		return false
 	}
 	if !c.cmd.DryRun && !g.afford(c, len(fresh)) {
@@ -132,18 +132,18 @@ func (g *gathering) addWhole(c *caller) bool {
 	for _, id := range fresh {
 		g.charge(c, id)
 	}
-	g.group = append(g.group, c.units(c.waiting)...)
+	g.group = append(g.group, c.items(c.waiting)...)
 	g.d.take(c, nil)
 	return true
 }
 
 // afford reports whether the tenant has the tokens for n instances. Where the bucket
 // could never hold so many, a full one is enough.
-func (g *gathering) afford(c *caller, n int) bool {
+func (g *gathering) afford(c *request, n int) bool {
 	if g.d.instances == nil {
 		return true
 	}
-	if min(float64(n), g.d.instances.capacity)-g.d.credit(c.tenant) <= hair {
+	if min(float64(n), g.d.instances.capacity)-g.d.credit(c.tenant) <= epsilon {
 		return true
 	}
 	g.short = append(g.short, c)
@@ -151,7 +151,7 @@ func (g *gathering) afford(c *caller, n int) bool {
 }
 
 // charge puts an id into the batch.
-func (g *gathering) charge(c *caller, id instance.ID) {
+func (g *gathering) charge(c *request, id instance.ID) {
 	g.ids[id] = struct{}{}
 	if c.cmd.DryRun {
 		return
@@ -170,5 +170,5 @@ func (g *gathering) seal(c candidate) {
 		g.charged[c.turn] = 0
 	}
 	g.d.chargeCall(g.charged, c.at)
-	slices.SortStableFunc(g.group, func(x, y unit) int { return cmp.Compare(x.seq, y.seq) })
+	slices.SortStableFunc(g.group, func(x, y item) int { return cmp.Compare(x.seq, y.seq) })
 }

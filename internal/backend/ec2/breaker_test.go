@@ -23,7 +23,7 @@ func outOfReach(t *testing.T, d *distance, b *Backend) {
 }
 
 func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
-	bubble(t, "a connection that does not come about", func(t *testing.T) {
+	inBubble(t, "a connection that does not come about", func(t *testing.T) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
 		b := connect(t, &endpoint{answer: d.answer})
 		d.set(refused)
@@ -35,19 +35,19 @@ func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
 			t.Error(o.err)
 		}
 	})
-	bubble(t, "long ago", func(t *testing.T) {
+	inBubble(t, "long ago", func(t *testing.T) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
 		b := connect(t, &endpoint{answer: d.answer, latency: always(50 * time.Millisecond)})
 		outOfReach(t, d, b)
 		d.set(nil)
-		time.Sleep(b.cfg.CallTimeout + lossFresh)
+		time.Sleep(b.cfg.CallTimeout + openMargin)
 		for i, o := range execute(t.Context(), b, start(id(1)), start(id(2))) {
 			if o.err != nil {
 				t.Errorf("caller %d: %v", i, o.err)
 			}
 		}
 	})
-	bubble(t, "an answer is known to all at once", func(t *testing.T) {
+	inBubble(t, "an answer is known to all at once", func(t *testing.T) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}}})}}
 		e := &endpoint{answer: d.answer}
 		b := connect(t, e)
@@ -79,7 +79,7 @@ func TestOldAndHurriedFailuresRefuseNobody(t *testing.T) {
 			t.Error(o.err)
 		}
 	}
-	bubble(t, "a call from before an answer", func(t *testing.T) {
+	inBubble(t, "a call from before an answer", func(t *testing.T) {
 		d, b := setUp(t)
 		d.set(silent)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -93,11 +93,11 @@ func TestOldAndHurriedFailuresRefuseNobody(t *testing.T) {
 		// What the comparison asks again when its first call has failed is not answered
 		// either.
 		d.set(silent)
-		time.Sleep(b.cfg.CallTimeout + lossSure)
+		time.Sleep(b.cfg.CallTimeout + openAfter)
 		d.set(nil)
 		accepted(t, b, 2)
 	})
-	bubble(t, "calls whose caller leaves", func(t *testing.T) {
+	inBubble(t, "calls whose caller leaves", func(t *testing.T) {
 		d, b := setUp(t)
 		d.set(silent)
 		for range 3 {
@@ -113,7 +113,7 @@ func TestOldAndHurriedFailuresRefuseNobody(t *testing.T) {
 }
 
 func TestEverybodyElseIsRefusedAtOnceWhileATryHangs(t *testing.T) {
-	bubble(t, "for four minutes", func(t *testing.T) {
+	inBubble(t, "for four minutes", func(t *testing.T) {
 		const seconds = 240
 		e := &endpoint{answer: func(ctx context.Context, _ call) (reply, error) { return reply{}, silent(ctx) }}
 		b := connect(t, e)
@@ -135,10 +135,10 @@ func TestEverybodyElseIsRefusedAtOnceWhileATryHangs(t *testing.T) {
 			pause(ctx, time.Second)
 		}
 		all.Wait()
-		known := int((b.cfg.CallTimeout + lossSure) / time.Second)
+		known := int((b.cfg.CallTimeout + openAfter) / time.Second)
 		last := known
 		for n := known + 1; n < seconds; n++ {
-			if waited[n] && n-last < int(probing/time.Second) {
+			if waited[n] && n-last < int(probeInterval/time.Second) {
 				t.Errorf("who came after %d s waited, and so did one %d s before", n, n-last)
 			}
 			if waited[n] {
@@ -149,14 +149,14 @@ func TestEverybodyElseIsRefusedAtOnceWhileATryHangs(t *testing.T) {
 			t.Error("nobody tried")
 		}
 	})
-	bubble(t, "also when the try comes late", func(t *testing.T) {
+	inBubble(t, "also when the try comes late", func(t *testing.T) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
 		b := connect(t, &endpoint{answer: d.answer})
 		outOfReach(t, d, b)
 		d.set(silent)
-		time.Sleep(b.cfg.CallTimeout + lossFresh - 4*time.Second)
+		time.Sleep(b.cfg.CallTimeout + openMargin - 4*time.Second)
 		hanging := background(t.Context(), b, start(id(1)))
-		time.Sleep(probing - time.Second)
+		time.Sleep(probeInterval - time.Second)
 		began := time.Now()
 		if o, took := execute(t.Context(), b, start(id(2)))[0], time.Since(began); o.refusedAs(t).OutcomeUnknown || took > 0 {
 			t.Errorf("refused after %v: %v", took, o.err)
@@ -171,10 +171,10 @@ func TestWhatATryCameTo(t *testing.T) {
 		e := &endpoint{answer: d.answer}
 		b := connect(t, e)
 		outOfReach(t, d, b)
-		time.Sleep(probing)
+		time.Sleep(probeInterval)
 		return d, e, b
 	}
-	bubble(t, "is not looked into if EC2 does not answer", func(t *testing.T) {
+	inBubble(t, "is not looked into if EC2 does not answer", func(t *testing.T) {
 		d, e, b := setUp(t)
 		d.set(silent)
 		began := time.Now()
@@ -186,7 +186,7 @@ func TestWhatATryCameTo(t *testing.T) {
 			t.Errorf("EC2 was asked %d times", n)
 		}
 	})
-	bubble(t, "is looked into if its connection breaks", func(t *testing.T) {
+	inBubble(t, "is looked into if its connection breaks", func(t *testing.T) {
 		d, e, b := setUp(t)
 		d.set(nil)
 		e.answer = func(ctx context.Context, c call) (reply, error) {
@@ -203,21 +203,21 @@ func TestWhatATryCameTo(t *testing.T) {
 }
 
 func TestWhoIsTurnedAwayComesBackInItsOwnTime(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		const callers = 20
 		e := &endpoint{answer: func(ctx context.Context, _ call) (reply, error) { return reply{}, silent(ctx) }}
 		b := connect(t, e)
 		var hanging, waiting []func() outcome
-		for n := range mostRounds {
+		for n := range maxBatches {
 			hanging = append(hanging, background(t.Context(), b, start(id(n))))
-			time.Sleep(overtake)
+			time.Sleep(slowCallAfter)
 		}
 		for n := range callers {
-			waiting = append(waiting, background(t.Context(), b, start(id(mostRounds+n))))
+			waiting = append(waiting, background(t.Context(), b, start(id(maxBatches+n))))
 		}
 		delays := make(map[time.Duration]bool)
 		told := func(err *instance.Error) {
-			if err.RetryAfter < retryUnavailable || err.RetryAfter > 2*probing {
+			if err.RetryAfter < retryUnavailable || err.RetryAfter > 2*probeInterval {
 				t.Errorf("%v, to be tried again after %v", err, err.RetryAfter)
 			}
 			delays[err.RetryAfter] = true
@@ -238,21 +238,21 @@ func TestWhoIsTurnedAwayComesBackInItsOwnTime(t *testing.T) {
 }
 
 func TestWhoWaitsIsTurnedAwayOnceEC2IsOutOfReach(t *testing.T) {
-	bubble(t, "behind calls that hang", func(t *testing.T) {
+	inBubble(t, "behind calls that hang", func(t *testing.T) {
 		var fleet []sim.Spec
-		for n := range mostRounds + 1 {
+		for n := range maxBatches + 1 {
 			fleet = append(fleet, sim.Spec{ID: id(n)})
 		}
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: fleet})}}
 		b := connect(t, &endpoint{answer: d.answer})
-		d.set(swallowed(mostRounds))
+		d.set(swallowed(maxBatches))
 		var hanging []func() outcome
-		for n := range mostRounds {
+		for n := range maxBatches {
 			hanging = append(hanging, background(t.Context(), b, start(id(n))))
-			time.Sleep(overtake)
+			time.Sleep(slowCallAfter)
 		}
 		began := time.Now()
-		waiting := background(t.Context(), b, start(id(mostRounds)))
+		waiting := background(t.Context(), b, start(id(maxBatches)))
 		for range 2 {
 			if _, err := b.Describe(t.Context(), instance.DescribeQuery{All: true}); err == nil {
 				t.Error("EC2 is within reach")

@@ -11,28 +11,28 @@ import (
 )
 
 const (
-	// mostIDs is how many instances a call is for at most. It is documented for
+	// maxIDs is how many instances a call is for at most. It is documented for
 	// TerminateInstances; EC2 says when it takes fewer.
-	mostIDs = 1000
-	// overtake is how long a call may take before the next of its kind goes out beside it.
-	overtake = time.Second
-	// mostRounds is how many batches of a kind are on their way at most.
-	mostRounds = 4
-	// reserved is the part of a request bucket that is kept for real stops and
+	maxIDs = 1000
+	// slowCallAfter is how long a call may take before the next of its kind goes out beside it.
+	slowCallAfter = time.Second
+	// maxBatches is how many batches of a kind are on their way at most.
+	maxBatches = 4
+	// reservedShare is the part of a request bucket that is kept for real stops and
 	// terminations: reboots and dry runs leave it alone.
-	reserved = 0.2
+	reservedShare = 0.2
 )
 
-// desk gathers the calls of one verb into batches. The lock of the backend guards it.
-type desk struct {
+// dispatcher gathers the calls of one verb into batches. The lock of the backend guards it.
+type dispatcher struct {
 	verb instance.Verb
 	// requests has a token for each call; StopInstances and RebootInstances share one.
 	requests *bucket
 	// instances has a token for each instance of a call; nil for RebootInstances.
 	instances *bucket
-	// most is how many instances EC2 is known to take in one call.
-	most         int
-	lanes        map[kind]*lane
+	// maxIDs is how many instances EC2 is known to take in one call.
+	maxIDs       int
+	batches      map[batchKey]*batchQueue
 	tenants      map[string]*tenant
 	clock        float64 // virtual time, in calls
 	timer        *time.Timer
@@ -60,26 +60,26 @@ type desk struct {
 	visits int
 }
 
-// lane holds the calls of one kind.
-type lane struct {
-	kind
+// batchQueue holds the calls of one kind.
+type batchQueue struct {
+	batchKey
 	queues map[*tenant]*queue
 	// waiting are the callers in the order of arrival; those who have left or gone out stay
 	// until they are the more. live still wait, the first of them at pos.
-	waiting   []*caller
+	waiting   []*request
 	live, pos int
 	front     *tenant   // of the first; nil for none
 	rounds    int       // on their way
 	newest    time.Time // when the last of them began
 }
 
-func newDesk(verb instance.Verb, requests, instances *bucket, pump func(*desk)) *desk {
-	d := &desk{
+func newDesk(verb instance.Verb, requests, instances *bucket, pump func(*dispatcher)) *dispatcher {
+	d := &dispatcher{
 		verb:      verb,
 		requests:  requests,
 		instances: instances,
-		most:      mostIDs,
-		lanes:     make(map[kind]*lane),
+		maxIDs:    maxIDs,
+		batches:   make(map[batchKey]*batchQueue),
 		tenants:   make(map[string]*tenant),
 	}
 	d.fronts.steps, d.filling.steps, d.short.steps = &d.visits, &d.visits, &d.visits
@@ -89,22 +89,22 @@ func newDesk(verb instance.Verb, requests, instances *bucket, pump func(*desk)) 
 }
 
 // reserve is how many request tokens a call of a kind leaves untouched.
-func (d *desk) reserve(k kind) float64 {
+func (d *dispatcher) reserve(k batchKey) float64 {
 	urgent := k.verb == instance.VerbStop || k.verb == instance.VerbTerminate
 	if k.dryRun == 0 && urgent || k.verb == instance.VerbStart {
 		return 0
 	}
-	return math.Floor(d.requests.capacity * reserved)
+	return math.Floor(d.requests.capacity * reservedShare)
 }
 
-// enter adds a caller to those who wait.
-func (d *desk) enter(c *caller) {
+// enqueue adds a caller to those who wait.
+func (d *dispatcher) enqueue(c *request) {
 	t := d.tenant(c.cmd.Principal)
-	k := c.kind()
-	l := d.lanes[k]
+	k := c.key()
+	l := d.batches[k]
 	if l == nil {
-		l = &lane{kind: k, queues: make(map[*tenant]*queue)}
-		d.lanes[k] = l
+		l = &batchQueue{batchKey: k, queues: make(map[*tenant]*queue)}
+		d.batches[k] = l
 	}
 	q := l.queues[t]
 	if q == nil {
@@ -124,7 +124,7 @@ func (d *desk) enter(c *caller) {
 	d.setFront(l)
 }
 
-func (d *desk) tenant(principal string) *tenant {
+func (d *dispatcher) tenant(principal string) *tenant {
 	t := d.tenants[principal]
 	if t == nil {
 		d.seq++
@@ -135,7 +135,7 @@ func (d *desk) tenant(principal string) *tenant {
 }
 
 // leave removes what of a caller has not gone out.
-func (d *desk) leave(c *caller) {
+func (d *dispatcher) leave(c *request) {
 	if c.isWaiting() {
 		d.take(c, nil)
 		d.tidy(c.queue.lane)
@@ -143,9 +143,9 @@ func (d *desk) leave(c *caller) {
 }
 
 // tidy drops what nobody needs any more.
-func (d *desk) tidy(l *lane) {
+func (d *dispatcher) tidy(l *batchQueue) {
 	if l.live == 0 && l.rounds == 0 {
-		delete(d.lanes, l.kind)
+		delete(d.batches, l.batchKey)
 	}
 	for len(d.idle) > 0 && d.idle[0].until <= d.clock {
 		d.visits++
@@ -167,28 +167,28 @@ func (d *desk) tidy(l *lane) {
 
 // opens returns how long it takes until another batch of a lane may go out beside those
 // on their way; negative when only the end of one of them helps.
-func (l *lane) opens(now time.Time) time.Duration {
+func (l *batchQueue) opens(now time.Time) time.Duration {
 	switch {
 	case l.rounds == 0:
 		return 0
-	case l.rounds >= mostRounds:
+	case l.rounds >= maxBatches:
 		return -1
 	}
-	return max(0, overtake-now.Sub(l.newest))
+	return max(0, slowCallAfter-now.Sub(l.newest))
 }
 
 // untilOpen returns how long it takes until a lane and the request bucket allow a batch;
 // negative when only the end of another one helps.
-func (d *desk) untilOpen(l *lane, now time.Time) time.Duration {
+func (d *dispatcher) untilOpen(l *batchQueue, now time.Time) time.Duration {
 	if opens := l.opens(now); opens != 0 {
 		return opens
 	}
-	return d.requests.until(now, 1+d.reserve(l.kind))
+	return d.requests.until(now, 1+d.reserve(l.batchKey))
 }
 
 // candidate is a lane from which a batch could go out, and the tenant whose turn it is.
 type candidate struct {
-	*lane
+	*batchQueue
 	turn *tenant
 	at   float64 // virtual time
 	seq  uint64
@@ -196,9 +196,9 @@ type candidate struct {
 
 // candidates returns the lanes that may send a batch, those first whose turn it is, and
 // how long it takes until there may be others.
-func (d *desk) candidates(now time.Time, free func(instance.ID) bool) (list []candidate, wait time.Duration) {
+func (d *dispatcher) candidates(now time.Time, free func(instance.ID) bool) (list []candidate, wait time.Duration) {
 	wait = never
-	for _, l := range d.lanes {
+	for _, l := range d.batches {
 		d.visits++
 		if l.live == 0 {
 			continue
@@ -211,7 +211,7 @@ func (d *desk) candidates(now time.Time, free func(instance.ID) bool) (list []ca
 			wait = min(wait, opens)
 			continue
 		}
-		next := candidate{lane: l}
+		next := candidate{batchQueue: l}
 		for _, c := range l.waiting {
 			d.visits++
 			if !c.isWaiting() || next.turn != nil && d.virtualTime(c.tenant) >= next.at || !c.mayGo(free) {
@@ -233,7 +233,7 @@ func (d *desk) candidates(now time.Time, free func(instance.ID) bool) (list []ca
 const never = time.Duration(math.MaxInt64)
 
 // mayGo reports whether any unit of the caller has only ids that no call is about.
-func (c *caller) mayGo(free func(instance.ID) bool) bool {
+func (c *request) mayGo(free func(instance.ID) bool) bool {
 	switch {
 	case c.cmd.DryRun:
 		return true

@@ -10,55 +10,55 @@ import (
 )
 
 const (
-	// mostOpen is how often the outcome of a batch may be unknown before its callers are
+	// maxUnknownAttempts is how often the outcome of a batch may be unknown before its callers are
 	// told so.
-	mostOpen = 4
-	// firstPause is how long a round waits before it repeats a call that came to nothing;
+	maxUnknownAttempts = 4
+	// minBackoff is how long a round waits before it repeats a call that came to nothing;
 	// it doubles.
-	firstPause = 100 * time.Millisecond
-	// lookTimeout is how long it may take to see what became of a call that EC2 did not
+	minBackoff = 100 * time.Millisecond
+	// checkTimeout is how long it may take to see what became of a call that EC2 did not
 	// answer in time. Together they take less than the deadline of callers that bring none.
-	lookTimeout = 7 * time.Second
+	checkTimeout = 7 * time.Second
 )
 
-// round is a batch on its way: the calls that it takes until every caller has an outcome.
-type round struct {
+// batchRun is a batch on its way: the calls that it takes until every caller has an outcome.
+type batchRun struct {
 	b    *Backend
-	d    *desk
-	kind kind
+	d    *dispatcher
+	kind batchKey
 	// paid is true while the tokens of the next call are taken already.
 	paid bool
-	// held are the instances that this round keeps busy.
-	held []instance.ID
+	// acquired are the instances that this round keeps busy.
+	acquired []instance.ID
 	// sent is when the last call went out.
 	sent time.Time
-	// did are changes that a call made although it failed, which no caller was told of.
-	did map[instance.ID]instance.StateChange
-	// before are the instances that a failed call had not changed, as far as could be
+	// appliedUnclaimed are changes that a call made although it failed, which no caller was told of.
+	appliedUnclaimed map[instance.ID]instance.StateChange
+	// unchangedAfterFailure are the instances that a failed call had not changed, as far as could be
 	// seen.
-	before map[instance.ID]doubt
-	opens  int // calls of unknown outcome
+	unchangedAfterFailure map[instance.ID]unchanged
+	unknownAttempts       int // calls of unknown outcome
 	// mayHaveActed is whether a failed call may have changed instances.
 	mayHaveActed bool
 	// answered counts the units that have an answer, not an error.
 	answered int
 }
 
-// doubt is what was seen of an instance after a call that may have changed it.
-type doubt struct {
+// unchanged is what was seen of an instance after a call that may have changed it.
+type unchanged struct {
 	state instance.State
 	sent  time.Time
 }
 
-// settle gives every unit its outcome.
-func (r *round) settle(ctx context.Context, group []unit) {
+// run gives every unit its outcome.
+func (r *batchRun) run(ctx context.Context, group []item) {
 	for len(group) > 0 {
 		rest, f := r.attempt(ctx, group)
 		switch {
 		case f == nil:
 			return
-		case f.reaction == noRoom:
-			r.provide(ctx, rest, f)
+		case f.reaction == noCapacity:
+			r.searchCapacity(ctx, rest, f)
 			return
 		}
 		group = r.bisect(ctx, rest, f)
@@ -67,7 +67,7 @@ func (r *round) settle(ctx context.Context, group []unit) {
 
 // attempt makes calls until what is left of the group is answered, or is refused for a
 // reason that names nobody: that is returned.
-func (r *round) attempt(ctx context.Context, group []unit) (rest []unit, f *failure) {
+func (r *batchRun) attempt(ctx context.Context, group []item) (rest []item, f *failure) {
 	for {
 		var got map[instance.ID]instance.StateChange
 		group, got, f = r.call(ctx, group)
@@ -75,39 +75,39 @@ func (r *round) attempt(ctx context.Context, group []unit) (rest []unit, f *fail
 			return nil, nil
 		}
 		if f == nil {
-			r.answer(group, got)
+			r.deliverResponse(group, got)
 			return nil, nil
 		}
 		switch f.reaction {
-		case refuse, partly:
-			if f.reaction == partly && len(group) > 1 {
-				group = r.spare(ctx, group, f)
+		case rejected, partial:
+			if f.reaction == partial && len(group) > 1 {
+				group = r.retryPartialTerminate(ctx, group, f)
 				continue
 			}
-			if f.reaction == partly {
-				group = r.look(ctx, group, f)
+			if f.reaction == partial {
+				group = r.checkOutcome(ctx, group, f)
 			}
-			if len(f.named) == 0 && !r.b.rules.blameAll {
+			if len(f.named) == 0 && !r.b.hooks.failEveryone {
 				if len(group) > 1 {
 					r.reportRejected(group)
 				}
 				return group, f
 			}
-			group = r.dismiss(group, f)
+			group = r.failNamed(group, f)
 			r.reportRejected(group)
-		case noRoom:
+		case noCapacity:
 			return group, f
-		case open:
-			group = r.reconsider(ctx, group, f)
-		case fewer:
-			r.split(ctx, group, f)
+		case unknownOutcome:
+			group = r.resolveUnknown(ctx, group, f)
+		case tooMany:
+			r.splitTooLarge(ctx, group, f)
 			return nil, nil
-		case everyone, later:
+		case failAll, throttled:
 			for _, u := range group {
 				if f.answered {
-					r.refuse(u, f.errorFor(u.ids))
+					r.fail(u, f.errorFor(u.ids))
 				} else {
-					r.refuseUnsent(u, f.errorFor(u.ids))
+					r.failUnsent(u, f.errorFor(u.ids))
 				}
 			}
 			return nil, nil
@@ -117,7 +117,7 @@ func (r *round) attempt(ctx context.Context, group []unit) (rest []unit, f *fail
 
 // call makes one call, and the same again for as long as EC2 throttles. It returns those
 // of the group that are still there, whom the answer or the failure concerns.
-func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID]instance.StateChange, *failure) {
+func (r *batchRun) call(ctx context.Context, group []item) ([]item, map[instance.ID]instance.StateChange, *failure) {
 	var f *failure
 	for throttles := 0; ; throttles++ {
 		group = r.b.present(group)
@@ -125,11 +125,11 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 		if len(ids) == 0 {
 			return nil, nil, nil
 		}
-		if wait := r.pay(len(ids)); wait > 0 {
+		if wait := r.takeTokens(len(ids)); wait > 0 {
 			r.release()
-			group = r.dismissLate(group, wait, f)
+			group = r.failLate(group, wait, f)
 			if err := r.pause(ctx, wait); err != nil {
-				r.refuseAllUnsent(group, err)
+				r.failEachUnsent(group, err)
 				return nil, nil, nil
 			}
 			group = r.b.present(group)
@@ -139,8 +139,8 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 				return nil, nil, nil
 			}
 		}
-		if !r.hold(ids) {
-			r.refuseAllUnsent(group, errClosing())
+		if !r.acquire(ids) {
+			r.failEachUnsent(group, errClosing())
 			return nil, nil, nil
 		}
 		if group = r.reportSent(group); len(group) == 0 {
@@ -157,37 +157,37 @@ func (r *round) call(ctx context.Context, group []unit) ([]unit, map[instance.ID
 		case f == nil && r.kind.verb == instance.VerbReboot && r.kind.dryRun == 0:
 			got = r.rebooted(ctx, ids)
 		case f == nil && r.kind.dryRun != 0:
-			f = &failure{reaction: everyone, err: &instance.Error{Kind: instance.KindInternal, Message: "EC2 did not answer a dry run with an error"}}
+			f = &failure{reaction: failAll, err: &instance.Error{Kind: instance.KindInternal, Message: "EC2 did not answer a dry run with an error"}}
 		case f == nil && len(missingIn(got, ids)) > 0:
-			group, f = r.answerPart(group, got)
+			group, f = r.deliverPartial(group, got)
 		}
 		if f == nil {
 			return group, got, nil
 		}
-		if f.reaction != open {
+		if f.reaction != unknownOutcome {
 			r.refund(len(ids))
 		}
-		if f.reaction != later {
+		if f.reaction != throttled {
 			f = r.adjust(f, len(ids))
-			r.mayHaveActed = r.mayHaveActed || f.reaction == open || f.reaction == noRoom || f.reaction == partly
+			r.mayHaveActed = r.mayHaveActed || f.reaction == unknownOutcome || f.reaction == noCapacity || f.reaction == partial
 			return group, nil, f
 		}
 		r.reportRejected(group)
-		r.blame(throttles, len(ids))
+		r.onThrottle(throttles, len(ids))
 	}
 }
 
 // adjust says what a failure means for a call of this kind.
-func (r *round) adjust(f *failure, asked int) *failure {
+func (r *batchRun) adjust(f *failure, asked int) *failure {
 	switch {
 	case r.kind.dryRun != 0:
 		// It changes nothing, and is for one caller.
-		f.reaction = everyone
+		f.reaction = failAll
 	case r.kind.verb == instance.VerbTerminate && f.err.Code == instance.CodeOperationNotPermitted && asked > 1:
 		// EC2 spares the Availability Zones of protected instances only.
-		f.reaction = partly
-	case f.reaction == noRoom && r.kind.verb != instance.VerbStart:
-		f.reaction = refuse
+		f.reaction = partial
+	case f.reaction == noCapacity && r.kind.verb != instance.VerbStart:
+		f.reaction = rejected
 	}
 	return f
 }
@@ -202,8 +202,8 @@ func missingIn(got map[instance.ID]instance.StateChange, ids []instance.ID) (mis
 	return missing
 }
 
-// pay takes the tokens of a call and returns when they will have been there.
-func (r *round) pay(n int) time.Duration {
+// takeTokens takes the tokens of a call and returns when they will have been there.
+func (r *batchRun) takeTokens(n int) time.Duration {
 	if r.paid {
 		r.paid = false
 		return 0
@@ -219,7 +219,7 @@ func (r *round) pay(n int) time.Duration {
 }
 
 // refund gives the tokens of instances back that EC2 has not used.
-func (r *round) refund(n int) {
+func (r *batchRun) refund(n int) {
 	r.b.mu.Lock()
 	defer r.b.mu.Unlock()
 	if r.d.instances != nil && r.kind.dryRun == 0 {
@@ -227,24 +227,24 @@ func (r *round) refund(n int) {
 	}
 }
 
-// blame corrects a bucket after EC2 throttled a call for n instances. EC2 does not say
+// onThrottle corrects a bucket after EC2 throttled a call for n instances. EC2 does not say
 // which of its two buckets was empty: first it was that of requests, then by turns; and
 // that of instances is short of ever more.
-func (r *round) blame(throttles, n int) {
+func (r *batchRun) onThrottle(throttles, n int) {
 	r.b.mu.Lock()
 	defer r.b.mu.Unlock()
 	now := time.Now()
 	if throttles%2 == 0 || r.d.instances == nil || r.kind.dryRun != 0 {
-		r.d.requests.disagree(now, 1, 1)
+		r.d.requests.onThrottle(now, 1, 1)
 		return
 	}
 	short := min(float64(n), float64(uint64(1)<<min(throttles/2, 20)))
-	r.d.instances.disagree(now, float64(n), short)
+	r.d.instances.onThrottle(now, float64(n), short)
 }
 
-// hold keeps the instances busy, once no other round does. It is false when the backend
+// acquire keeps the instances busy, once no other round does. It is false when the backend
 // is closing.
-func (r *round) hold(ids []instance.ID) bool {
+func (r *batchRun) acquire(ids []instance.ID) bool {
 	if r.kind.dryRun != 0 {
 		return true
 	}
@@ -262,7 +262,7 @@ func (r *round) hold(ids []instance.ID) bool {
 	for _, id := range ids {
 		if b.busy[id] == nil {
 			b.busy[id] = r
-			r.held = append(r.held, id)
+			r.acquired = append(r.acquired, id)
 			grown = true
 		}
 	}
@@ -275,17 +275,17 @@ func (r *round) hold(ids []instance.ID) bool {
 }
 
 // release lets others change the instances of the round.
-func (r *round) release() {
+func (r *batchRun) release() {
 	b := r.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(r.held) == 0 {
+	if len(r.acquired) == 0 {
 		return
 	}
-	for _, id := range r.held {
+	for _, id := range r.acquired {
 		delete(b.busy, id)
 	}
-	r.held = nil
+	r.acquired = nil
 	b.freed.Broadcast()
 	for _, d := range b.desks {
 		b.pump(d)
@@ -294,7 +294,7 @@ func (r *round) release() {
 
 // reportSent says that a request for a group is about to be written, and returns those of the
 // group who have not left by then.
-func (r *round) reportSent(group []unit) []unit {
+func (r *batchRun) reportSent(group []item) []item {
 	r.b.mu.Lock()
 	defer r.b.mu.Unlock()
 	group = presentLocked(group)
@@ -306,7 +306,7 @@ func (r *round) reportSent(group []unit) []unit {
 
 // reportRejected says that the last call changed none of a group, which is to be sent again.
 // After a call that may have acted nobody can say so.
-func (r *round) reportRejected(group []unit) {
+func (r *batchRun) reportRejected(group []item) {
 	if r.mayHaveActed || r.kind.dryRun != 0 {
 		return
 	}
@@ -316,10 +316,10 @@ func (r *round) reportRejected(group []unit) {
 }
 
 // report calls a callback of each caller in a group with its instances.
-func report(group []unit, callback func(*instance.Command) func([]instance.ID)) {
+func report(group []item, callback func(*instance.Command) func([]instance.ID)) {
 	for len(group) > 0 {
-		c, ids, n := group[0].caller, group[0].ids, 1
-		for ; n < len(group) && group[n].caller == c; n++ {
+		c, ids, n := group[0].request, group[0].ids, 1
+		for ; n < len(group) && group[n].request == c; n++ {
 			ids = append(ids, group[n].ids...)
 		}
 		if tell := callback(&c.cmd); tell != nil {
@@ -330,18 +330,18 @@ func report(group []unit, callback func(*instance.Command) func([]instance.ID)) 
 }
 
 // present leaves out the units of callers who have gone.
-func (b *Backend) present(group []unit) []unit {
+func (b *Backend) present(group []item) []item {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return presentLocked(group)
 }
 
-func presentLocked(group []unit) []unit {
-	return slices.DeleteFunc(slices.Clone(group), func(u unit) bool { return u.gone })
+func presentLocked(group []item) []item {
+	return slices.DeleteFunc(slices.Clone(group), func(u item) bool { return u.gone })
 }
 
 // pause waits; it returns why not when the round, or the term, ends first.
-func (r *round) pause(ctx context.Context, d time.Duration) *instance.Error {
+func (r *batchRun) pause(ctx context.Context, d time.Duration) *instance.Error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -6,9 +6,9 @@ import (
 )
 
 const (
-	// maxRound is how far rounding may carry the sum of all credits from the level of the
+	// maxRoundingError is how far rounding may carry the sum of all credits from the level of the
 	// bucket, in tokens.
-	maxRound = 1e-3
+	maxRoundingError = 1e-3
 	// maxShared bounds the scale of credits: the larger a number, the coarser its fractions.
 	maxShared = 1 << 12
 )
@@ -34,10 +34,10 @@ type tenant struct {
 }
 
 // virtualTime is when, in virtual time, the tenant's next call is.
-func (d *desk) virtualTime(t *tenant) float64 { return max(d.clock, t.calls) }
+func (d *dispatcher) virtualTime(t *tenant) float64 { return max(d.clock, t.calls) }
 
 // credit is how many tokens of the instance bucket are put aside for a tenant.
-func (d *desk) credit(t *tenant) float64 {
+func (d *dispatcher) credit(t *tenant) float64 {
 	if t.filling {
 		return d.shared - t.empty
 	}
@@ -46,18 +46,18 @@ func (d *desk) credit(t *tenant) float64 {
 
 // unallocated is how many tokens are put aside for nobody; it is below zero when EC2 has
 // less than was thought.
-func (d *desk) unallocated() float64 {
+func (d *dispatcher) unallocated() float64 {
 	filling := float64(d.filling.len())*d.shared - (d.filling.sum() - float64(d.fillingIDs))
 	return d.instances.level - d.held - filling
 }
 
 // setWaiting says for how many instances a tenant waits. Its credit is no more than that.
-func (d *desk) setWaiting(t *tenant, ids int) {
+func (d *dispatcher) setWaiting(t *tenant, ids int) {
 	d.ids += ids - t.ids
 	d.setShare(t, ids, d.credit(t))
 }
 
-func (d *desk) setShare(t *tenant, ids int, credit float64) {
+func (d *dispatcher) setShare(t *tenant, ids int, credit float64) {
 	if d.instances == nil {
 		t.ids = ids
 		return
@@ -69,7 +69,7 @@ func (d *desk) setShare(t *tenant, ids int, credit float64) {
 	d.stopFilling(t)
 	d.held -= t.held
 	t.ids = ids
-	if float64(ids)-credit > hair {
+	if float64(ids)-credit > epsilon {
 		t.filling, t.empty, t.full, t.held = true, empty, empty+float64(ids), 0
 		d.filling.insert(t.full, t)
 		d.fillingIDs += ids
@@ -82,7 +82,7 @@ func (d *desk) setShare(t *tenant, ids int, credit float64) {
 	}
 }
 
-func (d *desk) stopFilling(t *tenant) {
+func (d *dispatcher) stopFilling(t *tenant) {
 	if t.filling {
 		d.filling.remove(t.full, t)
 		d.fillingIDs -= t.ids
@@ -97,14 +97,14 @@ func (d *desk) stopFilling(t *tenant) {
 //
 // The share that everybody who lacks something has got is kept as one number, so this
 // takes a step only for each who lacks nothing any more.
-func (d *desk) allocate(now time.Time) {
+func (d *dispatcher) allocate(now time.Time) {
 	if d.instances == nil {
 		return
 	}
 	d.instances.advance(now)
 	free := d.unallocated()
-	if free < -maxRound { // EC2 has less than was thought
-		if d.instances.level-free > hair {
+	if free < -maxRoundingError { // EC2 has less than was thought
+		if d.instances.level-free > epsilon {
 			d.reallocate(func(*tenant) float64 { return 0 })
 		}
 		free = max(0, d.instances.level)
@@ -130,7 +130,7 @@ func (d *desk) allocate(now time.Time) {
 }
 
 // allocateAllTo gives everything to one tenant: the bucket is full, and nobody has enough.
-func (d *desk) allocateAllTo(favourite *tenant) {
+func (d *dispatcher) allocateAllTo(favourite *tenant) {
 	d.reallocate(func(t *tenant) float64 {
 		if t == favourite {
 			return d.instances.level
@@ -141,7 +141,7 @@ func (d *desk) allocateAllTo(favourite *tenant) {
 
 // reallocate replaces all credits. It visits every tenant, and the queues have to be
 // looked at again.
-func (d *desk) reallocate(credit func(*tenant) float64) {
+func (d *dispatcher) reallocate(credit func(*tenant) float64) {
 	credits := make(map[*tenant]float64, len(d.tenants))
 	for _, t := range d.tenants {
 		credits[t] = credit(t)
@@ -156,7 +156,7 @@ func (d *desk) reallocate(credit func(*tenant) float64) {
 }
 
 // chargeCall charges the tenants of a batch for one call, which they share.
-func (d *desk) chargeCall(tenants map[*tenant]int, now float64) {
+func (d *dispatcher) chargeCall(tenants map[*tenant]int, now float64) {
 	d.clock = max(d.clock, now)
 	for t := range tenants {
 		t.calls = d.virtualTime(t) + 1/float64(len(tenants))
@@ -165,14 +165,14 @@ func (d *desk) chargeCall(tenants map[*tenant]int, now float64) {
 
 // timeUntilShared is how long it takes until desk.shared reaches a value, when all who lack
 // tokens share what comes.
-func (d *desk) timeUntilShared(now time.Time, value float64) time.Duration {
+func (d *dispatcher) timeUntilShared(now time.Time, value float64) time.Duration {
 	needed := d.filling.sumMin(value) - float64(d.filling.len())*d.shared
-	return d.instances.filling(now, needed-d.unallocated())
+	return d.instances.timeToGain(now, needed-d.unallocated())
 }
 
 // wait estimates when a call of a tenant would go out that is for so many instances
 // more: when tokens and calls have been shared as they are now.
-func (d *desk) wait(now time.Time, t *tenant, ids int, k kind) time.Duration {
+func (d *dispatcher) wait(now time.Time, t *tenant, ids int, k batchKey) time.Duration {
 	d.allocate(now)
 	var longest time.Duration
 	calls := 0.0
@@ -183,16 +183,16 @@ func (d *desk) wait(now time.Time, t *tenant, ids int, k kind) time.Duration {
 			needed -= min(t.full-d.shared, wanted)
 		}
 		needed += wanted
-		longest = d.instances.filling(now, needed-d.unallocated())
-		calls = math.Floor((needed - hair) / float64(d.most))
+		longest = d.instances.timeToGain(now, needed-d.unallocated())
+		calls = math.Floor((needed - epsilon) / float64(d.maxIDs))
 	}
 	// Before its next call, others have theirs: one for each lane in which they wait.
 	own := float64(t.fronts)
-	if l := d.lanes[k]; l == nil || l.live == 0 {
+	if l := d.batches[k]; l == nil || l.live == 0 {
 		own++
 	}
 	own = max(own, 1)
 	calls += d.fronts.sumMin(own) - min(float64(t.fronts), own) + own
 	d.requests.advance(now)
-	return max(longest, d.requests.filling(now, calls+d.reserve(k)-d.requests.level))
+	return max(longest, d.requests.timeToGain(now, calls+d.reserve(k)-d.requests.level))
 }

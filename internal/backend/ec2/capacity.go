@@ -31,11 +31,11 @@ func poolOf(i *types.Instance) pool {
 	return p
 }
 
-// need is how many instances of each pool a unit, or several, would start.
-type need map[pool]int
+// demand is how many instances of each pool a unit, or several, would start.
+type demand map[pool]int
 
 // size is how many instances that is.
-func (n need) size() (sum int) {
+func (n demand) size() (sum int) {
 	for _, count := range n {
 		sum += count
 	}
@@ -43,7 +43,7 @@ func (n need) size() (sum int) {
 }
 
 // covers reports whether n is at least as much as o in every pool.
-func (n need) covers(o need) bool {
+func (n demand) covers(o demand) bool {
 	for p, count := range o {
 		if n[p] < count {
 			return false
@@ -52,48 +52,48 @@ func (n need) covers(o need) bool {
 	return true
 }
 
-// tight is a need for which there was no room, when nothing of it was started. There is
+// infeasible is a need for which there was no room, when nothing of it was started. There is
 // none then for any need that covers it.
-type tight struct {
-	need
+type infeasible struct {
+	demand
 	f *failure
 }
 
-// supply finds out, of units for which there is no room together, for which there is.
-type supply struct {
-	r *round
+// capacitySearch finds out, of units for which there is no room together, for which there is.
+type capacitySearch struct {
+	r *batchRun
 	// pools says where each instance is, and idle which of them a start would start.
-	pools map[instance.ID]pool
-	idle  map[instance.ID]bool
-	tight []tight
+	pools      map[instance.ID]pool
+	idle       map[instance.ID]bool
+	infeasible []infeasible
 }
 
-// provide starts as much of a group as there is room for, after EC2 had not enough for
+// searchCapacity starts as much of a group as there is room for, after EC2 had not enough for
 // all of it. Those who want instances of the same pools are tried together.
-func (r *round) provide(ctx context.Context, group []unit, f *failure) {
-	s := &supply{r: r, pools: make(map[instance.ID]pool), idle: make(map[instance.ID]bool)}
-	group, ok := s.learn(ctx, group, f)
+func (r *batchRun) searchCapacity(ctx context.Context, group []item, f *failure) {
+	s := &capacitySearch{r: r, pools: make(map[instance.ID]pool), idle: make(map[instance.ID]bool)}
+	group, ok := s.learnFrom(ctx, group, f)
 	if !ok {
 		return
 	}
-	for _, pile := range s.piles(group) {
-		s.start(ctx, pile)
+	for _, pile := range s.byPool(group) {
+		s.search(ctx, pile)
 	}
 }
 
-// learn looks at what a call that failed has started. It returns the units that are not
+// learnFrom looks at what a call that failed has started. It returns the units that are not
 // answered by that. If nothing was started, nothing like it is tried again.
-func (s *supply) learn(ctx context.Context, group []unit, f *failure) (rest []unit, ok bool) {
-	ids, did := distinct(group), len(s.r.did)
+func (s *capacitySearch) learnFrom(ctx context.Context, group []item, f *failure) (rest []item, ok bool) {
+	ids, did := distinct(group), len(s.r.appliedUnclaimed)
 	was := make(map[instance.ID]instance.State, len(ids))
 	for _, id := range ids {
-		was[id] = s.r.b.book.state(id)
+		was[id] = s.r.b.tracker.state(id)
 	}
-	seen, ok := s.r.see(ctx, group, f)
+	seen, ok := s.r.observeOutcome(ctx, group, f)
 	if !ok {
 		return nil, false
 	}
-	changed := len(s.r.did) > did
+	changed := len(s.r.appliedUnclaimed) > did
 	for _, id := range ids {
 		inst, found := seen[id]
 		idle := found && inst.State == instance.StateStopped
@@ -103,15 +103,15 @@ func (s *supply) learn(ctx context.Context, group []unit, f *failure) (rest []un
 			s.pools[id] = inst.pool
 		}
 	}
-	if left := s.need(group); len(left) > 0 && !changed {
-		s.tight = append(s.tight, tight{left, f})
+	if left := s.demand(group); len(left) > 0 && !changed {
+		s.infeasible = append(s.infeasible, infeasible{left, f})
 	}
-	return s.r.deliver(group), true
+	return s.r.deliverApplied(group), true
 }
 
-// need is what units would start, an instance that several want counted once.
-func (s *supply) need(group []unit) need {
-	n := make(need)
+// demand is what units would start, an instance that several want counted once.
+func (s *capacitySearch) demand(group []item) demand {
+	n := make(demand)
 	for _, id := range distinct(group) {
 		if s.idle[id] {
 			n[s.pools[id]]++
@@ -120,13 +120,13 @@ func (s *supply) need(group []unit) need {
 	return n
 }
 
-// piles parts units by the pools that they draw on, in the order of the first of each.
-func (s *supply) piles(group []unit) [][]unit {
+// byPool parts units by the pools that they draw on, in the order of the first of each.
+func (s *capacitySearch) byPool(group []item) [][]item {
 	var order []string
-	piles := make(map[string][]unit)
+	piles := make(map[string][]item)
 	for _, u := range group {
 		var names []string
-		for p := range s.need([]unit{u}) {
+		for p := range s.demand([]item{u}) {
 			names = append(names, fmt.Sprintf("%q", p))
 		}
 		slices.Sort(names)
@@ -136,42 +136,42 @@ func (s *supply) piles(group []unit) [][]unit {
 		}
 		piles[key] = append(piles[key], u)
 	}
-	list := make([][]unit, len(order))
+	list := make([][]item, len(order))
 	for i, key := range order {
 		list[i] = piles[key]
 	}
 	return list
 }
 
-// start starts as many of a pile as there is room for, in about as many calls as it
+// search starts as many of a pile as there is room for, in about as many calls as it
 // takes to find a number by halving.
-func (s *supply) start(ctx context.Context, queue []unit) {
+func (s *capacitySearch) search(ctx context.Context, queue []item) {
 	for {
-		if queue = s.refuseHopeless(s.r.b.present(queue)); len(queue) == 0 {
+		if queue = s.failInfeasible(s.r.b.present(queue)); len(queue) == 0 {
 			return
 		}
 		n := s.prefix(queue)
 		part, others := queue[:n], queue[n:]
-		wanted, answered := s.need(part), s.r.answered
+		wanted, answered := s.demand(part), s.r.answered
 		rest, f := s.r.attempt(ctx, part)
 		switch {
 		case f == nil:
 			if s.r.answered-answered == len(part) { // else some of it may not have been started
-				s.used(wanted)
+				s.succeeded(wanted)
 			}
 			for _, id := range distinct(part) {
 				s.idle[id] = false
 			}
-		case f.reaction == noRoom:
-			left, ok := s.learn(ctx, rest, f)
+		case f.reaction == noCapacity:
+			left, ok := s.learnFrom(ctx, rest, f)
 			if !ok {
 				rest = nil
 				break
 			}
-			if rest = left; len(rest) == 1 || len(s.need(rest)) == 0 {
+			if rest = left; len(rest) == 1 || len(s.demand(rest)) == 0 {
 				// Nothing smaller can be tried.
 				for _, u := range rest {
-					s.r.refuse(u, f.errorFor(u.ids))
+					s.r.fail(u, f.errorFor(u.ids))
 				}
 				rest = nil
 			}
@@ -182,27 +182,27 @@ func (s *supply) start(ctx context.Context, queue []unit) {
 	}
 }
 
-// refuseHopeless refuses the units for which there is known to be no room.
-func (s *supply) refuseHopeless(queue []unit) (rest []unit) {
+// failInfeasible refuses the units for which there is known to be no room.
+func (s *capacitySearch) failInfeasible(queue []item) (rest []item) {
 	for _, u := range queue {
-		wanted := s.need([]unit{u})
-		i := slices.IndexFunc(s.tight, func(t tight) bool { return wanted.covers(t.need) })
+		wanted := s.demand([]item{u})
+		i := slices.IndexFunc(s.infeasible, func(t infeasible) bool { return wanted.covers(t.demand) })
 		if i < 0 {
 			rest = append(rest, u)
 			continue
 		}
-		s.r.refuse(u, s.tight[i].f.errorFor(u.ids))
+		s.r.fail(u, s.infeasible[i].f.errorFor(u.ids))
 	}
 	return rest
 }
 
 // prefix returns how many units to try together: all of them, or half of what there is
 // known to be no room for.
-func (s *supply) prefix(queue []unit) int {
+func (s *capacitySearch) prefix(queue []item) int {
 	least := 0
-	total := s.need(queue)
-	for _, t := range s.tight {
-		if size := t.size(); total.covers(t.need) && (least == 0 || size < least) {
+	total := s.demand(queue)
+	for _, t := range s.infeasible {
+		if size := t.size(); total.covers(t.demand) && (least == 0 || size < least) {
 			least = size
 		}
 	}
@@ -210,25 +210,25 @@ func (s *supply) prefix(queue []unit) int {
 		return len(queue)
 	}
 	n := 1
-	for n < len(queue) && s.need(queue[:n+1]).size() <= max(1, least/2) {
+	for n < len(queue) && s.demand(queue[:n+1]).size() <= max(1, least/2) {
 		n++
 	}
 	return n
 }
 
-// used says that there was room: there is that much less now.
-func (s *supply) used(n need) {
-	var still []tight
-	for _, t := range s.tight {
-		less := maps.Clone(t.need)
+// succeeded says that there was room: there is that much less now.
+func (s *capacitySearch) succeeded(n demand) {
+	var still []infeasible
+	for _, t := range s.infeasible {
+		less := maps.Clone(t.demand)
 		for p, count := range n {
 			if less[p] -= count; less[p] <= 0 {
 				delete(less, p)
 			}
 		}
 		if len(less) > 0 {
-			still = append(still, tight{less, t.f})
+			still = append(still, infeasible{less, t.f})
 		}
 	}
-	s.tight = still
+	s.infeasible = still
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-const noCapacity = "We currently do not have sufficient t3.micro capacity in the Availability Zone you requested (us-east-1a)."
+const insufficientCapacity = "We currently do not have sufficient t3.micro capacity in the Availability Zone you requested (us-east-1a)."
 
 // crowded is a fleet with room for so many starts.
 func crowded(room int, inPart bool) *fleet {
@@ -29,7 +29,7 @@ func crowded(room int, inPart bool) *fleet {
 		if inPart {
 			f.startLocked(idle[:left])
 		}
-		return refusal(500, "InsufficientInstanceCapacity", noCapacity), true
+		return refusal(500, "InsufficientInstanceCapacity", insufficientCapacity), true
 	}
 	return f
 }
@@ -37,7 +37,7 @@ func crowded(room int, inPart bool) *fleet {
 func TestALackOfCapacityIsFoundByHalving(t *testing.T) {
 	for _, room := range []int{0, 1, 7, 64, 127, 199} {
 		for _, inPart := range []bool{false, true} {
-			bubble(t, fmt.Sprintf("room for %d of 200, in part %v", room, inPart), func(t *testing.T) {
+			inBubble(t, fmt.Sprintf("room for %d of 200, in part %v", room, inPart), func(t *testing.T) {
 				f := crowded(room, inPart)
 				e := &endpoint{answer: f.answer, latency: always(time.Millisecond)}
 				b := connect(t, e)
@@ -54,7 +54,7 @@ func TestALackOfCapacityIsFoundByHalving(t *testing.T) {
 						}
 						continue
 					}
-					if e := o.refusedAs(t); e.Kind != instance.KindExhausted || e.Code != instance.CodeInsufficientCapacity || e.Message != noCapacity {
+					if e := o.refusedAs(t); e.Kind != instance.KindExhausted || e.Code != instance.CodeInsufficientCapacity || e.Message != insufficientCapacity {
 						t.Errorf("refused with %v", e)
 					}
 				}
@@ -70,7 +70,7 @@ func TestALackOfCapacityIsFoundByHalving(t *testing.T) {
 }
 
 func TestAWholeCallThatCapacityCutsShortSaysWhatStarts(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		f := crowded(2, true)
 		b := connect(t, &endpoint{answer: f.answer, latency: always(time.Millisecond)})
 		o := execute(t.Context(), b, start(ids(0, 3)...))[0]
@@ -87,7 +87,7 @@ func TestAWholeCallThatCapacityCutsShortSaysWhatStarts(t *testing.T) {
 // somebody terminates before it is tried again, by itself: that tells nothing of the room
 // for the others.
 func TestWhatIsRefusedForItsStateUsesNoRoom(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		f := &fleet{types: map[instance.ID]string{id(0): "p4d.24xlarge"}}
 		f.refuse = func(c call) (reply, bool) {
 			switch {
@@ -113,7 +113,7 @@ func TestWhatIsRefusedForItsStateUsesNoRoom(t *testing.T) {
 // An instance that is no longer stopped when it is looked at, and was not started by the
 // call, leaves open for what there was no room.
 func TestWhatSomebodyElseChangedIsNotWhatThereWasNoRoomFor(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		gone := false
 		f := &fleet{types: map[instance.ID]string{id(0): "p4d.24xlarge"}}
 		e := &endpoint{latency: always(time.Millisecond), answer: func(ctx context.Context, c call) (reply, error) {
@@ -141,7 +141,7 @@ func TestWhatSomebodyElseChangedIsNotWhatThereWasNoRoomFor(t *testing.T) {
 }
 
 func TestCapacityIsTriedByTypeAndZone(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		f := &fleet{types: map[instance.ID]string{}}
 		var cmds []instance.Command
 		for i := range 100 {
@@ -191,7 +191,7 @@ func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
 	}
 	for _, l := range losses {
 		for _, done := range []bool{false, true} {
-			bubble(t, fmt.Sprintf("%s, carried out %v", l.name, done), func(t *testing.T) {
+			inBubble(t, fmt.Sprintf("%s, carried out %v", l.name, done), func(t *testing.T) {
 				f := &fleet{}
 				lost := false
 				e := &endpoint{latency: always(time.Millisecond), answer: func(ctx context.Context, c call) (reply, error) {
@@ -224,7 +224,7 @@ func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
 			})
 		}
 	}
-	bubble(t, "what another caller was told of is not taken for one's own", func(t *testing.T) {
+	inBubble(t, "what another caller was told of is not taken for one's own", func(t *testing.T) {
 		f := &fleet{}
 		e := &endpoint{}
 		lose := false
@@ -245,7 +245,7 @@ func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
 			t.Errorf("the second caller got %+v", o)
 		}
 	})
-	bubble(t, "EC2 that never says is given up, and the callers are told that nobody knows", func(t *testing.T) {
+	inBubble(t, "EC2 that never says is given up, and the callers are told that nobody knows", func(t *testing.T) {
 		f := &fleet{refuse: func(c call) (reply, bool) {
 			return refusal(500, "InternalError", "An internal error has occurred"), c.action == "StartInstances"
 		}}
@@ -254,11 +254,11 @@ func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
 		if e := o.refusedAs(t); e.Kind != instance.KindUnavailable || !e.OutcomeUnknown || e.Message != "An internal error has occurred" {
 			t.Errorf("error is %+v", e)
 		}
-		if calls := len(e.of(instance.VerbStart)); calls != mostOpen {
+		if calls := len(e.of(instance.VerbStart)); calls != maxUnknownAttempts {
 			t.Errorf("%d calls", calls)
 		}
 	})
-	bubble(t, "a reboot is not repeated", func(t *testing.T) {
+	inBubble(t, "a reboot is not repeated", func(t *testing.T) {
 		e := &endpoint{answer: func(context.Context, call) (reply, error) { return reply{}, errLost }}
 		o := execute(t.Context(), connect(t, e), instance.Command{Verb: instance.VerbReboot, IDs: ids(1, 2)})[0]
 		if e := o.refusedAs(t); !e.OutcomeUnknown {
@@ -268,7 +268,7 @@ func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
 			t.Errorf("%d calls", calls)
 		}
 	})
-	bubble(t, "a call that takes too long", func(t *testing.T) {
+	inBubble(t, "a call that takes too long", func(t *testing.T) {
 		f := &fleet{}
 		e := &endpoint{answer: f.answer}
 		e.latency = func(c call) time.Duration {
@@ -289,7 +289,7 @@ func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
 }
 
 func TestACallThatCapacityKeepsCutShortEnds(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		// Everything that is started of the first call leaves two calls short for good.
 		f := crowded(2, true)
 		e := &endpoint{answer: f.answer, latency: always(time.Millisecond)}

@@ -32,7 +32,7 @@ func timed(ctx context.Context, b *Backend, cmd instance.Command) func() (time.D
 }
 
 func TestThousandCallersTakeFewCalls(t *testing.T) {
-	bubble(t, "under EC2's documented buckets", func(t *testing.T) {
+	inBubble(t, "under EC2's documented buckets", func(t *testing.T) {
 		ec2 := simulate(t, sim.Config{Speed: 1, Throttle: true, Fleet: []sim.Spec{{Count: 1000}}})
 		p, err := ec2.Describe(t.Context(), instance.DescribeQuery{All: true})
 		if err != nil {
@@ -57,7 +57,7 @@ func TestThousandCallersTakeFewCalls(t *testing.T) {
 }
 
 func TestPrincipalsShareFairly(t *testing.T) {
-	bubble(t, "one that asks for ten thousand does not delay one that asks for one by more than its share", func(t *testing.T) {
+	inBubble(t, "one that asks for ten thousand does not delay one that asks for one by more than its share", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer, latency: always(100 * time.Millisecond)})
 		ctx, cancel := context.WithCancel(t.Context())
 		var greedy []func() (time.Duration, error)
@@ -77,7 +77,7 @@ func TestPrincipalsShareFairly(t *testing.T) {
 			_, _ = g()
 		}
 	})
-	bubble(t, "a large whole call is served although small ones keep coming", func(t *testing.T) {
+	inBubble(t, "a large whole call is served although small ones keep coming", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer, latency: always(50 * time.Millisecond)})
 		if _, err := timed(t.Context(), b, by("first", start(ids(0, 1000)...)))(); err != nil {
 			t.Fatal(err)
@@ -99,7 +99,7 @@ func TestPrincipalsShareFairly(t *testing.T) {
 		cancel()
 		small.Wait()
 	})
-	bubble(t, "two large calls that do not fit together are served one after the other", func(t *testing.T) {
+	inBubble(t, "two large calls that do not fit together are served one after the other", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer, latency: always(50 * time.Millisecond)})
 		one := timed(t.Context(), b, by("a", start(ids(0, 1000)...)))
 		two := timed(t.Context(), b, by("b", start(ids(1000, 2000)...)))
@@ -110,7 +110,7 @@ func TestPrincipalsShareFairly(t *testing.T) {
 			}
 		}
 	})
-	bubble(t, "dry runs of one do not use up the calls of others", func(t *testing.T) {
+	inBubble(t, "dry runs of one do not use up the calls of others", func(t *testing.T) {
 		b := connect(t, &endpoint{latency: always(50 * time.Millisecond), answer: func(ctx context.Context, c call) (reply, error) {
 			if c.form.Get("DryRun") == "true" {
 				return refusal(412, "DryRunOperation", "Request would have succeeded, but DryRun flag is set."), nil
@@ -135,7 +135,7 @@ func TestPrincipalsShareFairly(t *testing.T) {
 }
 
 func TestRebootsLeaveRoomForStops(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: func(_ context.Context, c call) (reply, error) {
 			switch c.action {
 			case "StopInstances":
@@ -165,7 +165,7 @@ func TestRebootsLeaveRoomForStops(t *testing.T) {
 }
 
 func TestWhoCannotBeServedInTimeIsToldAtOnce(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer})
 		if _, err := b.Execute(t.Context(), start(ids(0, 1000)...)); err != nil {
 			t.Fatal(err)
@@ -189,7 +189,7 @@ func TestWhoCannotBeServedInTimeIsToldAtOnce(t *testing.T) {
 }
 
 func TestBucketsAreReadable(t *testing.T) {
-	bubble(t, "", func(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer}, func(c *Config) {
 			c.Limits.Start.Requests = &Limit{Capacity: 20, Refill: 8}
 		})
