@@ -11,6 +11,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 const (
@@ -54,9 +55,9 @@ func (w *writer) commit(b *batch) error {
 		return err
 	}
 	if r := b.record; r != nil {
-		r.RecordedAt = fromNanoseconds(max(time.Now().UnixNano(), nanoseconds(tip.recordedAt)))
+		r.RecordedAt = codec.Time(max(time.Now().UnixNano(), codec.Nanoseconds(tip.recordedAt)))
 		s := j.store
-		b.value = appendHeader(appendPacked(s.beginValue(b.value[:0]), b.encoded), r.Position.Epoch, r.RecordedAt, tip.bytes)
+		b.value = codec.AppendHeader(codec.AppendCompressed(s.beginValue(b.value[:0]), b.encoded), r.Position.Epoch, r.RecordedAt, tip.bytes)
 		b.key = s.keys.logKey(r.Position.Seq)
 		b.value = s.seal(b.value, 0, b.key)
 		r.Bytes = len(b.encoded)

@@ -1,8 +1,6 @@
 package journal
 
 import (
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,117 +10,13 @@ import (
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
-
-// The first byte of a packed id: its form and, of a long one, the first digit.
-const (
-	longID  = 0x00 // 16 more digits in 8 bytes
-	shortID = 0x10 // 8 digits in 4 bytes
-	otherID = 0x20 // a length, and the text
-)
-
-var errPackedIDs = errors.New("its instance ids are not packed as they should be")
-
-// appendIDs appends ids in half the bytes of their digits.
-func appendIDs(b []byte, ids []instance.ID) []byte {
-	for _, id := range ids {
-		if packed, ok := appendDigits(b, string(id)); ok {
-			b = packed
-			continue
-		}
-		b = binary.AppendUvarint(append(b, otherID), uint64(len(id)))
-		b = append(b, id...)
-	}
-	return b
-}
-
-// appendDigits appends an id that is "i-" and 8 or 17 digits, in lower case.
-func appendDigits(b []byte, id string) ([]byte, bool) {
-	form, digits := byte(shortID), ""
-	switch {
-	case len(id) == 10:
-		digits = id[2:]
-	case len(id) == 19:
-		first := value(id[2])
-		if first < 0 {
-			return b, false
-		}
-		form, digits = longID|byte(first), id[3:]
-	default:
-		return b, false
-	}
-	if id[:2] != "i-" {
-		return b, false
-	}
-	packed := append(b, form)
-	for n := 0; n < len(digits); n += 2 {
-		high, low := value(digits[n]), value(digits[n+1])
-		if high < 0 || low < 0 {
-			return b, false
-		}
-		packed = append(packed, byte(high<<4|low))
-	}
-	return packed, true
-}
-
-// value returns the value of a digit in lower case, or -1.
-func value(digit byte) int {
-	switch {
-	case '0' <= digit && digit <= '9':
-		return int(digit - '0')
-	case 'a' <= digit && digit <= 'f':
-		return int(digit-'a') + 10
-	}
-	return -1
-}
-
-// unpackIDs returns what appendIDs has packed.
-func unpackIDs(b []byte) (ids []instance.ID, err error) {
-	for len(b) > 0 {
-		form := b[0]
-		b = b[1:]
-		size := uint64(0)
-		switch {
-		case form < shortID:
-			size = 8
-		case form == shortID:
-			size = 4
-		case form == otherID:
-			n := 0
-			if size, n = binary.Uvarint(b); n <= 0 {
-				return nil, errPackedIDs
-			}
-			b = b[n:]
-		default:
-			return nil, errPackedIDs
-		}
-		if size > uint64(len(b)) {
-			return nil, errPackedIDs
-		}
-		text := b[:size]
-		b = b[size:]
-		var id [19]byte
-		switch {
-		case form < shortID:
-			copy(id[:], "i-")
-			id[2] = "0123456789abcdef"[form]
-			hex.Encode(id[3:], text)
-			ids = append(ids, instance.ID(id[:]))
-		case form == shortID:
-			copy(id[:], "i-")
-			hex.Encode(id[2:], text)
-			ids = append(ids, instance.ID(id[:10]))
-		default:
-			ids = append(ids, instance.ID(text))
-		}
-	}
-	return ids, nil
-}
 
 // compact gives a stored token its answer in the compact form, if there is one, and
 // packs its ids.
 func compact(m *storagev1.Token, t *Token, log logID) {
-	m.InstanceIds, m.PackedIds = nil, appendIDs(nil, t.IDs)
+	m.InstanceIds, m.PackedIds = nil, codec.AppendIDs(nil, t.IDs)
 	answer, ok := compactAnswer(t, log)
 	if !ok {
 		return
@@ -159,7 +53,7 @@ func compactAnswer(t *Token, log logID) (m *storagev1.CompactAnswer, ok bool) {
 		m.SkippedIds = append(m.SkippedIds, uint32(skipped))
 		m.Previous = append(m.Previous, storagev1.InstanceState(c.Previous))
 		m.Current = append(m.Current, storagev1.InstanceState(c.Current))
-		ns := nanoseconds(c.At)
+		ns := codec.Nanoseconds(c.At)
 		m.AtStepNs = append(m.AtStepNs, ns-at)
 		at = ns
 	}
@@ -176,14 +70,7 @@ func storedPosition(cursor string, log logID) (*storagev1.TokenPosition, bool) {
 func compacted(m *storagev1.Token, ids []instance.ID, log logID) (*Answer, error) {
 	c := m.GetCompactAnswer()
 	if packed := m.GetCompressedAnswer(); len(packed) > 0 {
-		size, err := s2.DecodedLen(packed)
-		if err != nil {
-			return nil, err
-		}
-		if size > mostUnpacked {
-			return nil, errTooLarge
-		}
-		plain, err := s2.Decode(nil, packed)
+		plain, err := codec.DecompressBytes(packed)
 		if err != nil {
 			return nil, err
 		}
@@ -214,7 +101,7 @@ func compacted(m *storagev1.Token, ids []instance.ID, log logID) (*Answer, error
 			ID:       ids[skipped],
 			Previous: instance.State(c.GetPrevious()[n]),
 			Current:  instance.State(c.GetCurrent()[n]),
-			At:       fromNanoseconds(at),
+			At:       codec.Time(at),
 		})
 		ids = ids[skipped+1:]
 	}

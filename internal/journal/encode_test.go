@@ -2,7 +2,6 @@ package journal
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"reflect"
@@ -18,6 +17,7 @@ import (
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // fill sets every field that can be reached to something that is not its zero
@@ -75,7 +75,7 @@ func filled[T any](t testing.TB) (value T) {
 
 func TestEveryFieldOfAChangeIsStored(t *testing.T) {
 	want := filled[instance.Change](t)
-	value := appendHeader(appendChange(nil, &want), 7, launch, 99)
+	value := codec.AppendHeader(codec.AppendChange(nil, &want), 7, launch, 99)
 	b, h, err := decodeBatch(3, value)
 	if err != nil {
 		t.Fatal(err)
@@ -83,10 +83,10 @@ func TestEveryFieldOfAChangeIsStored(t *testing.T) {
 	if diff := cmp.Diff(want, *b.Events[0].Change); diff != "" {
 		t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
 	}
-	if want := (header{epoch: 7, recordedAt: launch, preceding: 99}); h != want {
+	if want := (codec.Header{Epoch: 7, RecordedAt: launch, Preceding: 99}); h != want {
 		t.Errorf("header %+v, want %+v", h, want)
 	}
-	if h2, _, err := decodeHeader(value); err != nil || h2 != h {
+	if h2, _, err := codec.DecodeHeader(value); err != nil || h2 != h {
 		t.Errorf("decodeHeader: %+v, %v, want %+v", h2, err, h)
 	}
 	if want := (Position{7, 3}); b.Position != want || b.Bytes != len(value) {
@@ -96,7 +96,7 @@ func TestEveryFieldOfAChangeIsStored(t *testing.T) {
 
 func TestEveryFieldOfARecordIsStored(t *testing.T) {
 	want := filled[Record](t)
-	got, err := decodeInstanceRecord(appendInstanceRecord(nil, &want))
+	got, err := decodeRecord(appendRecord(nil, &want))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,15 +234,15 @@ func TestWhatIsEncodedByHandIsWhatGeneratedCodeWrites(t *testing.T) {
 	usualRecord, usualFirst := filled[Record](t), filled[Record](t)
 	usualRecord.Instance, usualRecord.Previous = usual.After, usual.Before
 	usualFirst.Instance, usualFirst.Previous = usual.After, nil
-	change := func(c instance.Change) []byte { return appendHeader(appendChange(nil, &c), 7, launch, 99) }
-	packed := appendHeader(appendPacked(nil, bytes.Repeat(appendChange(nil, &added), packFrom)), 7, launch, 99)
+	change := func(c instance.Change) []byte { return codec.AppendHeader(codec.AppendChange(nil, &c), 7, launch, 99) }
+	packed := codec.AppendHeader(codec.AppendCompressed(nil, bytes.Repeat(codec.AppendChange(nil, &added), 1024)), 7, launch, 99)
 	for name, c := range map[string]struct {
 		forms [][]byte
 		// all has what the forms have together.
 		all proto.Message
 	}{
 		"a batch":     {[][]byte{change(same), change(other), change(added), change(removed), change(usual), change(usuallyAdded), change(usuallyRemoved), packed}, &storagev1.LogRecord{}},
-		"an instance": {[][]byte{appendInstanceRecord(nil, &record), appendInstanceRecord(nil, &otherRecord), appendInstanceRecord(nil, &usualRecord), appendInstanceRecord(nil, &usualFirst), appendInstanceRecord(nil, &first)}, &storagev1.InstanceRecord{}},
+		"an instance": {[][]byte{appendRecord(nil, &record), appendRecord(nil, &otherRecord), appendRecord(nil, &usualRecord), appendRecord(nil, &usualFirst), appendRecord(nil, &first)}, &storagev1.InstanceRecord{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, form := range c.forms {
@@ -283,7 +283,7 @@ func anotherInEveryField(t *testing.T, i *instance.Instance) *instance.Instance 
 	for {
 		other := filled[instance.Instance](t)
 		other.Tags = map[string]string{"other": "tags"}
-		if _, same := leaveOut(&other, i); same == 0 {
+		if codec.Diff(&other, i) == 0 {
 			return &other
 		}
 	}
@@ -291,7 +291,7 @@ func anotherInEveryField(t *testing.T, i *instance.Instance) *instance.Instance 
 
 func TestWhatGeneratedCodeWritesIsReadByHand(t *testing.T) {
 	want := filled[instance.Change](t)
-	value := appendHeader(appendChange(appendChange(nil, &want), &want), 7, launch, 99)
+	value := codec.AppendHeader(codec.AppendChange(codec.AppendChange(nil, &want), &want), 7, launch, 99)
 	var m storagev1.LogRecord
 	if err := proto.Unmarshal(value, &m); err != nil {
 		t.Fatal(err)
@@ -312,8 +312,8 @@ func TestWhatGeneratedCodeWritesIsReadByHand(t *testing.T) {
 
 func TestAStringThatIsNotUTF8IsDamage(t *testing.T) {
 	c := change("i-\xff", instance.StatePending)
-	if _, _, err := decodeBatch(3, appendHeader(appendChange(nil, &c), 7, launch, 99)); !errors.Is(err, errNotUTF8) {
-		t.Errorf("got %v, want %v", err, errNotUTF8)
+	if _, _, err := decodeBatch(3, codec.AppendHeader(codec.AppendChange(nil, &c), 7, launch, 99)); err == nil || !strings.Contains(err.Error(), "UTF-8") {
+		t.Errorf("got %v, want an error about UTF-8", err)
 	}
 }
 
@@ -390,7 +390,7 @@ func TestTimesOutsideOfWhatCanBeStoredAreNotKnown(t *testing.T) {
 		{"in another zone", launch.In(time.FixedZone("", 3600)), launch},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := fromNanoseconds(nanoseconds(c.at)); got != c.want {
+			if got := codec.Time(codec.Nanoseconds(c.at)); got != c.want {
 				t.Errorf("%v came back as %v, want %v", c.at, got, c.want)
 			}
 		})
@@ -402,11 +402,11 @@ func TestTimesOutsideOfWhatCanBeStoredAreNotKnown(t *testing.T) {
 func FuzzDecodeBatch(f *testing.F) {
 	c := change(id(1), instance.StatePending)
 	c.Before = machine(id(1), instance.StateStopped)
-	f.Add(appendHeader(appendChange(nil, &c), 7, launch, 99))
+	f.Add(codec.AppendHeader(codec.AppendChange(nil, &c), 7, launch, 99))
 	full := filled[instance.Change](f)
-	f.Add(appendHeader(appendChange(nil, &full), 1, launch, 0))
+	f.Add(codec.AppendHeader(codec.AppendChange(nil, &full), 1, launch, 0))
 	full.Before, full.After = inShortForm(full.Before), inShortForm(full.After)
-	f.Add(appendHeader(appendChange(nil, &full), 1, launch, 0))
+	f.Add(codec.AppendHeader(codec.AppendChange(nil, &full), 1, launch, 0))
 	f.Add(format1(f, "batch"))
 	f.Add([]byte{})
 	f.Add([]byte{0x22, 0x00})
@@ -415,14 +415,14 @@ func FuzzDecodeBatch(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if h2, _, err := decodeHeader(value); err != nil || h2 != h {
+		if h2, _, err := codec.DecodeHeader(value); err != nil || h2 != h {
 			t.Fatalf("two headers: %+v, and %+v, %v", h, h2, err)
 		}
 		var again []byte
 		for i := range b.Events {
-			again = appendChange(again, b.Events[i].Change)
+			again = codec.AppendChange(again, b.Events[i].Change)
 		}
-		b2, h2, err := decodeBatch(1, appendHeader(again, h.epoch, h.recordedAt, h.preceding))
+		b2, h2, err := decodeBatch(1, codec.AppendHeader(again, h.Epoch, h.RecordedAt, h.Preceding))
 		if err != nil || h2 != h || len(b2.Events) != len(b.Events) {
 			t.Fatalf("came back otherwise: %+v, %v", h2, err)
 		}
@@ -436,14 +436,14 @@ func FuzzDecodeBatch(f *testing.F) {
 
 func FuzzDecodeInstanceRecord(f *testing.F) {
 	record := filled[Record](f)
-	f.Add(appendInstanceRecord(nil, &record))
+	f.Add(appendRecord(nil, &record))
 	f.Add(format1(f, "record"))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		record, err := decodeInstanceRecord(value)
+		record, err := decodeRecord(value)
 		if err != nil {
 			return
 		}
-		again, err := decodeInstanceRecord(appendInstanceRecord(nil, record))
+		again, err := decodeRecord(appendRecord(nil, record))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,7 @@ import (
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // format1 returns bytes that a program of format 1 wrote: "batch", the first of a log, and
@@ -115,11 +116,17 @@ func TestALogOfFormat1IsReadAndGoesOnInThePresentOne(t *testing.T) {
 }
 
 // format3 returns what a program of format 3 had written when it was killed: three batches
-// of one change, a packed one of ten with a client token, a checkpoint, and a batch after
-// it.
+// of one change, a compressed one of ten with a client token, a checkpoint, and a batch after
+// it. testdata has the same of format 4.
 func format3(t testing.TB) (ops []clientv3.Op) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", "format-3", "journal"))
+	return keptKeys(t, "format-3")
+}
+
+// keptKeys returns the operations that put what is in testdata into etcd.
+func keptKeys(t testing.TB, format string) (ops []clientv3.Op) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", format, "journal"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,6 +222,36 @@ func TestALogOfFormat3StaysOneThatTheVersionBeforeCanRead(t *testing.T) {
 	j, term = own(t, config)
 	wantFormat(t, j, 3)
 	wantOfFormat3(t, j, term)
+}
+
+func TestALogOfFormat4ThatWasWrittenBeforeTheCodecIsRead(t *testing.T) {
+	config := testConfig(t)
+	config.TokenLifetime = 1000 * 24 * time.Hour // those in testdata are never too old
+	before := openJournal(t, config)
+	if _, err := before.store.client.Txn(t.Context()).Then(keptKeys(t, "format-4")...).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	closeJournal(t, before)
+
+	j, term := own(t, config)
+	wantFormat(t, j, 4)
+	kept := fullToken()
+	token, found, err := term.Token(t.Context(), kept.Key)
+	if diff := cmp.Diff(*kept, token); !found || err != nil || diff != "" {
+		t.Errorf("the client token: %t, %v (-want +got):\n%s", found, err, diff)
+	}
+	page, err := j.History(t.Context(), "", nil, j.Oldest(), 100)
+	if err != nil || len(page.Entries) != 15 {
+		t.Fatalf("history has %d events, %v, want 15", len(page.Entries), err)
+	}
+	last := page.Entries[14].Change
+	if diff := cmp.Diff(machine(id(3), instance.StatePending), last.After); diff != "" || last.Before.State != instance.StateStopped {
+		t.Errorf("its last change is different (-want +got):\n%s", diff)
+	}
+	if n := len(j.Snapshot().Records); n != 11 {
+		t.Errorf("%d instances, want 11", n)
+	}
+	set(t, term, id(3), instance.StateRunning)
 }
 
 func TestAFinalizedJournalIsReadAndWrittenWithChecksums(t *testing.T) {
@@ -341,14 +378,14 @@ func stores(t testing.TB, j *Journal) []*mvccpb.KeyValue {
 func TestOneWhoKnowsOnlyFormat1FindsNoInstanceInAStep(t *testing.T) {
 	c := changesOfFormat1()[1]
 	var batch storagev1.LogRecord
-	if err := proto.Unmarshal(appendHeader(appendChange(nil, &c), 7, launch, 0), &batch); err != nil {
+	if err := proto.Unmarshal(codec.AppendHeader(codec.AppendChange(nil, &c), 7, launch, 0), &batch); err != nil {
 		t.Fatal(err)
 	}
 	if m := batch.GetChanges()[0]; m.GetBefore() != nil || m.GetAfter() != nil {
 		t.Errorf("it finds %v and %v", m.GetBefore(), m.GetAfter())
 	}
 	var record storagev1.InstanceRecord
-	if err := proto.Unmarshal(appendInstanceRecord(nil, &Record{Previous: c.Before, Instance: c.After}), &record); err != nil {
+	if err := proto.Unmarshal(appendRecord(nil, &Record{Previous: c.Before, Instance: c.After}), &record); err != nil {
 		t.Fatal(err)
 	}
 	if record.GetInstance() != nil {
@@ -380,7 +417,7 @@ func storeStep(t *testing.T, field int, alter func(before, after reflect.Value),
 	after := *before.Clone()
 	alter(reflect.ValueOf(&before).Elem().Field(field), reflect.ValueOf(&after).Elem().Field(field))
 	want := instance.Change{Type: instance.ChangeState, Before: &before, After: &after}
-	value := appendHeader(appendChange(nil, &want), 7, launch, 0)
+	value := codec.AppendHeader(codec.AppendChange(nil, &want), 7, launch, 0)
 	b, _, err := decodeBatch(1, value)
 	if err != nil {
 		t.Fatal(err)
@@ -389,7 +426,7 @@ func storeStep(t *testing.T, field int, alter func(before, after reflect.Value),
 		t.Errorf("the change came back otherwise (-want +got):\n%s", diff)
 	}
 	record := Record{Instance: &after, Previous: &before}
-	got, err := decodeInstanceRecord(appendInstanceRecord(nil, &record))
+	got, err := decodeRecord(appendRecord(nil, &record))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -415,17 +452,17 @@ func TestAnImageAndHostNamesTakeFewBytesOfTheLog(t *testing.T) {
 		"a stop":  {Type: instance.ChangeState, Before: running, After: stopped},
 		"neither": {Type: instance.ChangeState, Before: running, After: machine(id(1), instance.StatePending)},
 	} {
-		without := len(appendChange(nil, &c))
+		without := len(codec.AppendChange(nil, &c))
 		c.Before, c.After = inTheDefaultVPC(c.Before), inTheDefaultVPC(c.After)
-		with := len(appendChange(nil, &c))
+		with := len(codec.AppendChange(nil, &c))
 		t.Logf("%s: %d bytes, and %d", name, without, with)
 		if with > without+20 {
 			t.Errorf("%s takes %d bytes with them and %d without", name, with, without)
 		}
 	}
-	i := inTheDefaultVPC(running)
+	added := instance.Change{After: inTheDefaultVPC(running)}
 	b := make([]byte, 0, 1000)
-	if n := testing.AllocsPerRun(10, func() { b = appendInstance(b[:0], 1, i) }); n > 0 {
+	if n := testing.AllocsPerRun(10, func() { b = codec.AppendChange(b[:0], &added) }); n > 0 {
 		t.Errorf("encoding them takes %v allocations", n)
 	}
 }
@@ -434,7 +471,7 @@ func TestIDsOfImagesAreStoredWhateverTheirForm(t *testing.T) {
 	for _, image := range []string{"", "ami-0abcdef1234567890", "ami-0ABCDEF1234567890", "ami-12c6146b", "ami-00000000000000000", "ami-1abcdef1234567890", "ami-0abcdef123456789g", "x"} {
 		r := Record{Instance: machine(id(1), instance.StateRunning)}
 		r.Instance.ImageID = image
-		got, err := decodeInstanceRecord(appendInstanceRecord(nil, &r))
+		got, err := decodeRecord(appendRecord(nil, &r))
 		if err != nil || got.Instance.ImageID != image {
 			t.Errorf("%q came back as %q, %v", image, got.Instance.ImageID, err)
 		}
@@ -444,10 +481,10 @@ func TestIDsOfImagesAreStoredWhateverTheirForm(t *testing.T) {
 func TestAStepHasWhatIsTheSameOnce(t *testing.T) {
 	c := changesOfFormat1()[1]
 	alone := instance.Change{Type: c.Type, After: c.After, Cause: c.Cause, Source: c.Source, OccurredAt: c.OccurredAt, ObservedAt: c.ObservedAt}
-	whole, most := len(appendChange(nil, &c)), len(appendChange(nil, &alone))
-	before := appendInstance(nil, 1, &instance.Instance{
+	whole, most := len(codec.AppendChange(nil, &c)), len(codec.AppendChange(nil, &alone))
+	before := codec.AppendChange(nil, &instance.Change{Before: &instance.Instance{
 		State: c.Before.State, StateReason: c.Before.StateReason, StateTransitionReason: c.Before.StateTransitionReason, LaunchTime: c.Before.LaunchTime,
-	})
+	}})
 	if most += len(before) + 10; whole > most { // the set of fields, and lengths
 		t.Errorf("the change takes %d bytes, want at most %d", whole, most)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // maxHistoryBytes is how much of the log one page of history looks at.
@@ -76,12 +77,12 @@ func (j *Journal) take(p *HistoryPage, s rawBatch, of map[instance.ID]bool) (siz
 	if err != nil {
 		return 0, err
 	}
-	h, changes, err := unpack(message)
+	h, changes, err := codec.Decompress(message)
 	if err != nil {
 		return 0, damagedValue(s.kv.Key, err)
 	}
 	if !mentions(changes, of) {
-		p.Next = Position{Epoch: h.epoch, Seq: s.seq}
+		p.Next = Position{Epoch: h.Epoch, Seq: s.seq}
 		return len(changes), nil
 	}
 	b, err := decodeChanges(s.seq, h, changes)

@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // load replaces the view by what is in etcd: the checkpoint, and the batches of
@@ -88,7 +89,7 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 		if err != nil {
 			return nil, c, err
 		}
-		fresh.setOldest(c.first-1, h.preceding)
+		fresh.setOldest(c.first-1, h.Preceding)
 	}
 	return fresh, c, nil
 }
@@ -146,7 +147,7 @@ func (s *store) instanceRecord(kv *mvccpb.KeyValue) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	record, err := decodeInstanceRecord(message)
+	record, err := decodeRecord(message)
 	if err != nil {
 		return nil, damagedValue(kv.Key, err)
 	}
@@ -259,22 +260,22 @@ func (j *Journal) noteFirst(ctx context.Context, first uint64) error {
 	if err != nil {
 		return err
 	}
-	j.view.setOldest(first-1, h.preceding)
+	j.view.setOldest(first-1, h.Preceding)
 	return nil
 }
 
 // header reads the header of one batch, errGap when there is no such batch. The next
 // batch stands in for one that is damaged: the time is a little later then, and the log a
 // little longer.
-func (s *store) header(ctx context.Context, seq uint64) (header, error) {
+func (s *store) header(ctx context.Context, seq uint64) (codec.Header, error) {
 	var unreadable error
 	for {
 		resp, err := s.client.Get(ctx, s.keys.logKey(seq), s.recent())
 		if err != nil {
-			return header{}, err
+			return codec.Header{}, err
 		}
 		if len(resp.Kvs) == 0 {
-			return header{}, cmp.Or(unreadable, errGap)
+			return codec.Header{}, cmp.Or(unreadable, errGap)
 		}
 		h, err := s.readHeader(resp.Kvs[0])
 		if err == nil {
@@ -286,14 +287,14 @@ func (s *store) header(ctx context.Context, seq uint64) (header, error) {
 }
 
 // readHeader decodes the header of a batch. Errors are of type damage.
-func (s *store) readHeader(kv *mvccpb.KeyValue) (header, error) {
+func (s *store) readHeader(kv *mvccpb.KeyValue) (codec.Header, error) {
 	message, err := s.unseal(kv)
 	if err != nil {
-		return header{}, err
+		return codec.Header{}, err
 	}
-	h, _, err := decodeHeader(message)
+	h, _, err := codec.DecodeHeader(message)
 	if err != nil {
-		return header{}, damagedValue(kv.Key, err)
+		return codec.Header{}, damagedValue(kv.Key, err)
 	}
 	return h, nil
 }

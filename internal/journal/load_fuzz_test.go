@@ -12,6 +12,7 @@ import (
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // FuzzLoad: whatever stands under the keys of a log, reading it neither panics nor hangs.
@@ -26,15 +27,15 @@ func FuzzLoad(f *testing.F) {
 	encode := func(m proto.Message) []byte { return appendMessage(nil, m) }
 	c := change(id(1), instance.StatePending)
 	c.Before = machine(id(1), instance.StateStopped)
-	batch := appendHeader(appendChange(nil, &c), 7, launch, 99)
-	record := appendInstanceRecord(nil, &Record{Instance: c.After, Position: Position{Epoch: 7, Seq: 1}})
+	batch := codec.AppendHeader(codec.AppendChange(nil, &c), 7, launch, 99)
+	record := appendRecord(nil, &Record{Instance: c.After, Position: Position{Epoch: 7, Seq: 1}})
 	meta := encode(&storagev1.Meta{FormatVersion: minWrittenFormat, LogId: make([]byte, logIDSize)})
 	epochs := encode(&storagev1.Generations{Generations: []*storagev1.Generation{{Id: 7, FirstSeq: 1}}})
 	owner := encode(&storagev1.Owner{Address: "somewhere"})
 	f.Add(meta, epochs, owner, encode(&storagev1.Head{Seq: 1}), []byte{}, batch, record)
 	f.Add(meta, epochs, []byte{}, encode(&storagev1.Head{Seq: 1}), encode(&storagev1.Checkpoint{Seq: 1}), batch, record)
 	f.Add(meta, epochs, owner, encode(&storagev1.Head{Seq: 1 << 60}), encode(&storagev1.Checkpoint{Seq: 1 << 63}), batch, record)
-	packed := appendHeader(appendPacked(nil, bytes.Repeat(appendChange(nil, &c), packFrom)), 7, launch, 99)
+	packed := codec.AppendHeader(codec.AppendCompressed(nil, bytes.Repeat(codec.AppendChange(nil, &c), 1024)), 7, launch, 99)
 	f.Add(meta, epochs, owner, encode(&storagev1.Head{Seq: 1}), []byte{}, packed, record)
 	f.Add(meta, []byte{}, []byte{}, []byte{}, []byte{}, []byte{}, []byte{})
 	f.Add([]byte{}, []byte{}, []byte{}, []byte{}, []byte{}, []byte{}, []byte{})

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // What values take in memory is estimated from their sizes and those of their strings and
@@ -101,8 +102,9 @@ func imageSize(i, other *instance.Instance) int64 {
 	if i.ID != other.ID {
 		n += textSize(i.ID)
 	}
-	others := texts(other)
-	for at, text := range texts(i) {
+	var room [2 * imageTexts]*string
+	others := codec.Texts(room[:0:imageTexts], other)
+	for at, text := range codec.Texts(room[imageTexts:imageTexts], i) {
 		if *text != *others[at] {
 			n += textSize(*text)
 		}
@@ -122,14 +124,8 @@ func imageSize(i, other *instance.Instance) int64 {
 	return n
 }
 
-// texts returns the strings of an image beside its id.
-func texts(i *instance.Instance) [13]*string {
-	return [...]*string{
-		&i.AccountID, &i.Region, &i.AvailabilityZone, &i.Type, &i.StateTransitionReason,
-		&i.PrivateIPAddress, &i.PublicIPAddress, &i.Tenancy, &i.RootDeviceType, &i.Lifecycle,
-		&i.ImageID, &i.PrivateDNSName, &i.PublicDNSName,
-	}
-}
+// imageTexts is enough for the strings of an image, so that counting them allocates nothing.
+const imageTexts = 16
 
 func reasonSize(r *instance.StateReason) int64 {
 	if r == nil {
@@ -149,9 +145,8 @@ func share(after, before *instance.Instance) *instance.Instance {
 	if after == nil || before == nil || after.Simulator != nil && sameMap(after.Tags, before.Tags) {
 		return after
 	}
-	_, same := leaveOut(after, before)
 	shared := *after
-	restoreAll(&shared, before, same)
+	codec.Patch(&shared, before, codec.Diff(after, before))
 	return &shared
 }
 
@@ -176,8 +171,8 @@ func (e *Event) shareWith(known *Record) {
 		*text = strings.Clone(*text)
 	}
 	if c.After != nil {
-		before := texts(c.Before)
-		for i, text := range texts(c.After) {
+		before := codec.Texts(nil, c.Before)
+		for i, text := range codec.Texts(nil, c.After) {
 			if *text != *before[i] {
 				*text = strings.Clone(*text)
 			}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // heapBytes returns what the heap holds that is not garbage.
@@ -91,7 +92,7 @@ func TestTheRingIsCountedInWhatItTakes(t *testing.T) {
 				publish := func() {
 					if tc.replayed {
 						var err error
-						if b, _, err = decodeBatch(seq, appendHeader(wire, b.Position.Epoch, time.Now(), 0)); err != nil {
+						if b, _, err = decodeBatch(seq, codec.AppendHeader(wire, b.Position.Epoch, time.Now(), 0)); err != nil {
 							t.Fatal(err)
 						}
 					}
@@ -116,7 +117,7 @@ func TestTheRingIsCountedInWhatItTakes(t *testing.T) {
 						c.Before = known.Instance
 					}
 					c.After = share(tc.next(n, number, c.Before), c.Before)
-					wire = appendChange(wire, &c)
+					wire = codec.AppendChange(wire, &c)
 					b.add(newEntry(c))
 					if len(b.Events) == tc.size {
 						publish()

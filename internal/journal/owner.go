@@ -14,6 +14,7 @@ import (
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // Term is a time during which this process owns the log, and nobody else can
@@ -239,7 +240,7 @@ func (t *Term) tryClaim(ctx context.Context) error {
 		}
 		options = append(options, clientv3.WithLease(t.lease))
 	}
-	owner := &storagev1.Owner{Address: j.config.Address, Process: j.process[:], SinceNs: nanoseconds(time.Now())}
+	owner := &storagev1.Owner{Address: j.config.Address, Process: j.process[:], SinceNs: codec.Nanoseconds(time.Now())}
 	resp, err := j.store.client.Txn(ctx).
 		If(
 			clientv3.Compare(clientv3.CreateRevision(j.store.keys.owner), "=", 0),
@@ -290,7 +291,7 @@ func (t *Term) begin(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		t.savedBytes.Store(h.preceding)
+		t.savedBytes.Store(h.Preceding)
 	}
 	tip := j.view.tip()
 	list := j.view.listEpochs().since(j.view.oldestPosition().Seq).begin(tip.head.Seq+1, time.Now())

@@ -6,6 +6,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 const (
@@ -82,14 +84,14 @@ func (p *pager) next(ctx context.Context, seq uint64) ([]rawBatch, error) {
 }
 
 // batch decodes a stored batch. Errors are of type damage.
-func (s *store) batch(x rawBatch) (*Batch, header, error) {
+func (s *store) batch(x rawBatch) (*Batch, codec.Header, error) {
 	message, err := s.unseal(x.kv)
 	if err != nil {
-		return nil, header{}, err
+		return nil, codec.Header{}, err
 	}
 	b, h, err := decodeBatch(x.seq, message)
 	if err != nil {
-		return nil, header{}, damagedValue(x.kv.Key, err)
+		return nil, codec.Header{}, damagedValue(x.kv.Key, err)
 	}
 	return b, h, nil
 }
@@ -100,5 +102,5 @@ func (s *store) publishable(x rawBatch) (published, error) {
 	if err != nil {
 		return published{}, err
 	}
-	return published{batch: b, revision: x.kv.ModRevision, bytes: h.preceding + uint64(len(x.kv.Value))}, nil
+	return published{batch: b, revision: x.kv.ModRevision, bytes: h.Preceding + uint64(len(x.kv.Value))}, nil
 }

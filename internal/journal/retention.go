@@ -43,7 +43,7 @@ func (t *Term) trimTo(ctx context.Context, before time.Time, most uint64) error 
 	end := j.view.tip().bytes
 	superfluous := func(seq uint64) (bool, error) {
 		h, err := j.store.header(ctx, seq)
-		return h.recordedAt.Before(before) || end-h.preceding > most, err
+		return h.RecordedAt.Before(before) || end-h.Preceding > most, err
 	}
 	// Both times and sizes only grow along the log, so that what is superfluous is a
 	// beginning of it. It ends before cut.
@@ -64,7 +64,7 @@ func (t *Term) trimBefore(ctx context.Context, cut uint64) error {
 		if err != nil {
 			return err
 		}
-		j.view.setOldest(next-1, h.preceding)
+		j.view.setOldest(next-1, h.Preceding)
 		if err := t.change(ctx, t.saved, clientv3.OpDelete(j.store.keys.logKey(first), clientv3.WithRange(j.store.keys.logKey(next)))); err != nil {
 			return err
 		}

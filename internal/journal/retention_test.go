@@ -180,7 +180,7 @@ func TestACheckpointAndTheRestOfTheLogAreTheFold(t *testing.T) {
 				if record == nil {
 					ops = append(ops, clientv3.OpDelete(key))
 				} else {
-					ops = append(ops, putBytes(key, j.store.seal(appendInstanceRecord(j.store.beginValue(nil), record), 0, key)))
+					ops = append(ops, putBytes(key, j.store.seal(appendRecord(j.store.beginValue(nil), record), 0, key)))
 				}
 			}
 			if err := term.change(t.Context(), head, ops...); err != nil {

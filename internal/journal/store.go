@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 const (
@@ -23,7 +24,7 @@ const (
 	maxExternalTxnOps = 120
 	// maxRequestBytes is the most that is put into one transaction. etcd's limit is
 	// 1.5 MiB.
-	maxRequestBytes = 1 << 20
+	maxRequestBytes = codec.MaxBatch
 )
 
 // store is etcd, whether in this process or not.
@@ -113,7 +114,7 @@ func (s *store) control(ctx context.Context, known uint64) (control, error) {
 	}
 	c.checkpoint, c.ids, c.head = checkpoint.GetSeq(), (*idSum)(checkpoint.IdsSum), head.GetSeq()
 	for _, g := range list.GetGenerations() {
-		c.epochs = append(c.epochs, epoch{g.GetId(), g.GetFirstSeq(), fromNanoseconds(g.GetStartedAtNs())})
+		c.epochs = append(c.epochs, epoch{g.GetId(), g.GetFirstSeq(), codec.Time(g.GetStartedAtNs())})
 	}
 	c.kept = uint64(resp.Responses[5].GetResponseRange().GetCount())
 	if kv := only(resp, 5); kv != nil {
@@ -162,7 +163,7 @@ func (s *store) readMeta(kv *mvccpb.KeyValue) (*storagev1.Meta, error) {
 
 // newMeta is that of a log of which all values are sealed.
 func newMeta(id logID, now time.Time) *storagev1.Meta {
-	return &storagev1.Meta{FormatVersion: formatVersion, LogId: id[:], CreatedAtNs: nanoseconds(now), ChecksumsFromRevision: 1}
+	return &storagev1.Meta{FormatVersion: formatVersion, LogId: id[:], CreatedAtNs: codec.Nanoseconds(now), ChecksumsFromRevision: 1}
 }
 
 // create writes the keys of a new log, unless another process does so first.
@@ -182,7 +183,7 @@ func (s *store) putEpochs(list epochs) clientv3.Op {
 	m := &storagev1.Generations{}
 	for _, g := range list {
 		m.Generations = append(m.Generations, &storagev1.Generation{
-			Id: g.id, FirstSeq: g.first, StartedAtNs: nanoseconds(g.startedAt),
+			Id: g.id, FirstSeq: g.first, StartedAtNs: codec.Nanoseconds(g.startedAt),
 		})
 	}
 	return s.put(s.keys.epochs, m)

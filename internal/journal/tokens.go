@@ -10,6 +10,7 @@ import (
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // Token is a client token: the intent to carry a request out and, once that was
@@ -156,7 +157,7 @@ func (t *Term) expireTokens(ctx context.Context, now time.Time) (expired int, er
 func appendToken(b []byte, t *Token, log logID, compactly bool) []byte {
 	m := &storagev1.Token{
 		Fingerprint:      t.Fingerprint,
-		CreatedAtNs:      nanoseconds(t.CreatedAt),
+		CreatedAtNs:      codec.Nanoseconds(t.CreatedAt),
 		IntentGeneration: t.Intent.Epoch,
 		IntentSeq:        t.Intent.Seq,
 		InstanceIds:      fromIDs(t.IDs),
@@ -169,7 +170,7 @@ func appendToken(b []byte, t *Token, log logID, compactly bool) []byte {
 				InstanceId: string(c.ID),
 				Previous:   storagev1.InstanceState(c.Previous),
 				Current:    storagev1.InstanceState(c.Current),
-				AtNs:       nanoseconds(c.At),
+				AtNs:       codec.Nanoseconds(c.At),
 			})
 		}
 		for _, f := range a.Failures {
@@ -208,14 +209,14 @@ func decodeToken(key string, message []byte, log logID) (Token, error) {
 	t := Token{
 		Key:         key,
 		Fingerprint: m.GetFingerprint(),
-		CreatedAt:   fromNanoseconds(m.GetCreatedAtNs()),
+		CreatedAt:   codec.Time(m.GetCreatedAtNs()),
 		Intent:      Position{Epoch: m.GetIntentGeneration(), Seq: m.GetIntentSeq()},
 		IDs:         toIDs(m.GetInstanceIds()),
 		Principal:   m.GetPrincipal(),
 	}
 	var err error
 	if packed := m.GetPackedIds(); len(packed) > 0 {
-		if t.IDs, err = unpackIDs(packed); err != nil {
+		if t.IDs, err = codec.DecodeIDs(packed); err != nil {
 			return Token{}, err
 		}
 	}
@@ -229,7 +230,7 @@ func decodeToken(key string, message []byte, log logID) (Token, error) {
 				ID:       instance.ID(c.GetInstanceId()),
 				Previous: instance.State(c.GetPrevious()),
 				Current:  instance.State(c.GetCurrent()),
-				At:       fromNanoseconds(c.GetAtNs()),
+				At:       codec.Time(c.GetAtNs()),
 			})
 		}
 	}

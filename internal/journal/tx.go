@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // Tx is what the function of an update reads from and writes to. It sees all that
@@ -85,7 +86,7 @@ func (tx *Tx) Append(c instance.Change) {
 	e.record.inheritCause(&e.change, known)
 	e.place(tx.position, len(tx.entries)) // for now; see batch.add
 	tx.entries = append(tx.entries, e)
-	tx.encoded = appendChange(tx.encoded, &e.change)
+	tx.encoded = codec.AppendChange(tx.encoded, &e.change)
 	tx.ends = append(tx.ends, len(tx.encoded))
 	if size := len(tx.encoded) - tx.begins(len(tx.ends)-1); size > maxRequestBytes {
 		tx.fail(fmt.Sprintf("a change of %d bytes, which is more than %d", size, maxRequestBytes))
@@ -109,7 +110,7 @@ func (tx *Tx) PutToken(t Token) {
 	}
 	s := term.journal.store
 	c := tokenChange{
-		created:   fromNanoseconds(nanoseconds(t.CreatedAt)),
+		created:   codec.Time(codec.Nanoseconds(t.CreatedAt)),
 		principal: t.Principal,
 		value:     appendToken(s.beginValue(nil), &t, s.logID(), s.seals()), // both from format 4 on
 	}

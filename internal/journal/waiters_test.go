@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // next is what Next of a reader returned.
@@ -85,7 +86,7 @@ func TestAReaderOfSomeInstancesHearsOfALogThatIsReadAnew(t *testing.T) {
 	came := nextOf(t.Context(), j, r)
 	c := change(id(1), instance.StatePending)
 	tip, k := j.view.tip(), j.store.keys
-	value := appendHeader(appendChange(j.store.beginValue(nil), &c), tip.head.Epoch, tip.recordedAt, tip.bytes)
+	value := codec.AppendHeader(codec.AppendChange(j.store.beginValue(nil), &c), tip.head.Epoch, tip.recordedAt, tip.bytes)
 	value = j.store.seal(value, 0, k.logKey(tip.head.Seq+1))
 	if _, err := j.store.client.Txn(t.Context()).Then(
 		putBytes(k.logKey(tip.head.Seq+1), value), j.store.putHead(tip.head.Seq+1),

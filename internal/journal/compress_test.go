@@ -10,20 +10,21 @@ import (
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // manyChanges are more than are written without being packed.
 func manyChanges() (changes []instance.Change, encoded []byte) {
 	for n := range 100 {
 		c := change(id(n), instance.States()[n%6])
-		changes, encoded = append(changes, c), appendChange(encoded, &c)
+		changes, encoded = append(changes, c), codec.AppendChange(encoded, &c)
 	}
 	return changes, encoded
 }
 
 func TestPackedChangesAreSmallAndComeBackAsTheyWere(t *testing.T) {
 	want, encoded := manyChanges()
-	value := appendHeader(appendPacked(nil, encoded), 7, launch, 99)
+	value := codec.AppendHeader(codec.AppendCompressed(nil, encoded), 7, launch, 99)
 	if len(value) > len(encoded)/3 {
 		t.Errorf("%d bytes are packed into %d", len(encoded), len(value))
 	}
@@ -31,7 +32,7 @@ func TestPackedChangesAreSmallAndComeBackAsTheyWere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (header{epoch: 7, recordedAt: launch, preceding: 99}); h != want {
+	if want := (codec.Header{Epoch: 7, RecordedAt: launch, Preceding: 99}); h != want {
 		t.Errorf("header %+v, want %+v", h, want)
 	}
 	var got []instance.Change
@@ -48,8 +49,8 @@ func TestPackedChangesAreSmallAndComeBackAsTheyWere(t *testing.T) {
 
 func TestAFewChangesAreNotPacked(t *testing.T) {
 	c := change(id(1), instance.StatePending)
-	encoded := appendChange(nil, &c)
-	if diff := cmp.Diff(encoded, appendPacked(nil, encoded)); diff != "" {
+	encoded := codec.AppendChange(nil, &c)
+	if diff := cmp.Diff(encoded, codec.AppendCompressed(nil, encoded)); diff != "" {
 		t.Errorf("they are written otherwise (-want +got):\n%s", diff)
 	}
 }
@@ -59,7 +60,7 @@ func TestAFewChangesAreNotPacked(t *testing.T) {
 func TestOneWhoDoesNotKnowOfPackedChangesFindsNoInstance(t *testing.T) {
 	_, encoded := manyChanges()
 	var batch storagev1.LogRecord
-	if err := proto.Unmarshal(appendPacked(nil, encoded), &batch); err != nil {
+	if err := proto.Unmarshal(codec.AppendCompressed(nil, encoded), &batch); err != nil {
 		t.Fatal(err)
 	}
 	if c := batch.GetChanges(); len(c) != 1 || proto.Size(c[0]) != 0 {
@@ -73,10 +74,10 @@ func TestPackedChangesThatCannotBeAreRefused(t *testing.T) {
 		"nothing":           {},
 		"no block of S2":    {0xff, 0xff, 0xff},
 		"of four gigabytes": binary.AppendUvarint(nil, 1<<32-1),
-		"cut off":           appendPacked(nil, encoded)[100:200],
+		"cut off":           codec.AppendCompressed(nil, encoded)[100:200],
 	} {
 		t.Run(name, func(t *testing.T) {
-			value := protowire.AppendBytes(protowire.AppendTag(nil, packedChangesField, protowire.BytesType), packed)
+			value := protowire.AppendBytes(protowire.AppendTag(nil, 5, protowire.BytesType), packed)
 			if b, _, err := decodeBatch(1, value); err == nil {
 				t.Errorf("%d events are read", len(b.Events))
 			}
