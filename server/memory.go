@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"log/slog"
+	"runtime"
+	"runtime/debug"
 	"runtime/metrics"
 	"time"
 
@@ -10,8 +12,14 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// memoryLogInterval is how often the log says, at debug level, what takes memory.
-const memoryLogInterval = time.Minute
+const (
+	// memoryLogInterval is how often the log says, at debug level, what takes memory.
+	memoryLogInterval = time.Minute
+	// releaseInterval is how often an idle process looks for memory to release, and
+	// minLeftoverBytes is how much is worth it.
+	releaseInterval  = 10 * time.Second
+	minLeftoverBytes = 8 << 20
+)
 
 // memoryReport says what takes memory in this process.
 type memoryReport struct {
@@ -23,12 +31,12 @@ type memoryReport struct {
 // use returns how much memory is in use now.
 func (r *memoryReport) use() *instancedv1.MemoryUse {
 	m := r.lifecycle.Info().Memory
-	runtime := []metrics.Sample{
+	samples := []metrics.Sample{
 		{Name: "/memory/classes/heap/objects:bytes"},
 		{Name: "/memory/classes/total:bytes"},
 		{Name: "/memory/classes/heap/released:bytes"},
 	}
-	metrics.Read(runtime)
+	metrics.Read(samples)
 	r.admission.mu.Lock()
 	streams := r.admission.shares[lasting].Taken()
 	r.admission.mu.Unlock()
@@ -39,27 +47,76 @@ func (r *memoryReport) use() *instancedv1.MemoryUse {
 		ClientTokensBytes:     m.ClientTokens,
 		IndexBytes:            m.Index,
 		Streams:               int64(streams),
-		HeapBytes:             int64(runtime[0].Value.Uint64()),
-		ProcessBytes:          int64(runtime[1].Value.Uint64() - runtime[2].Value.Uint64()),
+		HeapBytes:             int64(samples[0].Value.Uint64()),
+		ProcessBytes:          int64(samples[1].Value.Uint64() - samples[2].Value.Uint64()),
 	}
 }
 
-// run logs at debug level what takes memory, until stop is closed.
+// run releases the memory that bursts of calls leave behind, and logs at debug level what
+// takes memory, until stop is closed.
 func (r *memoryReport) run(stop <-chan struct{}) {
-	if !r.log.Enabled(context.Background(), slog.LevelDebug) {
-		return
+	var reports <-chan time.Time
+	if r.log.Enabled(context.Background(), slog.LevelDebug) {
+		r.report()
+		ticker := time.NewTicker(memoryLogInterval)
+		defer ticker.Stop()
+		reports = ticker.C
 	}
-	ticker := time.NewTicker(memoryLogInterval)
+	ticker := time.NewTicker(releaseInterval)
 	defer ticker.Stop()
+	var left leftover
+	left.due(readHeap())
 	for {
-		use := r.use()
-		r.log.Debug("memory in use", "heap_bytes", use.GetHeapBytes(), "process_bytes", use.GetProcessBytes(),
-			"recent_history_bytes", use.GetRecentHistoryBytes(), "instances_bytes", use.GetInstancesBytes(),
-			"client_tokens_bytes", use.GetClientTokensBytes(), "index_bytes", use.GetIndexBytes(), "streams", use.GetStreams())
 		select {
+		case <-reports:
+			r.report()
 		case <-ticker.C:
+			if left.due(readHeap()) {
+				// What pools hold is garbage only to the second collection.
+				runtime.GC()
+				debug.FreeOSMemory()
+				left = leftover{}
+				left.due(readHeap())
+			}
 		case <-stop:
 			return
 		}
 	}
+}
+
+func (r *memoryReport) report() {
+	use := r.use()
+	r.log.Debug("memory in use", "heap_bytes", use.GetHeapBytes(), "process_bytes", use.GetProcessBytes(),
+		"recent_history_bytes", use.GetRecentHistoryBytes(), "instances_bytes", use.GetInstancesBytes(),
+		"client_tokens_bytes", use.GetClientTokensBytes(), "index_bytes", use.GetIndexBytes(), "streams", use.GetStreams())
+}
+
+// leftover decides when to collect garbage in an idle process. The runtime collects when
+// the heap has doubled, or else every two minutes: what a burst of calls took would stay in
+// memory for minutes after the last of them.
+type leftover struct {
+	cycles uint64 // completed collections
+	least  uint64 // bytes in memory, the least since the last release
+}
+
+// due reports whether there was no collection since it was last called, and there is
+// notably more memory than need be.
+func (l *leftover) due(cycles, bytes uint64) bool {
+	idle := cycles == l.cycles
+	l.cycles = cycles
+	if l.least == 0 || bytes < l.least {
+		l.least = bytes
+	}
+	return idle && bytes > l.least+l.least/4+minLeftoverBytes
+}
+
+// readHeap returns how many collections were completed, and how much memory is mapped.
+func readHeap() (cycles, bytes uint64) {
+	samples := []metrics.Sample{
+		{Name: "/gc/cycles/total:gc-cycles"},
+		{Name: "/memory/classes/total:bytes"},
+		{Name: "/memory/classes/heap/released:bytes"},
+	}
+	metrics.Read(samples)
+	return samples[0].Value.Uint64(), samples[1].Value.Uint64() - samples[2].Value.Uint64()
 }
