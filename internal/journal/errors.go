@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -37,12 +38,22 @@ func errFull(message string) *instance.Error {
 	return &instance.Error{Kind: instance.KindExhausted, Reason: instance.ReasonJournalFull, Message: message}
 }
 
-func errTooManyTokens(principal string) *instance.Error {
+// errTooManyTokens refuses a new token: it says which limit is reached, who holds how much of
+// it, and when the oldest token expires.
+func errTooManyTokens(principal string, s tokenStanding, more, most tokenUse, lifetime time.Duration) *instance.Error {
+	limit := fmt.Sprintf("of the %d that --max-client-tokens allows, %q holds %d and all callers together hold %d", most.count, principal, s.own.count, s.total.count)
+	if s.own.count+s.total.count+2*more.count <= most.count+1 {
+		limit = fmt.Sprintf("of the %d bytes that the journal keeps for them, %q holds %d and all callers together hold %d", most.bytes, principal, s.own.bytes, s.total.bytes)
+	}
+	frees := fmt.Sprintf("Each is free again %v after it was first used", lifetime)
+	if !s.oldest.IsZero() {
+		frees += ", the oldest at " + s.oldest.Add(lifetime).UTC().Format(time.RFC3339)
+	}
 	return &instance.Error{
 		Kind:   instance.KindExhausted,
 		Reason: instance.ReasonTooManyClientTokens,
-		Message: fmt.Sprintf("%q has as many client tokens in use as it leaves free to others; each is free again when it expires. "+
-			"Nothing was changed; a call without a client token can be carried out", principal),
+		Message: fmt.Sprintf("too many client tokens: %s; a caller may hold as many as are left free. %s. "+
+			"Nothing was changed; a call without a client token can be carried out", limit, frees),
 	}
 }
 

@@ -66,6 +66,27 @@ func (x *tokenIndex) admits(principal string, more, most tokenUse) bool {
 		own.bytes+x.total.bytes+2*more.bytes <= most.bytes
 }
 
+// tokenStanding is how a principal stands against the limits.
+type tokenStanding struct {
+	own, total tokenUse
+	// oldest is when the oldest token of all was created; zero when there is none.
+	oldest time.Time
+}
+
+// standing returns how a principal stands. It takes the same however many tokens there are.
+func (x *tokenIndex) standing(principal string) (s tokenStanding) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	s.total = x.total
+	if u := x.use[principal]; u != nil {
+		s.own = *u
+	}
+	if len(x.byAge) > 0 {
+		s.oldest = x.byAge[0].created
+	}
+	return s
+}
+
 // apply notes what becomes of tokens.
 func (x *tokenIndex) apply(changes map[string]tokenChange) {
 	for key, c := range changes {

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -164,6 +165,40 @@ func TestTooManyTokensAreRefused(t *testing.T) {
 		t.Errorf("tokens that are there cannot be answered: %v", err)
 	}
 	wantReason(t, put("4"), instance.KindExhausted, instance.ReasonTooManyClientTokens)
+}
+
+// Tokens that were kept before the limit was lowered may already exceed it.
+func TestARefusedTokenIsToldWhichLimitIsReached(t *testing.T) {
+	config := testConfig(t)
+	j, term := own(t, config)
+	created := time.Now().Add(-time.Hour).UTC()
+	put := func(term *Term, key string) error {
+		_, err := term.Update(t.Context(), func(tx *Tx) error {
+			tx.PutToken(Token{Key: key, Principal: "worker", CreatedAt: created})
+			return nil
+		})
+		return err
+	}
+	for _, key := range []string{"1", "2", "3", "4"} {
+		if err := put(term, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	config.MaxClientTokens = 2
+	j, term = own(t, config)
+	err := put(term, "5")
+	wantReason(t, err, instance.KindExhausted, instance.ReasonTooManyClientTokens)
+	for _, part := range []string{
+		`of the 2 that --max-client-tokens allows, "worker" holds 4 and all callers together hold 4`,
+		"the oldest at " + created.Add(j.Config().TokenLifetime).Format(time.RFC3339),
+	} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("the refusal says %v, want %q in it", err, part)
+		}
+	}
 }
 
 func TestTokensExpire(t *testing.T) {

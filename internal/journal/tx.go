@@ -123,7 +123,7 @@ func (tx *Tx) PutToken(t Token) {
 		tx.newTokens.add(1, c.bytes)
 		most := tokenUse{term.journal.config.MaxClientTokens, term.journal.budget.tokens()}
 		if !term.tokens.admits(t.Principal, tx.newTokens, most) {
-			tx.err = errTooManyTokens(t.Principal)
+			tx.err = errTooManyTokens(t.Principal, term.tokens.standing(t.Principal), tx.newTokens, most, term.journal.config.TokenLifetime)
 			return
 		}
 	}
