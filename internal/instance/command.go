@@ -2,6 +2,11 @@ package instance
 
 import "time"
 
+// DefaultCallTimeout is how long one call to a backend may take, and so how long one that an
+// earlier owner sent last may still take effect. The backend that makes the calls and the
+// service that looks for their effects agree on it.
+const DefaultCallTimeout = 20 * time.Second
+
 // Command is one call of a verb, checked and ready for a backend.
 type Command struct {
 	Verb Verb

@@ -27,7 +27,7 @@ type Config struct {
 	PollInterval time.Duration
 	// CallTimeout is how long a call to the backend may take effect after it was sent: what
 	// an earlier owner sent last is looked for so long after this process became the owner.
-	// Default 20 seconds.
+	// Default [instance.DefaultCallTimeout].
 	CallTimeout time.Duration
 	// Consistency is how long the backend may go on describing what was before a
 	// change. Within it, such a description is not believed. Default 1 minute.
@@ -78,7 +78,7 @@ func New(cfg Config) *Service {
 		cfg.PollInterval = 2 * time.Second
 	}
 	if cfg.CallTimeout <= 0 {
-		cfg.CallTimeout = 20 * time.Second
+		cfg.CallTimeout = instance.DefaultCallTimeout
 	}
 	if cfg.Consistency <= 0 {
 		cfg.Consistency = time.Minute

@@ -26,7 +26,7 @@ type Config struct {
 	// QueueURL is the SQS queue that EventBridge sends state changes to. Without it no
 	// notices come.
 	QueueURL string
-	// CallTimeout is how long one call to EC2 may take; default 20 seconds: with a
+	// CallTimeout is how long one call to EC2 may take; default [instance.DefaultCallTimeout]: with a
 	// look at what became of it, less than the deadline of callers that bring none.
 	CallTimeout time.Duration
 	// Logger is told what only the operator can mend; nil for nobody.
@@ -70,7 +70,7 @@ type testHooks struct {
 // New returns a backend that calls nobody yet. Close it in the end.
 func New(cfg Config) *Backend {
 	if cfg.CallTimeout <= 0 {
-		cfg.CallTimeout = 20 * time.Second
+		cfg.CallTimeout = instance.DefaultCallTimeout
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
