@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/instanced/instanced/internal/journal"
@@ -11,8 +12,15 @@ import (
 type recording struct {
 	*journal.Tx
 	now time.Time
-	// claimed are the commands that it made the causes of steps.
-	claimed []*commandOnInstance
+	// claimed are the commands that it made the causes of steps, in that order.
+	claimed []claimedStep
+}
+
+// claimedStep is a step that an update gave to a command, and the one that the command had
+// before; nil for none.
+type claimedStep struct {
+	on             *commandOnInstance
+	step, previous *recordedStep
 }
 
 // update has the journal updated. When nothing of it is recorded, no command counts as the
@@ -39,16 +47,19 @@ func (s *Service) update(ctx context.Context, term *journal.Term, write func(*re
 
 // claim makes a command the cause of a step, if it still may be.
 func (r *recording) claim(c causeCandidate, step recordedStep) bool {
+	previous := c.step.Load()
 	if !c.claim(&step) {
 		return false
 	}
-	r.claimed = append(r.claimed, c.commandOnInstance)
+	r.claimed = append(r.claimed, claimedStep{c.commandOnInstance, &step, previous})
 	return true
 }
 
+// undo gives each command back the step that it had, unless a later update has given it
+// another one meanwhile.
 func (r *recording) undo() {
-	for _, on := range r.claimed {
-		on.step.Store(nil)
+	for _, c := range slices.Backward(r.claimed) {
+		c.on.step.CompareAndSwap(c.step, c.previous)
 	}
 	r.claimed = nil
 }

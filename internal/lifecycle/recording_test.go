@@ -226,3 +226,33 @@ func TestACommandThatIsAnsweredIsNoCauseOfMore(t *testing.T) {
 		t.Error("a command is made the cause of a step after it said that it changed nothing")
 	}
 }
+
+// An update that fails gives a command back the step that it had before, unless a later update
+// has given it another one meanwhile.
+func TestAFailedUpdateGivesACommandItsStepBack(t *testing.T) {
+	s, term := aTerm(t)
+	c := s.tracker.begin([]instance.ID{trackedX}, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
+	on := c.answer([]instance.StateChange{{ID: trackedX, Previous: instance.StateStopped, Current: instance.StatePending, At: time.Now()}})[0]
+	claim := func(r *recording, to instance.State) { r.claim(on.candidate(), recordedStep{to: to}) }
+	if _, err := s.update(t.Context(), term, func(r *recording) error { claim(r, instance.StatePending); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	failed := errors.New("it is not to be")
+	if _, err := s.update(t.Context(), term, func(r *recording) error {
+		claim(r, instance.StateRunning)
+		claim(r, instance.StateStopping)
+		return failed
+	}); !errors.Is(err, failed) {
+		t.Fatalf("the update ended with %v", err)
+	}
+	if step := on.step.Load(); step == nil || step.to != instance.StatePending {
+		t.Errorf("the command has the step %+v after the failed update, want the one to pending", step)
+	}
+	var early, late recording
+	claim(&early, instance.StateRunning)
+	claim(&late, instance.StateStopped)
+	if early.undo(); on.step.Load().to != instance.StateStopped {
+		t.Errorf("the command has the step to %v, want that of the later update", on.step.Load().to)
+	}
+	c.end()
+}
