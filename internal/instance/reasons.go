@@ -45,6 +45,9 @@ const (
 	ReasonNotOwner = "NOT_OWNER"
 	// ReasonNotRecorded: the command was carried out, but is not recorded yet.
 	ReasonNotRecorded = "NOT_RECORDED"
+	// ReasonCommandOutcomeUnknown: whether a command with this client token was carried out
+	// can no longer be told, and it is not repeated. [KindPrecondition].
+	ReasonCommandOutcomeUnknown = "COMMAND_OUTCOME_UNKNOWN"
 	// ReasonRebootOutcomeUnknown: whether a reboot with this client token took place is not
 	// known, and it is not repeated. [KindPrecondition].
 	ReasonRebootOutcomeUnknown = "REBOOT_OUTCOME_UNKNOWN"

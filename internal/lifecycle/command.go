@@ -176,9 +176,10 @@ func (s *Service) record(ctx context.Context, term *journal.Term, command *infli
 		return s.journal.Head(), nil
 	}
 	var weights []weight
-	var told []instance.StateChange
+	var response CommandResponse
 	position, err := s.update(ctx, term, func(r *recording) error {
-		weights, told = weights[:0], make([]instance.StateChange, len(a.on))
+		weights = weights[:0]
+		told := make([]instance.StateChange, len(a.on))
 		for _, n := range heard {
 			weights = append(weights, s.recordNotice(r, n))
 		}
@@ -188,11 +189,12 @@ func (s *Service) record(ctx context.Context, term *journal.Term, command *infli
 			known, _ := r.Get(on.id)
 			told[i] = on.told(known)
 		}
-		s.recordToken(r.Tx, a, told)
+		response = a.complete(told)
+		s.recordToken(r.Tx, a, response)
 		return nil
 	})
 	if err == nil {
-		a.response.Changes = told
+		*a.response = response
 	}
 	for i, n := range heard {
 		if err != nil {
@@ -266,21 +268,43 @@ func overtook(known journal.Record, change instance.StateChange) bool {
 		(state == change.Current || state != change.Previous && instance.Completes(change.Current, state))
 }
 
-// recordToken keeps what the caller is told under its token; a refusal is not kept.
-func (s *Service) recordToken(tx *journal.Tx, a answer, told []instance.StateChange) {
+// complete returns what the caller is told: told of the instances that the backend answered
+// for, and what was recalled of those that an earlier attempt reached.
+func (a answer) complete(told []instance.StateChange) CommandResponse {
+	response := *a.response
+	response.Changes = told
+	if a.token == nil || a.token.Answer == nil {
+		return response
+	}
+	recalled := a.token.Answer
+	response.Cursor = recalled.Cursor
+	place := make(map[instance.ID]int, len(a.token.IDs))
+	for i, id := range a.token.IDs {
+		place[id] = i
+	}
+	response.Changes = slices.Concat(recalled.Changes, told)
+	slices.SortFunc(response.Changes, func(x, y instance.StateChange) int { return place[x.ID] - place[y.ID] })
+	response.Failures = slices.Concat(recalled.Failures, response.Failures)
+	slices.SortFunc(response.Failures, func(x, y instance.Failure) int { return place[x.ID] - place[y.ID] })
+	return response
+}
+
+// recordToken keeps what the caller is told under its token. A refusal is not kept, and
+// frees the token unless an earlier attempt under it has reached some of the instances.
+func (s *Service) recordToken(tx *journal.Tx, a answer, response CommandResponse) {
 	switch {
 	case a.token == nil:
-	case a.refusal != nil:
-		tx.DeleteToken(a.token.Key)
-	default:
+	case a.refusal == nil:
 		token := *a.token
 		token.Answer = &journal.Answer{
-			Changes:   told,
-			Failures:  a.response.Failures,
-			Cursor:    a.response.Cursor,
+			Changes:   response.Changes,
+			Failures:  response.Failures,
+			Cursor:    response.Cursor,
 			EndCursor: s.journal.Cursor(tx.Position()),
 		}
 		tx.PutToken(token)
+	case a.token.Answer == nil:
+		tx.DeleteToken(a.token.Key)
 	}
 }
 
@@ -296,7 +320,7 @@ func notRecorded(cmd instance.Command, cause error) error {
 	}
 }
 
-// withChanges adds to an error what was changed in spite of it.
+// withChanges adds to an error what was changed in spite of it, beside what it names already.
 func withChanges(err error, changes []instance.StateChange) error {
 	e := *asError(err)
 	var ids []string
@@ -308,8 +332,15 @@ func withChanges(err error, changes []instance.StateChange) error {
 	if len(ids) == 0 {
 		return &e
 	}
-	metadata := map[string]string{"changed_instance_ids": strings.Join(ids, ",")}
-	maps.Copy(metadata, e.Metadata)
+	const key = "changed_instance_ids"
+	if named := e.Metadata[key]; named != "" {
+		ids = append(ids, named)
+	}
+	metadata := maps.Clone(e.Metadata)
+	if metadata == nil {
+		metadata = make(map[string]string)
+	}
+	metadata[key] = strings.Join(ids, ",")
 	e.Metadata = metadata
 	return &e
 }

@@ -51,6 +51,7 @@ type options struct {
 	ttl       time.Duration
 
 	callTimeout time.Duration
+	retention   time.Duration
 }
 
 func start(t *testing.T, o options) *fixture {
@@ -59,7 +60,7 @@ func start(t *testing.T, o options) *fixture {
 		o.dir = t.TempDir()
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	config := journal.Config{DataDir: o.dir, MinFreeDisk: -1, Logger: log, Address: o.address, OwnerTTL: o.ttl}
+	config := journal.Config{DataDir: o.dir, MinFreeDisk: -1, Logger: log, Address: o.address, OwnerTTL: o.ttl, Retention: o.retention}
 	if o.endpoints != nil {
 		config.DataDir, config.Endpoints = "", o.endpoints
 	}

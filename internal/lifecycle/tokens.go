@@ -121,8 +121,9 @@ func (s *Service) onceByToken(ctx context.Context, term *journal.Term, cmd insta
 	}
 }
 
-// executeWithToken answers from the journal if it has an answer, and else writes the
-// intent, carries the command out, and keeps the answer.
+// executeWithToken answers from the journal if it has an answer, and else writes the intent,
+// carries the command out, and keeps the answer. If there is only the intent of an earlier
+// attempt, it carries the command out on the instances that this attempt did not reach.
 func (s *Service) executeWithToken(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, token journal.Token) (CommandResponse, error) {
 	kept, found, err := term.Token(ctx, token.Key)
 	if err != nil {
@@ -142,23 +143,30 @@ func (s *Service) executeWithToken(ctx context.Context, term *journal.Term, cmd 
 		return CommandResponse{}, rebootUnknown(cause)
 	case found:
 		token = kept
-		changed, own, err := s.changedSince(ctx, token, cause)
+		rest, err := s.recallOutcomes(ctx, cmd, cause, &token)
 		if e, ok := errors.AsType[*instance.Error](err); ok {
-			return CommandResponse{}, e.UnknownOutcome() // of the try that wrote the intent
+			return CommandResponse{}, e.UnknownOutcome() // of the attempt that wrote the intent
 		}
 		if err != nil {
 			return CommandResponse{}, err
 		}
-		if changed {
-			return s.answerFromRecord(ctx, term, cmd, token, own)
+		if len(rest) == 0 {
+			return s.keepRecalled(ctx, term, token)
 		}
+		cmd.IDs = rest
 	default:
 		if err := s.writeIntent(ctx, term, &token); err != nil {
 			return CommandResponse{}, err
 		}
 	}
 	response, err := s.execute(ctx, term, cmd, cause, &token)
-	if err != nil && ctx.Err() == nil && !asError(err).OutcomeUnknown {
+	e, ok := errors.AsType[*instance.Error](err)
+	switch {
+	case !ok:
+	case token.Answer != nil:
+		// The intent stays: a retry must not repeat what was carried out before.
+		err = withChanges(e.UnknownOutcome(), token.Answer.Changes)
+	case ctx.Err() == nil && !e.OutcomeUnknown:
 		_, deleteErr := term.Update(ctx, func(tx *journal.Tx) error { tx.DeleteToken(token.Key); return nil })
 		if deleteErr != nil {
 			s.log.Warn("a client token of a refused command could not be deleted", "error", deleteErr)
@@ -183,77 +191,6 @@ func (s *Service) writeIntent(ctx context.Context, term *journal.Term, token *jo
 		return &certain
 	}
 	return err
-}
-
-// changedSince reports whether the state of any instance changed since the intent of a
-// token was written: then the command may have been carried out. The backend is asked
-// first, since what became of it may not be recorded yet. Own are the changes of which the
-// journal names the command as the cause.
-func (s *Service) changedSince(ctx context.Context, token journal.Token, cause instance.Cause) (changed bool, own map[instance.ID]instance.StateChange, err error) {
-	if err := s.looker.look(ctx, token.IDs, cautious); err != nil {
-		return false, nil, err
-	}
-	own = make(map[instance.ID]instance.StateChange)
-	for after := token.Intent; ; {
-		page, err := s.journal.History(ctx, cause.Principal, token.IDs, after, MaxPageSize)
-		if e := asError(err); err != nil && e.Kind == instance.KindOutOfRange {
-			return true, nil, nil // it is so long ago that nobody knows
-		}
-		if err != nil {
-			return false, nil, err
-		}
-		for _, e := range page.Entries {
-			c := e.Change
-			if c.Type != instance.ChangeState {
-				continue
-			}
-			changed = true
-			if c.After.State == targets[cause.Verb] && sameToken(c.Cause, cause) {
-				own[c.ID()] = instance.StateChange{ID: c.ID(), Previous: c.Before.State, Current: c.After.State}
-			}
-		}
-		if page.Done {
-			return changed, own, nil
-		}
-		after = page.Next
-	}
-}
-
-// sameToken reports whether a change was caused under the client token of a command: its
-// tries have request ids of their own.
-func sameToken(a, b instance.Cause) bool {
-	a.RequestID, b.RequestID = "", ""
-	return a == b
-}
-
-// answerFromRecord answers a command of which only the intent is known, and that may have
-// been carried out: with what the journal says that it did, and else with the present
-// states. It is kept like any other answer.
-func (s *Service) answerFromRecord(ctx context.Context, term *journal.Term, cmd instance.Command, token journal.Token, own map[instance.ID]instance.StateChange) (CommandResponse, error) {
-	response := CommandResponse{Cursor: s.journal.Cursor(token.Intent)}
-	var missing []instance.ID
-	for _, id := range token.IDs {
-		if change, found := own[id]; found {
-			response.Changes = append(response.Changes, change)
-			continue
-		}
-		if known, found := s.journal.Get(id); found {
-			state := known.Instance.State
-			response.Changes = append(response.Changes, instance.StateChange{ID: id, Previous: state, Current: state})
-			continue
-		}
-		missing = append(missing, id)
-		if gone, ok := NotFound([]instance.ID{id}).(*instance.Error); ok { //nolint:errorlint // it is made there
-			response.Failures = append(response.Failures, instance.Failure{ID: id, Err: gone})
-		}
-	}
-	if len(missing) > 0 && !cmd.PerInstance {
-		return CommandResponse{}, NotFound(missing)
-	}
-	response.EndCursor = s.Cursor()
-	token.Answer = &journal.Answer{Changes: response.Changes, Failures: response.Failures, Cursor: response.Cursor, EndCursor: response.EndCursor}
-	_, err := term.Update(ctx, func(tx *journal.Tx) error { tx.PutToken(token); return nil })
-	return response, err
 }
 
 // isCertain reports whether an error says of itself what became of the command.
