@@ -290,7 +290,8 @@ func (a answer) complete(told []instance.StateChange) CommandResponse {
 }
 
 // recordToken keeps what the caller is told under its token. A refusal is not kept, and
-// frees the token unless an earlier attempt under it has reached some of the instances.
+// frees the token, unless an earlier attempt under it has reached some of the instances or
+// this one may have reached others: a retry is then decided by instance.
 func (s *Service) recordToken(tx *journal.Tx, a answer, response CommandResponse) {
 	switch {
 	case a.token == nil:
@@ -303,7 +304,7 @@ func (s *Service) recordToken(tx *journal.Tx, a answer, response CommandResponse
 			EndCursor: s.journal.Cursor(tx.Position()),
 		}
 		tx.PutToken(token)
-	case a.token.Answer == nil:
+	case a.token.Answer == nil && !asError(a.refusal).OutcomeUnknown:
 		tx.DeleteToken(a.token.Key)
 	}
 }

@@ -157,6 +157,51 @@ func TestARetryThatIsRefusedForTheRestDoesNotRepeatWhatWasDone(t *testing.T) {
 	}
 }
 
+// halfKnown carries the first command out on its first instance, answers for it, and does not
+// know what became of the others.
+type halfKnown struct {
+	lifecycle.Backend
+	once sync.Once
+}
+
+func (h *halfKnown) Execute(ctx context.Context, cmd instance.Command) (result instance.Result, err error) {
+	h.once.Do(func() {
+		part := cmd
+		part.IDs = cmd.IDs[:1]
+		if result, err = h.Backend.Execute(ctx, part); err == nil {
+			err = &instance.Error{Kind: instance.KindUnavailable, Message: "the connection broke", OutcomeUnknown: true}
+		}
+	})
+	if err != nil {
+		return result, err
+	}
+	return h.Backend.Execute(ctx, cmd)
+}
+
+// A token is not free after a command that was carried out in part while the outcome for the
+// others is unknown: a retry does not repeat what was done.
+func TestATokenIsNotFreeWhileTheOutcomeIsUnknown(t *testing.T) {
+	f := start(t, options{wrap: func(b lifecycle.Backend) lifecycle.Backend { return &halfKnown{Backend: b} }})
+	req := lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: []string{first, second}, ClientToken: "t"}
+	_, err := f.Command(t.Context(), caller, req)
+	if e, ok := errors.AsType[*instance.Error](err); !ok || !e.OutcomeUnknown || e.Metadata["changed_instance_ids"] != first {
+		t.Fatalf("the command got %v, want that the outcome is unknown, and that %s has changed", err, first)
+	}
+	f.fromOutside(t, sim.Change{IDs: []instance.ID{first}, Action: sim.ActionStop}, instance.StateStopped)
+	r, err := f.Command(t.Context(), caller, req)
+	if err != nil || len(r.Changes) != 2 {
+		t.Fatalf("the retry got %+v, %v", r, err)
+	}
+	for i, id := range []instance.ID{first, second} {
+		if c := r.Changes[i]; c.ID != id || c.Previous != instance.StateStopped || c.Current != instance.StatePending {
+			t.Errorf("the retry is told %+v, want that it started %s", c, id)
+		}
+	}
+	if known, _ := f.journal.Get(first); known.Instance.State != instance.StateStopped {
+		t.Errorf("%s is %v, want that it stays stopped", first, known.Instance.State)
+	}
+}
+
 // Where the history since the intent is no longer kept, an instance that may have been
 // started and stopped since is neither started again nor reported as started.
 func TestAnOutcomeThatHistoryNoLongerTellsIsNotRepeated(t *testing.T) {
