@@ -104,9 +104,11 @@ func (s *Service) carryOut(ctx context.Context, term *journal.Term, cmd instance
 // callBackend calls the backend. While the command is queued there, the call ends [recordMargin]
 // before the caller's deadline, so that the caller can still be told that nothing was done.
 func (s *Service) callBackend(ctx context.Context, cmd instance.Command, command *inflightCommand) (instance.Result, error) {
-	queueing, cancel := context.WithCancel(ctx)
-	defer cancel()
+	queueing := ctx
 	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		queueing, cancel = context.WithCancel(ctx)
+		defer cancel()
 		left := time.Until(deadline)
 		timer := time.AfterFunc(left-min(recordMargin, left/4), func() {
 			if !command.wasSent() {
@@ -139,8 +141,9 @@ func notSent(ctx context.Context, verb instance.Verb, err error) error {
 
 // unknownOutcomes returns the instances of a call of which nobody knows what became.
 func unknownOutcomes(ctx context.Context, cmd instance.Command, result instance.Result, err error) map[instance.ID]bool {
-	ids := make(map[instance.ID]bool)
+	var ids map[instance.ID]bool
 	if err != nil && (ctx.Err() != nil || asError(err).OutcomeUnknown) {
+		ids = make(map[instance.ID]bool, len(cmd.IDs))
 		for _, id := range cmd.IDs {
 			ids[id] = true
 		}
@@ -150,6 +153,9 @@ func unknownOutcomes(ctx context.Context, cmd instance.Command, result instance.
 	}
 	for _, f := range result.Failures {
 		if f.Err.OutcomeUnknown {
+			if ids == nil {
+				ids = make(map[instance.ID]bool)
+			}
 			ids[f.ID] = true
 		}
 	}
