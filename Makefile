@@ -66,11 +66,12 @@ fmt: ## Format Go and proto files
 	$(LINT) fmt
 	$(BUF) format -w
 
-lint: ## Check formatting, style and the import rule
+lint: ## Check formatting, style, the import rule and the wording
 	$(LINT) fmt --diff
 	go vet ./...
 	$(LINT) run
 	cd examples && go tool -modfile=../tools/lint/go.mod golangci-lint run
+	cd tools && go vet ./words && go test ./words && go run ./words ..
 
 proto-check: ## Check the schemas: format, lint, nothing broken since the baseline
 	$(BUF) format --diff --exit-code

@@ -1,15 +1,12 @@
 // Package client is the Go library of instanced.
 //
-// A [Client] makes the calls of InstanceService and adds what every caller of a
-// remote service otherwise writes again: errors that can be taken apart with
-// errors.As ([Error]), retries that are safe because each command carries a
-// client token, pages as iterators, and a [Client.Watch] that resumes by itself
-// after whatever interrupts it. docs/client.md tells how they behave. Requests and responses are the generated
-// messages of package instancedv1; a method never modifies the request that it is
-// given.
+// A [Client] calls InstanceService and adds what callers of a remote service need: errors to
+// match with errors.As ([Error]), retries that are safe because each command carries a client
+// token, pages as iterators, and a [Client.Watch] that resumes after any interruption.
+// docs/client.md describes them in detail. Requests and responses are the generated messages
+// of package instancedv1; methods never modify a request.
 //
-// All methods may be called from any number of goroutines. None outlives its
-// context.
+// All methods are safe for concurrent use. They return no later than their context ends.
 package client
 
 import (
@@ -38,27 +35,26 @@ import (
 
 // Options tune a [Client]. The zero value works.
 type Options struct {
-	// Principal is who calls, at most 128 printable ASCII characters. It is sent as
-	// the metadata "instanced-principal"; without it the service takes the caller
-	// for "anonymous".
+	// Principal is the name of the caller, at most 128 printable ASCII characters. It is sent
+	// as the metadata "instanced-principal"; without it the caller is "anonymous".
 	Principal string
 
-	// TransportCredentials secure the connections that [Dial] makes; nil means
-	// plaintext, which the service offers on loopback only.
+	// TransportCredentials secure the connections of [Dial]; nil means plaintext, which the
+	// service offers on loopback only.
 	TransportCredentials credentials.TransportCredentials
 
-	// DialOptions are added to those of [Dial].
+	// DialOptions are appended to the options that [Dial] uses.
 	DialOptions []grpc.DialOption
 
-	// MaxAttempts is how often a call is made at the most before its error is
-	// returned; 0 means 4, and 1 means that nothing is retried. To look for the process
-	// that owns the backend, for up to 15 seconds while another one takes over, is no
-	// attempt. A watch that has once been established is resumed without limit, and a
-	// wait that has once got through to the service for as long as it was to last.
+	// MaxAttempts is the maximum number of attempts of a call before its error is returned;
+	// 0 means 4, and 1 disables retries. Searching for the process that owns the backend, for
+	// up to 15 seconds while another one takes over, does not count. A watch that was once
+	// established is resumed without limit, and a wait that once reached the service until
+	// its timeout.
 	MaxAttempts int
 
-	// OnRetry, where it is set, is told of each error that is going to be retried
-	// and of the delay until then. It is called from the goroutine of the call.
+	// OnRetry, if set, is called before each retry with the error and the delay, from the
+	// goroutine of the call.
 	OnRetry func(err error, delay time.Duration)
 }
 
@@ -67,30 +63,29 @@ type Client struct {
 	service instancedv1.InstanceServiceClient
 	opts    Options
 	close   func() error
-	// peers is whether the connection tells which calls got as far as a server.
+	// peers is whether the connection reports which requests were sent to a server.
 	peers bool
-	// oneProcess is whether the connection leads to one process only, so that a command
-	// does not come to another one by being repeated.
+	// oneProcess is whether the connection leads to a single process, so that a retry cannot
+	// reach another one.
 	oneProcess bool
-	// reachedOwner is whether a command has ever reached the owner of the backend, so that
-	// it is worth while to wait for another one when it is gone.
+	// reachedOwner is whether a command has ever reached the owner of the backend, so that it
+	// is worth waiting for another one if it is gone.
 	reachedOwner atomic.Bool
 	// target names the service in errors.
 	target string
 }
 
 // Dial returns a client of the service at target: a host and a port such as
-// "127.0.0.1:50051" or "instanced.example:50051", which DNS resolves, or any other
-// target of gRPC such as "unix:/run/instanced.sock"; what can be neither is an error.
-// Connections are made with the
-// first call, one to each address that the name has, and made again whenever they
-// break; calls take the addresses in turn. Several processes of the service behind
-// one name are used as one: reads are served by each of them, and a command that
-// comes to one that does not own the backend goes on to the next. It fails once all that
-// can be reached have named an owner that is none of them, which takes a second or two,
-// unless this client has reached the owner before. An IP address,
-// localhost or a socket is one process: if it knows of another one that owns the backend,
-// the command fails at once, with the address of that one.
+// "127.0.0.1:50051" or "instanced.example:50051", which DNS resolves, or any other gRPC
+// target such as "unix:/run/instanced.sock"; anything else is an error.
+//
+// Connections are made with the first call, one to each address of the name, and made again
+// whenever they break; calls use the addresses in turn. Several processes of the service
+// behind one name are used as one: each serves reads, and a command that reaches a process
+// that does not own the backend is retried at the next. It fails once all reachable processes
+// have named an owner that is not among them, which takes a second or two, unless this client
+// has reached the owner before. An IP address, localhost or a socket is a single process: if
+// another process owns the backend, the command fails at once with its address.
 func Dial(target string, opts Options) (*Client, error) {
 	if !canBeTarget(target) {
 		return nil, fmt.Errorf("client of %q: want a host and a port such as 127.0.0.1:50051, or another target of gRPC such as dns:///instanced.example:50051", target)
@@ -102,15 +97,14 @@ func Dial(target string, opts Options) (*Client, error) {
 	dial := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
-		// gRPC's own backoff grows to two minutes: too long for a watch whose server
-		// is restarted.
+		// gRPC's own backoff grows to two minutes, too long for a watch whose server restarts.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: baseDelay, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxDelay},
 			MinConnectTimeout: 5 * time.Second,
 		}),
-		// A wait may be silent for an hour; this is how a dead connection is noticed. A
-		// watch that finds its stream dead would go on with the same connection until then.
-		// Between calls it keeps what lies in between from forgetting the connection.
+		// Pings detect a dead connection, which a wait, silent for up to an hour, would not
+		// notice, and on which a watch would resume. Between calls they keep middleboxes from
+		// dropping the connection.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 	}, opts.DialOptions...)
 	conn, err := grpc.NewClient(target, dial...)
@@ -122,9 +116,8 @@ func Dial(target string, opts Options) (*Client, error) {
 	return c, nil
 }
 
-// canBeTarget reports whether a text is a host and a port, or has a scheme with something
-// behind it. Which schemes there are, options may say. gRPC itself takes any text, and
-// fails when it is used.
+// canBeTarget reports whether a text is a host and a port, or has a scheme and a rest. Dial
+// options may add schemes. gRPC itself accepts any text and fails with the first call.
 func canBeTarget(text string) bool {
 	if _, port, err := net.SplitHostPort(text); err == nil && port != "" && !strings.Contains(port, "/") {
 		return true
@@ -133,7 +126,7 @@ func canBeTarget(text string) bool {
 	return err == nil && u.Scheme != "" && strings.Trim(u.Opaque+u.Host+u.Path, "/") != ""
 }
 
-// isOneProcess reports whether a target of gRPC is an IP address, localhost or a socket.
+// isOneProcess reports whether a gRPC target is an IP address, localhost or a socket.
 func isOneProcess(target string) bool {
 	if scheme, rest, ok := strings.Cut(target, ":///"); ok && scheme == "dns" {
 		target = rest
@@ -145,8 +138,8 @@ func isOneProcess(target string) bool {
 	return err == nil && (host == "localhost" || net.ParseIP(host) != nil)
 }
 
-// New returns a client that uses a connection of the caller's. The options that
-// concern the connection are left aside.
+// New returns a client on an existing connection. Options that concern the connection are
+// ignored.
 func New(conn grpc.ClientConnInterface, opts Options) *Client {
 	grpcConn, peers := conn.(*grpc.ClientConn)
 	target := "the service"
@@ -164,16 +157,15 @@ func New(conn grpc.ClientConnInterface, opts Options) *Client {
 	}
 }
 
-// Close closes the connections that [Dial] made. It leaves the one that was given to
-// [New] alone.
+// Close closes the connections of [Dial]. It does not close a connection given to [New].
 func (c *Client) Close() error { return c.close() }
 
-// Start starts instances. An answer means that they are starting, not that they
-// run: see [Client.StartAndWait].
+// Start starts instances. A response means that they are starting, not that they are running:
+// see [Client.StartAndWait].
 //
-// Without a client token the request is sent with a new one, so that a retry
-// gets the first answer and never starts what somebody has stopped in between. A
-// dry run that would have been permitted returns an empty response and no error.
+// A request without a client token is sent with a new one, so that a retry gets the first
+// response and never restarts an instance that was stopped in between. A dry run that would
+// have been permitted returns an empty response and no error.
 func (c *Client) Start(ctx context.Context, req *instancedv1.StartInstancesRequest) (*instancedv1.StartInstancesResponse, error) {
 	if req.GetClientToken() == "" {
 		req = proto.CloneOf(req)
@@ -202,7 +194,7 @@ func (c *Client) Reboot(ctx context.Context, req *instancedv1.RebootInstancesReq
 	return command(ctx, c, req, c.service.RebootInstances)
 }
 
-// Terminate ends instances for good. Client tokens and dry runs are treated as by
+// Terminate terminates instances permanently. Client tokens and dry runs are treated as by
 // [Client.Start].
 func (c *Client) Terminate(ctx context.Context, req *instancedv1.TerminateInstancesRequest) (*instancedv1.TerminateInstancesResponse, error) {
 	if req.GetClientToken() == "" {
@@ -229,9 +221,9 @@ func (c *Client) Events(ctx context.Context, req *instancedv1.ListEventsRequest)
 		func(req *instancedv1.ListEventsRequest, token string) { req.PageToken = token })
 }
 
-// Info tells what is running at the other end.
+// Info returns information about the service and its process.
 func (c *Client) Info(ctx context.Context) (*instancedv1.GetServerInfoResponse, error) {
-	return retry(ctx, c, &tries{}, func(ctx context.Context, opts ...grpc.CallOption) (*instancedv1.GetServerInfoResponse, error) {
+	return retry(ctx, c, &attempts{}, func(ctx context.Context, opts ...grpc.CallOption) (*instancedv1.GetServerInfoResponse, error) {
 		return c.service.GetServerInfo(ctx, &instancedv1.GetServerInfoRequest{}, opts...)
 	})
 }
@@ -239,8 +231,8 @@ func (c *Client) Info(ctx context.Context) (*instancedv1.GetServerInfoResponse, 
 // method is a unary call of the generated client.
 type method[Req, Resp any] func(ctx context.Context, req *Req, opts ...grpc.CallOption) (*Resp, error)
 
-// command calls a verb. Its request carries a client token, which is what makes a
-// retry safe even when nobody knows what became of the first try.
+// command calls a verb. Its request carries a client token, which makes a retry safe even if
+// the outcome of the first attempt is unknown.
 func command[Req, Resp any, Message interface {
 	*Req
 	proto.Message
@@ -248,7 +240,7 @@ func command[Req, Resp any, Message interface {
 	if err := c.checkRequest(req); err != nil {
 		return nil, err
 	}
-	var made tries
+	var made attempts
 	resp, err := retry(ctx, c, &made, func(ctx context.Context, opts ...grpc.CallOption) (*Resp, error) {
 		return call(ctx, req, opts...)
 	})
@@ -262,13 +254,13 @@ func command[Req, Resp any, Message interface {
 		last := e.OutcomeUnknown
 		e.OutcomeUnknown = made.lost && leavesOpen(e) && !isDryRun(req)
 		if claim := strings.Index(e.Message, "; nothing was changed"); e.OutcomeUnknown && !last && claim >= 0 {
-			e.Message = e.Message[:claim] + "; an earlier try was not answered" // the claim is about the last one
+			e.Message = e.Message[:claim] + "; an earlier attempt got no response" // the claim is about the last one
 		}
 	}
 	return resp, err
 }
 
-// pages calls a method for one page after the other.
+// pages iterates over the pages of a method.
 func pages[Req proto.Message, Resp interface{ GetNextPageToken() string }](
 	ctx context.Context, c *Client, req Req,
 	call func(ctx context.Context, req Req, opts ...grpc.CallOption) (Resp, error),
@@ -283,14 +275,14 @@ func pages[Req proto.Message, Resp interface{ GetNextPageToken() string }](
 		next := proto.CloneOf(req)
 		var followed pageTokens
 		for {
-			page, err := retry(ctx, c, &tries{}, func(ctx context.Context, opts ...grpc.CallOption) (Resp, error) {
+			page, err := retry(ctx, c, &attempts{}, func(ctx context.Context, opts ...grpc.CallOption) (Resp, error) {
 				return call(ctx, next, opts...)
 			})
 			if !yield(page, err) || err != nil || page.GetNextPageToken() == "" {
 				return
 			}
 			if !followed.follow(page.GetNextPageToken()) {
-				yield(none, newError(status.Errorf(codes.Internal, "the pages do not end: %s gives a page token again that it has given before, or ever more of them", c.target), nil))
+				yield(none, newError(status.Errorf(codes.Internal, "the pages do not end: %s repeats a page token or never returns the last page", c.target), nil))
 				return
 			}
 			setToken(next, page.GetNextPageToken())
@@ -298,7 +290,7 @@ func pages[Req proto.Message, Resp interface{ GetNextPageToken() string }](
 	}
 }
 
-// maxPages is how many pages are followed.
+// maxPages is the maximum number of pages to follow.
 const maxPages = 1 << 20
 
 // pageTokens are the tokens that were followed: the last one, and the one behind the 1st,

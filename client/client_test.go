@@ -59,20 +59,20 @@ func TestWhatIsRetried(t *testing.T) {
 		return &errdetails.RetryInfo{RetryDelay: durationpb.New(d)}
 	}
 	tests := map[string]struct {
-		err   error
-		opts  client.Options
-		calls int
-		least time.Duration
+		err      error
+		opts     client.Options
+		calls    int
+		minDelay time.Duration
 	}{
-		"a server that cannot be reached":           {failure(t, codes.Unavailable, "gone"), client.Options{}, 4, 700 * time.Millisecond},
-		"no more often than the options say":        {failure(t, codes.Unavailable, "gone"), client.Options{MaxAttempts: 2}, 2, 100 * time.Millisecond},
-		"nothing, if the options say so":            {failure(t, codes.Unavailable, "gone"), client.Options{MaxAttempts: 1}, 1, 0},
-		"a throttled call, after what it asks for":  {failure(t, codes.ResourceExhausted, "slow down", retryIn(3*time.Second)), client.Options{}, 4, 9 * time.Second},
-		"not a delay that is too long":              {failure(t, codes.ResourceExhausted, "no capacity", retryIn(time.Minute)), client.Options{}, 1, 0},
-		"not a lack that waiting does not cure":     {failure(t, codes.ResourceExhausted, "too many"), client.Options{}, 1, 0},
-		"not a refusal":                             {failure(t, codes.FailedPrecondition, "not now"), client.Options{}, 1, 0},
-		"not a request that can never be right":     {failure(t, codes.InvalidArgument, "no"), client.Options{}, 1, 0},
-		"not a bug, of which nobody knows what did": {failure(t, codes.Internal, "oops"), client.Options{}, 1, 0},
+		"a server that cannot be reached":          {failure(t, codes.Unavailable, "gone"), client.Options{}, 4, 700 * time.Millisecond},
+		"no more often than the options say":       {failure(t, codes.Unavailable, "gone"), client.Options{MaxAttempts: 2}, 2, 100 * time.Millisecond},
+		"nothing, if the options say so":           {failure(t, codes.Unavailable, "gone"), client.Options{MaxAttempts: 1}, 1, 0},
+		"a throttled call, after what it asks for": {failure(t, codes.ResourceExhausted, "slow down", retryIn(3*time.Second)), client.Options{}, 4, 9 * time.Second},
+		"not a delay that is too long":             {failure(t, codes.ResourceExhausted, "no capacity", retryIn(time.Minute)), client.Options{}, 1, 0},
+		"not a lack that waiting does not cure":    {failure(t, codes.ResourceExhausted, "too many"), client.Options{}, 1, 0},
+		"not a refusal":                            {failure(t, codes.FailedPrecondition, "not now"), client.Options{}, 1, 0},
+		"not a request that can never be right":    {failure(t, codes.InvalidArgument, "no"), client.Options{}, 1, 0},
+		"not a bug, whose outcome is unknown":      {failure(t, codes.Internal, "oops"), client.Options{}, 1, 0},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -89,8 +89,8 @@ func TestWhatIsRetried(t *testing.T) {
 				if status.Code(err) != status.Code(test.err) {
 					t.Errorf("got %v", err)
 				}
-				if took := time.Since(begin); calls != test.calls || took < test.least {
-					t.Errorf("%d calls in %v, want %d in at least %v", calls, took, test.calls, test.least)
+				if took := time.Since(begin); calls != test.calls || took < test.minDelay {
+					t.Errorf("%d calls in %v, want %d in at minDelay %v", calls, took, test.calls, test.minDelay)
 				}
 			})
 		})
@@ -240,7 +240,7 @@ func TestAnUnknownOutcomeIsNotSaidToHaveChangedNothing(t *testing.T) {
 		defer stop()
 		_, err := c.Start(t.Context(), &instancedv1.StartInstancesRequest{})
 		e, ok := errors.AsType[*client.Error](err)
-		if want := "no process owns the backend at the moment; an earlier try was not answered"; !ok || !e.OutcomeUnknown || e.Message != want {
+		if want := "no process owns the backend at the moment; an earlier attempt got no response"; !ok || !e.OutcomeUnknown || e.Message != want {
 			t.Errorf("got %#v, want %q", err, want)
 		}
 	})
@@ -267,7 +267,7 @@ func TestWhetherTheOutcomeIsKnown(t *testing.T) {
 		"a refusal after an answer that was lost": {errs: []error{lost, failure(t, codes.FailedPrecondition, "no", info("R", nil))}},
 		"a busy service after one that was lost":  {errs: []error{lost, failure(t, codes.ResourceExhausted, "no", info("R", nil))}, unknown: true},
 		"a refusal of what was never carried out": {errs: []error{failure(t, codes.NotFound, "no", info("R", nil))}},
-		"a bug of which nobody knows what it did": {errs: []error{status.Error(codes.Internal, "oops")}, unknown: true},
+		"a bug with an unknown outcome":           {errs: []error{status.Error(codes.Internal, "oops")}, unknown: true},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The reasons of [Error] that programs ask for most. docs/errors.md lists all.
+// The most common reasons of [Error] to check for. docs/errors.md lists all.
 const (
 	// ReasonDryRun is a dry run that would have been permitted. The methods of
 	// [Client] turn it into success.
@@ -25,8 +25,8 @@ const (
 	reasonNotOwner = "NOT_OWNER"
 )
 
-// pushbackTrailer is how a server, or what lies before it, tells clients in general
-// when to retry: in so many milliseconds, or not at all.
+// pushbackTrailer is gRPC's standard trailer by which a server or proxy says when to retry: a
+// delay in milliseconds, or a negative number for never.
 const pushbackTrailer = "grpc-retry-pushback-ms"
 
 // Violation is one thing wrong with one field of a request.
@@ -35,23 +35,23 @@ type Violation struct {
 	Field string
 	// Description says what is wrong and what is right.
 	Description string
-	// Reason stands for the violation in programs, where there is one.
+	// Reason identifies the violation for programs; it may be empty.
 	Reason string
 }
 
-// Error is what a call failed with. Every method of [Client] that returns an error
-// of the service, of the connection or of the context returns one of these.
+// Error is the error of a call. Every method of [Client] that returns an error of the service,
+// of the connection or of the context returns one.
 //
 // errors.Is finds context.Canceled and context.DeadlineExceeded in it, and
-// status.FromError the status as it came.
+// status.FromError the original status.
 type Error struct {
 	// Code is the gRPC status code.
 	Code codes.Code
 	// Reason says in UPPER_SNAKE_CASE what is wrong, within Domain. It is empty for
 	// errors that did not come from the service.
 	Reason string
-	// Domain is "ec2.amazonaws.com" for EC2's own errors and "instanced" for those of
-	// the service.
+	// Domain is "ec2.amazonaws.com" for EC2's own errors and "instanced" for errors of the
+	// service.
 	Domain string
 	// EC2Code is EC2's error code, such as IncorrectInstanceState; empty for an error
 	// of the service.
@@ -60,19 +60,19 @@ type Error struct {
 	Message string
 	// InstanceIDs are the instances that the error names, if any.
 	InstanceIDs []string
-	// Violations are all that is wrong with the request.
+	// Violations are everything that is wrong with the request.
 	Violations []Violation
-	// RetryDelay is how long to wait before the same call may succeed; 0 when the
-	// service does not say that a retry is worth while.
+	// RetryDelay is how long to wait before a retry may succeed; 0 if the service does not
+	// suggest one.
 	RetryDelay time.Duration
-	// OutcomeUnknown is true when the command may have been carried out all the same:
-	// the service says so, or its answer to some try was lost. To repeat the command
-	// with its client token tells.
+	// OutcomeUnknown is true if the command may have been executed anyway: the service says so,
+	// or its response to some attempt was lost. Repeating the command with its client token
+	// returns the outcome.
 	OutcomeUnknown bool
-	// RequestID is the id under which the service's log has the call.
+	// RequestID is the id of the call in the service's log.
 	RequestID string
-	// Metadata are all further particulars that the service gave, such as the oldest
-	// cursor that can still be served.
+	// Metadata are further details of the service, such as the oldest cursor that can still be
+	// served.
 	Metadata map[string]string
 
 	status *status.Status
@@ -80,8 +80,7 @@ type Error struct {
 	final bool
 }
 
-// Error returns the code and the message, and the violations, which the message may be
-// made of.
+// Error returns the code, the message and the violations.
 func (e *Error) Error() string {
 	var b strings.Builder
 	switch {
@@ -111,8 +110,8 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// messageRepeats reports whether the message says what the first violation says: it is made
-// of that, or in EC2's words that is made of it.
+// messageRepeats reports whether the message repeats the first violation or, in EC2's words,
+// the reverse.
 func (e *Error) messageRepeats() bool {
 	if len(e.Violations) == 0 {
 		return false
@@ -121,10 +120,10 @@ func (e *Error) messageRepeats() bool {
 	return strings.HasPrefix(e.Message, first.Field+": "+first.Description) || strings.HasPrefix(first.Description, e.Message)
 }
 
-// GRPCStatus returns the status as it came, details included.
+// GRPCStatus returns the original status with its details.
 func (e *Error) GRPCStatus() *status.Status { return e.status }
 
-// Unwrap returns the error of the context for a call that its context ended.
+// Unwrap returns the error of the context if the context ended the call.
 func (e *Error) Unwrap() error {
 	switch e.Code {
 	case codes.Canceled:
@@ -136,7 +135,7 @@ func (e *Error) Unwrap() error {
 	}
 }
 
-// newError takes an error of grpc apart, and the trailer that came with it.
+// newError converts an error of gRPC and its trailer.
 func newError(err error, trailer metadata.MD) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
@@ -202,14 +201,13 @@ func (e *Error) takeInfo(info *errdetails.ErrorInfo) {
 	}
 }
 
-// leavesOpen reports whether an error leaves it open what became of the tries before
-// it. A refusal does not: a command that was carried out would have got its first
-// answer.
+// leavesOpen reports whether the outcome of earlier attempts is still unknown after an error.
+// After a rejection it is not: an executed command would have got its first response.
 func leavesOpen(e *Error) bool {
 	return e.OutcomeUnknown || answerLost(e) || e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted
 }
 
-// answerLost reports whether a try that got as far as a server ended without its answer.
+// answerLost reports whether an attempt that was sent ended without a response.
 func answerLost(e *Error) bool {
 	switch e.Code {
 	case codes.DeadlineExceeded, codes.Canceled:
@@ -221,7 +219,7 @@ func answerLost(e *Error) bool {
 	}
 }
 
-// isDryRun reports whether a request only asks.
+// isDryRun reports whether a request is a dry run.
 func isDryRun(req any) bool {
 	r, ok := req.(interface{ GetDryRun() bool })
 	return ok && r.GetDryRun()

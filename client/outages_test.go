@@ -106,7 +106,7 @@ func TestAWatchAndItsCommandsOutliveTheirConnections(t *testing.T) {
 }
 
 // TestAWatchBeginsAgainWhenItsLogIsGone shows it on the cursor that a watch keeps for
-// itself; nobody has asked it to do so.
+// itself, unasked.
 func TestAWatchBeginsAgainWhenItsLogIsGone(t *testing.T) {
 	t.Parallel()
 	instances, ids := fleet(3)

@@ -17,41 +17,41 @@ import (
 const (
 	defaultMaxAttempts = 4
 
-	// The delays between tries grow from the first to the last of these.
+	// baseDelay and maxDelay bound the backoff between attempts.
 	baseDelay = 200 * time.Millisecond
 	maxDelay  = 5 * time.Second
 
-	// maxAsked is the longest delay that a service may ask for: beyond it is nonsense.
+	// maxAsked bounds the retry delay that a service can ask for.
 	maxAsked = 24 * time.Hour
 
-	// maxDetours is how often a command goes on at once to another process that may be
-	// the owner, before it waits. With several processes behind one name, which of them is
-	// next is a matter of chance.
+	// maxDetours is how often a command that did not reach the owner is retried at once,
+	// before it backs off. With several processes behind one name, chance decides which of
+	// them is next.
 	maxDetours = 4
 
-	// takeover is for how long a command looks for the owner: a little longer than it takes
-	// until another process follows one that has died.
+	// takeover is for how long a command searches for the owner: a little longer than it takes
+	// another process to take over from one that died.
 	takeover = 15 * time.Second
 )
 
-// newToken returns a client token of 26 characters that nobody else has.
+// newToken returns a unique client token of 26 characters.
 func newToken() string { return crand.Text() }
 
-// tries are those of one call.
-type tries struct {
-	// until is when a call that has once got through is given up; the zero time if it
-	// is no reason to go on.
+// attempts is the state of one call over its attempts.
+type attempts struct {
+	// until is until when a call that once reached the service is retried, whatever the
+	// number of attempts; zero if only the number counts.
 	until time.Time
-	// through is whether the call is known to have got through to the service.
+	// through is whether the call is known to have reached the service.
 	through bool
-	// lost is whether any try may have been carried out although it failed.
+	// lost is whether any attempt may have been executed although it failed.
 	lost bool
 }
 
-// retry makes a call until it succeeds, fails for good, or has been made often
-// enough. Its error is an *[Error].
-func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx context.Context, opts ...grpc.CallOption) (Resp, error)) (Resp, error) {
-	most := c.maxAttempts()
+// retry repeats a call until it succeeds, fails permanently, or has used up its attempts. Its
+// error is an *[Error].
+func retry[Resp any](ctx context.Context, c *Client, made *attempts, call func(ctx context.Context, opts ...grpc.CallOption) (Resp, error)) (Resp, error) {
+	maxAttempts := c.maxAttempts()
 	ctx = c.outgoing(ctx)
 	var search ownerSearch
 	for attempt := 1; ; attempt++ {
@@ -62,27 +62,27 @@ func retry[Resp any](ctx context.Context, c *Client, made *tries, call func(ctx 
 			return resp, nil
 		}
 		e := newError(err, trailer)
-		// Without an address the call never left.
+		// Without an address the request was never sent.
 		sent := server.Addr != nil
 		made.through = made.through || sent
 		made.lost = made.lost || e.OutcomeUnknown || answerLost(e) && (sent || !c.peers)
-		delay, again := retryDelay(e, attempt), attempt < most
+		delay, again := retryDelay(e, attempt), attempt < maxAttempts
 		if made.through && !made.until.IsZero() {
-			// The last try is at the very end.
+			// The last attempt is at the very end.
 			left := time.Until(made.until)
 			delay, again = min(delay, left), left > 0
 		}
 		if e.Reason == reasonNotOwner && e.Metadata["owner"] != "" && c.oneProcess {
-			// It would say the same again, for as long as it is asked.
+			// A retry would reach the same process.
 			var none Resp
 			return none, e
 		}
-		if e.Reason == reasonNotOwner && most > 1 {
+		if e.Reason == reasonNotOwner && maxAttempts > 1 {
 			attempt--
 			again, delay = search.refused(e.Metadata["owner"], server.Addr, delay)
 			again = again || c.reachedOwner.Load() && search.within()
 		} else {
-			search.news = true // perhaps it was the owner that failed
+			search.news = true // the owner itself may have failed
 		}
 		if !again || !retryable(e) || !c.pause(ctx, e, delay) {
 			var none Resp
@@ -95,33 +95,31 @@ func (c *Client) maxAttempts() int {
 	return cmp.Or(c.opts.MaxAttempts, defaultMaxAttempts)
 }
 
-// retryable reports whether the same call may succeed soon: the service cannot be
-// reached or is busy, or it says itself that a short wait will do.
+// retryable reports whether the same call may succeed soon: the service is unreachable or
+// busy, or asks for a short delay.
 func retryable(e *Error) bool {
 	return !e.final && (e.Code == codes.Unavailable ||
 		e.Code == codes.ResourceExhausted && e.RetryDelay > 0 && e.RetryDelay <= maxDelay)
 }
 
-// ownerSearch is the search of a command for the process that owns the backend. It goes in
-// rounds: tries one right after the other, which reach one process after the other, and then
-// a pause.
+// ownerSearch is a command's search for the process that owns the backend. It goes in rounds:
+// immediate retries, which reach one process after the other, and then a backoff.
 type ownerSearch struct {
-	// since is when a process first refused because it is not the owner.
+	// since is when a process first rejected the command as not the owner.
 	since time.Time
-	// detours counts the refusals since the last pause.
+	// detours counts the rejections since the last backoff.
 	detours int
-	// owner is the one that was named last, and named has the addresses that named it.
+	// owner is the owner named last, and named has the addresses of the processes that named it.
 	owner string
 	named map[string]bool
-	// news is whether something was learned since the last pause.
+	// news is whether something was learned since the last backoff.
 	news bool
 }
 
-// refused reports whether to try again, and after which delay, now that the process at an
-// address has refused and has named the owner, or nobody. While one is named, the next try
-// probably gets there, and is made at once. A whole round in which processes say again what
-// they have said before shows that the owner is not among those that can be reached. Where
-// nobody is named, another one is about to take over.
+// refused reports whether to retry, and after which delay, after the process at an address has
+// rejected the command and named the owner, if any. If one is named, the next attempt will
+// probably reach it and is made at once. A round without news shows that the owner is not
+// among the reachable processes. If none is named, a process is about to take over.
 func (s *ownerSearch) refused(owner string, address net.Addr, delay time.Duration) (bool, time.Duration) {
 	if s.since.IsZero() {
 		s.since = time.Now()
@@ -149,16 +147,16 @@ func (s *ownerSearch) refused(owner string, address net.Addr, delay time.Duratio
 // within reports whether there is time left to search.
 func (s *ownerSearch) within() bool { return time.Since(s.since) < takeover }
 
-// retryDelay is how long to wait after the given number of failures in a row: at the
-// least what the service asks for, and a time that doubles with each failure. A part of
-// it is left to chance, so that those who failed together do not come back together.
+// retryDelay returns how long to wait after a number of consecutive failures: at least what
+// the service asks for, and an exponential backoff. It is jittered, so that clients that
+// failed together do not come back together.
 func retryDelay(e *Error, failures int) time.Duration {
 	asked := min(e.RetryDelay, maxAsked)
 	spread := min(asked/4, maxDelay)
-	return max(asked+rand.N(spread+1), backoffDelay(failures)) //nolint:gosec // chance spreads the retries; it guards nothing
+	return max(asked+rand.N(spread+1), backoffDelay(failures)) //nolint:gosec // jitter needs no secure randomness
 }
 
-// backoffDelay is the time that doubles; up to one half of it is left to chance.
+// backoffDelay is the exponential backoff, of which up to one half is jitter.
 func backoffDelay(failures int) time.Duration {
 	d := maxDelay
 	if shift := failures - 1; shift < 16 {
@@ -167,8 +165,8 @@ func backoffDelay(failures int) time.Duration {
 	return d/2 + rand.N(d/2+1) //nolint:gosec // as above
 }
 
-// pause tells of a retry and waits for it. It is false, at once where possible, when
-// the context ends first.
+// pause reports a retry and waits for it. It returns false if the context ends first, at once
+// if the deadline is too close.
 func (c *Client) pause(ctx context.Context, cause error, delay time.Duration) bool {
 	if ctx.Err() != nil {
 		return false

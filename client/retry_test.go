@@ -39,9 +39,9 @@ func delays(t *testing.T, err error, trailer metadata.MD) (told []time.Duration)
 
 func TestThePushbackOfAServerIsHonoured(t *testing.T) {
 	tests := map[string]struct {
-		values []string
-		tries  int
-		least  time.Duration
+		values   []string
+		tries    int
+		minDelay time.Duration
 	}{
 		"a delay":                     {[]string{"4000"}, 3, 4 * time.Second},
 		"none":                        {[]string{"0"}, 3, 0},
@@ -54,7 +54,7 @@ func TestThePushbackOfAServerIsHonoured(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				told := delays(t, status.Error(codes.Unavailable, "busy"), metadata.MD{pushback: test.values})
-				if len(told) != test.tries || slices.ContainsFunc(told, func(d time.Duration) bool { return d < test.least }) {
+				if len(told) != test.tries || slices.ContainsFunc(told, func(d time.Duration) bool { return d < test.minDelay }) {
 					t.Errorf("retried after %v", told)
 				}
 			})
@@ -107,21 +107,21 @@ func TestACommandGoesOnToTheOwner(t *testing.T) {
 		return &errdetails.ErrorInfo{Domain: "instanced", Reason: "NOT_OWNER", Metadata: map[string]string{"owner": owner}}
 	}
 	soon := &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)}
-	known, unknown := failure(t, codes.Unavailable, "not me", info("b:1"), soon), failure(t, codes.Unavailable, "nobody", info(""), soon)
+	known, unknown := failure(t, codes.Unavailable, "not me", info("b:1"), soon), failure(t, codes.Unavailable, "no owner", info(""), soon)
 	tests := map[string]struct {
-		errs        []error
-		maxAttempts int
-		calls       int
-		least, most time.Duration
-		ok          bool
+		errs               []error
+		maxAttempts        int
+		calls              int
+		minDelay, maxDelay time.Duration
+		ok                 bool
 	}{
 		"at once, to the next one":                {errs: []error{known, known, known}, calls: 4, ok: true},
-		"after a while, if it is not found":       {errs: slices.Repeat([]error{known}, 6), calls: 7, least: time.Second, most: 1250 * time.Millisecond, ok: true},
-		"after a while, if there is none":         {errs: slices.Repeat([]error{unknown}, 10), calls: 11, least: 10 * time.Second, most: 12500 * time.Millisecond, ok: true},
-		"but not for ever":                        {errs: slices.Repeat([]error{unknown}, 99), least: 15 * time.Second, most: 16250 * time.Millisecond},
-		"nor where each names the same other one": {errs: slices.Repeat([]error{known}, 999), calls: 10, least: time.Second, most: 1250 * time.Millisecond},
+		"after a while, if it is not found":       {errs: slices.Repeat([]error{known}, 6), calls: 7, minDelay: time.Second, maxDelay: 1250 * time.Millisecond, ok: true},
+		"after a while, if there is none":         {errs: slices.Repeat([]error{unknown}, 10), calls: 11, minDelay: 10 * time.Second, maxDelay: 12500 * time.Millisecond, ok: true},
+		"but not for ever":                        {errs: slices.Repeat([]error{unknown}, 99), minDelay: 15 * time.Second, maxDelay: 16250 * time.Millisecond},
+		"nor where each names the same other one": {errs: slices.Repeat([]error{known}, 999), calls: 10, minDelay: time.Second, maxDelay: 1250 * time.Millisecond},
 		"and not if nothing is to be retried":     {errs: []error{known}, maxAttempts: 1, calls: 1},
-		"with an attempt for each other failure":  {errs: []error{known, errGone, known, errGone, known, errGone}, calls: 7, least: 350 * time.Millisecond, most: 2 * time.Second, ok: true},
+		"with an attempt for each other failure":  {errs: []error{known, errGone, known, errGone, known, errGone}, calls: 7, minDelay: 350 * time.Millisecond, maxDelay: 2 * time.Second, ok: true},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -136,7 +136,7 @@ func TestACommandGoesOnToTheOwner(t *testing.T) {
 				defer stop()
 				begin := time.Now()
 				_, err := c.Start(t.Context(), &instancedv1.StartInstancesRequest{})
-				if took := time.Since(begin); (err == nil) != test.ok || test.calls > 0 && calls != test.calls || took < test.least || took > test.most {
+				if took := time.Since(begin); (err == nil) != test.ok || test.calls > 0 && calls != test.calls || took < test.minDelay || took > test.maxDelay {
 					t.Errorf("%d calls in %v, and then %v", calls, took, err)
 				}
 			})

@@ -169,7 +169,7 @@ func TestPagesThatLeadBackAreNotFollowedForEver(t *testing.T) {
 		}
 		end()
 		e, ok := errors.AsType[*client.Error](last)
-		if !ok || e.Code != codes.Internal || !strings.Contains(e.Message, "the service at passthrough:///bufconn gives a page token again") {
+		if !ok || e.Code != codes.Internal || !strings.Contains(e.Message, "the service at passthrough:///bufconn repeats a page token") {
 			t.Errorf("%s: %v", name, last)
 		}
 		if calls > 12 {

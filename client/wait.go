@@ -14,24 +14,23 @@ import (
 )
 
 const (
-	// What the service makes of a request without a timeout, and the longest that it
-	// allows.
+	// defaultWait is the default timeout of a wait, and maxWait the maximum that the service
+	// accepts.
 	defaultWait = 5 * time.Minute
 	maxWait     = time.Hour
 
-	// A call is given so much longer than the wait that it asks for, so that the
-	// answer comes before its deadline.
+	// waitGrace is how much longer than its wait a call may take, so that the response arrives
+	// before its deadline.
 	waitGrace = 5 * time.Second
 )
 
-// Wait returns when every instance has reached one of the wanted states, or no
-// longer can, or the time is over, which is an answer and not an error. A request
-// without a timeout waits for as long as the deadline of ctx allows, with a little
-// left for the answer, and for 5 minutes where there is none.
+// Wait returns when every instance has reached one of the wanted states or no longer can, or
+// after the timeout, which is a response and not an error. A request without a timeout waits
+// until shortly before the deadline of ctx, or for 5 minutes without one.
 //
-// A wait changes nothing, and is repeated, for what is left of its time, whenever the
-// service goes away. One that has not got through before is given up after
-// [Options].MaxAttempts; one with a cursor continues what got through.
+// A wait is retried for the rest of its timeout whenever the service becomes unreachable. If
+// it has never reached the service, it is given up after [Options].MaxAttempts, unless it has
+// a cursor.
 func (c *Client) Wait(ctx context.Context, req *instancedv1.WaitInstancesRequest) (*instancedv1.WaitInstancesResponse, error) {
 	if err := c.checkRequest(req); err != nil {
 		return nil, err
@@ -43,22 +42,22 @@ func (c *Client) Wait(ctx context.Context, req *instancedv1.WaitInstancesRequest
 	timeout := req.GetTimeout().AsDuration()
 	end := time.Now().Add(timeout)
 	first := true
-	made := &tries{until: end, through: req.GetAfterCursor() != ""}
+	made := &attempts{until: end, through: req.GetAfterCursor() != ""}
 	return retry(ctx, c, made, func(ctx context.Context, opts ...grpc.CallOption) (*instancedv1.WaitInstancesResponse, error) {
-		// A try after the first waits only for what the others have left over.
+		// A retry waits only for the rest of the timeout.
 		if !first {
 			timeout = max(time.Until(end), time.Millisecond)
 			req.Timeout = durationpb.New(timeout)
 		}
 		first = false
-		// What is beyond the limits is for the service to refuse.
+		// The service rejects timeouts beyond its limits.
 		ctx, cancel := context.WithTimeout(ctx, min(max(timeout, 0), maxWait)+waitGrace)
 		defer cancel()
 		return c.service.WaitInstances(ctx, req, opts...)
 	})
 }
 
-// waitFor is the longest wait that leaves time for its answer before the deadline.
+// waitFor returns the longest wait that leaves time for its response before the deadline.
 func waitFor(ctx context.Context) time.Duration {
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -68,17 +67,16 @@ func waitFor(ctx context.Context) time.Duration {
 	return min(max(left-min(waitGrace, left/10), time.Millisecond), maxWait)
 }
 
-// StartAndWait starts instances and waits until all of them run. It returns them in
-// full, with the addresses that they were given, in the order asked for.
+// StartAndWait starts instances and waits until all are running. It returns them in full, with
+// their new addresses, in the order of the request.
 //
-// The error has an *[Error] in it when the start was refused or, as its text then says,
-// when the instances are starting and the wait for them failed. It is a
-// *[NotReachedError] when some instance does not run: because it fell back to stopped,
-// because the time was over, or, of a per-instance call, because it could not be
-// started; all that were accepted are returned beside it, whatever their states. The
-// wait ends shortly before the deadline of ctx, after an hour at most, and after 5
-// minutes where there is none. For a dry run there is nothing to wait for, and no
-// instance is returned.
+// The error wraps an *[Error] if the start was rejected or, as its text then says, if the
+// instances are starting but the wait failed. It is a *[NotReachedError] if an instance is not
+// running: because it fell back to stopped, because of the timeout, or, in a per-instance
+// request, because it could not be started. All accepted instances are returned with it,
+// whatever their states. The wait ends shortly before the deadline of ctx, at most after an
+// hour, and after 5 minutes without a deadline. A dry run does not wait and returns no
+// instances.
 func (c *Client) StartAndWait(ctx context.Context, req *instancedv1.StartInstancesRequest) ([]*instancedv1.Instance, error) {
 	started, err := c.Start(ctx, req)
 	if err != nil {
@@ -100,7 +98,7 @@ func (c *Client) StartAndWait(ctx context.Context, req *instancedv1.StartInstanc
 			AfterCursor: started.GetCursor(),
 		})
 		if err != nil {
-			return nil, fmt.Errorf("the start was accepted, and the wait for it failed: %w", err)
+			return nil, fmt.Errorf("the start was accepted, but waiting for it failed: %w", err)
 		}
 		for _, result := range waited.GetResults() {
 			instances = append(instances, result.GetInstance())
@@ -115,13 +113,13 @@ func (c *Client) StartAndWait(ctx context.Context, req *instancedv1.StartInstanc
 	return instances, nil
 }
 
-// NotReachedError says which instances did not get to where they were wanted.
+// NotReachedError says which instances did not reach the wanted state.
 type NotReachedError struct {
-	// States are the states that were wanted.
+	// States are the wanted states.
 	States []instancedv1.InstanceStateName
-	// Results has the instances that were waited for in vain.
+	// Results has the instances that did not reach them.
 	Results []*instancedv1.WaitResult
-	// Failures has the instances that the command did not accept.
+	// Failures has the instances for which the command was rejected.
 	Failures []*instancedv1.InstanceFailure
 }
 
@@ -134,7 +132,7 @@ func (e *NotReachedError) Error() string {
 	for _, r := range e.Results {
 		lines = append(lines, r.GetInstanceId()+": "+describeOutcome(r))
 	}
-	return fmt.Sprintf("not every instance came to be %s: %s", stateNames(e.States), strings.Join(lines, "; "))
+	return fmt.Sprintf("not every instance is %s: %s", stateNames(e.States), strings.Join(lines, "; "))
 }
 
 func describeOutcome(r *instancedv1.WaitResult) string {

@@ -17,41 +17,40 @@ import (
 )
 
 const (
-	// firstMessageWithin is how long a stream may take to be established: to connect, and
-	// for a process that lags to catch up with the cursor.
-	firstMessageWithin = 30 * time.Second
+	// firstMessageTimeout is how long a stream may take to be established: to connect, and for
+	// a lagging process to catch up with the cursor.
+	firstMessageTimeout = 30 * time.Second
 
-	// silenceIntervals is after how many progress intervals without a message an
-	// established stream is taken for dead.
+	// silenceIntervals is the number of progress intervals without a message after which an
+	// established stream counts as dead.
 	silenceIntervals = 3
 )
 
-// Watch yields the messages of WatchInstances and resumes by itself: when the
-// connection breaks, or is silent for three progress intervals, and when the server
-// says goodbye, it connects again, after a growing delay of which a part is left to
-// chance, and goes on after the last cursor. Over all those streams no change is missed
-// and none is yielded twice.
+// Watch yields the messages of WatchInstances and resumes automatically: when the connection
+// breaks or is silent for three progress intervals, and when the server says goodbye, it
+// reconnects with a jittered backoff and continues after the last cursor. Across all streams
+// no change is missed and none is yielded twice.
 //
-// The messages are those of the contract: subscribed at the beginning of each stream,
-// snapshots, events, progress, goodbye at the end. Changes that were recorded together
-// come in one message of events, which always has a cursor. A snapshot may come in
-// parts; the first part says to forget what was known, and the last one has the cursor.
-// One that was interrupted is begun anew.
+// The messages follow the contract: subscribed at the start of each stream, snapshots, events,
+// progress, goodbye at the end. Changes that were recorded together come in one message of
+// events, which always has a cursor. A snapshot may come in parts; the first part means that
+// all earlier state is obsolete, and the last has the cursor. An interrupted snapshot starts
+// over.
 //
-// Whoever derives something from the messages stores the cursor of each message that
-// has one together with what was derived from it and from those before, in one
-// transaction, and gives the last one as AfterCursor when it begins again.
+// A consumer that derives state from the messages stores the cursor of each message that has
+// one together with that state, in one transaction, and passes the last cursor as AfterCursor
+// when it starts again.
 //
-// A cursor becomes unusable when retention passes it, or when the log is set back or
-// replaced. What is done then is for OnUnusableCursor to say, during the whole watch: FAIL
-// ends it with OUT_OF_RANGE; SNAPSHOT begins again with a snapshot that names the reason.
-// Left UNSPECIFIED, a watch that began with a snapshot begins again with one, since its
-// consumer knows what to do with it; one that began after a cursor or from now on ends,
-// since a consumer of changes alone would not notice that some are missing.
+// A cursor becomes unusable when its history is no longer kept, or when the log is rolled back
+// or replaced. OnUnusableCursor decides what happens then, during the whole watch: FAIL ends it
+// with OUT_OF_RANGE; SNAPSHOT starts over with a snapshot that names the reason. If
+// UNSPECIFIED, a watch that started with a snapshot starts over with one, since its consumer
+// can handle it; a watch that started after a cursor or from now ends, since a consumer of
+// changes alone would not notice that some are missing.
 //
-// The sequence ends with an error that waiting does not cure, and with that of ctx. As
-// long as no stream has been established it also ends after [Options].MaxAttempts
-// failures. The error is an *[Error], beside a nil message.
+// The sequence ends with an error that retries cannot cure, and with the error of ctx. Before
+// the first stream is established it also ends after [Options].MaxAttempts failures. The error
+// is an *[Error], next to a nil message.
 func (c *Client) Watch(ctx context.Context, req *instancedv1.WatchInstancesRequest) iter.Seq2[*instancedv1.WatchInstancesResponse, error] {
 	return func(yield func(*instancedv1.WatchInstancesResponse, error) bool) {
 		if err := c.checkRequest(req); err != nil {
@@ -80,13 +79,13 @@ func (c *Client) Watch(ctx context.Context, req *instancedv1.WatchInstancesReque
 			}
 			delay := retryDelay(err, w.failures)
 			if w.goodbye > 0 {
-				// It says the same as the error behind it, and differs from stream to stream.
+				// The goodbye's delay repeats that of the error, but is jittered per stream.
 				delay = max(w.goodbye, backoffDelay(w.failures))
 			}
 			w.goodbye = 0
 			if !c.pause(ctx, err, delay) {
 				if ctx.Err() == nil {
-					// The deadline comes before the delay is over.
+					// The deadline comes before the end of the delay.
 					<-ctx.Done()
 				}
 				yield(nil, newError(ctx.Err(), nil))
@@ -96,26 +95,26 @@ func (c *Client) Watch(ctx context.Context, req *instancedv1.WatchInstancesReque
 	}
 }
 
-// watch is where a sequence of streams has got to.
+// watch is the state of a watch across its streams.
 type watch struct {
 	// next is the request of the next stream.
 	next *instancedv1.WatchInstancesRequest
-	// established is whether any stream was.
+	// established is whether any stream was established.
 	established bool
 	// failures counts the streams that ended since one of them last delivered.
 	failures int
 	// goodbye is the delay that the server asked for when it ended the stream.
 	goodbye time.Duration
-	// batch has the events of a batch of which not all parts have come. They are dropped
-	// with the stream: the next one has them again.
+	// batch has the events of an incomplete batch. They are dropped with the stream: the next
+	// one repeats them.
 	batch []*instancedv1.Event
-	// reason is why there is a snapshot of which not all parts have come.
+	// reason is the reason of an incomplete snapshot.
 	reason instancedv1.UnusableCursorReason
 }
 
-// resumable reports whether the next stream may get further. One that stood is resumed
-// also after what only those between here and the service say, such as that they reset
-// a stream, and however long the service asks to stay away.
+// resumable reports whether the next stream may succeed. A watch that was established is also
+// resumed after errors of proxies, such as a reset stream, and whatever delay the service
+// asks for.
 func (w *watch) resumable(e *Error) bool {
 	if !w.established || e.final {
 		return retryable(e)
@@ -132,13 +131,12 @@ func (w *watch) resumable(e *Error) bool {
 	}
 }
 
-// follow makes one stream and yields its messages. It returns nil when the consumer
-// wants no more.
+// follow opens one stream and yields its messages. It returns nil if the consumer stops.
 func (w *watch) follow(ctx context.Context, c *Client, yield func(*instancedv1.WatchInstancesResponse, error) bool) *Error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	patience := firstMessageWithin
-	silence := time.AfterFunc(patience, func() { cancel(errSilent) })
+	maxSilence := firstMessageTimeout
+	silence := time.AfterFunc(maxSilence, func() { cancel(errSilent) })
 	defer silence.Stop()
 
 	w.batch = nil
@@ -146,23 +144,23 @@ func (w *watch) follow(ctx context.Context, c *Client, yield func(*instancedv1.W
 	stream, err := c.service.WatchInstances(ctx, w.next)
 	for err == nil {
 		var msg *instancedv1.WatchInstancesResponse
-		silence.Reset(patience)
+		silence.Reset(maxSilence)
 		if msg, err = stream.Recv(); err != nil {
 			trailer = stream.Trailer()
 			break
 		}
-		// The time that the consumer takes is no silence of the server.
+		// The time that the consumer takes does not count as silence of the server.
 		silence.Stop()
 		if interval := msg.GetSubscribed().GetProgressInterval().AsDuration(); interval > 0 {
-			patience = silenceIntervals * interval
+			maxSilence = silenceIntervals * interval
 		}
-		if w.take(msg) && !yield(msg, nil) {
+		if w.advance(msg) && !yield(msg, nil) {
 			return nil
 		}
 	}
 	switch {
 	case errors.Is(context.Cause(ctx), errSilent):
-		return unavailable(fmt.Sprintf("nothing was heard from the server for %v", patience))
+		return unavailable(fmt.Sprintf("no message from the server for %v", maxSilence))
 	case errors.Is(err, io.EOF):
 		return unavailable("the server ended the stream")
 	default:
@@ -170,15 +168,15 @@ func (w *watch) follow(ctx context.Context, c *Client, yield func(*instancedv1.W
 	}
 }
 
-// take notes what a message says about where to go on. It is false for a part of a batch
-// that the parts to come complete.
-func (w *watch) take(msg *instancedv1.WatchInstancesResponse) bool {
+// advance updates the state by a message. It returns false for a part of a batch that is not
+// the last.
+func (w *watch) advance(msg *instancedv1.WatchInstancesResponse) bool {
 	switch m := msg.GetMessage().(type) {
 	case *instancedv1.WatchInstancesResponse_Subscribed:
 		w.established = true
 	case *instancedv1.WatchInstancesResponse_Snapshot:
 		w.failures = 0
-		w.takeSnapshot(m.Snapshot)
+		w.advanceSnapshot(m.Snapshot)
 	case *instancedv1.WatchInstancesResponse_Events:
 		w.failures = 0
 		w.batch = append(w.batch, m.Events.GetEvents()...)
@@ -197,10 +195,9 @@ func (w *watch) take(msg *instancedv1.WatchInstancesResponse) bool {
 	return true
 }
 
-// takeSnapshot notes that there is nothing to go on from until a snapshot is complete:
-// whoever has begun to read it has forgotten what was before. One that is begun anew
-// names the reason of the first.
-func (w *watch) takeSnapshot(part *instancedv1.Snapshot) {
+// advanceSnapshot drops the cursor until a snapshot is complete: its consumer has discarded
+// the earlier state. A snapshot that starts over repeats the reason of the first.
+func (w *watch) advanceSnapshot(part *instancedv1.Snapshot) {
 	const none = instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_UNSPECIFIED
 	if part.GetFirst() {
 		w.next.AfterCursor, w.next.FromNow = "", false

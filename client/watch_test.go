@@ -71,7 +71,7 @@ func (s *script) cursors() []string {
 
 // follow runs a watch over a script until it has yielded so many messages, or its
 // error.
-func follow(t *testing.T, s *script, req *instancedv1.WatchInstancesRequest, most int) (got []*instancedv1.WatchInstancesResponse, err error) {
+func follow(t *testing.T, s *script, req *instancedv1.WatchInstancesRequest, maxMessages int) (got []*instancedv1.WatchInstancesResponse, err error) {
 	t.Helper()
 	c, stop := dial(t, &service{watch: s.watch}, client.Options{})
 	defer stop()
@@ -79,7 +79,7 @@ func follow(t *testing.T, s *script, req *instancedv1.WatchInstancesRequest, mos
 		if err != nil {
 			return got, err
 		}
-		if got = append(got, msg); len(got) == most {
+		if got = append(got, msg); len(got) == maxMessages {
 			break
 		}
 	}

@@ -344,7 +344,7 @@ func TestUnreadableMessagesEndInTheDeadLetterQueueAndHoldNothingUp(t *testing.T)
 	t.Parallel()
 	const id = "i-0000000000000000a"
 	first, endpoint := simulated(t, "instances:\n  - {instance_id: "+id+", state: running}\n", "--sim-speed", "0")
-	q := &sqstest.Queue{MostReceives: 3}
+	q := &sqstest.Queue{MaxReceives: 3}
 	bad := []string{"hello", "{}", sqstest.Event("bad", "i-1", "stopped", time.Now()), sqstest.Event("bad", id, "asleep", time.Now())}
 	for range 5 {
 		// More than are received at once.

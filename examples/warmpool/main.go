@@ -89,7 +89,7 @@ func job(ctx context.Context, p *pool, command []string) (out []byte, err error)
 		return nil, fmt.Errorf("claim a machine: %w", err)
 	}
 	defer func() {
-		// Also when this program is told to end: nobody else would stop the machine.
+		// Even if this program is told to stop, since nothing else would stop the machine.
 		if released := p.release(context.WithoutCancel(ctx), m.id); err == nil {
 			err = released
 		}

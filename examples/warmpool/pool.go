@@ -56,7 +56,7 @@ func newPool(c *client.Client, name string) *pool {
 	}
 }
 
-// claim starts a machine that nobody else uses, and waits for one if need be.
+// claim starts a machine that is not in use, and waits for one if need be.
 func (p *pool) claim(ctx context.Context) (machine, error) {
 	for {
 		free, cursor, err := p.free(ctx)
@@ -130,7 +130,7 @@ func (p *pool) take(ctx context.Context, id string) (machine, error) {
 	}
 }
 
-// start starts a machine. As long as nobody knows whether it did, it asks again, also when
+// start starts a machine. While the outcome is unknown it retries, also when
 // this program is told to end: with the same token that tells what became of the first
 // try, and a machine that was started has to be stopped.
 func (p *pool) start(ctx context.Context, id string) (*instancedv1.StartInstancesResponse, error) {

@@ -12,13 +12,12 @@ import (
 	"testing"
 )
 
-// The ports are below those that the system gives to whoever connects: on one of these a
-// client that finds nobody there may meet itself.
+// minPort and maxPort bound the ports, below the system's ephemeral ports: a client that dials
+// an ephemeral port without a listener may connect to itself.
 const minPort, maxPort = 20000, 32000
 
-// host is an address of loopback that this process has for itself, where the whole of
-// 127.0.0.0/8 is loopback, as on Linux: no other test listens there, and nobody connects
-// from there.
+// host is a loopback address for this process alone, where all of 127.0.0.0/8 is loopback, as
+// on Linux: no other test listens there or connects from there.
 var host = sync.OnceValue(func() string {
 	pid := os.Getpid()
 	own := net.IPv4(127, byte(1+pid>>16&0x7f), byte(pid>>8), byte(pid)).String()
@@ -33,8 +32,8 @@ var host = sync.OnceValue(func() string {
 // given has the addresses that were given out.
 var given sync.Map
 
-// Free returns an address on loopback, with its port, that nobody listens on and that is
-// given out once by this process.
+// Free returns an address on loopback, with its port, without a listener. It never
+// returns the same one twice in a process.
 func Free(t testing.TB) string {
 	t.Helper()
 	for range 100 {

@@ -36,7 +36,7 @@ type Command struct {
 	// request for them changed any, and they wait to be sent again, as after a throttle.
 	//
 	// A backend calls both before Execute returns, possibly with its own lock held, so they
-	// must not call it. Nil if nobody wants to know.
+	// must not call it. Either may be nil.
 	Sent, Rejected func(ids []ID)
 }
 

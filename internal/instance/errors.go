@@ -11,7 +11,7 @@ type Kind uint8
 
 // The kinds of error.
 const (
-	// KindInternal is a bug, or a condition that nobody foresaw.
+	// KindInternal is a bug, or an unexpected condition.
 	KindInternal Kind = iota
 	// KindInvalid is a request that can never succeed as it is.
 	KindInvalid
@@ -81,8 +81,8 @@ type Error struct {
 	// RetryAfter is how long to wait before the same call may succeed; zero when
 	// a retry is not worth while.
 	RetryAfter time.Duration
-	// OutcomeUnknown is true when the command may have been carried out all the
-	// same.
+	// OutcomeUnknown is true when the command may have been executed
+	// although it failed.
 	OutcomeUnknown bool
 	// Metadata is handed to the caller in the error's details.
 	Metadata map[string]string
@@ -110,7 +110,7 @@ func (e *Error) Error() string {
 }
 
 // UnknownOutcome returns a copy of the error for a caller whose command may have been
-// carried out all the same: it does not say of the command that nothing was changed.
+// executed anyway: it does not claim that nothing was changed.
 func (e *Error) UnknownOutcome() *Error {
 	unknown := *e
 	unknown.OutcomeUnknown = true

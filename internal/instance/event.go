@@ -72,7 +72,7 @@ type Change struct {
 	OccurredAt time.Time
 	// ObservedAt is when this service learnt of it.
 	ObservedAt time.Time
-	// Inferred is true for a state that nobody saw, but that the instance must
+	// Inferred is true for a state that was not observed but that the instance must
 	// have passed through.
 	Inferred bool
 }

@@ -43,10 +43,10 @@ func isLowerHex(s string) bool {
 
 // clip bounds what is quoted of a caller's input in an error text, and leaves out what
 // cannot be printed.
-func clip(s string, most int) string {
+func clip(s string, maxBytes int) string {
 	more := ""
-	if len(s) > most {
-		end := most
+	if len(s) > maxBytes {
+		end := maxBytes
 		for end > 0 && !utf8.RuneStart(s[end]) {
 			end--
 		}

@@ -24,7 +24,7 @@ const (
 	ReasonCursorExpired = "CURSOR_EXPIRED"
 
 	// ReasonClientTokenReused: the client token belongs to another request. [KindConflict].
-	ReasonClientTokenReused = "CLIENT_TOKEN_REUSED"
+	ReasonClientTokenReused = "CLIENT_TOKEN_REUSED" //nolint:gosec // the name of an error, not a secret
 	// ReasonTooManyClientTokens: the client tokens of a principal take up its share.
 	// [KindExhausted], as all reasons that begin so.
 	ReasonTooManyClientTokens = "TOO_MANY_CLIENT_TOKENS"

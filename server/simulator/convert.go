@@ -14,7 +14,7 @@ import (
 // refuses it, together with whatever else is wrong with a request.
 const outOfRange = math.MaxUint8
 
-// enum returns the counterpart of a value: the enums of the contract and those of the
+// enum returns the counterpart of a value: the enums of the contract and of the
 // simulator have the same values.
 func enum[To ~uint8, From ~int32](value From) To {
 	if value < 0 || value >= outOfRange {

@@ -312,7 +312,7 @@ type Event struct {
 	OccurredAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=occurred_at,json=occurredAt,proto3" json:"occurred_at,omitempty"`
 	// When this service learnt of it.
 	ObservedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=observed_at,json=observedAt,proto3" json:"observed_at,omitempty"`
-	// Nobody saw this state, but the instance must have passed through it.
+	// The state was not observed, but the instance must have passed through it.
 	Inferred bool `protobuf:"varint,11,opt,name=inferred,proto3" json:"inferred,omitempty"`
 	// What changed, for ATTRIBUTES_CHANGED: names of fields of the instance, in the order
 	// of their numbers. A tag is named as "tags.KEY".

@@ -204,7 +204,7 @@ const (
 	// End with OUT_OF_RANGE and the reason.
 	UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_FAIL UnusableCursorPolicy = 1
 	// Begin again with a snapshot that names the reason. A cursor that is not one at
-	// all is INVALID_ARGUMENT all the same.
+	// all is still INVALID_ARGUMENT.
 	UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT UnusableCursorPolicy = 2
 )
 
@@ -1110,7 +1110,7 @@ func (x *TerminateInstancesResponse) GetEndCursor() string {
 // DescribeInstancesRequest selects instances.
 type DescribeInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which instances; empty means all. An id in it that nobody knows is NOT_FOUND.
+	// Which instances; empty means all. An unknown id in it is NOT_FOUND.
 	Filter *InstanceFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// The most instances of a page, 1 to 1000; 0 means 100. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`

@@ -121,7 +121,7 @@ const (
 	FaultKind_FAULT_KIND_SLOW_CALL FaultKind = 7
 	// The call fails: Unavailable. Nothing was done.
 	FaultKind_FAULT_KIND_UNAVAILABLE FaultKind = 8
-	// The call fails: InternalError. Nothing was done, but nobody can know.
+	// The call fails: InternalError. Nothing was done, but the outcome is unknown to the caller.
 	FaultKind_FAULT_KIND_INTERNAL_ERROR FaultKind = 9
 	// The call is carried out and its answer is lost.
 	FaultKind_FAULT_KIND_ANSWER_LOST FaultKind = 10
@@ -133,7 +133,7 @@ const (
 	FaultKind_FAULT_KIND_NOTICE_DOUBLED FaultKind = 13
 	// The notice of a change comes after the one that follows it.
 	FaultKind_FAULT_KIND_NOTICE_REORDERED FaultKind = 14
-	// Describe shows what was so long ago as delay says.
+	// Describe shows the state of delay ago.
 	FaultKind_FAULT_KIND_DESCRIBE_LAG FaultKind = 15
 	// The instance stays in its transitional state.
 	FaultKind_FAULT_KIND_STUCK_TRANSITION FaultKind = 16
@@ -784,7 +784,7 @@ type Fault struct {
 	// The reason of FALL_BACK_TO_STOPPED; absent: Client.InternalError.
 	StateReason *StateReason `protobuf:"bytes,6,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
 	// With INSUFFICIENT_CAPACITY: start the instances of the call that the fault does
-	// not match all the same, as EC2 may.
+	// not match are started anyway, as EC2 may.
 	Partial       bool `protobuf:"varint,7,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

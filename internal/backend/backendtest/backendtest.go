@@ -19,8 +19,8 @@ import (
 // start, stop and terminate.
 const Needed = 6
 
-// patience is how long an instance may take to get into a state.
-const patience = 10 * time.Minute
+// storyTimeout is how long an instance may take to reach a state.
+const storyTimeout = 10 * time.Minute
 
 // missing are well-formed ids of instances that no backend has.
 var missing = []instance.ID{"i-0fffffffffffffff0", "i-0fffffffffffffff1"}

@@ -67,7 +67,7 @@ func (s *suite) describe(id instance.ID) *instance.Instance {
 func (s *suite) await(id instance.ID, want instance.State) *instance.Instance {
 	s.Helper()
 	before := instance.StateUnspecified
-	for deadline, pause := time.Now().Add(patience), time.Millisecond; ; pause = min(2*pause, time.Second) {
+	for deadline, pause := time.Now().Add(storyTimeout), time.Millisecond; ; pause = min(2*pause, time.Second) {
 		inst := s.describe(id)
 		if inst.State == want {
 			return inst
@@ -76,7 +76,7 @@ func (s *suite) await(id instance.ID, want instance.State) *instance.Instance {
 			s.Fatalf("%s went from %s to %s", id, before, inst.State)
 		}
 		if time.Now().After(deadline) {
-			s.Fatalf("%s is %s after %v, want %s", id, inst.State, patience, want)
+			s.Fatalf("%s is %s after %v, want %s", id, inst.State, storyTimeout, want)
 		}
 		before = inst.State
 		time.Sleep(pause)

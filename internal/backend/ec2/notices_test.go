@@ -116,7 +116,7 @@ func TestNotices(t *testing.T) {
 		}
 	})
 	inBubble(t, "what cannot be read goes to the dead-letter queue, and holds nothing up", func(t *testing.T) {
-		q := &sqstest.Queue{MostReceives: 3}
+		q := &sqstest.Queue{MaxReceives: 3}
 		h := listen(t, q)
 		bad := []string{"hello", "{}", event(2, "i-1", "stopped"), event(3, id(1), "sleeping"), strings.ReplaceAll(event(4, id(1), "stopped"), "aws.ec2", "aws.s3")}
 		for _, body := range bad {

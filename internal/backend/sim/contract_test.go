@@ -9,7 +9,7 @@ import (
 )
 
 func TestContract(t *testing.T) {
-	// Fast, but not so fast that nobody sees a transitional state.
+	// Fast, but slow enough for transitional states to be seen.
 	config := sim.Config{Speed: 500, Fleet: []sim.Spec{
 		{Count: backendtest.Needed},
 		{Count: backendtest.Needed, AvailabilityZone: "b"},

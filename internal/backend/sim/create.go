@@ -33,7 +33,7 @@ func (b *Backend) Create(ctx context.Context, specs []Spec, faults ...Fault) ([]
 	}
 	checkFaults(faults, &problems)
 	if len(b.plan)+len(faults) > maxFaults {
-		problems.add("faults", "would be %d with those of the plan: want at most %d", len(b.plan)+len(faults), maxFaults)
+		problems.add("faults", "would be %d together with the plan: want at maxSpecs %d", len(b.plan)+len(faults), maxFaults)
 	}
 	if err := problems.err(); err != nil {
 		return nil, err
@@ -43,9 +43,9 @@ func (b *Backend) Create(ctx context.Context, specs []Spec, faults ...Fault) ([]
 }
 
 // expand completes and checks specifications.
-func (b *Backend) expand(specs []Spec, most int, where string, problems *violations) []Spec {
-	if len(specs) > most {
-		problems.add("instances", "are %d: want at most %d %s", len(specs), most, where)
+func (b *Backend) expand(specs []Spec, maxSpecs int, where string, problems *violations) []Spec {
+	if len(specs) > maxSpecs {
+		problems.add("instances", "are %d: want at maxSpecs %d %s", len(specs), maxSpecs, where)
 		return nil
 	}
 	fleet := make([]Spec, 0, len(specs))
@@ -62,8 +62,8 @@ func (b *Backend) expand(specs []Spec, most int, where string, problems *violati
 		total += max(s.Count, 0)
 		fleet = append(fleet, s)
 	}
-	if total > most {
-		problems.add("instances", "are %d: want at most %d %s", total, most, where)
+	if total > maxSpecs {
+		problems.add("instances", "are %d: want at maxSpecs %d %s", total, maxSpecs, where)
 	}
 	return fleet
 }

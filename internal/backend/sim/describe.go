@@ -10,8 +10,8 @@ import (
 
 // The sizes of a page. Source: EC2 API Reference, DescribeInstances.
 const (
-	leastPage = 5
-	mostPage  = 1000
+	minPage = 5
+	maxPage = 1000
 )
 
 // Describe returns instances as they are now, or as a fault says that they were.
@@ -50,12 +50,12 @@ func checkQuery(query instance.DescribeQuery) error {
 		return errInvalid("InvalidParameterCombination", "Either instance ids or all instances must be asked for, not both.")
 	}
 	switch size := query.PageSize; {
-	case size != 0 && size < leastPage:
+	case size != 0 && size < minPage:
 		return errInvalid("InvalidParameterValue", fmt.Sprintf(
-			"Value ( %d ) for parameter maxResults is invalid. Expecting a value greater than %d.", size, leastPage))
-	case size > mostPage:
+			"Value ( %d ) for parameter maxResults is invalid. Expecting a value greater than %d.", size, minPage))
+	case size > maxPage:
 		return errInvalid("InvalidParameterValue", fmt.Sprintf(
-			"Value ( %d ) for parameter maxResults is invalid. Expecting a value less than %d.", size, mostPage))
+			"Value ( %d ) for parameter maxResults is invalid. Expecting a value less than %d.", size, maxPage))
 	}
 	return nil
 }
@@ -64,7 +64,7 @@ func checkQuery(query instance.DescribeQuery) error {
 func (b *Backend) page(o op, query instance.DescribeQuery, ids []instance.ID, after instance.ID) instance.DescribePage {
 	size := query.PageSize
 	if size == 0 {
-		size = mostPage
+		size = maxPage
 	}
 	from, found := slices.BinarySearch(ids, after)
 	if found {

@@ -56,7 +56,7 @@ func (b *Backend) privateAddress(id instance.ID) string {
 	return fmt.Sprintf("10.%d.%d.%d", byte(n), byte(n>>8), 4+byte(n>>16)%250)
 }
 
-// publicAddress is of 198.18.0.0/15, which belongs to nobody (RFC 2544), so that
+// publicAddress is of 198.18.0.0/15, which is reserved (RFC 2544), so that
 // no test ever talks to a stranger's machine. Every start draws another.
 func (b *Backend) publicAddress(id instance.ID, transitions uint64) string {
 	n := draw(b.config.Seed, drawPublicAddress, id, transitions)

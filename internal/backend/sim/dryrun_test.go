@@ -44,7 +44,7 @@ func TestDryRun(t *testing.T) {
 					t.Fatalf("a dry run has the result %+v", result)
 				}
 				if n := len(heard()); n != len(fleet) {
-					t.Fatalf("%d notices, want those of the creation alone", n)
+					t.Fatalf("%d notices, want only the ones of the creation", n)
 				}
 			})
 		}

@@ -228,7 +228,7 @@ func errUnavailable() *instance.Error {
 	}
 }
 
-// errInternal leaves open what happened: nobody can know after a 500 of EC2.
+// errInternal leaves the outcome unknown, as a 500 of EC2 does.
 func errInternal() *instance.Error {
 	return &instance.Error{
 		Kind:           instance.KindUnavailable,

@@ -123,14 +123,14 @@ func (b *Backend) carryOut(c *call) (instance.Result, *instance.Error) {
 
 // resolve checks the form of the command and looks its ids up.
 func (b *Backend) resolve(c *call) *instance.Error {
-	most := b.config.Options.MaxIDs
+	maxIDs := b.config.Options.MaxIDs
 	switch c.verb {
 	case instance.VerbStart, instance.VerbStop, instance.VerbReboot:
 		if len(c.cmd.IDs) == 0 {
 			return errNoIDs(b.config.Options.NoIDsIsMissingParameter)
 		}
 	case instance.VerbTerminate:
-		most = maxTerminateIDs
+		maxIDs = maxTerminateIDs
 		if len(c.cmd.IDs) == 0 {
 			return errNoIDs(false)
 		}
@@ -166,7 +166,7 @@ func (b *Backend) resolve(c *call) *instance.Error {
 		c.ids = append(c.ids, id)
 		c.machines = append(c.machines, m)
 	}
-	if len(c.ids) > most {
+	if len(c.ids) > maxIDs {
 		return errTooManyIDs()
 	}
 	c.refused = make([]*instance.Error, len(c.ids))

@@ -162,7 +162,7 @@ type Fault struct {
 	// the key of an encrypted volume cannot be used. An empty message is filled in.
 	StateReason *instance.StateReason
 	// Partial is for InsufficientCapacity: the instances of the call that the fault
-	// does not strike are started all the same, as EC2 may do.
+	// does not strike are started anyway, as EC2 may do.
 	Partial bool
 }
 

@@ -101,7 +101,7 @@ func TestCapacity(t *testing.T) {
 		}
 		inState(t, b, id, instance.StateStopped)
 	})
-	bubble(t, "some are started all the same, and the result says which", func(t *testing.T) {
+	bubble(t, "some are started anyway, and the result says which", func(t *testing.T) {
 		b := open(t, twoStopped(sim.Fault{Kind: sim.InsufficientCapacity, Match: inZoneB, Partial: true}))
 		result, err := start(t, b, false)
 		refuses(t, err, instance.KindExhausted, instance.CodeInsufficientCapacity, text)

@@ -8,7 +8,7 @@ const (
 	noCapacity instance.ID = "i-0a0000000000000ca"
 )
 
-// deniedTag marks instances that nobody may start, stop, reboot or terminate.
+// deniedTag marks instances on which every verb is unauthorized.
 const deniedTag = "access"
 
 // BuiltinFleet is a dozen instances, one for each warning in EC2's documentation
@@ -27,7 +27,7 @@ func BuiltinFleet() []Spec {
 		{ID: "i-0a000000000000007", Type: "c5.large", State: instance.StateRunning, Lifecycle: lifecycleSpot, AvailabilityZone: "b", Tags: tags("batch-1", "Spot Instance: can be interrupted")},
 		{ID: fallsBack, Type: "m5.large", Tags: tags("flaky-1", "start is accepted, then falls back to stopped")},
 		{ID: noCapacity, Type: "p4d.24xlarge", AvailabilityZone: "b", Tags: tags("gpu-1", "no capacity to start it")},
-		{ID: "i-0a0000000000000de", Type: "t3.micro", Tags: map[string]string{"Name": "vault-1", "about": "nobody may start, stop, reboot or terminate it", deniedTag: "denied"}},
+		{ID: "i-0a0000000000000de", Type: "t3.micro", Tags: map[string]string{"Name": "vault-1", "about": "not authorized to start, stop, reboot or terminate it", deniedTag: "denied"}},
 		{ID: "i-0a000000000000011", Type: "t3.micro", Tags: tags("web-1", "stopped, in zone a")},
 		{ID: "i-0a000000000000012", Type: "t3.micro", AvailabilityZone: "b", Tags: tags("web-2", "stopped, in zone b")},
 		{ID: "i-0a000000000000013", Type: "t3.small", AvailabilityZone: "b", State: instance.StateRunning, Tags: tags("web-3", "running, in zone b")},

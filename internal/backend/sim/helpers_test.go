@@ -151,10 +151,10 @@ func equal[T comparable](t testing.TB, what string, got, want []T) {
 const settled = 3 * time.Minute
 
 // within fails the test unless d is within the bounds.
-func within(t testing.TB, what string, d, least, most time.Duration) {
+func within(t testing.TB, what string, d, minimum, maximum time.Duration) {
 	t.Helper()
-	if d < least || d > most {
-		t.Fatalf("%s took %v, want %v to %v", what, d, least, most)
+	if d < minimum || d > maximum {
+		t.Fatalf("%s took %v, want %v to %v", what, d, minimum, maximum)
 	}
 }
 

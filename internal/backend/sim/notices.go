@@ -11,7 +11,7 @@ import (
 // reorderedMost is how long a reordered notice waits for the next one.
 const reorderedMost = time.Minute
 
-// Notices yields a notice of every change that the simulator makes, those of
+// Notices yields a notice of every change that the simulator makes, including
 // Execute included, until ctx is done or the simulator closed. There is one
 // consumer: a second call takes over from the first. What was not acknowledged is
 // yielded again to the next. At most 16,384 notices wait; the oldest are dropped

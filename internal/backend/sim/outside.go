@@ -268,7 +268,7 @@ func (a Action) terminates(inst *instance.Instance) bool {
 		a == ActionOSShutdown && inst.RootDeviceType == rootInstanceStore
 }
 
-// checkAction says whether an action can be taken. Those of the console obey the
+// checkAction says whether an action can be taken. Actions of the console obey the
 // rules of the verbs.
 func (b *Backend) checkAction(a Action, inst *instance.Instance, now time.Time) *instance.Error {
 	switch a {

@@ -12,7 +12,7 @@ import (
 // planned is a fault in force.
 type planned struct {
 	Fault
-	number  purpose // keeps its draws apart from those of others
+	number  purpose // keeps its draws independent of other faults
 	counted bool    // whether Remaining is a bound
 	last    uint64  // the last call that it struck
 }

@@ -24,7 +24,7 @@ type queue struct {
 	waiting *list.List    // of instance.Notice, oldest first; delivered ones too
 	next    *list.Element // the first that the consumer has not got
 	late    lateQueue
-	// overtaken are those of late that the next notice of their instance passes.
+	// overtaken are the late notices that the next notice of their instance overtakes.
 	overtaken map[instance.ID][]*lateNotice
 	consumer  *consumer
 	dropping  bool // the last push dropped a notice

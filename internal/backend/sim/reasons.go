@@ -7,7 +7,7 @@ import (
 )
 
 // The reasons that the simulator gives. Codes are from the EC2 API Reference,
-// StateReason; texts are from recorded replies, those of Server.ScheduledStop and
+// StateReason; texts are from recorded responses, except Server.ScheduledStop and
 // of the Spot interruptions excepted, which are inferred.
 var (
 	reasonUserStop      = reason("Client.UserInitiatedShutdown", "User initiated shutdown")

@@ -8,7 +8,7 @@
 // One lock guards all state. Instances are immutable images: a change replaces
 // the image, so that what was handed out stays as it was. Transitions that are
 // due are made when the lock is next taken, with their planned time, and at the
-// latest by a timer; so nobody ever sees an instance that is behind its schedule.
+// latest by a timer; so an instance never appears to be behind its schedule.
 package sim
 
 import (
@@ -46,7 +46,7 @@ type Config struct {
 	Faults []Fault
 	// Options settle what is not known of EC2.
 	Options Options
-	// Logger is told of injected faults and dropped notices; nil for nobody.
+	// Logger is told of injected faults and dropped notices; nil discards them.
 	Logger *slog.Logger
 }
 

@@ -11,11 +11,11 @@ import (
 func TestStates(t *testing.T) {
 	// How long until an instance in a transitional state comes to rest, at speed 1.
 	timings := []struct {
-		name        string
-		spec        sim.Spec
-		cmd         instance.Command
-		least, most time.Duration
-		end         instance.State
+		name             string
+		spec             sim.Spec
+		cmd              instance.Command
+		minimum, maximum time.Duration
+		end              instance.State
 	}{
 		{"a start", sim.Spec{}, instance.Command{Verb: instance.VerbStart}, 10 * time.Second, 25 * time.Second, instance.StateRunning},
 		{"a stop", sim.Spec{State: instance.StateRunning}, instance.Command{Verb: instance.VerbStop}, 15 * time.Second, 40 * time.Second, instance.StateStopped},
@@ -47,7 +47,7 @@ func TestStates(t *testing.T) {
 			if last.State != test.end {
 				t.Fatalf("the last notice is of %s, want %s", last.State, test.end)
 			}
-			within(t, test.name, last.OccurredAt.Sub(begin), test.least, test.most)
+			within(t, test.name, last.OccurredAt.Sub(begin), test.minimum, test.maximum)
 		})
 	}
 

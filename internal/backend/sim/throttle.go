@@ -35,9 +35,9 @@ func (b *bucket) take(now time.Time, n int) (wait time.Duration) {
 		b.tokens = min(b.capacity, b.tokens+now.Sub(b.at).Seconds()*b.refill)
 	}
 	b.at = now
-	// A hair less than a token is one: sums of fractions come out short.
-	const hair = 1e-6
-	if short := float64(n) - b.tokens; short > hair {
+	// A epsilon less than a token is one: sums of fractions come out short.
+	const epsilon = 1e-6
+	if short := float64(n) - b.tokens; short > epsilon {
 		return time.Duration(short / b.refill * float64(time.Second))
 	}
 	b.tokens = max(0, b.tokens-float64(n))
@@ -51,7 +51,7 @@ func (b *bucket) drain() int {
 	return n
 }
 
-// buckets are those of one account in one Region: a request bucket for each
+// buckets are the token buckets of one account in one Region: a request bucket for each
 // action, and for some one that gives a token for each instance. Source: EC2
 // Developer Guide, "Request throttling for the Amazon EC2 API".
 type buckets struct {

@@ -23,7 +23,7 @@ const (
 )
 
 // span is a range of delays at speed 1.
-type span struct{ least, most time.Duration }
+type span struct{ minimum, maximum time.Duration }
 
 // The delays. EC2 promises none; a start takes 10 to 30 seconds in practice.
 var (
@@ -54,7 +54,7 @@ func (b *Backend) scale(d time.Duration) time.Duration {
 // delay draws how long the transition that begins now will take.
 func (b *Backend) delay(m *machine, s span) time.Duration {
 	share := unit(draw(b.config.Seed, drawDelay, m.inst.ID, m.inst.Simulator.Transitions))
-	return b.scale(s.least + time.Duration(share*float64(s.most-s.least)))
+	return b.scale(s.minimum + time.Duration(share*float64(s.maximum-s.minimum)))
 }
 
 // start takes a stopped machine to pending, on its way to running. What it

@@ -10,7 +10,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// TestInstanceTypes has every type that the SDK knows, and some that nobody has yet.
+// TestInstanceTypes has every type that the SDK knows, and some unknown ones.
 func TestInstanceTypes(t *testing.T) {
 	known := types.InstanceType("").Values()
 	if len(known) < 1000 {

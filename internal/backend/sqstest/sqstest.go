@@ -24,12 +24,12 @@ const URL = "http://sqs.test/123456789012/changes"
 // Queue is the queue. It is an HTTP handler, and an HTTP client of the SDK that needs no
 // network. The zero value is an empty queue that gives nothing up.
 type Queue struct {
-	// MostReceives is how often a message is received before it goes to the dead-letter
+	// MaxReceives is how often a message is received before it goes to the dead-letter
 	// queue; 0 for as often as anybody likes.
-	MostReceives int
+	MaxReceives int
 	// Attributes are what GetQueueAttributes tells.
 	Attributes map[string]string
-	// Denied is an action that nobody is allowed.
+	// Denied is an action that is denied to everyone.
 	Denied string
 	// Damage is what becomes of a body on its way; nil for nothing.
 	Damage func(body string) string
@@ -78,7 +78,7 @@ func (q *Queue) Left() (alive, dead int) {
 	return len(q.messages), len(q.dead)
 }
 
-// Received returns how many of the messages that are left were received at least so often.
+// Received returns how many of the messages that are left were received at least n times.
 func (q *Queue) Received(times int) (n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -271,7 +271,7 @@ func (q *Queue) receive(ctx context.Context, in request) []message {
 
 // take takes messages that are there; if there are none it tells when the next one may be,
 // by time and by a channel.
-func (q *Queue) take(most int, hidden time.Duration) (taken []message, next time.Time, news <-chan struct{}) {
+func (q *Queue) take(maxMessages int, hidden time.Duration) (taken []message, next time.Time, news <-chan struct{}) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
@@ -282,8 +282,8 @@ func (q *Queue) take(most int, hidden time.Duration) (taken []message, next time
 			if next.IsZero() || m.visible.Before(next) {
 				next = m.visible
 			}
-		case len(taken) == most:
-		case q.MostReceives > 0 && m.receives == q.MostReceives:
+		case len(taken) == maxMessages:
+		case q.MaxReceives > 0 && m.receives == q.MaxReceives:
 			q.dead = append(q.dead, m.body)
 			continue
 		default:

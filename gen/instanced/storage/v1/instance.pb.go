@@ -137,7 +137,7 @@ type Instance struct {
 	// The public host name, unless it is the usual one.
 	PublicDnsName string `protobuf:"bytes,20,opt,name=public_dns_name,json=publicDnsName,proto3" json:"public_dns_name,omitempty"`
 	// The host names that were left out since they are what EC2 makes from the address and
-	// the Region: bit 0 stands for the private one, bit 1 for the public one. In a step those
+	// the Region: bit 0 stands for the private one, bit 1 for the public one. In a step the bits
 	// of the instance before the change are made once it has all its fields again.
 	UsualNames uint32 `protobuf:"varint,21,opt,name=usual_names,json=usualNames,proto3" json:"usual_names,omitempty"`
 	// The last 16 digits of the id of the AMI, if it is "ami-0" and these.

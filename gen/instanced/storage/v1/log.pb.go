@@ -251,7 +251,7 @@ type Change struct {
 	OccurredAtNs int64 `protobuf:"varint,6,opt,name=occurred_at_ns,json=occurredAtNs,proto3" json:"occurred_at_ns,omitempty"`
 	// When the service learnt of it.
 	ObservedAtNs int64 `protobuf:"varint,7,opt,name=observed_at_ns,json=observedAtNs,proto3" json:"observed_at_ns,omitempty"`
-	// Whether nobody saw the state, but the instance must have passed through it.
+	// Whether the state was not observed, but the instance must have passed through it.
 	Inferred bool `protobuf:"varint,8,opt,name=inferred,proto3" json:"inferred,omitempty"`
 	// The instance before and after the change, where it has both. Format 1 has them
 	// in full, as before and after; one who knows only that finds no instance here.

@@ -609,7 +609,7 @@ type Error struct {
 	InstanceIds []string `protobuf:"bytes,5,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
 	// How long to wait before a retry, in nanoseconds; 0 when it is not worth while.
 	RetryAfterNs int64 `protobuf:"varint,6,opt,name=retry_after_ns,json=retryAfterNs,proto3" json:"retry_after_ns,omitempty"`
-	// Whether the command may have been carried out all the same.
+	// Whether the command may have been executed although it failed.
 	OutcomeUnknown bool `protobuf:"varint,7,opt,name=outcome_unknown,json=outcomeUnknown,proto3" json:"outcome_unknown,omitempty"`
 	// Details for the caller.
 	Metadata      map[string]string `protobuf:"bytes,8,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
