@@ -84,7 +84,7 @@ func (t *Term) makeRoomLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := t.checkpointLocked(ctx); err != nil {
+	if err := t.checkpointer.writeLocked(ctx); err != nil {
 		return err
 	}
 	if err := t.compactAll(ctx); err != nil {

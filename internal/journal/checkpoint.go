@@ -2,7 +2,7 @@ package journal
 
 import (
 	"context"
-	"log/slog"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -10,97 +10,84 @@ import (
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
 )
 
+// checkpointInterval and maxCheckpointBytes bound how far a checkpoint lags, in time and in
+// bytes of the log: what a start after a crash has to replay. An instance that changes several
+// times in between is written once.
 const (
-	// maintenanceInterval is how often it is looked whether a checkpoint is due, and history to be
-	// trimmed.
-	maintenanceInterval = 5 * time.Second
-	// checkpointInterval and maxCheckpointBytes are how long, and how much of the log, the
-	// instance keys may be behind: what a start after a crash has to replay. An instance
-	// that changes several times meanwhile is written once.
 	checkpointInterval = time.Minute
 	maxCheckpointBytes = 8 << 20
-	// tidyInterval is how often client tokens are expired and etcd is compacted.
-	tidyInterval = time.Minute
 )
 
-// maintain does what a term does beside writing, until it is about to end.
-func (t *Term) maintain() {
-	ctx := t.maintaining
-	regularly := time.NewTicker(maintenanceInterval)
-	defer regularly.Stop()
-	tidy := time.NewTicker(tidyInterval)
-	defer tidy.Stop()
-	for {
-		var what string
-		var err error
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-regularly.C:
-			if t.journal.disk.checkFloor() != nil {
-				continue // which the disk has told the log
-			}
-			what = "write a checkpoint"
-			if err = t.checkpointIfDue(ctx, now); err == nil {
-				what, err = "trim its history", t.trim(ctx, now)
-			}
-		case now := <-tidy.C:
-			if t.journal.disk.checkFloor() != nil {
-				continue
-			}
-			what = "expire client tokens"
-			if _, err = t.expireTokens(ctx, now); err == nil {
-				what, err = "compact etcd", t.compact(ctx)
-			}
-		case <-t.checkpointDue:
-			if t.journal.disk.checkFloor() == nil {
-				what, err = "write a checkpoint", t.checkpointIfDue(ctx, time.Now())
-			}
-		case <-t.roomNeeded:
-			if t.journal.disk.checkFloor() == nil {
-				what, err = "make room", t.makeRoom(ctx)
-			}
-		}
-		if err != nil && ctx.Err() == nil {
-			t.journal.log.Warn("the journal could not "+what+"; it will try again", slog.Any("error", err))
-		}
-	}
+// checkpointer writes what is known of the instances beside the log, so that a start need not
+// replay all of it, and so that history can be trimmed.
+type checkpointer struct {
+	term *Term
+	// due asks the maintenance of the term to write a checkpoint if one is due.
+	due chan struct{}
+	// saved is the last batch that the checkpoint in etcd reflects, and savedAt when it was
+	// written, zero if that was before this term. The term's maintenance lock guards them.
+	saved   logPoint
+	savedAt time.Time
+	// savedBytes is the size of the log at the checkpoint.
+	savedBytes atomic.Uint64
 }
 
-// checkpointIfDue writes a checkpoint if the last one is too far behind for a start, or for
-// history to be trimmed, which does not go beyond it.
-func (t *Term) checkpointIfDue(ctx context.Context, now time.Time) error {
-	if err := t.maintenance.lock(ctx); err != nil {
+func newCheckpointer(t *Term) *checkpointer {
+	return &checkpointer{term: t, due: make(chan struct{}, 1)}
+}
+
+// load finds the checkpoint that an earlier term wrote.
+func (c *checkpointer) load(ctx context.Context) (err error) {
+	s := c.term.journal.store
+	if c.saved, err = s.checkpointed(ctx); err != nil || c.saved.seq == 0 {
 		return err
 	}
-	defer t.maintenance.unlock()
-	c, behind := t.journal.config, t.journal.view.tip().bytes-t.savedBytes.Load()
-	if now.Sub(t.savedAt) < min(checkpointInterval, c.Retention/10) && behind < min(maxCheckpointBytes, uint64(c.MaxBytes)/10) {
+	h, err := s.header(ctx, c.saved.seq)
+	if err != nil {
+		return err
+	}
+	c.savedBytes.Store(h.Preceding)
+	return nil
+}
+
+// lag returns how many bytes of the log, which has that size, are not in the checkpoint.
+func (c *checkpointer) lag(size uint64) uint64 { return size - c.savedBytes.Load() }
+
+// writeIfDue writes a checkpoint if the last one lags too far for a start, or for trimming
+// history, which does not go beyond it.
+func (c *checkpointer) writeIfDue(ctx context.Context, now time.Time) error {
+	if err := c.term.maintenance.lock(ctx); err != nil {
+		return err
+	}
+	defer c.term.maintenance.unlock()
+	j := c.term.journal
+	if now.Sub(c.savedAt) < min(checkpointInterval, j.config.Retention/10) &&
+		c.lag(j.view.tip().bytes) < min(maxCheckpointBytes, uint64(j.config.MaxBytes)/10) {
 		return nil
 	}
-	return t.checkpointLocked(ctx)
+	return c.writeLocked(ctx)
 }
 
-// checkpoint writes the instances that changed since the last one, and then how
-// far they reach. A start may read some that are newer than that, which does no harm:
-// each says which change it has seen.
-func (t *Term) checkpoint(ctx context.Context) error {
-	if err := t.maintenance.lock(ctx); err != nil {
+// write writes a checkpoint.
+func (c *checkpointer) write(ctx context.Context) error {
+	if err := c.term.maintenance.lock(ctx); err != nil {
 		return err
 	}
-	defer t.maintenance.unlock()
-	return t.checkpointLocked(ctx)
+	defer c.term.maintenance.unlock()
+	return c.writeLocked(ctx)
 }
 
-// checkpointLocked is checkpoint for a caller that holds maintenance.
-func (t *Term) checkpointLocked(ctx context.Context) (err error) {
-	j := t.journal
+// writeLocked writes the instances that changed since the last checkpoint, and then how far
+// they reach. A start may read instances that are newer than that, which does no harm: each
+// says which change it reflects. The caller holds the term's maintenance lock.
+func (c *checkpointer) writeLocked(ctx context.Context) (err error) {
+	t, j := c.term, c.term.journal
 	if full := j.disk.checkFloor(); full != nil {
 		return full
 	}
 	at, end := time.Now(), j.view.tip().bytes
 	records, head, ids := j.view.collectUnsaved()
-	if head.seq <= t.saved.seq {
+	if head.seq <= c.saved.seq {
 		return nil
 	}
 	defer func() {
@@ -117,7 +104,7 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 			encoded = j.store.seal(appendRecord(j.store.beginValue(encoded), record), begun, key)
 		}
 		if len(encoded) > maxRequestBytes && begun > 0 || len(ops) == j.store.maxOps-1 {
-			if err := t.change(ctx, head, append(ops, j.store.putCheckpoint(t.saved.seq, nil))...); err != nil {
+			if err := t.change(ctx, head, append(ops, j.store.putCheckpoint(c.saved.seq, nil))...); err != nil {
 				return err
 			}
 			ops, encoded = ops[:0], append(encoded[:0], encoded[begun:]...)
@@ -133,8 +120,8 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 	if err := t.change(ctx, head, ops...); err != nil {
 		return err
 	}
-	t.saved, t.savedAt = head, at
-	t.savedBytes.Store(end)
+	c.saved, c.savedAt = head, at
+	c.savedBytes.Store(end)
 	signal(t.unblocked)
 	return nil
 }
@@ -142,8 +129,8 @@ func (t *Term) checkpointLocked(ctx context.Context) (err error) {
 // grow has a checkpoint written if the log has become much longer since the last one, and
 // room made if there is little.
 func (t *Term) grow(bytes uint64) {
-	if bytes-t.savedBytes.Load() >= maxCheckpointBytes {
-		signal(t.checkpointDue)
+	if t.checkpointer.lag(bytes) >= maxCheckpointBytes {
+		signal(t.checkpointer.due)
 	}
 	if crowded, _ := t.crowded(); crowded {
 		signal(t.roomNeeded)

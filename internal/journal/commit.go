@@ -77,19 +77,19 @@ func (w *writer) commit(b *batch) error {
 	return nil
 }
 
-// awaitRoom stalls the writer while the database is as large as it may be, or the log so far
-// ahead of the checkpoint that trimming it could not make room. At the end of the term nobody
-// makes room any more, and what is left to write is little.
+// awaitRoom stalls the writer while the database is at its limit, or when the log is so far
+// ahead of the checkpoint that trimming could not make room. At the end of the term no room is
+// made any more, and little is left to write.
 func (w *writer) awaitRoom(bytes uint64) error {
 	t := w.term
 	for t.maintaining.Err() == nil {
 		var why *instance.Error
-		if bytes-t.savedBytes.Load() > t.journal.budget.maxCheckpointLag() {
-			signal(t.checkpointDue)
-			why = errUnavailable("no checkpoint of the journal can be written, so that nothing can be recorded", nil)
+		if t.checkpointer.lag(bytes) > t.journal.budget.maxCheckpointLag() {
+			signal(t.checkpointer.due)
+			why = errUnavailable("nothing can be recorded because no checkpoint of the journal can be written", nil)
 		} else if _, full := t.crowded(); full {
 			signal(t.roomNeeded)
-			why = errFull("the database of the journal is as large as it may be; room is being made")
+			why = errFull("the journal's database has reached its limit; room is being made")
 		} else {
 			return nil
 		}
@@ -98,7 +98,7 @@ func (w *writer) awaitRoom(bytes uint64) error {
 		case <-time.After(attemptTimeout):
 			w.stalled.Store(why)
 		case <-t.maintaining.Done():
-		case <-t.journal.drained.Done():
+		case <-t.journal.drained:
 			return t.Err()
 		}
 	}
@@ -154,7 +154,7 @@ func (w *writer) transact(r request) (revision int64, err error) {
 			select {
 			case <-time.After(diskPause):
 				continue
-			case <-w.term.journal.drained.Done():
+			case <-w.term.journal.drained:
 				return 0, w.giveUp(full, attempt)
 			case <-w.term.ctx.Done():
 				if attempt == 0 {
@@ -189,7 +189,7 @@ func (w *writer) transact(r request) (revision int64, err error) {
 		warned = true
 		select {
 		case <-time.After(pause):
-		case <-w.term.journal.drained.Done():
+		case <-w.term.journal.drained:
 			return 0, w.giveUp(reason, attempt)
 		case <-w.term.ctx.Done():
 			return 0, unknown(w.term.ended())
@@ -212,7 +212,7 @@ func (w *writer) giveUp(reason *instance.Error, attempts int) error {
 
 // stall notes why etcd does not take writes, so that updates fail at once, and returns it.
 func (w *writer) stall(err error, first bool) *instance.Error {
-	reason := errUnavailable("etcd does not answer, so that nothing can be recorded", err)
+	reason := errUnavailable("nothing can be recorded because etcd does not respond", err)
 	if noSpace(err) {
 		reason = errFull("etcd has used up its quota; history is being trimmed to make room")
 		signal(w.term.roomNeeded)
@@ -247,7 +247,7 @@ func (w *writer) attempt(r request) (revision int64, err error) {
 		return resp.Header.GetRevision(), nil
 	}
 	if r.logKey != "" {
-		// The epoch is in the record, so nobody else writes the same bytes.
+		// The record has the epoch, so no other process writes the same bytes.
 		if kv := only(resp, 0); kv != nil && bytes.Equal(kv.Value, r.value) {
 			return kv.ModRevision, nil
 		}
@@ -255,8 +255,8 @@ func (w *writer) attempt(r request) (revision int64, err error) {
 	return 0, errFenced
 }
 
-// logPoint is a batch that is known to be in the log: what is written beside the log
-// holds only for a log that has it.
+// logPoint is a batch of the log. Writes beside the log compare it, since they are only valid
+// for a log that has it.
 type logPoint struct {
 	seq      uint64
 	revision int64

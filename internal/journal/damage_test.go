@@ -77,7 +77,7 @@ func recall(dir string) {
 		return nil
 	})
 	if err == nil {
-		err = term.checkpoint(ctx)
+		err = term.checkpointer.write(ctx)
 	}
 	if err == nil {
 		err = j.Close(ctx)
@@ -137,7 +137,7 @@ func eventful(t *testing.T) (closed, killed string) {
 			}
 		})
 		if round%9 == 8 {
-			if err := term.checkpoint(t.Context()); err != nil {
+			if err := term.checkpointer.write(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			if err := term.trimTo(t.Context(), time.Time{}, 4000); err != nil {
@@ -452,7 +452,7 @@ func TestADamagedBatchIsTrimmedWithTheOthers(t *testing.T) {
 	for n := range 8 {
 		last = set(t, term, id(n), instance.StateStopped)
 	}
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for seq := uint64(1); seq < last.Seq; seq += 2 {
@@ -474,13 +474,13 @@ func TestADamagedInstanceIsRebuiltFromHistoryOrNamed(t *testing.T) {
 	}
 	term := campaign(t, j)
 	set(t, term, id(1), instance.StateStopped)
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for n := 2; n < 5; n++ {
 		set(t, term, id(n), instance.StateStopped)
 	}
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	want := contents(j.Snapshot())
@@ -495,7 +495,7 @@ func TestADamagedInstanceIsRebuiltFromHistoryOrNamed(t *testing.T) {
 	}
 	term = campaign(t, j)
 	set(t, term, id(5), instance.StateStopped)
-	if err := term.checkpoint(t.Context()); err != nil { // mends it
+	if err := term.checkpointer.write(t.Context()); err != nil { // mends it
 		t.Fatal(err)
 	}
 	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 1<<40); err != nil {
@@ -539,7 +539,7 @@ func TestAKeyThatIsMissingOrTooManyIsNoticed(t *testing.T) {
 			for n := range 5 {
 				set(t, term, id(n), instance.StateStopped)
 			}
-			if err := term.checkpoint(t.Context()); err != nil {
+			if err := term.checkpointer.write(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := j.store.client.Do(t.Context(), c.spoil(&j.store.keys)); err != nil {

@@ -45,9 +45,9 @@ const (
 // etcd, watches nothing.
 type disk struct {
 	path string
-	// least is the free space, in bytes, below which no changes are begun; it is never
-	// below the floor.
-	least int64
+	// minFree is the free space, in bytes, below which changes are refused; never less than
+	// the floor.
+	minFree int64
 	// floor is the free space below which etcd is given nothing to write: it ends the
 	// process when the disk is full.
 	floor atomic.Int64
@@ -74,8 +74,8 @@ type measurement struct {
 	err  error
 }
 
-func newDisk(path string, least int64, statfs func(string) (int64, error), log *slog.Logger) *disk {
-	d := &disk{path: path, least: max(least, diskFloor), statfs: statfs, log: log}
+func newDisk(path string, minFree int64, statfs func(string) (int64, error), log *slog.Logger) *disk {
+	d := &disk{path: path, minFree: max(minFree, diskFloor), statfs: statfs, log: log}
 	d.database = filepath.Join(path, "etcd", "member", "snap", "db")
 	d.floor.Store(diskFloor)
 	return d
@@ -112,8 +112,8 @@ func (d *disk) measure(age time.Duration) *measurement {
 // tell logs when space becomes scarce, and when it no longer is, both as warnings: whoever
 // sees the one is to see the other. The caller holds mu.
 func (d *disk) tell(m *measurement) {
-	attrs := []any{slog.String("dir", d.path), slog.Int64("free_bytes", m.free), slog.Int64("min_free_bytes", d.least)}
-	if m.free < d.least {
+	attrs := []any{slog.String("dir", d.path), slog.Int64("free_bytes", m.free), slog.Int64("min_free_bytes", d.minFree)}
+	if m.free < d.minFree {
 		d.lowAt = m.at
 		if !d.low {
 			d.low = true
@@ -122,7 +122,7 @@ func (d *disk) tell(m *measurement) {
 		return
 	}
 	// Not each time that it crosses the line.
-	if d.low && (m.free >= d.least+d.least/16 || m.at.Sub(d.lowAt) >= calmFor) {
+	if d.low && (m.free >= d.minFree+d.minFree/16 || m.at.Sub(d.lowAt) >= calmFor) {
 		d.low = false
 		d.log.Warn("the disk has enough free space again; changes are accepted", attrs...)
 	}
@@ -151,9 +151,9 @@ func (d *disk) check() error {
 	m := d.measure(checkAge)
 	switch {
 	case m.err != nil:
-		return errUnavailable("the free disk space cannot be told", m.err)
-	case m.free < d.least:
-		return d.errFull(m.free, d.least)
+		return errUnavailable("the free disk space cannot be determined", m.err)
+	case m.free < d.minFree:
+		return d.errFull(m.free, d.minFree)
 	}
 	return nil
 }
@@ -181,9 +181,9 @@ func (d *disk) checkFloorAnd(bytes int64) error {
 	return nil
 }
 
-func (d *disk) errFull(free, least int64) *instance.Error {
-	return errFull(fmt.Sprintf("%s has %d MiB of free disk space: this takes at least %d MiB",
-		d.path, free>>20, least>>20))
+func (d *disk) errFull(free, minFree int64) *instance.Error {
+	return errFull(fmt.Sprintf("%s has %d MiB of free disk space; at least %d MiB are needed",
+		d.path, free>>20, minFree>>20))
 }
 
 // start refuses to start with so little space that etcd would not survive it or, in a new
@@ -194,15 +194,15 @@ func (d *disk) start(isNew bool) error {
 	}
 	free, err := d.statfs(d.path)
 	if err != nil {
-		return fmt.Errorf("the free disk space of the data directory %s cannot be told: %w", d.path, reason(err))
+		return fmt.Errorf("the free disk space of the data directory %s cannot be determined: %w", d.path, reason(err))
 	}
-	least, purpose := int64(minToOpen), "open the journal there"
+	needed, purpose := int64(minToOpen), "open the journal there"
 	if isNew {
-		least, purpose = minToCreate, "create a journal there"
+		needed, purpose = minToCreate, "create a journal there"
 	}
-	if free < least {
+	if free < needed {
 		return fmt.Errorf("the data directory %s has %d MiB of free disk space; at least %d MiB are needed to %s",
-			d.path, free>>20, least>>20, purpose)
+			d.path, free>>20, needed>>20, purpose)
 	}
 	return nil
 }

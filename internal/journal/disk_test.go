@@ -39,7 +39,7 @@ func TestAFullDiskIsWrittenToOnceThereIsSpaceAgain(t *testing.T) {
 	j, term := onDisk(t, testConfig(t), &free)
 	set(t, term, id(1), instance.StateStopped)
 	head := j.Head()
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 
@@ -91,7 +91,7 @@ func TestNoCheckpointIsWrittenOnAFullDisk(t *testing.T) {
 	set(t, term, id(1), instance.StateStopped)
 	head := j.Head()
 	j.disk.floor.Store(1 << 40)
-	wantReason(t, term.checkpoint(t.Context()), instance.KindExhausted, instance.ReasonJournalFull)
+	wantReason(t, term.checkpointer.write(t.Context()), instance.KindExhausted, instance.ReasonJournalFull)
 	closeJournal(t, j)
 
 	j, _ = onDisk(t, config, &free)

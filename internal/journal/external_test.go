@@ -47,7 +47,7 @@ func TestAnExternalEtcdTakesLargeUpdates(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if batches := readAll(t, j, from, p); len(batches) < 2 {
@@ -287,7 +287,7 @@ func TestAnExternalLogThatGoesBackIsNoticed(t *testing.T) {
 			_, err := term.Update(t.Context(), func(tx *Tx) error { tx.PutToken(Token{Key: "once"}); return nil })
 			return err
 		},
-		"by the checkpoint": func(t *testing.T, term *Term) error { return term.checkpoint(t.Context()) },
+		"by the checkpoint": func(t *testing.T, term *Term) error { return term.checkpointer.write(t.Context()) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -303,7 +303,7 @@ func testLogThatGoesBack(t *testing.T, notice func(*testing.T, *Term) error) {
 	j, term := own(t, config)
 	follower := openJournal(t, c.config("follower"))
 	kept := set(t, term, id(1), instance.StateStopped)
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	c.kill()
@@ -400,7 +400,7 @@ func TestAnExternalEtcdMayUseUpItsQuota(t *testing.T) {
 					return
 				}
 				if n%10 == 9 {
-					_ = term.checkpoint(t.Context()) // which the full etcd refuses too
+					_ = term.checkpointer.write(t.Context()) // which the full etcd refuses too
 				}
 			}
 		}()

@@ -70,7 +70,7 @@ func (j *Journal) Reachable() error {
 }
 
 func errSilent(silent time.Duration) error {
-	return errUnavailable(fmt.Sprintf("etcd has not answered for %s", silent.Round(100*time.Millisecond)), nil)
+	return errUnavailable(fmt.Sprintf("etcd has not responded for %s", silent.Round(100*time.Millisecond)), nil)
 }
 
 // currentTerm returns the term that lasts, or nil.

@@ -208,7 +208,7 @@ func TestALogOfFormat3StaysOneThatTheVersionBeforeCanRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for _, kv := range stores(t, j) {
@@ -271,7 +271,7 @@ func TestAFinalizedJournalIsReadAndWrittenWithChecksums(t *testing.T) {
 	}
 	wantOfFormat3(t, j, term)
 	set(t, term, id(4), instance.StatePending)
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	// Batches and tokens stay as they were written; instances do not wait for a change.

@@ -18,90 +18,9 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Config says where the log is and how much of it is kept. The zero value of
-// every field but DataDir and Endpoints means its default; one of these two is
-// needed.
-type Config struct {
-	// DataDir is where the embedded etcd has its files. It is created where it does
-	// not exist, belongs to one process at a time, and is not used with Endpoints.
-	DataDir string
-	// Endpoints are those of an external etcd cluster, such as
-	// "http://127.0.0.1:2379". Several processes may share one log there.
-	Endpoints []string
-	// Prefix is that of all keys; "/instanced" by default.
-	Prefix string
-	// Logger gets what there is to tell, etcd's own words among it: its warnings and
-	// errors as they are, the rest as debug. By default nothing is logged.
-	Logger *slog.Logger
-	// Retention is how long history is kept, 24 hours by default.
-	Retention time.Duration
-	// MaxBytes is how much history is kept, in bytes; 1 GiB by default, at least 1 MiB. Of
-	// small batches no more than one for each KiB of it are kept. The database
-	// of the embedded etcd may take twice that on disk, and always 64 MiB: history gives way when
-	// it would take more. Only what is known of the instances may make it larger.
-	MaxBytes int64
-	// MinFreeDisk is the free disk space, in bytes, below which [Term.Writable] says
-	// that the journal is full; 512 MiB by default, and never less than 128 MiB, which is
-	// what a negative one means too. Below 128 MiB nothing more is written, not even what
-	// was begun before, until there is space again: etcd ends the process when the disk is
-	// full. For the same reason Open fails with less than 160 MiB, or 304 MiB when the journal is
-	// new. Only for the embedded etcd.
-	MinFreeDisk int64
-	// MaxClientTokens is how many client tokens are kept, 200,000 by default. Together they take at
-	// most a quarter of what the database may take, and those of one principal no more than it
-	// leaves free.
-	MaxClientTokens int
-	// TokenLifetime is how long each is kept, 24 hours by default.
-	TokenLifetime time.Duration
-	// RingBytes is how much memory the end of the log may take that is held for readers,
-	// with what it is encoded to for them, in bytes; 16 MiB by default.
-	RingBytes int64
-	// Version is that of this program. A journal says which version gave it its format.
-	Version string
-	// Address is where this process can be reached; others are told while it is the
-	// owner.
-	Address string
-	// OwnerTTL is how long an owner that has fallen silent remains the owner, at least
-	// 2 seconds, 10 by default. Only for an external etcd.
-	OwnerTTL time.Duration
-
-	// mustExist is for those who do not want to begin a log.
-	mustExist bool
-}
-
 // openTimeout is how long an external etcd may take to answer when the journal is
 // opened.
 const openTimeout = 10 * time.Second
-
-// MinMaxBytes is the least history that can be asked for: a batch is that large.
-const MinMaxBytes = 1 << 20
-
-// minBytesPerBatch is for how many bytes of [Config.MaxBytes] one batch may be kept: however small
-// batches are, etcd holds their keys in memory.
-const minBytesPerBatch = 1 << 10
-
-func (c Config) withDefaults() Config {
-	c.Prefix = or(strings.TrimRight(c.Prefix, "/"), "/instanced")
-	c.Retention = or(c.Retention, 24*time.Hour)
-	c.MaxBytes = or(c.MaxBytes, 1<<30)
-	c.MinFreeDisk = or(c.MinFreeDisk, 512<<20)
-	c.MaxClientTokens = or(c.MaxClientTokens, 200_000)
-	c.TokenLifetime = or(c.TokenLifetime, 24*time.Hour)
-	c.RingBytes = or(c.RingBytes, 16<<20)
-	c.OwnerTTL = max(or(c.OwnerTTL, 10*time.Second), 2*time.Second)
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return c
-}
-
-func or[T comparable](value, otherwise T) T {
-	var zero T
-	if value == zero {
-		return otherwise
-	}
-	return value
-}
 
 // Journal is an open log. Open makes one.
 type Journal struct {
@@ -147,20 +66,19 @@ type Journal struct {
 	life       context.Context
 	stop       context.CancelFunc
 	background sync.WaitGroup
-	// draining is closed when Drain is called, and drained ends drainTimeout later: from
-	// then on no write waits for what holds it up.
+	// draining is closed when Drain is called, and drained drainTimeout later: from then on
+	// no write waits for what holds it up.
 	draining chan struct{}
-	drained  context.Context
-	endDrain context.CancelFunc
+	drained  chan struct{}
 	drain    sync.Once
 	// using is held for reading by whoever uses etcd on behalf of a caller, so that
 	// it is not closed under them.
 	using sync.RWMutex
 }
 
-// Open opens the log, creating it where there is none, and returns when all that
-// it says is known. It does not make this process the owner. Errors are sentences
-// for the operator; they name what is wrong and, where it helps, what to do.
+// Open opens the log, or creates it, and returns once its contents are loaded. It does not
+// make this process the owner. Errors are sentences for the operator: they name the fault and,
+// where that helps, the remedy.
 func Open(ctx context.Context, config Config) (*Journal, error) {
 	return openWith(ctx, config, freeSpace)
 }
@@ -173,8 +91,8 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 
 		pageReads: instance.NewPlaces(maxPageReads),
 		draining:  make(chan struct{}),
+		drained:   make(chan struct{}),
 	}
-	j.drained, j.endDrain = context.WithCancel(context.Background())
 	j.log = j.config.Logger
 	j.maxBatches = uint64(j.config.MaxBytes / minBytesPerBatch)
 	j.budget = j.config.budget()
@@ -297,7 +215,7 @@ const drainTimeout = 1500 * time.Millisecond
 func (j *Journal) Drain() {
 	j.drain.Do(func() {
 		close(j.draining)
-		time.AfterFunc(drainTimeout, j.endDrain)
+		time.AfterFunc(drainTimeout, func() { close(j.drained) })
 	})
 }
 
@@ -323,7 +241,7 @@ func (j *Journal) Close(ctx context.Context) error {
 	j.view.close()
 	j.stop()
 	j.background.Wait()
-	j.using.Lock() // and nobody begins to use it any more
+	j.using.Lock() // waits for the calls that use etcd; no new ones begin
 	defer j.using.Unlock()
 	return errors.Join(err, j.disconnect())
 }
@@ -361,13 +279,10 @@ func newLogID() (id logID) {
 	return id
 }
 
-// Config returns how the journal was opened, with the defaults filled in.
-func (j *Journal) Config() Config { return j.config }
-
 // Head returns the position of the last batch.
 func (j *Journal) Head() Position { return j.view.tip().head }
 
-// Get returns what is known of an instance.
+// Get returns the current record of an instance.
 func (j *Journal) Get(id instance.ID) (Record, bool) {
 	record, ok := j.view.get(id)
 	if !ok {
@@ -400,19 +315,3 @@ func (j *Journal) setOwner(o *storagev1.Owner) {
 		j.owner = o.GetAddress()
 	}
 }
-
-// mutex is a mutual exclusion that a context can end the wait for.
-type mutex chan struct{}
-
-func newMutex() mutex { return make(mutex, 1) }
-
-func (m mutex) lock(ctx context.Context) error {
-	select {
-	case m <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (m mutex) unlock() { <-m }

@@ -11,7 +11,7 @@ import (
 	"github.com/instanced/instanced/internal/journal/codec"
 )
 
-// What values take in memory is estimated from their sizes and those of their strings and
+// The memory of values is estimated from their sizes and those of their strings and
 // maps. What an image shares with the one before it, which share and [Tx.Append] see to, is
 // counted once. A test compares the estimates with the heap.
 var (

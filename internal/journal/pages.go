@@ -26,8 +26,8 @@ const (
 // has passed it.
 var errGap = errors.New("the batches that follow are missing")
 
-// rawBatch is a batch as it is in etcd. It is read only when its turn comes: what is damaged
-// takes nothing away from what comes before it.
+// rawBatch is a batch as it is in etcd. It is decoded only when its turn comes, so that damage
+// hides nothing before it.
 type rawBatch struct {
 	seq uint64
 	kv  *mvccpb.KeyValue

@@ -17,7 +17,7 @@ type Position struct {
 	Seq   uint64
 }
 
-// Record is what is known of one instance.
+// Record is the current state of one instance.
 type Record struct {
 	// Instance is the instance as after its last change.
 	Instance *instance.Instance
@@ -171,6 +171,6 @@ func (r *Record) after(o *Record) bool {
 // and never modified.
 type Snapshot struct {
 	Position Position
-	// Records are those of all instances, sorted by id.
+	// Records has one record per instance, sorted by id.
 	Records []*Record
 }

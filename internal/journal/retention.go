@@ -21,15 +21,15 @@ func (t *Term) trim(ctx context.Context, now time.Time) error {
 	}
 	defer t.maintenance.unlock()
 	j := t.journal
-	most := uint64(math.MaxUint64)
+	maxBytes := uint64(math.MaxUint64)
 	if limit := uint64(j.config.MaxBytes); j.view.kept() > limit {
-		most = limit / 10 * 9
+		maxBytes = limit / 10 * 9
 	}
-	if err := t.trimTo(ctx, now.Add(-j.config.Retention), most); err != nil {
+	if err := t.trimTo(ctx, now.Add(-j.config.Retention), maxBytes); err != nil {
 		return err
 	}
 	if kept := j.view.stats().Batches; kept > j.maxBatches {
-		return t.trimBefore(ctx, min(j.Head().Seq-j.maxBatches/10*9+1, t.saved.seq))
+		return t.trimBefore(ctx, min(j.Head().Seq-j.maxBatches/10*9+1, t.checkpointer.saved.seq))
 	}
 	return nil
 }
@@ -38,17 +38,17 @@ func (t *Term) trim(ctx context.Context, now time.Time) error {
 // last so many bytes of the log. It keeps what has to be replayed at a start: the
 // batch that the checkpoint reaches to, and all after it. The caller holds
 // maintenance.
-func (t *Term) trimTo(ctx context.Context, before time.Time, most uint64) error {
+func (t *Term) trimTo(ctx context.Context, before time.Time, maxBytes uint64) error {
 	j := t.journal
 	end := j.view.tip().bytes
 	superfluous := func(seq uint64) (bool, error) {
 		h, err := j.store.header(ctx, seq)
-		return h.RecordedAt.Before(before) || end-h.Preceding > most, err
+		return h.RecordedAt.Before(before) || end-h.Preceding > maxBytes, err
 	}
 	// Both times and sizes only grow along the log, so that what is superfluous is a
 	// beginning of it. It ends before cut.
 	first := j.view.oldestPosition().Seq + 1
-	cut, err := search(first, t.saved.seq, superfluous)
+	cut, err := search(first, t.checkpointer.saved.seq, superfluous)
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (t *Term) trimBefore(ctx context.Context, cut uint64) error {
 			return err
 		}
 		j.view.setOldest(next-1, h.Preceding)
-		if err := t.change(ctx, t.saved, clientv3.OpDelete(j.store.keys.logKey(first), clientv3.WithRange(j.store.keys.logKey(next)))); err != nil {
+		if err := t.change(ctx, t.checkpointer.saved, clientv3.OpDelete(j.store.keys.logKey(first), clientv3.WithRange(j.store.keys.logKey(next)))); err != nil {
 			return err
 		}
 		first = next

@@ -24,7 +24,7 @@ func TestHistoryIsTrimmedByAge(t *testing.T) {
 	for n := range 50 {
 		set(t, term, id(n), instance.StatePending)
 	}
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := term.trim(t.Context(), between.Add(24*time.Hour)); err != nil {
@@ -54,7 +54,7 @@ func TestHistoryIsTrimmedBySize(t *testing.T) {
 	for n := range 500 {
 		set(t, term, id(n%5), instance.States()[n%6])
 	}
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := term.trim(t.Context(), time.Now()); err != nil {
@@ -90,7 +90,7 @@ func TestHistoryIsTrimmedByTheNumberOfItsBatches(t *testing.T) {
 	for n := range 150 {
 		set(t, term, id(1), instance.States()[n%2])
 	}
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := term.trim(t.Context(), time.Now()); err != nil {
@@ -110,7 +110,7 @@ func TestTrimmingKeepsWhatAStartNeeds(t *testing.T) {
 	}
 	term := campaign(t, j)
 	set(t, term, id(1), instance.StateStopped)
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	checkpoint := j.Head()
@@ -122,7 +122,7 @@ func TestTrimmingKeepsWhatAStartNeeds(t *testing.T) {
 	if got := j.Oldest().Seq; got != checkpoint.Seq-1 {
 		t.Errorf("oldest is %d, and the checkpoint is at %d", got, checkpoint.Seq)
 	}
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 0); err != nil {
@@ -166,7 +166,7 @@ func TestACheckpointAndTheRestOfTheLogAreTheFold(t *testing.T) {
 	for round := range uint64(5) {
 		term := campaign(t, j)
 		churn(t, term, round, 10)
-		if err := term.checkpoint(t.Context()); err != nil {
+		if err := term.checkpointer.write(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		churn(t, term, 100+round, 10)
@@ -174,7 +174,7 @@ func TestACheckpointAndTheRestOfTheLogAreTheFold(t *testing.T) {
 			// As after a crash: instances were written, but not how far they reach.
 			records, head, _ := j.view.collectUnsaved()
 			j.view.restoreUnsaved(records)
-			ops := []clientv3.Op{j.store.putCheckpoint(term.saved.seq, nil)}
+			ops := []clientv3.Op{j.store.putCheckpoint(term.checkpointer.saved.seq, nil)}
 			for id, record := range records {
 				key := j.store.keys.instances + string(id)
 				if record == nil {
@@ -280,14 +280,14 @@ func TestACheckpointIsDueAfterAWhileAndAfterMuchWasWritten(t *testing.T) {
 	config.MaxBytes = MinMaxBytes
 	_, term := own(t, config)
 	written := func(now time.Time) bool {
-		before := term.saved
-		if err := term.checkpointIfDue(t.Context(), now); err != nil {
+		before := term.checkpointer.saved
+		if err := term.checkpointer.writeIfDue(t.Context(), now); err != nil {
 			t.Fatal(err)
 		}
-		return term.saved != before
+		return term.checkpointer.saved != before
 	}
 	set(t, term, id(1), instance.StatePending)
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	set(t, term, id(1), instance.StateRunning)
@@ -321,7 +321,7 @@ func TestATermOutlivesHistoryThatIsTrimmedWhileTheViewIsCompared(t *testing.T) {
 	known := j.view.tip()
 	set(t, term, id(1), instance.StatePending)
 	set(t, term, id(1), instance.StateRunning)
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 0); err != nil {

@@ -27,7 +27,7 @@ func sealedJournal(t testing.TB) *Journal {
 			t.Fatal(err)
 		}
 	}
-	if err := term.checkpoint(t.Context()); err != nil {
+	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return j

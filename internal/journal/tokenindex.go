@@ -55,15 +55,15 @@ func (x *tokenIndex) inUse() tokenUse {
 
 // admits reports whether a principal may have more tokens. Each may have as many as it
 // leaves to others: half of all if it is the only one, a third if there are two.
-func (x *tokenIndex) admits(principal string, more, most tokenUse) bool {
+func (x *tokenIndex) admits(principal string, more, limit tokenUse) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	var own tokenUse
 	if u := x.use[principal]; u != nil {
 		own = *u
 	}
-	return own.count+x.total.count+2*more.count <= most.count+1 &&
-		own.bytes+x.total.bytes+2*more.bytes <= most.bytes
+	return own.count+x.total.count+2*more.count <= limit.count+1 &&
+		own.bytes+x.total.bytes+2*more.bytes <= limit.bytes
 }
 
 // tokenStanding is how a principal stands against the limits.
@@ -134,12 +134,11 @@ func (x *tokenIndex) removeLocked(known *indexedToken) {
 	}
 }
 
-// createdBefore returns the oldest tokens that were created before a time, at most as many
-// as most, oldest first.
-func (x *tokenIndex) createdBefore(horizon time.Time, most int) (oldest []*indexedToken) {
+// createdBefore returns up to limit tokens that were created before a time, oldest first.
+func (x *tokenIndex) createdBefore(horizon time.Time, limit int) (oldest []*indexedToken) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for len(oldest) < most && len(x.byAge) > 0 && x.byAge[0].created.Before(horizon) {
+	for len(oldest) < limit && len(x.byAge) > 0 && x.byAge[0].created.Before(horizon) {
 		oldest = append(oldest, heap.Pop(&x.byAge).(*indexedToken))
 	}
 	for _, known := range oldest {

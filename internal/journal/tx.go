@@ -121,9 +121,9 @@ func (tx *Tx) PutToken(t Token) {
 	c.bytes = countedBytes(len(s.keys.tokenKey(c.created, t.Key))+len(c.value), &t)
 	if !replaces {
 		tx.newTokens.add(1, c.bytes)
-		most := tokenUse{term.journal.config.MaxClientTokens, term.journal.budget.tokens()}
-		if !term.tokens.admits(t.Principal, tx.newTokens, most) {
-			tx.err = errTooManyTokens(t.Principal, term.tokens.standing(t.Principal), tx.newTokens, most, term.journal.config.TokenLifetime)
+		limit := tokenUse{term.journal.config.MaxClientTokens, term.journal.budget.tokens()}
+		if !term.tokens.admits(t.Principal, tx.newTokens, limit) {
+			tx.err = errTooManyTokens(t.Principal, term.tokens.standing(t.Principal), tx.newTokens, limit, term.journal.config.TokenLifetime)
 			return
 		}
 	}

@@ -104,8 +104,8 @@ func TestEveryFieldOfAnInstanceHasOneEntryInTheTable(t *testing.T) {
 	for n := range table {
 		f := &table[n]
 		var found []string
-		for at := range kind.NumField() {
-			name := kind.Field(at).Name
+		for field := range kind.Fields() {
+			name := field.Name
 			if !f.equal(instanceWith(t, name), &instance.Instance{}) {
 				found = append(found, name)
 				entries[name]++
@@ -118,8 +118,8 @@ func TestEveryFieldOfAnInstanceHasOneEntryInTheTable(t *testing.T) {
 			t.Errorf("number %d is used twice", f.number)
 		}
 	}
-	for at := range kind.NumField() {
-		name := kind.Field(at).Name
+	for field := range kind.Fields() {
+		name := field.Name
 		t.Run(name, func(t *testing.T) {
 			if entries[name] != 1 {
 				t.Fatalf("%d entries, want one", entries[name])

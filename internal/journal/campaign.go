@@ -4,59 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/instanced/instanced/gen/instanced/storage/v1"
-	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal/codec"
 )
-
-// Term is a time during which this process owns the log, and nobody else can
-// write to it.
-type Term struct {
-	journal *Journal
-	// revision is that at which the owner key was created; every write compares it.
-	revision int64
-	epoch    uint64
-	lease    clientv3.LeaseID // 0 for the embedded etcd
-	tokens   *tokenIndex
-	writer   *writer
-
-	// ctx ends with the term, and maintaining when the term is about to end: then nothing is
-	// tidied any more, nor is it waited for.
-	ctx             context.Context
-	cancel          context.CancelFunc
-	maintaining     context.Context
-	stopMaintaining context.CancelFunc
-	// work is what runs during the term.
-	work sync.WaitGroup
-	// renewed is how etcd last extended the lease; nil for the embedded etcd.
-	renewed atomic.Pointer[renewal]
-	// roomNeeded asks for room to be made in etcd, and checkpointDue for it to be looked whether a
-	// checkpoint is due; unblocked is signalled when either was done.
-	roomNeeded, checkpointDue, unblocked chan struct{}
-	// limit is how many bytes of the embedded etcd's database may be in use before the
-	// writer waits.
-	limit atomic.Int64
-	// maintenance is held by the task that is under way. It guards saved, the last
-	// batch that the checkpoint in etcd reflects, when that was written in this term,
-	// and compactable, a revision before which nothing is needed.
-	maintenance mutex
-	saved       logPoint
-	savedAt     time.Time
-	compactable int64
-	// savedBytes is how long the log was at the checkpoint.
-	savedBytes atomic.Uint64
-
-	mu  sync.Mutex
-	err *instance.Error // guarded by mu
-}
 
 // Campaign makes this process the owner of the log and begins a new epoch.
 // With an external etcd it waits until the present owner gives up or is silent
@@ -124,20 +79,19 @@ func (j *Journal) awaitTermEnd(ctx context.Context) error {
 	}
 }
 
-// tryCampaign takes the log over, once nobody owns it. The error is errTaken when
+// tryCampaign takes the log over once it has no owner. The error is errTaken when
 // somebody else did first.
 func (j *Journal) tryCampaign(ctx context.Context) (*Term, error) {
 	t := &Term{
-		journal:       j,
-		roomNeeded:    make(chan struct{}, 1),
-		checkpointDue: make(chan struct{}, 1),
-		unblocked:     make(chan struct{}, 1),
-		maintenance:   newMutex(),
+		journal:     j,
+		roomNeeded:  make(chan struct{}, 1),
+		unblocked:   make(chan struct{}, 1),
+		maintenance: newMutex(),
 	}
 	t.limit.Store(int64(j.budget))
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.maintaining, t.stopMaintaining = context.WithCancel(t.ctx)
-	t.writer = newWriter(t)
+	t.writer, t.checkpointer = newWriter(t), newCheckpointer(t)
 	err := t.acquire(ctx)
 	if err == nil {
 		err = t.begin(ctx)
@@ -167,7 +121,7 @@ func (j *Journal) install(t *Term) error {
 	return nil
 }
 
-// acquire waits until nobody owns the log, and creates the owner key.
+// acquire waits until the log has no owner, and creates the owner key.
 func (t *Term) acquire(ctx context.Context) error {
 	for {
 		free, err := t.await(ctx)
@@ -225,7 +179,7 @@ func (t *Term) claim(ctx context.Context) (err error) {
 	if err = t.tryClaim(ctx); !noSpace(err) {
 		return err
 	}
-	if t.saved, err = t.journal.store.checkpointed(ctx); err != nil {
+	if t.checkpointer.saved, err = t.journal.store.checkpointed(ctx); err != nil {
 		return err
 	}
 	return t.makeRoom(ctx)
@@ -283,15 +237,8 @@ func (t *Term) begin(ctx context.Context) (err error) {
 	if err := j.refreshLocked(ctx); err != nil {
 		return err
 	}
-	if t.saved, err = j.store.checkpointed(ctx); err != nil {
+	if err := t.checkpointer.load(ctx); err != nil {
 		return err
-	}
-	if t.saved.seq > 0 {
-		h, err := j.store.header(ctx, t.saved.seq)
-		if err != nil {
-			return err
-		}
-		t.savedBytes.Store(h.Preceding)
 	}
 	tip := j.view.tip()
 	list := j.view.listEpochs().since(j.view.oldestPosition().Seq).begin(tip.head.Seq+1, time.Now())
@@ -323,114 +270,4 @@ func (t *Term) begin(ctx context.Context) (err error) {
 		signal(t.roomNeeded)
 	}
 	return nil
-}
-
-// owns is the comparison that only the owner's transactions pass; before the claim, only
-// those made while nobody owns the log.
-func (t *Term) owns() clientv3.Cmp {
-	return clientv3.Compare(clientv3.CreateRevision(t.journal.store.keys.owner), "=", t.revision)
-}
-
-// Epoch returns the epoch of every position written during the term.
-func (t *Term) Epoch() uint64 { return t.epoch }
-
-// Done is closed when the term is over: another process may own the log, or the
-// journal was closed.
-func (t *Term) Done() <-chan struct{} { return t.ctx.Done() }
-
-// Err returns nil during the term. Later it returns why it ended, of type
-// [instance.Error]: [instance.ReasonNotOwner], or [instance.ReasonJournalUnavailable] for a journal that
-// was closed.
-func (t *Term) Err() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.err != nil {
-		return t.err
-	}
-	return nil
-}
-
-// ended returns a copy of why the term ended.
-func (t *Term) ended() *instance.Error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return new(*t.err)
-}
-
-// end ends the term, unless it has ended already, and returns the error.
-func (t *Term) end(err *instance.Error) error {
-	t.mu.Lock()
-	first := t.err == nil
-	if first {
-		t.err = err
-	}
-	t.mu.Unlock()
-	if first {
-		t.cancel()
-		if err.Reason != instance.ReasonJournalUnavailable {
-			t.journal.log.Warn("this process no longer owns the journal", slog.Any("error", err))
-		}
-	}
-	return err
-}
-
-// Writable returns why an update would fail now: to be asked before anything is
-// done that has to be recorded. Nil is no promise. Errors, of type
-// [instance.Error]: [instance.ReasonNotOwner], [instance.ReasonJournalUnavailable], [instance.ReasonJournalFull].
-func (t *Term) Writable() error {
-	if err := t.Err(); err != nil {
-		return err
-	}
-	if stalled := t.writer.stalled.Load(); stalled != nil {
-		return stalled
-	}
-	if t.lease != 0 {
-		silent := time.Since(t.renewed.Load().asked)
-		if silent > t.journal.config.OwnerTTL*2/3 {
-			return errSilent(silent)
-		}
-	}
-	return t.journal.disk.check()
-}
-
-// resign ends the term in good order: all updates are written, the checkpoint
-// reflects them, and the next owner need not wait.
-func (t *Term) resign(ctx context.Context) error {
-	t.stopMaintaining()
-	t.writer.close(errClosed())
-	select {
-	case <-t.writer.finished:
-	case <-ctx.Done():
-	}
-	var err error
-	if full := t.journal.disk.checkFloor(); full != nil {
-		t.journal.log.WarnContext(ctx, "the disk is full, so that no checkpoint is written; the next start takes longer")
-	} else if t.Err() == nil {
-		if err = t.checkpoint(ctx); t.Err() != nil {
-			err = nil // the term was over already, as the log was told; the next owner writes its own
-		}
-	}
-	_ = t.end(errClosed())
-	t.release(ctx)
-	t.work.Wait()
-	return err
-}
-
-// release gives the owner key up, whether or not the term has begun.
-func (t *Term) release(ctx context.Context) {
-	j := t.journal
-	if j.disk.checkFloor() != nil {
-		return // the next owner of the directory does not ask whose it was
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	var err error
-	if t.lease != 0 {
-		_, err = j.store.client.Revoke(ctx, t.lease)
-	} else if t.revision != 0 {
-		_, err = j.store.client.Txn(ctx).If(t.owns()).Then(clientv3.OpDelete(j.store.keys.owner)).Commit()
-	}
-	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		j.log.WarnContext(ctx, "the ownership of the journal could not be given up; it will expire", slog.Any("error", err))
-	}
 }

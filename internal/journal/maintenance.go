@@ -1,0 +1,57 @@
+package journal
+
+import (
+	"log/slog"
+	"time"
+)
+
+const (
+	// maintenanceInterval is how often a checkpoint is written if it is due, and history trimmed.
+	maintenanceInterval = 5 * time.Second
+	// tidyInterval is how often client tokens are expired and etcd is compacted.
+	tidyInterval = time.Minute
+)
+
+// maintain does the work of a term other than writing, until the term is about to end.
+func (t *Term) maintain() {
+	ctx := t.maintaining
+	regularly := time.NewTicker(maintenanceInterval)
+	defer regularly.Stop()
+	tidy := time.NewTicker(tidyInterval)
+	defer tidy.Stop()
+	for {
+		var what string
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-regularly.C:
+			if t.journal.disk.checkFloor() != nil {
+				continue // which the disk has told the log
+			}
+			what = "write a checkpoint"
+			if err = t.checkpointer.writeIfDue(ctx, now); err == nil {
+				what, err = "trim its history", t.trim(ctx, now)
+			}
+		case now := <-tidy.C:
+			if t.journal.disk.checkFloor() != nil {
+				continue
+			}
+			what = "expire client tokens"
+			if _, err = t.expireTokens(ctx, now); err == nil {
+				what, err = "compact etcd", t.compact(ctx)
+			}
+		case <-t.checkpointer.due:
+			if t.journal.disk.checkFloor() == nil {
+				what, err = "write a checkpoint", t.checkpointer.writeIfDue(ctx, time.Now())
+			}
+		case <-t.roomNeeded:
+			if t.journal.disk.checkFloor() == nil {
+				what, err = "make room", t.makeRoom(ctx)
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			t.journal.log.Warn("the journal could not "+what+"; it will try again", slog.Any("error", err))
+		}
+	}
+}
