@@ -38,7 +38,7 @@ func (b *Backend) Create(ctx context.Context, specs []Spec, faults ...Fault) ([]
 	if err := problems.err(); err != nil {
 		return nil, err
 	}
-	b.extendPlan(faults)
+	b.extendPlanLocked(faults)
 	return b.add(fleet, now, nil), nil
 }
 
@@ -174,6 +174,6 @@ func (b *Backend) settleIn(m *machine, inst *instance.Instance, now time.Time) {
 	at := m.stamp(now)
 	meter(inst, at)
 	m.inst = nil
-	b.replace(m, inst, at)
-	b.put(m, due)
+	b.replaceLocked(m, inst, at)
+	b.scheduleLocked(m, due)
 }

@@ -33,14 +33,14 @@ func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (i
 		return instance.DescribePage{}, closed
 	}
 	defer b.unlock(now)
-	o := op{verb: verbDescribe, number: b.nextCall(), now: now}
+	o := op{verb: verbDescribe, number: b.nextCallLocked(), now: now}
 	asked := slices.Compact(slices.Sorted(slices.Values(query.IDs)))
 	bucket := b.buckets.request(verbDescribe, len(asked) > 0 && !b.config.Options.FilteredByID)
-	if err := b.admit(o, asked, b.named(asked), bucket); err != nil {
+	if err := b.admit(o, asked, b.machinesLocked(asked), bucket); err != nil {
 		return instance.DescribePage{}, err
 	}
 	if query.All {
-		return b.page(o, query, b.sortedIDs(), after), nil
+		return b.page(o, query, b.sortedIDsLocked(), after), nil
 	}
 	return b.page(o, query, asked, after), nil
 }

@@ -47,12 +47,12 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 	if err := instance.CheckTerm(cmd.Term); err != nil {
 		return instance.Result{}, err
 	}
-	c := &call{op: op{verb: cmd.Verb, number: b.nextCall(), now: now}, cmd: cmd}
-	result, refusal := b.carryOut(c)
+	c := &call{op: op{verb: cmd.Verb, number: b.nextCallLocked(), now: now}, cmd: cmd}
+	result, refusal := b.executeLocked(c)
 	if refusal != nil {
 		return result, refusal
 	}
-	if f := b.strikeCall(c.op, AnswerLost, c.ids, c.machines); f != nil {
+	if f := b.strikeCallLocked(c.op, AnswerLost, c.ids, c.machines); f != nil {
 		return instance.Result{}, errAnswerLost()
 	}
 	return result, nil
@@ -87,13 +87,13 @@ func (b *Backend) slowness(verb instance.Verb, ids []instance.ID) (time.Duration
 	if len(b.plan) == 0 {
 		return 0, nil
 	}
-	if f := b.strikeCall(op{verb: verb, number: b.nextCall(), now: now}, SlowCall, ids, b.named(ids)); f != nil {
+	if f := b.strikeCallLocked(op{verb: verb, number: b.nextCallLocked(), now: now}, SlowCall, ids, b.machinesLocked(ids)); f != nil {
 		return f.Delay, nil
 	}
 	return 0, nil
 }
 
-func (b *Backend) carryOut(c *call) (instance.Result, *instance.Error) {
+func (b *Backend) executeLocked(c *call) (instance.Result, *instance.Error) {
 	if err := b.resolve(c); err != nil {
 		return instance.Result{}, err
 	}
@@ -175,13 +175,13 @@ func (b *Backend) resolve(c *call) *instance.Error {
 
 // admit is what EC2's front door does before it looks at what is asked for.
 func (b *Backend) admit(o op, ids []instance.ID, machines []*machine, requests *bucket) *instance.Error {
-	if b.strikeCall(o, Unavailable, ids, machines) != nil {
+	if b.strikeCallLocked(o, Unavailable, ids, machines) != nil {
 		return errUnavailable()
 	}
-	if b.strikeCall(o, InternalError, ids, machines) != nil {
+	if b.strikeCallLocked(o, InternalError, ids, machines) != nil {
 		return errInternal()
 	}
-	if b.strikeCall(o, RequestLimitExceeded, ids, machines) != nil {
+	if b.strikeCallLocked(o, RequestLimitExceeded, ids, machines) != nil {
 		return b.errThrottled(o.verb, retryThrottled)
 	}
 	if b.config.Throttle {
@@ -195,7 +195,7 @@ func (b *Backend) admit(o op, ids []instance.ID, machines []*machine, requests *
 // permit refuses what the caller may not do.
 func (b *Backend) permit(c *call) *instance.Error {
 	return c.sift(func(m *machine, id instance.ID) *instance.Error {
-		if m != nil && b.strike(c.op, Unauthorized, m) != nil {
+		if m != nil && b.strikeLocked(c.op, Unauthorized, m) != nil {
 			return b.errUnauthorized(c, id)
 		}
 		return nil
@@ -338,13 +338,13 @@ func (b *Backend) provide(c *call) *instance.Error {
 
 // shortage returns the fault that leaves no room for a machine, if one does.
 func (b *Backend) shortage(c *call, m *machine) (*planned, *instance.Error) {
-	if f := b.strike(c.op, InsufficientCapacity, m); f != nil {
+	if f := b.strikeLocked(c.op, InsufficientCapacity, m); f != nil {
 		return f, errCapacity(m.inst)
 	}
-	if f := b.strike(c.op, InstanceLimitExceeded, m); f != nil {
+	if f := b.strikeLocked(c.op, InstanceLimitExceeded, m); f != nil {
 		return f, errInstanceLimit(len(c.ids), instanceQuota)
 	}
-	if f := b.strike(c.op, VcpuLimitExceeded, m); f != nil {
+	if f := b.strikeLocked(c.op, VcpuLimitExceeded, m); f != nil {
 		return f, errVcpuLimit()
 	}
 	return nil, nil

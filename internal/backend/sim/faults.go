@@ -190,7 +190,7 @@ func (b *Backend) setPlan(faults []Fault) error {
 		return err
 	}
 	b.plan, b.lag = nil, 0
-	b.extendPlan(faults)
+	b.extendPlanLocked(faults)
 	return nil
 }
 

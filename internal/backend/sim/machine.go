@@ -38,7 +38,7 @@ func (m *machine) stamp(now time.Time) time.Time {
 	return at
 }
 
-// draft returns a copy of the image, to modify and hand to [Backend.replace].
+// draft returns a copy of the image, to modify and hand to [Backend.replaceLocked].
 // Its tags and reasons are shared: they may be exchanged only.
 func (m *machine) draft() *instance.Instance {
 	next := *m.inst
@@ -56,15 +56,15 @@ func (m *machine) asOf(t time.Time) *instance.Instance {
 	return m.inst
 }
 
-// replace puts a new image in place and tells of it.
-func (b *Backend) replace(m *machine, next *instance.Instance, at time.Time) {
-	b.remember(m, at)
+// replaceLocked puts a new image in place and tells of it.
+func (b *Backend) replaceLocked(m *machine, next *instance.Instance, at time.Time) {
+	b.keepPastLocked(m, at)
 	m.inst, m.changed = next, at
-	b.publish(m, at)
+	b.publishLocked(m, at)
 }
 
-// remember keeps the present image for as long as Describe may lag.
-func (b *Backend) remember(m *machine, at time.Time) {
+// keepPastLocked keeps the present image for as long as Describe may lag.
+func (b *Backend) keepPastLocked(m *machine, at time.Time) {
 	if b.lag == 0 {
 		m.past = nil
 		return
@@ -74,8 +74,8 @@ func (b *Backend) remember(m *machine, at time.Time) {
 	m.past = append(m.past, version{inst: m.inst, until: at})
 }
 
-// adopt takes over an instance that the journal knows.
-func (b *Backend) adopt(inst *instance.Instance, now time.Time) {
+// adoptLocked takes over an instance that the journal knows.
+func (b *Backend) adoptLocked(inst *instance.Instance, now time.Time) {
 	if inst.ImageID == "" {
 		inst = identify(inst)
 	}
@@ -91,11 +91,11 @@ func (b *Backend) adopt(inst *instance.Instance, now time.Time) {
 	b.noteLaunch(inst)
 	switch s := inst.Simulator; {
 	case s.NextState != instance.StateUnspecified:
-		b.put(m, now.Add(s.NextAt.Sub(wall(now))))
+		b.scheduleLocked(m, now.Add(s.NextAt.Sub(wall(now))))
 	case inst.State == instance.StateTerminated && s.NextAt.IsZero():
-		b.put(m, now.Add(terminatedVisible))
+		b.scheduleLocked(m, now.Add(terminatedVisible))
 	case inst.State == instance.StateTerminated:
-		b.put(m, now.Add(s.NextAt.Sub(wall(now))))
+		b.scheduleLocked(m, now.Add(s.NextAt.Sub(wall(now))))
 	}
 }
 
@@ -112,8 +112,8 @@ func identify(inst *instance.Instance) *instance.Instance {
 	return inst
 }
 
-// named returns the machines of ids, nil where there is none.
-func (b *Backend) named(ids []instance.ID) []*machine {
+// machinesLocked returns the machines of ids, nil where there is none.
+func (b *Backend) machinesLocked(ids []instance.ID) []*machine {
 	machines := make([]*machine, len(ids))
 	for i, id := range ids {
 		machines[i] = b.machines[id]
@@ -121,8 +121,8 @@ func (b *Backend) named(ids []instance.ID) []*machine {
 	return machines
 }
 
-// drop forgets a machine.
-func (b *Backend) drop(m *machine) {
+// dropLocked forgets a machine.
+func (b *Backend) dropLocked(m *machine) {
 	delete(b.machines, m.inst.ID)
 	b.unsorted = true
 	if l := m.inst.Simulator.Launched; l != nil {
@@ -132,9 +132,9 @@ func (b *Backend) drop(m *machine) {
 	}
 }
 
-// sortedIDs returns the ids of all machines in their order. They are put in order only when
+// sortedIDsLocked returns the ids of all machines in their order. They are put in order only when
 // somebody asks for that: whoever creates or drops an instance does not pay for all others.
-func (b *Backend) sortedIDs() []instance.ID {
+func (b *Backend) sortedIDsLocked() []instance.ID {
 	if b.unsorted {
 		b.ids = slices.DeleteFunc(b.ids, func(id instance.ID) bool { return b.machines[id] == nil })
 		slices.Sort(b.ids)

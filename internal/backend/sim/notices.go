@@ -34,8 +34,8 @@ func (b *Backend) Notices(ctx context.Context) iter.Seq2[instance.Notice, error]
 	}
 }
 
-// publish queues the notice of a change, or what faults make of it.
-func (b *Backend) publish(m *machine, at time.Time) {
+// publishLocked queues the notice of a change, or what faults make of it.
+func (b *Backend) publishLocked(m *machine, at time.Time) {
 	m.heard++
 	notice := instance.Notice{
 		ID:         m.inst.ID,
@@ -48,16 +48,16 @@ func (b *Backend) publish(m *machine, at time.Time) {
 		b.notices.push(notice)
 		return
 	}
-	o := op{number: b.nextCall(), now: time.Now()}
-	if b.strikeNotice(o, NoticeLost, m) != nil {
+	o := op{number: b.nextCallLocked(), now: time.Now()}
+	if b.strikeNoticeLocked(o, NoticeLost, m) != nil {
 		return
 	}
-	late := b.strikeNotice(o, NoticeLate, m)
+	late := b.strikeNoticeLocked(o, NoticeLate, m)
 	copies := 1
-	if b.strikeNotice(o, NoticeDoubled, m) != nil {
+	if b.strikeNoticeLocked(o, NoticeDoubled, m) != nil {
 		copies = 2
 	}
-	reordered := late == nil && b.strikeNotice(o, NoticeReordered, m) != nil
+	reordered := late == nil && b.strikeNoticeLocked(o, NoticeReordered, m) != nil
 	for range copies {
 		switch {
 		case late != nil:

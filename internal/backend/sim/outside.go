@@ -77,7 +77,7 @@ func (b *Backend) Change(ctx context.Context, changes []Change) error {
 	if err := b.rehearse(changes, now); err != nil {
 		return err
 	}
-	o := op{number: b.nextCall(), now: now}
+	o := op{number: b.nextCallLocked(), now: now}
 	for i := range changes {
 		for _, id := range changes[i].IDs {
 			b.happen(o, &changes[i], b.machines[id])
@@ -314,7 +314,7 @@ func checkRunning(a Action, inst *instance.Instance) *instance.Error {
 func (b *Backend) happen(o op, c *Change, m *machine) {
 	m.calls++
 	if next := c.attributes(m.inst); !next.Equal(m.inst) {
-		b.replace(m, next, m.stamp(o.now))
+		b.replaceLocked(m, next, m.stamp(o.now))
 	}
 	state := m.inst.State
 	switch a := c.Action; {

@@ -17,8 +17,8 @@ type planned struct {
 	last    uint64  // the last call that it struck
 }
 
-// extendPlan adds faults that were checked.
-func (b *Backend) extendPlan(faults []Fault) {
+// extendPlanLocked adds faults that were checked.
+func (b *Backend) extendPlanLocked(faults []Fault) {
 	for _, f := range faults {
 		f.Match.Verbs = slices.Clone(f.Match.Verbs)
 		f.Match.IDs = slices.Clone(f.Match.IDs)
@@ -70,8 +70,8 @@ func (b *Backend) falls(f *planned, call uint64, id instance.ID, counter uint64)
 	return f.Probability == 0 || unit(draw(b.config.Seed, f.number, id, counter)) < f.Probability
 }
 
-// strike returns the first fault of a kind that strikes one machine of a call.
-func (b *Backend) strike(o op, kind FaultKind, m *machine) *planned {
+// strikeLocked returns the first fault of a kind that strikes one machine of a call.
+func (b *Backend) strikeLocked(o op, kind FaultKind, m *machine) *planned {
 	for _, f := range b.plan {
 		if f.Kind == kind && f.Match.covers(o.verb) && f.Match.selects(m.inst) && b.falls(f, o.number, m.inst.ID, m.calls) {
 			b.use(f, o, m.inst.ID)
@@ -81,8 +81,8 @@ func (b *Backend) strike(o op, kind FaultKind, m *machine) *planned {
 	return nil
 }
 
-// strikeCall returns the first fault of a kind that strikes a call as a whole.
-func (b *Backend) strikeCall(o op, kind FaultKind, ids []instance.ID, machines []*machine) *planned {
+// strikeCallLocked returns the first fault of a kind that strikes a call as a whole.
+func (b *Backend) strikeCallLocked(o op, kind FaultKind, ids []instance.ID, machines []*machine) *planned {
 	for _, f := range b.plan {
 		if f.Kind != kind || !f.Match.covers(o.verb) || !f.Match.names(machines) {
 			continue
@@ -102,9 +102,9 @@ func (b *Backend) strikeCall(o op, kind FaultKind, ids []instance.ID, machines [
 	return nil
 }
 
-// strikeNotice returns the first fault of a kind that strikes the notice of a
+// strikeNoticeLocked returns the first fault of a kind that strikes the notice of a
 // machine.
-func (b *Backend) strikeNotice(o op, kind FaultKind, m *machine) *planned {
+func (b *Backend) strikeNoticeLocked(o op, kind FaultKind, m *machine) *planned {
 	for _, f := range b.plan {
 		if f.Kind == kind && f.Match.selects(m.inst) && b.falls(f, o.number, m.inst.ID, m.heard) {
 			b.use(f, o, m.inst.ID)

@@ -90,7 +90,7 @@ func (q *queue) close() {
 	defer q.mu.Unlock()
 	if !q.closed {
 		q.closed = true
-		q.replaceConsumer(nil)
+		q.replaceConsumerLocked(nil)
 	}
 }
 
@@ -103,12 +103,12 @@ func (q *queue) attach() *consumer {
 		close(c.ended)
 		return c
 	}
-	q.replaceConsumer(c)
+	q.replaceConsumerLocked(c)
 	q.next = q.waiting.Front()
 	return c
 }
 
-func (q *queue) replaceConsumer(c *consumer) {
+func (q *queue) replaceConsumerLocked(c *consumer) {
 	if q.consumer != nil {
 		close(q.consumer.ended)
 	}
@@ -119,12 +119,12 @@ func (q *queue) replaceConsumer(c *consumer) {
 func (q *queue) push(n instance.Notice) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.append(n)
+	q.appendLocked(n)
 	passed := q.overtaken[n.ID]
 	delete(q.overtaken, n.ID)
 	for _, l := range passed {
 		heap.Remove(&q.late, l.place)
-		q.append(l.Notice)
+		q.appendLocked(l.Notice)
 	}
 }
 
@@ -138,21 +138,21 @@ func (q *queue) pushLate(n instance.Notice, due time.Time, overtaken bool) {
 	if overtaken {
 		q.overtaken[n.ID] = append(q.overtaken[n.ID], l)
 	}
-	q.bound()
-	q.wakeConsumer()
+	q.boundLocked()
+	q.wakeConsumerLocked()
 }
 
-func (q *queue) append(n instance.Notice) {
+func (q *queue) appendLocked(n instance.Notice) {
 	e := q.waiting.PushBack(n)
 	if q.next == nil {
 		q.next = e
 	}
-	q.bound()
-	q.wakeConsumer()
+	q.boundLocked()
+	q.wakeConsumerLocked()
 }
 
-// bound drops the oldest notice when there are too many.
-func (q *queue) bound() {
+// boundLocked drops the oldest notice when there are too many.
+func (q *queue) boundLocked() {
 	if q.waiting.Len()+len(q.late) <= maxNotices {
 		q.dropping = false
 		return
@@ -162,14 +162,14 @@ func (q *queue) bound() {
 		q.log.Warn("too many notices wait to be acknowledged; the oldest are dropped", slog.Int("limit", maxNotices))
 	}
 	if oldest := q.waiting.Front(); oldest != nil {
-		q.remove(oldest)
+		q.removeLocked(oldest)
 	} else {
-		q.popLate()
+		q.popLateLocked()
 	}
 }
 
-// popLate takes the first due one of the late notices.
-func (q *queue) popLate() instance.Notice {
+// popLateLocked takes the first due one of the late notices.
+func (q *queue) popLateLocked() instance.Notice {
 	l := heap.Pop(&q.late).(*lateNotice)
 	if of := q.overtaken[l.ID]; len(of) > 0 {
 		if of = slices.DeleteFunc(of, func(o *lateNotice) bool { return o == l }); len(of) == 0 {
@@ -181,15 +181,15 @@ func (q *queue) popLate() instance.Notice {
 	return l.Notice
 }
 
-// remove takes a notice off the queue. It may be gone already.
-func (q *queue) remove(e *list.Element) {
+// removeLocked takes a notice off the queue. It may be gone already.
+func (q *queue) removeLocked(e *list.Element) {
 	if e == q.next {
 		q.next = e.Next()
 	}
 	q.waiting.Remove(e)
 }
 
-func (q *queue) wakeConsumer() {
+func (q *queue) wakeConsumerLocked() {
 	if q.consumer == nil {
 		return
 	}
@@ -209,7 +209,7 @@ func (q *queue) take(c *consumer) (n instance.Notice, ok bool, wait time.Duratio
 	}
 	now := time.Now()
 	for len(q.late) > 0 && !q.late[0].due.After(now) {
-		q.append(q.popLate())
+		q.appendLocked(q.popLateLocked())
 	}
 	e := q.next
 	if e == nil {
@@ -228,7 +228,7 @@ func (q *queue) take(c *consumer) (n instance.Notice, ok bool, wait time.Duratio
 	n.Ack = func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		q.remove(e)
+		q.removeLocked(e)
 	}
 	return n, true, 0
 }

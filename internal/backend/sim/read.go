@@ -26,10 +26,10 @@ func (b *Backend) Read(ctx context.Context, read instance.Read) (func(*instance.
 		return nil, closed
 	}
 	defer b.unlock(now)
-	o := op{verb: read.Action, number: b.nextCall(), now: now}
+	o := op{verb: read.Action, number: b.nextCallLocked(), now: now}
 	byID := len(read.IDs) > 0 && !b.config.Options.FilteredByID
 	bucket := b.buckets.read(read.Action, !read.Filtered && (byID || len(read.IDs) == 0))
-	if err := b.admit(o, read.IDs, b.named(read.IDs), bucket); err != nil {
+	if err := b.admit(o, read.IDs, b.machinesLocked(read.IDs), bucket); err != nil {
 		return nil, err
 	}
 	if b.lag == 0 {

@@ -39,9 +39,9 @@ func (s *schedule) Pop() any {
 	return m
 }
 
-// put schedules a machine, in place of whatever it was scheduled for. A zero time
+// scheduleLocked schedules a machine, in place of whatever it was scheduled for. A zero time
 // takes it off the schedule.
-func (b *Backend) put(m *machine, due time.Time) {
+func (b *Backend) scheduleLocked(m *machine, due time.Time) {
 	m.due = due
 	switch {
 	case due.IsZero() && m.slot >= 0:
@@ -54,15 +54,15 @@ func (b *Backend) put(m *machine, due time.Time) {
 	}
 }
 
-// settle makes all transitions that are due.
-func (b *Backend) settle(now time.Time) {
+// advanceDueLocked makes all transitions that are due.
+func (b *Backend) advanceDueLocked(now time.Time) {
 	for len(b.schedule) > 0 && !b.schedule[0].due.After(now) {
-		b.advance(heap.Pop(&b.schedule).(*machine))
+		b.advanceLocked(heap.Pop(&b.schedule).(*machine))
 	}
 }
 
-// arm sets the timer to the first transition that is due.
-func (b *Backend) arm() {
+// armTimerLocked sets the timer to the first transition that is due.
+func (b *Backend) armTimerLocked() {
 	if len(b.schedule) == 0 || b.schedule[0].due.Equal(b.armed) {
 		return
 	}

@@ -1,14 +1,3 @@
-// Package sim is the simulated EC2: instances that start, stop, fail and vanish
-// as EC2's do, with its states, timings, error texts, throttles and faults.
-//
-// Everything random is drawn from the seed, the id of the instance and a counter
-// of its own, never from the order in which goroutines happen to run: the same
-// seed and the same calls give the same events, times aside.
-//
-// One lock guards all state. Instances are immutable images: a change replaces
-// the image, so that what was handed out stays as it was. Transitions that are
-// due are made when the lock is next taken, with their planned time, and at the
-// latest by a timer; so an instance never appears to be behind its schedule.
 package sim
 
 import (
@@ -124,7 +113,7 @@ func (b *Backend) Restore(known []*instance.Instance) error {
 		return b.wrong
 	}
 	if len(known) == 0 {
-		b.populate(now)
+		b.populateLocked(now)
 		return nil
 	}
 	for _, inst := range known {
@@ -132,9 +121,9 @@ func (b *Backend) Restore(known []*instance.Instance) error {
 			return fmt.Errorf("instance %s was not recorded by the simulator", inst.ID)
 		}
 	}
-	b.clear()
+	b.clearLocked()
 	for _, inst := range known {
-		b.adopt(inst, now)
+		b.adoptLocked(inst, now)
 		b.idSalt ^= draw(0, drawID, inst.ID, 0)
 	}
 	return nil
@@ -153,8 +142,8 @@ func (b *Backend) Reset() error {
 	}
 	b.buckets = newBuckets()
 	b.plan, b.lag = nil, 0
-	b.extendPlan(b.config.Faults)
-	b.populate(now)
+	b.extendPlanLocked(b.config.Faults)
+	b.populateLocked(now)
 	return nil
 }
 
@@ -171,15 +160,15 @@ func (b *Backend) expandFleet() error {
 	return problems.err()
 }
 
-// populate replaces all instances by Config.Fleet.
-func (b *Backend) populate(now time.Time) {
-	b.clear()
+// populateLocked replaces all instances by Config.Fleet.
+func (b *Backend) populateLocked(now time.Time) {
+	b.clearLocked()
 	b.created = 0
 	b.add(b.fleet, now, nil)
 }
 
-// clear forgets all instances and all notices of them.
-func (b *Backend) clear() {
+// clearLocked forgets all instances and all notices of them.
+func (b *Backend) clearLocked() {
 	b.machines = map[instance.ID]*machine{}
 	b.launches = map[string]map[instance.ID]struct{}{}
 	b.ids, b.unsorted = nil, false
@@ -197,19 +186,19 @@ func (b *Backend) lock() (now time.Time, closed error) {
 		return time.Time{}, &instance.Error{Kind: instance.KindUnavailable, Message: "The simulator is closed."}
 	}
 	now = time.Now()
-	b.settle(now)
+	b.advanceDueLocked(now)
 	return now, nil
 }
 
 // unlock makes the transitions that take no time, and releases the lock.
 func (b *Backend) unlock(now time.Time) {
-	b.settle(now)
-	b.arm()
+	b.advanceDueLocked(now)
+	b.armTimerLocked()
 	b.mu.Unlock()
 }
 
-// nextCall numbers a call, so that a fault counts it once.
-func (b *Backend) nextCall() uint64 {
+// nextCallLocked numbers a call, so that a fault counts it once.
+func (b *Backend) nextCallLocked() uint64 {
 	b.calls++
 	return b.calls
 }

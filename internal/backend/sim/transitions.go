@@ -70,7 +70,7 @@ func (b *Backend) start(o op, m *machine) {
 	next.Simulator.NextState = instance.StateRunning
 	next.Simulator.NextReason = nil
 	delay := b.delay(m, startSpan)
-	if f := b.strike(o, FallBackToStopped, m); f != nil {
+	if f := b.strikeLocked(o, FallBackToStopped, m); f != nil {
 		next.Simulator.NextState = instance.StateStopped
 		next.Simulator.NextReason = f.StateReason
 		delay = b.delay(m, fallBackSpan)
@@ -125,7 +125,7 @@ func (b *Backend) terminate(o op, m *machine, e ending) {
 func (b *Backend) begin(o op, m *machine, next *instance.Instance, delay time.Duration) {
 	due := o.now.Add(delay)
 	next.Simulator.NextAt = wall(due)
-	if b.strike(o, StuckTransition, m) != nil {
+	if b.strikeLocked(o, StuckTransition, m) != nil {
 		next.Simulator.NextState = instance.StateUnspecified
 		next.Simulator.NextAt = time.Time{}
 		next.Simulator.NextReason = nil
@@ -142,14 +142,14 @@ func (b *Backend) unstick(o op, m *machine, to instance.State) {
 	next := m.draft()
 	due := o.now.Add(b.delay(m, stopSpan))
 	next.Simulator.NextState, next.Simulator.NextAt = to, wall(due)
-	b.replace(m, next, m.stamp(o.now))
-	b.put(m, due)
+	b.replaceLocked(m, next, m.stamp(o.now))
+	b.scheduleLocked(m, due)
 }
 
-// advance does what a machine is due for.
-func (b *Backend) advance(m *machine) {
+// advanceLocked does what a machine is due for.
+func (b *Backend) advanceLocked(m *machine) {
 	if m.inst.State == instance.StateTerminated {
-		b.drop(m)
+		b.dropLocked(m)
 		return
 	}
 	next := m.draft()
@@ -186,8 +186,8 @@ func (b *Backend) advance(m *machine) {
 func (b *Backend) enter(m *machine, next *instance.Instance, at, due time.Time) {
 	next.Simulator.Transitions++
 	meter(next, at)
-	b.replace(m, next, at)
-	b.put(m, due)
+	b.replaceLocked(m, next, at)
+	b.scheduleLocked(m, due)
 }
 
 // meter charges usage at a change of state. Source: EC2 User Guide, "Amazon EC2
