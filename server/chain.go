@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/admission"
 )
 
 // chain is what every call goes through on its way in and out, unary calls and streams
@@ -113,7 +114,7 @@ type streamIn struct {
 	call call
 	gate gate
 	// ticket is zero for one that was not admitted.
-	ticket ticket
+	ticket admission.Ticket
 	unsent unsentMessages
 	// speaks is whether its caller may speak for as long as it lasts.
 	speaks bool
@@ -129,7 +130,7 @@ func (c chain) enterStream(ss grpc.ServerStream, info *grpc.StreamServerInfo) (*
 	var err error
 	if in.ctx, err = c.enter(identify(ss.Context()), &in.call); err == nil {
 		conn := connectionOf(in.ctx)
-		if in.ticket, err = c.gate.admission.admit(callerOf(in.ctx).Principal, conn); err == nil {
+		if in.ticket, err = conn.admit(in.ctx); err == nil {
 			conn.arrived.Add(1)
 		}
 	}
@@ -138,8 +139,8 @@ func (c chain) enterStream(ss grpc.ServerStream, info *grpc.StreamServerInfo) (*
 
 func (c chain) leaveStream(in *streamIn, err error) error {
 	// Its place, or what it was counted as without one, is that of its handler, to the end.
-	if in.ticket.admission != nil {
-		defer in.ticket.leave()
+	if in.ticket.Admitted() {
+		defer in.ticket.Leave()
 	} else {
 		defer connectionOf(in.ctx).arrived.Add(1)
 	}

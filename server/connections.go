@@ -2,25 +2,38 @@ package server
 
 import (
 	"context"
-	"errors"
-	"math"
+	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"github.com/instanced/instanced/internal/admission"
 )
 
-// connection is a connection and the account of what is under way on it.
+// connections are the connections of a server: who is admitted on them, what floods on them
+// cost, and which responses wait on them.
+type connections struct {
+	*admission.Admission
+	unsent unsentBudget
+
+	mu sync.Mutex
+	// paid is until when is paid what floods have cost, see [connections.pay].
+	paid time.Time
+}
+
+func newConnections(log *slog.Logger, limits admission.Limits) *connections {
+	return &connections{Admission: admission.New(log, limits)}
+}
+
+// connection is a connection and the account of what is in flight on it.
 type connection struct {
 	net.Conn
-	admission *admission
-
-	// These are guarded by the admission: how many calls of each kind are under way, and
-	// when the last one ended, or else the connection began, in turns.
-	calls [kinds]int
-	turn  uint64
+	admission *connections
+	account   *admission.Connection
 
 	// unsent is guarded by the budget of the admission.
 	unsent unsentOf
@@ -130,7 +143,7 @@ func (c *connection) charge() {
 }
 
 // pay returns how long a connection is not to be read that has cost so much.
-func (a *admission) pay(now time.Time, price time.Duration) time.Duration {
+func (a *connections) pay(now time.Time, price time.Duration) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.paid.Before(now) {
@@ -169,48 +182,45 @@ func (c *connection) Write(p []byte) (int, error) {
 	return n, err
 }
 
-var errTooManyConnections = errors.New("too many connections, with a call under way on each")
-
-// connect opens an account. When there are too many connections, the one that has
-// been without a call for longest gives way: its client, if there is one, connects
-// again for its next call.
-func (a *admission) connect(conn net.Conn) (*connection, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.connections) >= a.mostConnections {
-		idle := a.longestIdle()
-		if idle == nil {
-			return nil, errTooManyConnections
-		}
-		delete(a.connections, idle)
-		_ = idle.Conn.Close() // it is given up, whatever that says
+// connect opens the account of a connection.
+func (a *connections) connect(conn net.Conn) (*connection, error) {
+	account, err := a.Connect(conn)
+	if err != nil {
+		return nil, err
 	}
-	a.turns++
-	c := &connection{
-		Conn: conn, admission: a, turn: a.turns,
+	return &connection{
+		Conn: conn, admission: a, account: account,
 		free: maxFree, chargedAt: time.Now(), writing: make(chan struct{}, 1),
-	}
-	a.connections[c] = struct{}{}
-	return c, nil
+	}, nil
 }
 
-func (a *admission) longestIdle() *connection {
-	var idle *connection
-	least := uint64(math.MaxUint64)
-	for c := range a.connections {
-		if c.calls == [kinds]int{} && c.turn < least {
-			idle, least = c, c.turn
-		}
+// admit admits a call, as [admission.Connection.Admit] does. A call that is refused costs
+// the connection.
+func (c *connection) admit(ctx context.Context) (admission.Ticket, error) {
+	principal := callerOf(ctx).Principal
+	if principal == anonymous {
+		principal = "" // such callers can only be told apart by their connections
 	}
-	return idle
+	ticket, err := c.account.Admit(principal)
+	if err != nil {
+		c.refused.Add(1)
+	}
+	return ticket, err
+}
+
+// promote gives a call a long-lived place, as [admission.Ticket.Promote] does.
+func (c *connection) promote(t *admission.Ticket) error {
+	err := t.Promote()
+	if err != nil {
+		c.refused.Add(1)
+	}
+	return err
 }
 
 // Close closes the connection and its account.
 func (c *connection) Close() error {
 	c.closed.Store(true)
-	c.admission.mu.Lock()
-	delete(c.admission.connections, c)
-	c.admission.mu.Unlock()
+	c.account.Disconnect()
 	c.admission.unsent.close(c)
 	return c.Conn.Close()
 }
@@ -218,7 +228,7 @@ func (c *connection) Close() error {
 // counted are credentials whose connections have accounts.
 type counted struct {
 	credentials.TransportCredentials
-	admission *admission
+	admission *connections
 }
 
 // peerInfo is what is known of the peer of a call.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/instanced/instanced/internal/admission"
 )
 
 // written returns what a client sends: its preface, and so many frames.
@@ -65,7 +67,7 @@ func TestAConnectionIsReadAsSlowlyAsWhatItSendsCosts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				a := newAdmission(slog.New(slog.DiscardHandler), 2, 2, 2)
+				a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
 				near, far := net.Pipe()
 				conn, err := a.connect(near)
 				if err != nil {
@@ -86,7 +88,7 @@ func TestAConnectionIsReadAsSlowlyAsWhatItSendsCosts(t *testing.T) {
 func TestAClientThatCancelsNowAndThenIsReadAsEver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		a := newAdmission(slog.New(slog.DiscardHandler), 2, 2, 2)
+		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
 		near, far := net.Pipe()
 		conn, err := a.connect(near)
 		if err != nil {
@@ -104,7 +106,7 @@ func TestWindowsMayBeUpdatedForWhatWasWritten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const updates = 10_000
-		a := newAdmission(slog.New(slog.DiscardHandler), 2, 2, 2)
+		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
 		near, far := net.Pipe()
 		conn, err := a.connect(near)
 		if err != nil {
@@ -126,7 +128,7 @@ func TestFloodingConnectionsPayOneAfterAnother(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const connections, count = 20, 20_000
-		a := newAdmission(slog.New(slog.DiscardHandler), 2, 2, connections)
+		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: connections})
 		begun := time.Now()
 		done := make(chan struct{})
 		for range connections {
@@ -155,7 +157,7 @@ func TestFloodingConnectionsPayOneAfterAnother(t *testing.T) {
 func TestAPeerThatDoesNotTakeWhatIsWrittenIsNotRead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		a := newAdmission(slog.New(slog.DiscardHandler), 2, 2, 2)
+		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
 		near, far := net.Pipe()
 		conn, err := a.connect(near)
 		if err != nil {
@@ -181,7 +183,7 @@ func TestCallsThatNeverComeToTheGateAreGivenUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const calls = 4 * maxArriving
-		a := newAdmission(slog.New(slog.DiscardHandler), 2, 2, 2)
+		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
 		near, far := net.Pipe()
 		conn, err := a.connect(near)
 		if err != nil {

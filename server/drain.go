@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/admission"
 )
 
 // drain is how the server gets rid of calls that would otherwise last as long as
@@ -33,12 +33,7 @@ func (d *drain) retryDelay() time.Duration {
 
 // refusal is what callers are told that are sent away.
 func (d *drain) refusal(retryAfter time.Duration) error {
-	return &instance.Error{
-		Kind:       instance.KindUnavailable,
-		Reason:     instance.ReasonDraining,
-		Message:    "the server is shutting down; nothing was changed by this call",
-		RetryAfter: retryAfter,
-	}
+	return admission.ErrDraining(retryAfter)
 }
 
 // interrupt returns a context that ends when the draining begins, for what lasts: streams

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/admission"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -24,14 +25,13 @@ const (
 // gate is where calls come in, before their requests are received: what is refused
 // here costs no more than the headers that it came with.
 type gate struct {
-	admission *admission
-	arrival   arrival
-	large     *instance.Places
-	codec     codec
+	arrival arrival
+	large   *instance.Places
+	codec   codec
 }
 
-func newGate(a *admission, arrives arrival) gate {
-	return gate{admission: a, arrival: arrives, large: instance.NewPlaces(largeRequests), codec: newCodec()}
+func newGate(arrives arrival) gate {
+	return gate{arrival: arrives, large: instance.NewPlaces(largeRequests), codec: newCodec()}
 }
 
 // guard returns a registrar of services whose methods are all behind the gate.
@@ -62,13 +62,13 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 		}
 		ctx = identify(ctx)
 		conn := connectionOf(ctx)
-		t, err := g.admission.admit(callerOf(ctx).Principal, conn)
+		t, err := conn.admit(ctx)
 		if err != nil {
 			defer conn.arrived.Add(1)
 			return refused(err)
 		}
 		conn.arrived.Add(1)
-		defer t.leave()
+		defer t.Leave()
 		in := request{enter: g.enterLarge(ctx), command: command}
 		defer in.forget()
 		resp, err := handler(srv, ctx, func(into any) error {
@@ -82,7 +82,7 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 			if in.problem == nil && lasts {
 				// What is large for so long would keep all large requests out.
 				in.forget()
-				in.problem = t.last()
+				in.problem = conn.promote(&t)
 			}
 			return in.problem
 		}, chain)
@@ -105,7 +105,7 @@ func (s *streamIn) receive(into any) error {
 	in := request{enter: s.gate.enterLarge(s.ctx), into: into.(proto.Message)}
 	defer in.forget()
 	receive := func() error { return s.ServerStream.RecvMsg(&in) }
-	if s.ticket.kind == lasting {
+	if s.ticket.Kind() == admission.LongLived {
 		if err := receive(); err != nil {
 			return err
 		}
@@ -115,7 +115,7 @@ func (s *streamIn) receive(into any) error {
 		return err
 	}
 	if in.problem == nil {
-		return s.ticket.last()
+		return connectionOf(s.ctx).promote(&s.ticket)
 	}
 	return in.problem
 }

@@ -10,12 +10,14 @@ import (
 	"google.golang.org/grpc/peer"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+
+	"github.com/instanced/instanced/internal/admission"
 )
 
 // BenchmarkGate is what a unary call costs behind the gate, and without it: who calls is
 // found out in both, nothing is received or answered.
 func BenchmarkGate(b *testing.B) {
-	a := newAdmission(slog.New(slog.DiscardHandler), DefaultMaxRequests, DefaultMaxStreams, DefaultMaxConnections)
+	a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: DefaultMaxRequests, Streams: DefaultMaxStreams, Connections: DefaultMaxConnections})
 	conn, err := a.connect(nil)
 	if err != nil {
 		b.Fatal(err)
@@ -24,11 +26,11 @@ func BenchmarkGate(b *testing.B) {
 	defer cancel(nil)
 	ctx = context.WithValue(ctx, arrivalKey{}, cancel)
 	handler := func(_ any, _ context.Context, receive func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-		return nil, receive(new(instancedv1.GetServerInfoRequest))
+		return new(instancedv1.GetServerInfoResponse), receive(new(instancedv1.GetServerInfoRequest))
 	}
 	receive := func(any) error { return nil }
 	for name, method := range map[string]grpc.MethodHandler{
-		"with": newGate(a, arrival(time.Minute)).unary(instancedv1.InstanceService_GetServerInfo_FullMethodName, handler),
+		"with": newGate(arrival(time.Minute)).unary(instancedv1.InstanceService_GetServerInfo_FullMethodName, handler),
 		"without": func(srv any, ctx context.Context, receive func(any) error, chain grpc.UnaryServerInterceptor) (any, error) {
 			return handler(srv, identify(ctx), receive, chain)
 		},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/admission"
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
@@ -24,7 +25,7 @@ const (
 // memoryReport says what takes memory in this process.
 type memoryReport struct {
 	lifecycle *lifecycle.Service
-	admission *admission
+	admission *admission.Admission
 	log       *slog.Logger
 }
 
@@ -37,16 +38,13 @@ func (r *memoryReport) use() *instancedv1.MemoryUse {
 		{Name: "/memory/classes/heap/released:bytes"},
 	}
 	metrics.Read(samples)
-	r.admission.mu.Lock()
-	streams := r.admission.shares[lasting].Taken()
-	r.admission.mu.Unlock()
 	return &instancedv1.MemoryUse{
 		RecentHistoryBytes:    m.Ring,
 		MaxRecentHistoryBytes: m.MaxRing,
 		InstancesBytes:        m.Instances,
 		ClientTokensBytes:     m.ClientTokens,
 		IndexBytes:            m.Index,
-		Streams:               int64(streams),
+		Streams:               int64(r.admission.InFlight(admission.LongLived)),
 		HeapBytes:             int64(samples[0].Value.Uint64()),
 		ProcessBytes:          int64(samples[1].Value.Uint64() - samples[2].Value.Uint64()),
 	}

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/admission"
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
@@ -44,9 +45,9 @@ const (
 
 // What may be under way at once, unless a [Config] says otherwise.
 const (
-	DefaultMaxRequests    = 2048
-	DefaultMaxStreams     = 8192
-	DefaultMaxConnections = 5000
+	DefaultMaxRequests    = admission.DefaultMaxRequests
+	DefaultMaxStreams     = admission.DefaultMaxStreams
+	DefaultMaxConnections = admission.DefaultMaxConnections
 )
 
 // Config is what a [Server] needs, and what may be tuned: a zero value means its
@@ -69,8 +70,8 @@ type Config struct {
 	// MaxStreams is how many subscriptions and waits may be under way at once, beside
 	// the calls that are answered as soon as may be; default 8,192.
 	MaxStreams int
-	// MaxConnections is how many connections there may be; default 5,000. When there
-	// are more, the one that has been without a call for longest is closed.
+	// MaxConnections is how many connections there may be; default 5,000. A principal may
+	// have as many as it leaves free. When there are more, one without a call is closed.
 	MaxConnections int
 	// RetryDelay is the longest time after which callers are told to come back when
 	// the server shuts down; default 2 seconds.
@@ -98,24 +99,25 @@ func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	cfg.MaxRequests = cmp.Or(cfg.MaxRequests, DefaultMaxRequests)
-	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, DefaultMaxStreams)
-	cfg.MaxConnections = cmp.Or(cfg.MaxConnections, DefaultMaxConnections)
-	a := newAdmission(cfg.Logger, cfg.MaxRequests, cfg.MaxStreams, cfg.MaxConnections)
+	conns := newConnections(cfg.Logger, admission.Limits{
+		Requests:    cmp.Or(cfg.MaxRequests, DefaultMaxRequests),
+		Streams:     cmp.Or(cfg.MaxStreams, DefaultMaxStreams),
+		Connections: cmp.Or(cfg.MaxConnections, DefaultMaxConnections),
+	})
 	s := &Server{
 		health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle,
-		memory: &memoryReport{cfg.Lifecycle, a, cfg.Logger},
+		memory: &memoryReport{cfg.Lifecycle, conns.Admission, cfg.Logger},
 	}
-	g := newGate(a, arrival(cfg.Deadline))
+	g := newGate(arrival(cfg.Deadline))
 	methods := make(map[string]bool)
-	s.grpc = grpc.NewServer(slices.Concat(transport(a, methods), chain{callLog{cfg.Logger}, s.drain, g, cfg.Deadline}.options())...)
+	s.grpc = grpc.NewServer(slices.Concat(transport(conns, methods), chain{callLog{cfg.Logger}, s.drain, g, cfg.Deadline}.options())...)
 	guarded := g.guard(s.grpc)
 	instancedv1.RegisterInstanceServiceServer(guarded, &service{
 		lifecycle: cfg.Lifecycle,
 		drain:     s.drain,
 		version:   cfg.Version,
 		backend:   cfg.Backend,
-		admission: a,
+		limits:    conns.Limits(),
 		memory:    s.memory,
 	})
 	if cfg.Register != nil {
@@ -134,9 +136,9 @@ func New(cfg Config) *Server {
 
 // transport returns the options of the transport. A connection may have more streams
 // than are admitted, so that those beyond are refused rather than held up unheard.
-func transport(a *admission, methods map[string]bool) []grpc.ServerOption {
+func transport(conns *connections, methods map[string]bool) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(counted{insecure.NewCredentials(), a}),
+		grpc.Creds(counted{insecure.NewCredentials(), conns}),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
@@ -144,7 +146,7 @@ func transport(a *admission, methods map[string]bool) []grpc.ServerOption {
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
-		grpc.MaxConcurrentStreams(uint32((a.shares[brief].Max()+a.shares[lasting].Max())/2 + maxArriving)),
+		grpc.MaxConcurrentStreams(uint32((conns.Limits().Requests+conns.Limits().Streams)/2 + maxArriving)),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.InTapHandle(begin(methods)),

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/admission"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
 )
@@ -19,7 +20,7 @@ type service struct {
 
 	lifecycle *lifecycle.Service
 	drain     *drain
-	admission *admission
+	limits    admission.Limits
 	memory    *memoryReport
 	version   string
 	backend   string
@@ -160,9 +161,9 @@ func (s *service) GetServerInfo(context.Context, *instancedv1.GetServerInfoReque
 			JournalMaxBytes:      info.JournalMaxBytes,
 			MaxWait:              durationpb.New(lifecycle.MaxWait),
 			MaxRequestBytes:      maxRequestBytes,
-			MaxRequests:          int32(s.admission.shares[brief].Max()),
-			MaxStreams:           int32(s.admission.shares[lasting].Max()),
-			MaxConnections:       int32(s.admission.mostConnections),
+			MaxRequests:          int32(s.limits.Requests),
+			MaxStreams:           int32(s.limits.Streams),
+			MaxConnections:       int32(s.limits.Connections),
 		},
 		Owner:          &instancedv1.Owner{Address: info.OwnerAddress, IsThisProcess: info.IsOwner},
 		LastReconciled: timestamp(info.LastReconciled),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -149,7 +150,7 @@ func verdict(err error) (level slog.Level, code, reason string, failed bool) {
 		return slog.LevelInfo, codes.OK.String(), "", false
 	case ok && e.success:
 		return slog.LevelInfo, codes.OK.String(), e.reason, false
-	case ok && (e.reason == instance.ReasonTooManyRequests || e.reason == instance.ReasonTooManyStreams):
+	case ok && slices.Contains([]string{instance.ReasonTooManyRequests, instance.ReasonTooManyStreams, instance.ReasonTooManyConnections}, e.reason):
 		// There may be floods of them; the admission says so from time to time.
 		return slog.LevelDebug, e.public.Code().String(), e.reason, true
 	case ok && e.reason == instance.ReasonDraining:

@@ -10,12 +10,14 @@ import (
 	"time"
 
 	"google.golang.org/grpc/mem"
+
+	"github.com/instanced/instanced/internal/admission"
 )
 
 // connected returns connections of one admission.
 func connected(t *testing.T, count int) []*connection {
 	t.Helper()
-	a := newAdmission(slog.New(slog.DiscardHandler), 2, 2, count)
+	a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: count})
 	conns := make([]*connection, count)
 	for i := range conns {
 		near, far := net.Pipe()

@@ -34,6 +34,8 @@ const (
 	ReasonTooManyRequests = "TOO_MANY_REQUESTS"
 	// ReasonTooManyStreams: a caller has too many streams and waits open.
 	ReasonTooManyStreams = "TOO_MANY_STREAMS"
+	// ReasonTooManyConnections: a principal has calls in flight on too many connections.
+	ReasonTooManyConnections = "TOO_MANY_CONNECTIONS"
 
 	// ReasonJournalFull: there is no room to record anything. [KindExhausted].
 	ReasonJournalFull = "JOURNAL_FULL"

@@ -35,11 +35,17 @@ func (s *Shares) Take(holder string, n int) bool {
 	if !s.MayTake(s.held[holder], n) {
 		return false
 	}
+	s.Force(holder, n)
+	return true
+}
+
+// Force takes n places whether or not the holder may have them, for one that has just given
+// others back.
+func (s *Shares) Force(holder string, n int) {
 	s.taken += n
 	if holder != "" {
 		s.held[holder] += n
 	}
-	return true
 }
 
 // Give gives n places back.

@@ -117,7 +117,7 @@ func (d *Door) command(ctx context.Context, c *call, req lifecycle.CommandReques
 		response, err := d.lifecycle.Command(ctx, c.caller, req)
 		return response.Changes, err
 	}
-	return d.retries.once(ctx, *c.invocation, func() ([]instance.StateChange, error) {
+	return d.retries.once(ctx, c.caller.Principal, *c.invocation, func() ([]instance.StateChange, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.deadline)
 		defer cancel()
 		response, err := d.lifecycle.Command(ctx, c.caller, req)

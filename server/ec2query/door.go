@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/instanced/instanced/internal/admission"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
 )
@@ -57,8 +58,8 @@ type Config struct {
 	Deadline time.Duration
 	// MaxRequests is how many calls may be under way at once; default 2,048.
 	MaxRequests int
-	// MaxConnections is how many connections there may be; default 5,000. When there are
-	// more, the one that has been without a call for longest is closed.
+	// MaxConnections is how many connections there may be; default 5,000. A principal may
+	// have as many as it leaves free. When there are more, one without a call is closed.
 	MaxConnections int
 }
 
@@ -70,17 +71,15 @@ type Door struct {
 	log         *slog.Logger
 	deadline    time.Duration
 	http        *http.Server
-	drain       drain
-	retries     retries
+	admission   *admission.Admission
+	retries     *retries
 	// receiving bounds the request bodies in memory: a request has a place from before its
 	// body is read until its parameters are. The holder is a claimed access key.
 	receiving *instance.Places
 	// parsing bounds the requests that are parsed and checked at once, which takes only
 	// processor time, but up to fifty times the memory of the body. One access key gets
 	// half of them, which is one for each processor.
-	parsing     *instance.Places
-	admission   admission
-	connections connections
+	parsing *instance.Places
 }
 
 // New returns a door that listens nowhere yet.
@@ -92,14 +91,17 @@ func New(cfg Config) *Door {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	d := &Door{
-		lifecycle:   cfg.Lifecycle,
-		simulator:   cfg.Simulator,
-		log:         cfg.Logger,
-		deadline:    cfg.Deadline,
-		receiving:   instance.NewPlaces(maxReceiving),
-		parsing:     instance.NewPlaces(2 * runtime.GOMAXPROCS(0)),
-		admission:   admission{shares: instance.NewShares(cmp.Or(cfg.MaxRequests, defaultMaxRequests))},
-		connections: connections{most: cmp.Or(cfg.MaxConnections, defaultMaxConnections)},
+		lifecycle: cfg.Lifecycle,
+		simulator: cfg.Simulator,
+		log:       cfg.Logger,
+		deadline:  cfg.Deadline,
+		receiving: instance.NewPlaces(maxReceiving),
+		parsing:   instance.NewPlaces(2 * runtime.GOMAXPROCS(0)),
+		retries:   newRetries(maxRemembered),
+		admission: admission.New(cfg.Logger, admission.Limits{
+			Requests:    cmp.Or(cfg.MaxRequests, admission.DefaultMaxRequests),
+			Connections: cmp.Or(cfg.MaxConnections, admission.DefaultMaxConnections),
+		}),
 	}
 	d.http = &http.Server{
 		Handler:           d,
@@ -108,7 +110,7 @@ func New(cfg Config) *Door {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ConnState:         d.connections.note,
+		ConnContext:       withAccount,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
 	if cfg.Credentials != nil {
@@ -131,7 +133,7 @@ func (d *Door) keys() Credentials {
 
 // Serve serves on a listener until [Door.Shutdown], and returns nil then.
 func (d *Door) Serve(lis net.Listener) error {
-	if err := d.http.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
+	if err := d.http.Serve(listener{lis, d.admission}); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

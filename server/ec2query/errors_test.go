@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/instanced/instanced/internal/admission"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -25,7 +26,7 @@ func TestErrorsBecomeWhatAnSDKActsOnRightly(t *testing.T) {
 		"nobody is the owner":            {&instance.Error{Kind: instance.KindUnavailable, Reason: "NOT_OWNER", Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
 		"the disk is full":               {&instance.Error{Kind: instance.KindExhausted, Reason: "JOURNAL_FULL", Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
 		"an answer was not recorded":     {&instance.Error{Kind: instance.KindUnavailable, Reason: "NOT_RECORDED", OutcomeUnknown: true, Message: "m"}, 503, "Unavailable", "m", slog.LevelWarn},
-		"draining":                       {errDraining(), 503, "Unavailable", "shutting down", slog.LevelInfo},
+		"draining":                       {admission.ErrDraining(time.Second), 503, "Unavailable", "shutting down", slog.LevelInfo},
 		"too many calls":                 {&instance.Error{Kind: instance.KindExhausted, Reason: "TOO_MANY_REQUESTS", Message: "m"}, 503, "RequestLimitExceeded", "m", slog.LevelWarn},
 		"EC2 throttles":                  {&instance.Error{Kind: instance.KindExhausted, Code: "RequestLimitExceeded", Message: "m"}, 503, "RequestLimitExceeded", "m", slog.LevelWarn},
 		"EC2 has a code of its own":      {fmt.Errorf("wrapped: %w", &instance.Error{Kind: instance.KindPrecondition, Code: "IncorrectSpotRequestState", Message: "m"}), 400, "IncorrectSpotRequestState", "m", slog.LevelInfo},
@@ -60,30 +61,5 @@ func TestErrorsBecomeWhatAnSDKActsOnRightly(t *testing.T) {
 	}
 	if got := refusalOf(&instance.Error{Kind: instance.KindExhausted, RetryAfter: time.Second}, ""); got.retryAfter != time.Second {
 		t.Errorf("%+v", got)
-	}
-}
-
-func TestOneCallerLeavesRoomForOthers(t *testing.T) {
-	a := &admission{shares: instance.NewShares(100)}
-	var taken int
-	for a.enter("greedy") == nil {
-		taken++
-	}
-	if taken != 50 {
-		t.Errorf("one caller gets %d places", taken)
-	}
-	if err := a.enter("modest"); err != nil {
-		t.Errorf("there is none left for another: %v", err)
-	}
-	a.leave("greedy")
-	a.leave("modest")
-	if err := a.enter("greedy"); err != nil {
-		t.Errorf("a place that was given back is gone: %v", err)
-	}
-	for range taken {
-		a.leave("greedy")
-	}
-	if taken := a.shares.Taken(); taken != 0 {
-		t.Errorf("%d places are still taken", taken)
 	}
 }

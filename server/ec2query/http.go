@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/instanced/instanced/internal/admission"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
 )
@@ -36,6 +37,8 @@ type call struct {
 	invocation *invocation
 	// ids is how many instances it names, for the log.
 	ids int
+	// ticket is its place from when its caller is known until the response is written.
+	ticket admission.Ticket
 }
 
 // ServeHTTP answers one request and writes one line about it to the log.
@@ -44,6 +47,11 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{caller: lifecycle.Caller{Principal: anonymous, RequestID: newRequestID()}}
 	ctx, cancel := context.WithTimeout(r.Context(), d.deadline)
 	defer cancel()
+	defer func() {
+		if c.ticket.Admitted() {
+			c.ticket.Leave()
+		}
+	}()
 
 	answer, err := d.answer(ctx, w, r, c)
 	status, code := http.StatusOK, "OK"
@@ -116,15 +124,12 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 		return nil, err
 	}
 	c.invocation = invocationOf(r, c.caller.Principal, form)
-	if err := d.admission.enter(c.caller.Principal); err != nil {
+	if c.ticket, err = d.admit(r, c.caller.Principal); err != nil {
+		if e, ok := errors.AsType[*instance.Error](err); ok && e.Reason != instance.ReasonTooManyRequests {
+			w.Header().Set("Connection", "close") // the connection has no future here
+		}
 		return nil, err
 	}
-	defer d.admission.leave(c.caller.Principal)
-	if err := d.drain.begin(); err != nil {
-		w.Header().Set("Connection", "close")
-		return nil, err
-	}
-	defer d.drain.end()
 	return d.act(ctx, c)
 }
 

@@ -9,43 +9,57 @@ import (
 	"sync"
 	"time"
 
+	"github.com/instanced/instanced/internal/admission"
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// invocationHeader is the same on all tries that an SDK makes of one call.
+// invocationHeader is the same on all attempts that an SDK makes of one call.
 const (
 	invocationHeader   = "Amz-Sdk-Invocation-Id"
 	maxInvocationBytes = 64
 )
 
-// What is remembered: so many lines of answers, each for as long as SDKs may be trying. A
-// program that gives all its calls one id is not told for ever what was once.
 const (
+	// maxRemembered is how many lines of answers are remembered, in shares of the principals.
 	maxRemembered = 1 << 16
-	remembered    = 15 * time.Minute
+	// rememberedFor is for how long: as long as SDKs may be retrying. A program that gives
+	// all its calls one id is not given the same answer for ever.
+	rememberedFor = 15 * time.Minute
 )
 
-// retries lets the tries that an SDK makes of one command have one outcome: a try joins
-// an earlier one that is under way, and gets the answer of one that has succeeded. EC2
+// retries lets all attempts that an SDK makes of one command have one outcome: an attempt
+// joins an earlier one that is in flight, and gets the answer of one that has succeeded. EC2
 // has no client tokens on these commands, and SDKs repeat them when a connection breaks:
-// else the second try would say that somebody else has done what the first one did, or
+// else the second attempt would say that somebody else has done what the first one did, or
 // do it again after somebody else has undone it.
 //
-// It is in memory, and holds the last answers only.
+// It is in memory, and holds the last answers only: those of a principal that has its share
+// of the lines give way to the next ones of the same principal.
 type retries struct {
-	mu    sync.Mutex
-	tries map[invocation]*try
-	order []invocation // of those that have succeeded, the oldest first
-	lines int
+	mu       sync.Mutex
+	attempts map[invocation]*attempt
+	answers  admission.Queue[*attempt] // attempts that have succeeded, by principal
+	lines    instance.Shares           // of answers, by principal
 }
 
-// try is a command under way, or its answer.
-type try struct {
-	done    chan struct{}
-	ended   time.Time
-	changes []instance.StateChange
-	err     error
+func newRetries(lines int) *retries {
+	return &retries{attempts: make(map[invocation]*attempt), lines: instance.NewShares(lines)}
 }
+
+// attempt is a command in flight, or its answer.
+type attempt struct {
+	key       invocation
+	principal string
+	done      chan struct{}
+	changes   []instance.StateChange
+	err       error
+	// ended and entry are those of an answer.
+	ended time.Time
+	entry admission.Entry[*attempt]
+}
+
+// lines returns how many lines the answer takes.
+func (t *attempt) lines() int { return len(t.changes) + 1 }
 
 // invocation names a command of a caller.
 type invocation [sha256.Size]byte
@@ -61,13 +75,13 @@ func invocationOf(r *http.Request, principal, form string) *invocation {
 	return new(invocation(h.Sum(nil)))
 }
 
-// once runs a command, unless a try of it is under way or has succeeded. The command goes
-// on when the caller leaves, who may be about to try again.
-func (r *retries) once(ctx context.Context, key invocation, run func() ([]instance.StateChange, error)) ([]instance.StateChange, error) {
+// once runs a command, unless an attempt of it is in flight or has succeeded. The command
+// goes on when the caller leaves, who may be about to retry.
+func (r *retries) once(ctx context.Context, principal string, key invocation, run func() ([]instance.StateChange, error)) ([]instance.StateChange, error) {
 	for {
 		r.mu.Lock()
-		r.forget()
-		earlier := r.tries[key]
+		r.expireLocked()
+		earlier := r.attempts[key]
 		if earlier == nil {
 			break
 		}
@@ -81,47 +95,58 @@ func (r *retries) once(ctx context.Context, key invocation, run func() ([]instan
 			return earlier.changes, nil
 		}
 	}
-	if r.tries == nil {
-		r.tries = make(map[invocation]*try)
-	}
-	t := &try{done: make(chan struct{})}
-	r.tries[key] = t
+	t := &attempt{key: key, principal: principal, done: make(chan struct{})}
+	r.attempts[key] = t
 	r.mu.Unlock()
 
 	defer close(t.done)
 	t.err = errInterrupted
-	defer r.settle(key, t)
+	defer r.remember(t)
 	t.changes, t.err = run()
 	return t.changes, t.err
 }
 
-// settle remembers an answer and forgets the oldest ones; a failure is forgotten at once.
-func (r *retries) settle(key invocation, t *try) {
+// remember keeps an answer if its principal has room for it, whose oldest answers make
+// room; a failure is forgotten at once.
+func (r *retries) remember(t *attempt) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if t.err != nil {
-		delete(r.tries, key)
+		delete(r.attempts, t.key)
 		return
 	}
 	t.changes = slices.Clone(t.changes)
 	for i := range t.changes {
-		t.changes[i].After = nil // an image is not told, and would be kept in memory
+		t.changes[i].After = nil // the response has no room for images, which take memory
 	}
-	r.order = append(r.order, key)
-	r.lines += len(t.changes) + 1
+	for !r.lines.Take(t.principal, t.lines()) {
+		oldest := r.answers.FirstOf(t.principal)
+		if oldest == nil {
+			delete(r.attempts, t.key)
+			return
+		}
+		r.forgetLocked(oldest.Value)
+	}
 	t.ended = time.Now()
-	r.forget()
+	t.entry.Value = t
+	r.answers.Add(&t.entry, t.principal)
 }
 
-// forget forgets the answers that are too old or too many.
-func (r *retries) forget() {
-	for len(r.order) > 0 && (r.lines > maxRemembered || time.Since(r.tries[r.order[0]].ended) > remembered) {
-		oldest := r.order[0]
-		r.order = r.order[1:]
-		r.lines -= len(r.tries[oldest].changes) + 1
-		delete(r.tries, oldest)
+// expireLocked forgets the answers that are too old.
+func (r *retries) expireLocked() {
+	for oldest := r.answers.First(); oldest != nil && time.Since(oldest.Value.ended) > rememberedFor; oldest = r.answers.First() {
+		r.forgetLocked(oldest.Value)
 	}
 }
 
-// errInterrupted is the outcome of a try that panicked.
-var errInterrupted = &instance.Error{Kind: instance.KindInternal, Message: "the first try of the call did not end"}
+func (r *retries) forgetLocked(t *attempt) {
+	delete(r.attempts, t.key)
+	r.answers.Remove(&t.entry)
+	r.lines.Give(t.principal, t.lines())
+	if r.lines.Held(t.principal) == 0 {
+		r.answers.Forget(t.principal)
+	}
+}
+
+// errInterrupted is the outcome of an attempt that panicked.
+var errInterrupted = &instance.Error{Kind: instance.KindInternal, Message: "the first attempt of the call did not end"}
