@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"errors"
 	"strings"
 	"time"
 )
@@ -120,3 +121,19 @@ func (e *Error) UnknownOutcome() *Error {
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Cause }
+
+// AsError returns an error as an [Error]; one of another type is a bug, or a condition that
+// the backend should have classified.
+func AsError(err error) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	return &Error{Kind: KindInternal, Message: "unexpected backend error", Cause: err}
+}
+
+// OutcomeKnown reports whether an error says of itself that the command did not change more
+// than is reported.
+func OutcomeKnown(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && !e.OutcomeUnknown
+}

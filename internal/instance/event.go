@@ -18,17 +18,6 @@ const (
 	ChangeRemoved
 )
 
-// Verb is a command on instances.
-type Verb string
-
-// The four commands.
-const (
-	VerbStart     Verb = "StartInstances"
-	VerbStop      Verb = "StopInstances"
-	VerbReboot    Verb = "RebootInstances"
-	VerbTerminate Verb = "TerminateInstances"
-)
-
 // Cause is who brought a change about. The zero value is an external cause:
 // somebody or something outside of this service.
 type Cause struct {

@@ -75,7 +75,7 @@ func (c *checker) ids(field string, ids []string, least int) []instance.ID {
 			seen[s] = struct{}{}
 		}
 		if err != nil {
-			malformed := asError(err)
+			malformed := instance.AsError(err)
 			if c.code == "" {
 				c.code, c.message = malformed.Code, malformed.Message
 			}

@@ -59,7 +59,7 @@ func (s *Service) Describe(ctx context.Context, caller Caller, req DescribeReque
 
 // mustKnow refuses ids that neither the journal nor the backend knows.
 func (s *Service) mustKnow(ctx context.Context, principal string, ids []instance.ID) error {
-	if err := s.learn(ctx, principal, ids); err != nil {
+	if err := s.observer.EnsureKnown(ctx, principal, ids); err != nil {
 		return err
 	}
 	var missing []instance.ID
@@ -67,8 +67,8 @@ func (s *Service) mustKnow(ctx context.Context, principal string, ids []instance
 		if _, found := s.journal.Get(id); found {
 			continue
 		}
-		if err := s.unreadable.of(id); err != nil {
-			return errUnreadable(id, err)
+		if err := s.observer.Unreadable(id); err != nil {
+			return err
 		}
 		missing = append(missing, id)
 	}
@@ -79,7 +79,7 @@ func (s *Service) mustKnow(ctx context.Context, principal string, ids []instance
 // unreadable.
 func (s *Service) resolve(ctx context.Context, field, cursor string) (journal.Position, error) {
 	position, err := s.journal.Resolve(ctx, cursor)
-	if e := asError(err); err != nil && e.Kind == instance.KindInvalid {
+	if e := instance.AsError(err); err != nil && e.Kind == instance.KindInvalid {
 		named := *e
 		named.Violations = []instance.Violation{{Field: field, Description: e.Message}}
 		named.Message = field + ": " + e.Message

@@ -80,6 +80,9 @@ func timedOut(ids []instance.ID, cursor string) WaitResponse {
 	return response
 }
 
+// maxCatchUp is how long a wait whose time is over may go on reading what was recorded in time.
+const maxCatchUp = time.Second
+
 var errWaitOver = errors.New("the wait is over")
 
 // wait is a wait under way.
@@ -157,7 +160,7 @@ func (w *wait) readOn(ctx context.Context, reader *journal.Reader, head journal.
 // readUpTo settles instances by what was recorded in time, up to a position. It takes no
 // longer than is bearable for a caller whose time is over anyway.
 func (w *wait) readUpTo(ctx context.Context, reader *journal.Reader, end, head journal.Position) {
-	ctx, cancel := context.WithTimeout(ctx, maxHold)
+	ctx, cancel := context.WithTimeout(ctx, maxCatchUp)
 	defer cancel()
 	for w.open > 0 && reader.Position().Seq < end.Seq {
 		if w.next(ctx, reader, head) != nil {

@@ -96,7 +96,7 @@ func (w *Watch) beginAgain(err error) bool {
 	if w.onUnusable != SnapshotOnUnusable {
 		return false
 	}
-	switch e := asError(err); e.Reason {
+	switch e := instance.AsError(err); e.Reason {
 	case instance.ReasonCursorExpired, instance.ReasonCursorOfOtherLog, instance.ReasonCursorRolledBack, instance.ReasonCursorAhead:
 		w.begin(e.Reason)
 		return true

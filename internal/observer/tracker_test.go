@@ -1,4 +1,4 @@
-package lifecycle
+package observer
 
 import (
 	"context"
@@ -18,10 +18,10 @@ const (
 	trackedY = instance.ID("i-00000000000000002")
 )
 
-// send begins a command and sends it for all of its instances.
+// send tracks a command and sends it for all of its instances.
 func (t *tracker) send(ids []instance.ID, cause instance.Cause, before journal.Position) *inflightCommand {
-	c := t.begin(ids, cause, before)
-	c.sent(ids)
+	c := t.track(ids, cause, before)
+	c.markSent(ids)
 	return c
 }
 
@@ -29,9 +29,9 @@ func (t *tracker) start(ids ...instance.ID) *inflightCommand {
 	return t.send(ids, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
 }
 
-// settle answers a command and waits for its turn to be recorded.
-func (c *inflightCommand) settle(ctx context.Context, changes []instance.StateChange) []instance.Notice {
-	c.answer(changes)
+// answerAndAwaitTurn answers a command and waits for its turn to be recorded.
+func (c *inflightCommand) answerAndAwaitTurn(ctx context.Context, changes []instance.StateChange) []instance.Notice {
+	c.markAnswered(changes)
 	return c.awaitTurn(ctx, changes)
 }
 
@@ -51,31 +51,31 @@ func notice(id instance.ID, at time.Time) instance.Notice {
 	return instance.Notice{ID: id, OccurredAt: at, Source: instance.SourceSimulator}
 }
 
-func TestAnInstanceIsBusyUntilItsLastCommandEnds(t *testing.T) {
+func TestADescriptionIsDeferredUntilTheLastCommandEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newTracker()
-		first := f.start(trackedX, trackedY)
-		second := f.start(trackedX)
-		if !f.deferDescribe(trackedX) {
-			t.Fatal("an instance with two commands in flight is not busy")
+		tr := newTracker()
+		first := tr.start(trackedX, trackedY)
+		second := tr.start(trackedX)
+		if !tr.deferDescribe(trackedX) {
+			t.Fatal("an instance with two commands in flight is described")
 		}
-		first.end()
-		if !f.deferDescribe(trackedX) || f.deferDescribe(trackedY) {
-			t.Fatalf("after the first of two commands: busy(x) = %v, busy(y) = %v; want true, false", f.deferDescribe(trackedX), f.deferDescribe(trackedY))
+		first.finish()
+		if !tr.deferDescribe(trackedX) || tr.deferDescribe(trackedY) {
+			t.Fatalf("after the first of two commands: deferred(x) = %v, deferred(y) = %v; want true, false", tr.deferDescribe(trackedX), tr.deferDescribe(trackedY))
 		}
-		second.end()
-		<-f.wake
-		if f.deferDescribe(trackedX) {
-			t.Fatal("an instance without commands is busy")
+		second.finish()
+		<-tr.wake
+		if tr.deferDescribe(trackedX) {
+			t.Fatal("the description of an instance without commands is deferred")
 		}
 	})
 }
 
 func TestACommandThatChangesNoStateHoldsNothingBack(t *testing.T) {
-	f := newTracker()
-	f.send([]instance.ID{trackedX}, instance.Cause{Verb: instance.VerbReboot}, journal.Position{})
-	if f.deferDescribe(trackedX) || len(f.admit([]instance.Notice{notice(trackedX, time.Now())})) != 1 {
-		t.Error("a reboot holds back what is heard")
+	tr := newTracker()
+	tr.send([]instance.ID{trackedX}, instance.Cause{Verb: instance.VerbReboot}, journal.Position{})
+	if tr.deferDescribe(trackedX) || len(tr.holdBack([]instance.Notice{notice(trackedX, time.Now())})) != 1 {
+		t.Error("a reboot holds notices back")
 	}
 }
 
@@ -83,45 +83,45 @@ func TestACommandThatChangesNoStateHoldsNothingBack(t *testing.T) {
 // back for it nor its doing, however often it was sent in vain before.
 func TestACommandThatIsNotSentHasDoneNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newTracker()
+		tr := newTracker()
 		both := []instance.ID{trackedX, trackedY}
-		c := f.begin(both, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
+		c := tr.track(both, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
 		queued := func(when string) {
 			t.Helper()
 			now := time.Now()
-			if len(f.possibleCauses(trackedX, time.Time{}, now)) > 0 || f.deferDescribe(trackedX) || len(f.admit([]instance.Notice{notice(trackedX, now)})) != 1 {
+			if len(tr.possibleCauses(trackedX, time.Time{}, now)) > 0 || tr.deferDescribe(trackedX) || len(tr.holdBack([]instance.Notice{notice(trackedX, now)})) != 1 {
 				t.Errorf("%s, a command is a possible cause or holds something back", when)
 			}
 		}
 		queued("before it is sent")
 		time.Sleep(time.Minute)
-		c.sent(both)
+		c.markSent(both)
 		sentAt := time.Now()
-		candidates := f.possibleCauses(trackedX, time.Time{}, sentAt)
-		if len(candidates) != 1 || !candidates[0].sent.Equal(sentAt) || len(f.possibleCauses(trackedX, time.Time{}, sentAt.Add(-1))) > 0 {
+		candidates := tr.possibleCauses(trackedX, time.Time{}, sentAt)
+		if len(candidates) != 1 || !candidates[0].sent.Equal(sentAt) || len(tr.possibleCauses(trackedX, time.Time{}, sentAt.Add(-1))) > 0 {
 			t.Errorf("once it is sent %+v are possible causes, want the command from then on", candidates)
 		}
-		if f.admit([]instance.Notice{notice(trackedX, sentAt)}); !f.holdsNotices() {
+		if tr.holdBack([]instance.Notice{notice(trackedX, sentAt)}); !tr.holdsNotices() {
 			t.Error("once it is sent, a notice is not held back")
 		}
-		c.rejected(both[:1])
-		<-f.wake
-		if f.admit(nil); f.holdsNotices() || candidates[0].claim(&recordedStep{}) {
+		c.markRejected(both[:1])
+		<-tr.wake
+		if tr.holdBack(nil); tr.holdsNotices() || candidates[0].attribute(&recordedStep{}) {
 			t.Error("after it changed nothing, a notice is held back, or it is made a cause")
 		}
 		queued("after it changed nothing")
-		if len(f.possibleCauses(trackedY, time.Time{}, time.Now())) != 1 || !c.wasSent() {
+		if len(tr.possibleCauses(trackedY, time.Time{}, time.Now())) != 1 || !c.wasSent() {
 			t.Error("it is not in flight any more for the other instance")
 		}
 		time.Sleep(time.Minute)
-		c.sent(both[:1])
-		if got := f.possibleCauses(trackedX, time.Time{}, time.Now()); len(got) != 1 || !got[0].sent.Equal(time.Now()) {
+		c.markSent(both[:1])
+		if got := tr.possibleCauses(trackedX, time.Time{}, time.Now()); len(got) != 1 || !got[0].sent.Equal(time.Now()) {
 			t.Errorf("once it is sent again %+v are possible causes", got)
 		}
-		if c.end(); len(f.tracks) > 0 {
+		if c.finish(); len(tr.tracks) > 0 {
 			t.Error("something is tracked after the command ended")
 		}
-		if c.sent(both); len(f.tracks) > 0 {
+		if c.markSent(both); len(tr.tracks) > 0 {
 			t.Error("a report that comes after the end is tracked")
 		}
 	})
@@ -133,9 +133,9 @@ func TestWhatItCostsToReportThatInstancesAreSent(t *testing.T) {
 	for i := range ids {
 		ids[i] = instance.ID(fmt.Sprintf("i-%017x", i))
 	}
-	c := newTracker().begin(ids, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
+	c := newTracker().track(ids, instance.Cause{Verb: instance.VerbStart}, journal.Position{})
 	for i := range ids {
-		if c.sent(ids[i : i+1]); c.next != (i+1)%len(ids) || c.on[i].state != inFlight {
+		if c.markSent(ids[i : i+1]); c.next != (i+1)%len(ids) || c.on[i].state != inFlight {
 			t.Fatalf("after instance %d the search goes on at %d", i, c.next)
 		}
 	}
@@ -143,22 +143,22 @@ func TestWhatItCostsToReportThatInstancesAreSent(t *testing.T) {
 
 func TestNoticesAreHeldBackInTheirOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newTracker()
+		tr := newTracker()
 		begun := time.Now()
 		time.Sleep(time.Millisecond)
-		fl := f.start(trackedX)
+		command := tr.start(trackedX)
 		early, late := notice(trackedX, time.Now().Add(time.Millisecond)), notice(trackedX, time.Now().Add(2*time.Millisecond))
-		got := f.admit([]instance.Notice{notice(trackedX, begun), late, early, notice(trackedY, time.Now())})
+		got := tr.holdBack([]instance.Notice{notice(trackedX, begun), late, early, notice(trackedY, time.Now())})
 		if len(got) != 2 || !got[0].OccurredAt.Equal(begun) || got[1].ID != trackedY {
 			t.Fatalf("admitted %v; want what happened before the command, and the other instance", got)
 		}
-		if heard := fl.settle(t.Context(), lines(late.OccurredAt, trackedX)); len(heard) != 1 || !heard[0].OccurredAt.Equal(early.OccurredAt) {
+		if heard := command.answerAndAwaitTurn(t.Context(), lines(late.OccurredAt, trackedX)); len(heard) != 1 || !heard[0].OccurredAt.Equal(early.OccurredAt) {
 			t.Fatalf("before the answer comes %v, want what happened before it", heard)
 		}
-		fl.end()
-		<-f.wake
+		command.finish()
+		<-tr.wake
 		newer := notice(trackedX, late.OccurredAt.Add(1))
-		if got := f.admit([]instance.Notice{newer}); len(got) != 2 || !got[0].OccurredAt.Equal(late.OccurredAt) {
+		if got := tr.holdBack([]instance.Notice{newer}); len(got) != 2 || !got[0].OccurredAt.Equal(late.OccurredAt) {
 			t.Errorf("admitted %v, want what was held back first", got)
 		}
 	})
@@ -166,17 +166,17 @@ func TestNoticesAreHeldBackInTheirOrder(t *testing.T) {
 
 func TestASlowCommandHoldsNothingBackForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newTracker()
-		f.start(trackedX)
-		if got := f.admit([]instance.Notice{notice(trackedX, time.Now())}); len(got) != 0 || !f.holdsNotices() {
+		tr := newTracker()
+		tr.start(trackedX)
+		if got := tr.holdBack([]instance.Notice{notice(trackedX, time.Now())}); len(got) != 0 || !tr.holdsNotices() {
 			t.Fatalf("admitted %v during the command", got)
 		}
 		time.Sleep(maxHold)
-		f.expire()
-		if got := f.admit(nil); len(got) != 1 || f.holdsNotices() || f.deferDescribe(trackedX) {
+		tr.releaseExpired()
+		if got := tr.holdBack(nil); len(got) != 1 || tr.holdsNotices() || tr.deferDescribe(trackedX) {
 			t.Errorf("after a second %v is admitted, want the notice", got)
 		}
-		if s := f.possibleCauses(trackedX, time.Time{}, time.Now()); len(s) != 1 {
+		if s := tr.possibleCauses(trackedX, time.Time{}, time.Now()); len(s) != 1 {
 			t.Errorf("%d possible causes, want the command that is still in flight", len(s))
 		}
 	})
@@ -184,20 +184,20 @@ func TestASlowCommandHoldsNothingBackForLong(t *testing.T) {
 
 func TestAnswersAreRecordedInTheOrderOfTheirChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newTracker()
+		tr := newTracker()
 		both := []instance.ID{trackedX, trackedY}
 		commands := make([]*inflightCommand, 3)
 		for i := range commands {
-			commands[i] = f.start(both...)
+			commands[i] = tr.start(both...)
 		}
 		time.Sleep(time.Millisecond)
 		now := time.Now()
 		order := make(chan int, len(commands))
-		for i, fl := range slices.Backward(commands) {
+		for i, command := range slices.Backward(commands) {
 			go func() {
-				fl.settle(t.Context(), lines(now.Add(time.Duration(i)), both...))
+				command.answerAndAwaitTurn(t.Context(), lines(now.Add(time.Duration(i)), both...))
 				order <- i
-				fl.end()
+				command.finish()
 			}()
 			synctest.Wait()
 		}
@@ -208,16 +208,16 @@ func TestAnswersAreRecordedInTheOrderOfTheirChanges(t *testing.T) {
 	})
 }
 
-func TestWhoFoundTheSameIsNotWaitedFor(t *testing.T) {
+func TestACommandThatFoundTheSameIsNotWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newTracker()
+		tr := newTracker()
 		begun := time.Now()
-		f.start(trackedX).settle(t.Context(), found(instance.StatePending, begun.Add(1)))
-		f.start(trackedX).settle(t.Context(), found(instance.StatePending, begun.Add(2)))
+		tr.start(trackedX).answerAndAwaitTurn(t.Context(), found(instance.StatePending, begun.Add(1)))
+		tr.start(trackedX).answerAndAwaitTurn(t.Context(), found(instance.StatePending, begun.Add(2)))
 		if took := time.Since(begun); took != 0 {
 			t.Errorf("one that found an instance pending waited %v for another that did", took)
 		}
-		f.start(trackedX).settle(t.Context(), found(instance.StateRunning, begun.Add(3)))
+		tr.start(trackedX).answerAndAwaitTurn(t.Context(), found(instance.StateRunning, begun.Add(3)))
 		if took := time.Since(begun); took != maxHold {
 			t.Errorf("one that found it running waited %v for those that found it pending, want %v", took, maxHold)
 		}
@@ -230,21 +230,21 @@ func BenchmarkCommandsOnOneInstance(b *testing.B) {
 	for _, count := range []int{1, 32, 1024} {
 		b.Run(fmt.Sprintf("commands=%d", count), func(b *testing.B) {
 			for b.Loop() {
-				f := newTracker()
+				tr := newTracker()
 				commands := make([]*inflightCommand, count)
 				for i := range commands {
-					commands[i] = f.start(trackedX)
+					commands[i] = tr.start(trackedX)
 				}
 				now := time.Now()
 				var working sync.WaitGroup
-				for i, fl := range commands {
+				for i, command := range commands {
 					changes := found(instance.StatePending, now.Add(time.Duration(i)))
 					if i == 0 {
 						changes = lines(now, trackedX)
 					}
 					working.Go(func() {
-						fl.settle(b.Context(), changes)
-						fl.end()
+						command.answerAndAwaitTurn(b.Context(), changes)
+						command.finish()
 					})
 				}
 				working.Wait()
@@ -256,11 +256,11 @@ func BenchmarkCommandsOnOneInstance(b *testing.B) {
 
 func TestAnAnswerWaitsNoLongerThanASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newTracker()
-		f.start(trackedX) // never answered
-		fl := f.start(trackedX)
+		tr := newTracker()
+		tr.start(trackedX) // never answered
+		command := tr.start(trackedX)
 		begun := time.Now()
-		fl.settle(t.Context(), lines(begun.Add(1), trackedX))
+		command.answerAndAwaitTurn(t.Context(), lines(begun.Add(1), trackedX))
 		if took := time.Since(begun); took != maxHold {
 			t.Errorf("it waited %v, want %v", took, maxHold)
 		}
@@ -307,7 +307,7 @@ func overlap(t *testing.T, ids []instance.ID, count int) (examined int) {
 				answers[i][n].Previous = instance.StatePending
 			}
 		}
-		c.answer(answers[i])
+		c.markAnswered(answers[i])
 	}
 	for i, c := range commands {
 		c.awaitTurn(t.Context(), answers[i])
@@ -315,7 +315,7 @@ func overlap(t *testing.T, ids []instance.ID, count int) (examined int) {
 			tr.unrecordedBefore(change.ID, change.At, c)
 			tr.possibleCauses(change.ID, now.Add(-time.Second), change.At)
 		}
-		c.end()
+		c.finish()
 	}
 	if len(tr.tracks) > 0 {
 		t.Errorf("%d instances are tracked after all commands have ended", len(tr.tracks))

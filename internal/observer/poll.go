@@ -1,0 +1,148 @@
+package observer
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// maxPollBackoff is how many times the poll interval an instance in transition waits at most
+// until it is described again.
+const maxPollBackoff = 8
+
+// poll has instances in transition described, soon after they changed and then ever less
+// often, until ctx is done.
+func (o *Observer) poll(ctx context.Context) {
+	schedule := newPollSchedule(o.cfg.PollInterval)
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() {
+		for {
+			err := o.tailJournal(ctx, schedule)
+			if ctx.Err() != nil {
+				return
+			}
+			o.log.Warn("the journal cannot be followed; retrying", "error", err)
+			select {
+			case <-time.After(retryInterval):
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	ticker := time.NewTicker(o.cfg.PollInterval / 2)
+	defer ticker.Stop()
+	for {
+		select {
+		case now := <-ticker.C:
+			if ids := schedule.due(now); len(ids) > 0 {
+				o.refresher.request(ids...)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// tailJournal keeps the poll schedule and the recent states up to date with the journal, and
+// logs what is recorded, until ctx is done or it is so far behind that it must start again.
+func (o *Observer) tailJournal(ctx context.Context, schedule *pollSchedule) error {
+	start := o.journal.Snapshot()
+	schedule.reset()
+	for _, r := range start.Records {
+		schedule.update(r.Instance)
+	}
+	reader := o.journal.Read(start.Position)
+	for {
+		batch, err := reader.Next(ctx)
+		if err != nil {
+			return err
+		}
+		for i := range batch.Events {
+			change := batch.Events[i].Change
+			schedule.update(change.Subject())
+			o.recentStates.add(change.Before)
+			o.logChange(ctx, change)
+		}
+	}
+}
+
+// logChange writes one line for a change of state.
+func (o *Observer) logChange(ctx context.Context, c *instance.Change) {
+	if c.Type != instance.ChangeState || !o.log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("instance_id", string(c.After.ID)),
+		slog.String("from", c.Before.State.String()),
+		slog.String("to", c.After.State.String()),
+	}
+	if c.Cause.External() {
+		attrs = append(attrs, slog.String("cause", "external"))
+	} else {
+		attrs = append(attrs, slog.String("cause", string(c.Cause.Verb)),
+			slog.String("principal", c.Cause.Principal), slog.String("request_id", c.Cause.RequestID))
+	}
+	if r := c.After.StateReason; r != nil {
+		attrs = append(attrs, slog.String("reason", r.Code))
+	}
+	if c.Inferred {
+		attrs = append(attrs, slog.Bool("inferred", true))
+	}
+	o.log.LogAttrs(ctx, slog.LevelInfo, "state change", attrs...)
+}
+
+// pollSchedule says when each instance in transition is described next. It is safe for
+// concurrent use.
+type pollSchedule struct {
+	interval time.Duration
+
+	mu    sync.Mutex
+	polls map[instance.ID]poll
+}
+
+// poll is when an instance is described next, and how long that is after the last time.
+type poll struct {
+	at    time.Time
+	delay time.Duration
+}
+
+func newPollSchedule(interval time.Duration) *pollSchedule {
+	return &pollSchedule{interval: interval, polls: make(map[instance.ID]poll)}
+}
+
+func (p *pollSchedule) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.polls)
+}
+
+// update schedules an instance that is in transition, and drops one that is not.
+func (p *pollSchedule) update(i *instance.Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !i.State.Transitional() {
+		delete(p.polls, i.ID)
+		return
+	}
+	p.polls[i.ID] = poll{at: time.Now().Add(p.interval), delay: p.interval}
+}
+
+// due returns the instances that are to be described now, and schedules them again.
+func (p *pollSchedule) due(now time.Time) (ids []instance.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, next := range p.polls {
+		if next.at.After(now) {
+			continue
+		}
+		ids = append(ids, id)
+		next.delay = min(2*next.delay, maxPollBackoff*p.interval)
+		next.at = now.Add(next.delay)
+		p.polls[id] = next
+	}
+	return ids
+}
