@@ -9,6 +9,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -35,32 +36,27 @@ type Config struct {
 
 // Backend is EC2 in one account and Region. It is safe for concurrent use.
 type Backend struct {
-	cfg     Config
-	log     *slog.Logger
-	client  *client
-	queue   *sqs.Client // nil without a queue
-	tracker tracker
-	managed managedCache
-	hooks   testHooks
+	cfg        Config
+	log        *slog.Logger
+	client     *client
+	queue      *sqs.Client // nil without a queue
+	dispatcher *dispatch.Dispatcher
+	tracker    tracker
+	managed    managedCache
+	hooks      testHooks
 
-	work sync.WaitGroup // the rounds
+	ctx    context.Context // of the batches; no caller's end is that of the others
+	cancel context.CancelFunc
+	work   sync.WaitGroup // the dispatch loop and the batches in flight
 
-	mu     sync.Mutex
-	closed bool
-	rounds map[*batchRun]context.CancelFunc
-	seq    uint64
-	desks  map[instance.Verb]*dispatcher
-	reads  *bucket // of DescribeInstances
-	// busy are the instances that a call is about. No other call that may change them
-	// goes out meanwhile, so that their changes happen in the order of their times.
-	busy  map[instance.ID]*batchRun
-	freed *sync.Cond // signalled when busy or closed changes
+	readsMu sync.Mutex
+	reads   *dispatch.Bucket // requests of DescribeInstances
 }
 
 // testHooks are those that a test can break, to see that it notices, and what it watches.
 type testHooks struct {
 	// onOutcome is told of every outcome, and when the call went out that led to it.
-	onOutcome func(u item, sent time.Time, changes []instance.StateChange, refusal *instance.Error)
+	onOutcome func(it *dispatch.Item, sent time.Time, changes []instance.StateChange, refusal *instance.Error)
 	// failEveryone refuses everybody in a batch for what EC2 says of one.
 	failEveryone bool
 	// everyoneFirst tells every caller of an instance that its call was the first.
@@ -75,84 +71,61 @@ func New(cfg Config) *Backend {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	limits := cfg.Limits.withDefaults()
 	b := &Backend{
-		cfg:    cfg,
-		log:    cfg.Logger,
-		client: newClient(cfg),
-		desks:  make(map[instance.Verb]*dispatcher),
-		busy:   make(map[instance.ID]*batchRun),
-		rounds: make(map[*batchRun]context.CancelFunc),
+		cfg:        cfg,
+		log:        cfg.Logger,
+		client:     newClient(cfg),
+		dispatcher: newDispatcher(limits),
+		reads:      dispatch.NewBucket("requests of DescribeInstances", *limits.Describe.Requests),
+		ctx:        ctx,
+		cancel:     cancel,
 	}
 	if cfg.QueueURL != "" {
 		b.queue = newQueue(cfg)
 	}
-	b.client.breaker.onFailure = b.failWaiting
-	b.freed = sync.NewCond(&b.mu)
-	b.newDispatchers(cfg.Limits.withDefaults())
+	b.client.breaker.onFailure = func() { b.dispatcher.FailWaiting(b.client.breaker.openErr) }
+	b.work.Go(b.dispatchLoop)
 	return b
 }
 
-// newDispatchers puts up a desk for each verb.
-func (b *Backend) newDispatchers(l Limits) {
-	start := newBucket("requests of StartInstances", *l.Start.Requests)
-	stop := newBucket("requests of StopInstances and RebootInstances", *l.Stop.Requests)
-	terminate := newBucket("requests of TerminateInstances", *l.Terminate.Requests)
-	b.reads = newBucket("requests of DescribeInstances", *l.Describe.Requests)
-	instances := func(verb instance.Verb, l ActionLimits) *bucket {
-		return newBucket("instances of "+string(verb), *l.Instances)
+func newDispatcher(l Limits) *dispatch.Dispatcher {
+	instances := func(verb instance.Verb, l ActionLimits) *dispatch.Bucket {
+		return dispatch.NewBucket("instances of "+string(verb), *l.Instances)
 	}
-	pump := func(d *dispatcher) {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.pumpDue(d)
-	}
-	for _, d := range []*dispatcher{
-		newDesk(instance.VerbStart, start, instances(instance.VerbStart, l.Start), pump),
-		newDesk(instance.VerbStop, stop, instances(instance.VerbStop, l.Stop), pump),
-		newDesk(instance.VerbReboot, stop, nil, pump),
-		newDesk(instance.VerbTerminate, terminate, instances(instance.VerbTerminate, l.Terminate), pump),
-	} {
-		b.desks[d.verb] = d
+	stop := dispatch.NewBucket("requests of StopInstances and RebootInstances", *l.Stop.Requests)
+	return dispatch.New(map[instance.Verb]dispatch.Buckets{
+		instance.VerbStart: {
+			Requests:  dispatch.NewBucket("requests of StartInstances", *l.Start.Requests),
+			Instances: instances(instance.VerbStart, l.Start),
+		},
+		instance.VerbStop:   {Requests: stop, Instances: instances(instance.VerbStop, l.Stop)},
+		instance.VerbReboot: {Requests: stop},
+		instance.VerbTerminate: {
+			Requests:  dispatch.NewBucket("requests of TerminateInstances", *l.Terminate.Requests),
+			Instances: instances(instance.VerbTerminate, l.Terminate),
+		},
+	})
+}
+
+// dispatchLoop carries out batches as the dispatcher allows them.
+func (b *Backend) dispatchLoop() {
+	for batch := b.dispatcher.Next(); batch != nil; batch = b.dispatcher.Next() {
+		b.work.Go(func() {
+			newBatchRun(b, batch).run(b.ctx, batch.Items)
+			b.dispatcher.Done(batch)
+		})
 	}
 }
 
-// Close ends what is on its way: callers are told that they will not hear what became of
+// Close ends what is in flight: callers are told that they will not hear what became of
 // their calls. It returns when nothing is left running; sequences of notices end with
 // their own context.
 func (b *Backend) Close() {
-	b.mu.Lock()
-	b.closed = true
-	for _, d := range b.desks {
-		d.timer.Stop()
-		for _, l := range d.batches {
-			for _, c := range l.waiting {
-				if !c.isWaiting() {
-					continue
-				}
-				units := c.items(c.waiting)
-				c.waiting = nil
-				for _, u := range units {
-					u.resolve(nil, u.ids, errClosing())
-				}
-			}
-			l.waiting, l.live, l.pos = nil, 0, 0
-		}
-	}
-	for _, cancel := range b.rounds {
-		cancel()
-	}
-	b.freed.Broadcast()
-	b.mu.Unlock()
+	b.dispatcher.Close()
+	b.cancel()
 	b.work.Wait()
-}
-
-func errClosing() *instance.Error {
-	return &instance.Error{
-		Kind:       instance.KindUnavailable,
-		Reason:     instance.ReasonBackendClosing,
-		Message:    "this process is ending; nothing was changed by this call",
-		RetryAfter: retryUnavailable,
-	}
 }
 
 // Restore takes note of what is known, which tells what became of a call whose answer is
@@ -164,22 +137,13 @@ func (b *Backend) Restore(known []*instance.Instance) error {
 	return nil
 }
 
-// Buckets returns how the buckets stand, in a fixed order.
+// Buckets returns the state of the token buckets, in a fixed order.
 func (b *Backend) Buckets() []instance.TokenBucket {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now()
-	list := []instance.TokenBucket{b.reads.standing(now)}
+	b.readsMu.Lock()
+	list := []instance.TokenBucket{b.reads.Status(time.Now())}
+	b.readsMu.Unlock()
 	for _, verb := range []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbTerminate} {
-		d := b.desks[verb]
-		instances := d.instances.standing(now)
-		instances.Waiting = d.ids
-		list = append(list, d.requests.standing(now), instances)
+		list = append(list, b.dispatcher.Buckets(verb)...)
 	}
 	return list
-}
-
-func (b *bucket) standing(now time.Time) instance.TokenBucket {
-	b.advance(now)
-	return instance.TokenBucket{Name: b.name, Level: b.level, Capacity: b.capacity, Refill: b.rate(now)}
 }

@@ -1,6 +1,10 @@
 package ec2
 
-import "context"
+import (
+	"context"
+
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
+)
 
 // bisect finds a unit on whose account EC2 refuses a group without naming it, and refuses
 // that. Half of those under suspicion are tried: if EC2 accepts them, they have their
@@ -9,7 +13,7 @@ import "context"
 //
 // With k bad units among n that makes at most k·log2(n)+k calls after the first: log2(n)
 // for each, and one for those put aside.
-func (r *batchRun) bisect(ctx context.Context, suspects []item, f *failure) (aside []item) {
+func (r *batchRun) bisect(ctx context.Context, suspects []*dispatch.Item, f *failure) (aside []*dispatch.Item) {
 	certain := true // whether one suspect that is left over must be the bad one
 	for len(suspects) > 1 {
 		half := suspects[:len(suspects)/2]
@@ -36,6 +40,6 @@ func (r *batchRun) bisect(ctx context.Context, suspects []item, f *failure) (asi
 	if !certain {
 		return append(suspects, aside...)
 	}
-	r.fail(suspects[0], f.errorFor(suspects[0].ids))
+	r.fail(suspects[0], f.errorFor(suspects[0].IDs))
 	return aside
 }

@@ -98,26 +98,3 @@ func (r *breaker) openErrLocked(now time.Time) *instance.Error {
 		RetryAfter: wait + rand.N(wait), //nolint:gosec // to spread load takes no secret
 	}
 }
-
-// failWaiting refuses all who wait for a call.
-func (b *Backend) failWaiting() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, d := range b.desks {
-		for _, l := range d.batches {
-			for l.live > 0 {
-				away := b.client.breaker.openErr()
-				if away == nil {
-					// An answer has come meanwhile.
-					return
-				}
-				c := l.waiting[l.pos]
-				units := c.items(c.waiting)
-				d.leave(c)
-				for _, u := range units {
-					u.resolve(nil, u.ids, away)
-				}
-			}
-		}
-	}
-}

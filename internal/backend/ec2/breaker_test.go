@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/backend/sim"
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -208,12 +209,12 @@ func TestWhoIsTurnedAwayComesBackInItsOwnTime(t *testing.T) {
 		e := &endpoint{answer: func(ctx context.Context, _ call) (reply, error) { return reply{}, silent(ctx) }}
 		b := connect(t, e)
 		var hanging, waiting []func() outcome
-		for n := range maxBatches {
+		for n := range dispatch.MaxBatches {
 			hanging = append(hanging, background(t.Context(), b, start(id(n))))
-			time.Sleep(slowCallAfter)
+			time.Sleep(dispatch.SlowCallAfter)
 		}
 		for n := range callers {
-			waiting = append(waiting, background(t.Context(), b, start(id(maxBatches+n))))
+			waiting = append(waiting, background(t.Context(), b, start(id(dispatch.MaxBatches+n))))
 		}
 		delays := make(map[time.Duration]bool)
 		told := func(err *instance.Error) {
@@ -240,19 +241,19 @@ func TestWhoIsTurnedAwayComesBackInItsOwnTime(t *testing.T) {
 func TestWhoWaitsIsTurnedAwayOnceEC2IsOutOfReach(t *testing.T) {
 	inBubble(t, "behind calls that hang", func(t *testing.T) {
 		var fleet []sim.Spec
-		for n := range maxBatches + 1 {
+		for n := range dispatch.MaxBatches + 1 {
 			fleet = append(fleet, sim.Spec{ID: id(n)})
 		}
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: fleet})}}
 		b := connect(t, &endpoint{answer: d.answer})
-		d.set(swallowed(maxBatches))
+		d.set(swallowed(dispatch.MaxBatches))
 		var hanging []func() outcome
-		for n := range maxBatches {
+		for n := range dispatch.MaxBatches {
 			hanging = append(hanging, background(t.Context(), b, start(id(n))))
-			time.Sleep(slowCallAfter)
+			time.Sleep(dispatch.SlowCallAfter)
 		}
 		began := time.Now()
-		waiting := background(t.Context(), b, start(id(maxBatches)))
+		waiting := background(t.Context(), b, start(id(dispatch.MaxBatches)))
 		for range 2 {
 			if _, err := b.Describe(t.Context(), instance.DescribeQuery{All: true}); err == nil {
 				t.Error("EC2 is within reach")

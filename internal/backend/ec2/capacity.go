@@ -10,6 +10,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -70,7 +71,7 @@ type capacitySearch struct {
 
 // searchCapacity starts as much of a group as there is room for, after EC2 had not enough for
 // all of it. Those who want instances of the same pools are tried together.
-func (r *batchRun) searchCapacity(ctx context.Context, group []item, f *failure) {
+func (r *batchRun) searchCapacity(ctx context.Context, group []*dispatch.Item, f *failure) {
 	s := &capacitySearch{r: r, pools: make(map[instance.ID]pool), idle: make(map[instance.ID]bool)}
 	group, ok := s.learnFrom(ctx, group, f)
 	if !ok {
@@ -83,8 +84,8 @@ func (r *batchRun) searchCapacity(ctx context.Context, group []item, f *failure)
 
 // learnFrom looks at what a call that failed has started. It returns the units that are not
 // answered by that. If nothing was started, nothing like it is tried again.
-func (s *capacitySearch) learnFrom(ctx context.Context, group []item, f *failure) (rest []item, ok bool) {
-	ids, did := distinct(group), len(s.r.appliedUnclaimed)
+func (s *capacitySearch) learnFrom(ctx context.Context, group []*dispatch.Item, f *failure) (rest []*dispatch.Item, ok bool) {
+	ids, did := dispatch.DistinctIDs(group), len(s.r.appliedUnclaimed)
 	was := make(map[instance.ID]instance.State, len(ids))
 	for _, id := range ids {
 		was[id] = s.r.b.tracker.state(id)
@@ -110,9 +111,9 @@ func (s *capacitySearch) learnFrom(ctx context.Context, group []item, f *failure
 }
 
 // demand is what units would start, an instance that several want counted once.
-func (s *capacitySearch) demand(group []item) demand {
+func (s *capacitySearch) demand(group []*dispatch.Item) demand {
 	n := make(demand)
-	for _, id := range distinct(group) {
+	for _, id := range dispatch.DistinctIDs(group) {
 		if s.idle[id] {
 			n[s.pools[id]]++
 		}
@@ -121,12 +122,12 @@ func (s *capacitySearch) demand(group []item) demand {
 }
 
 // byPool parts units by the pools that they draw on, in the order of the first of each.
-func (s *capacitySearch) byPool(group []item) [][]item {
+func (s *capacitySearch) byPool(group []*dispatch.Item) [][]*dispatch.Item {
 	var order []string
-	piles := make(map[string][]item)
+	piles := make(map[string][]*dispatch.Item)
 	for _, u := range group {
 		var names []string
-		for p := range s.demand([]item{u}) {
+		for p := range s.demand([]*dispatch.Item{u}) {
 			names = append(names, fmt.Sprintf("%q", p))
 		}
 		slices.Sort(names)
@@ -136,7 +137,7 @@ func (s *capacitySearch) byPool(group []item) [][]item {
 		}
 		piles[key] = append(piles[key], u)
 	}
-	list := make([][]item, len(order))
+	list := make([][]*dispatch.Item, len(order))
 	for i, key := range order {
 		list[i] = piles[key]
 	}
@@ -145,9 +146,9 @@ func (s *capacitySearch) byPool(group []item) [][]item {
 
 // search starts as many of a pile as there is room for, in about as many calls as it
 // takes to find a number by halving.
-func (s *capacitySearch) search(ctx context.Context, queue []item) {
+func (s *capacitySearch) search(ctx context.Context, queue []*dispatch.Item) {
 	for {
-		if queue = s.failInfeasible(s.r.b.present(queue)); len(queue) == 0 {
+		if queue = s.failInfeasible(s.r.b.dispatcher.Present(queue)); len(queue) == 0 {
 			return
 		}
 		n := s.prefix(queue)
@@ -159,7 +160,7 @@ func (s *capacitySearch) search(ctx context.Context, queue []item) {
 			if s.r.answered-answered == len(part) { // else some of it may not have been started
 				s.succeeded(wanted)
 			}
-			for _, id := range distinct(part) {
+			for _, id := range dispatch.DistinctIDs(part) {
 				s.idle[id] = false
 			}
 		case f.reaction == noCapacity:
@@ -171,7 +172,7 @@ func (s *capacitySearch) search(ctx context.Context, queue []item) {
 			if rest = left; len(rest) == 1 || len(s.demand(rest)) == 0 {
 				// Nothing smaller can be tried.
 				for _, u := range rest {
-					s.r.fail(u, f.errorFor(u.ids))
+					s.r.fail(u, f.errorFor(u.IDs))
 				}
 				rest = nil
 			}
@@ -183,22 +184,22 @@ func (s *capacitySearch) search(ctx context.Context, queue []item) {
 }
 
 // failInfeasible refuses the units for which there is known to be no room.
-func (s *capacitySearch) failInfeasible(queue []item) (rest []item) {
+func (s *capacitySearch) failInfeasible(queue []*dispatch.Item) (rest []*dispatch.Item) {
 	for _, u := range queue {
-		wanted := s.demand([]item{u})
+		wanted := s.demand([]*dispatch.Item{u})
 		i := slices.IndexFunc(s.infeasible, func(t infeasible) bool { return wanted.covers(t.demand) })
 		if i < 0 {
 			rest = append(rest, u)
 			continue
 		}
-		s.r.fail(u, s.infeasible[i].f.errorFor(u.ids))
+		s.r.fail(u, s.infeasible[i].f.errorFor(u.IDs))
 	}
 	return rest
 }
 
 // prefix returns how many units to try together: all of them, or half of what there is
 // known to be no room for.
-func (s *capacitySearch) prefix(queue []item) int {
+func (s *capacitySearch) prefix(queue []*dispatch.Item) int {
 	least := 0
 	total := s.demand(queue)
 	for _, t := range s.infeasible {

@@ -10,27 +10,12 @@ import (
 	awsec2 "github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
 )
 
 // retryUnavailable is when a call that EC2 could not serve may be tried again.
 const retryUnavailable = time.Second
-
-// batchKey is what calls must have in common to travel together: the verb and its options.
-type batchKey struct {
-	verb           instance.Verb
-	additionalInfo string
-	hibernate      bool
-	force          bool
-	skipOSShutdown bool
-	// dryRun numbers the dry runs, which never travel together; 0 is for real calls.
-	dryRun uint64
-	// term is that in which the commands were accepted; nil for none.
-	term instance.Term
-}
-
-// ended is closed when the term is over.
-func (k *batchKey) ended() <-chan struct{} { return ended(k.term) }
 
 func ended(term instance.Term) <-chan struct{} {
 	if term == nil {
@@ -82,13 +67,13 @@ func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *fai
 
 // mutate carries a verb out on instances. The states of a reboot are not told; what EC2 says
 // of an instance in a way that cannot be read is left out.
-func (c *client) mutate(ctx context.Context, k batchKey, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
+func (c *client) mutate(ctx context.Context, k dispatch.Key, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
 	sent := time.Now()
-	calling, cancel := context.WithTimeout(withFence(ctx, k.term), c.timeout)
+	calling, cancel := context.WithTimeout(withFence(ctx, k.Term), c.timeout)
 	lines, err := c.send(calling, k, ids)
 	cancel()
 	if err != nil {
-		f := c.fail(k.verb, err, ids)
+		f := c.fail(k.Verb, err, ids)
 		c.breaker.record(ctx, sent, f)
 		return nil, f
 	}
@@ -106,7 +91,7 @@ func (c *client) mutate(ctx context.Context, k batchKey, ids []instance.ID) (map
 }
 
 // send makes the call and returns the lines of its answer.
-func (c *client) send(ctx context.Context, k batchKey, ids []instance.ID) ([]types.InstanceStateChange, error) {
+func (c *client) send(ctx context.Context, k dispatch.Key, ids []instance.ID) ([]types.InstanceStateChange, error) {
 	names := make([]string, len(ids))
 	for i, id := range ids {
 		names[i] = string(id)
@@ -117,12 +102,12 @@ func (c *client) send(ctx context.Context, k batchKey, ids []instance.ID) ([]typ
 		}
 		return nil
 	}
-	dryRun := set(k.dryRun != 0)
-	switch k.verb {
+	dryRun := set(k.DryRun)
+	switch k.Verb {
 	case instance.VerbStart:
 		in := &awsec2.StartInstancesInput{InstanceIds: names, DryRun: dryRun}
-		if k.additionalInfo != "" {
-			in.AdditionalInfo = &k.additionalInfo
+		if k.AdditionalInfo != "" {
+			in.AdditionalInfo = &k.AdditionalInfo
 		}
 		out, err := c.api.StartInstances(ctx, in)
 		if err != nil {
@@ -132,7 +117,7 @@ func (c *client) send(ctx context.Context, k batchKey, ids []instance.ID) ([]typ
 	case instance.VerbStop:
 		out, err := c.api.StopInstances(ctx, &awsec2.StopInstancesInput{
 			InstanceIds: names, DryRun: dryRun,
-			Hibernate: set(k.hibernate), Force: set(k.force), SkipOsShutdown: set(k.skipOSShutdown),
+			Hibernate: set(k.Hibernate), Force: set(k.Force), SkipOsShutdown: set(k.SkipOSShutdown),
 		})
 		if err != nil {
 			return nil, err
@@ -141,7 +126,7 @@ func (c *client) send(ctx context.Context, k batchKey, ids []instance.ID) ([]typ
 	case instance.VerbTerminate:
 		out, err := c.api.TerminateInstances(ctx, &awsec2.TerminateInstancesInput{
 			InstanceIds: names, DryRun: dryRun,
-			Force: set(k.force), SkipOsShutdown: set(k.skipOSShutdown),
+			Force: set(k.Force), SkipOsShutdown: set(k.SkipOSShutdown),
 		})
 		if err != nil {
 			return nil, err
@@ -151,7 +136,7 @@ func (c *client) send(ctx context.Context, k batchKey, ids []instance.ID) ([]typ
 		_, err := c.api.RebootInstances(ctx, &awsec2.RebootInstancesInput{InstanceIds: names, DryRun: dryRun})
 		return nil, err
 	}
-	return nil, &instance.Error{Kind: instance.KindInternal, Message: "no such verb: " + string(k.verb)}
+	return nil, &instance.Error{Kind: instance.KindInternal, Message: "no such verb: " + string(k.Verb)}
 }
 
 // What EC2 takes. Source: EC2 API Reference, DescribeInstances.

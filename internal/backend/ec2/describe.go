@@ -145,9 +145,9 @@ func (b *Backend) readPage(ctx context.Context, ids []instance.ID, size int, at 
 		case ctx.Err() != nil:
 			return page{}, position{}, ctx.Err()
 		case f.reaction == throttled:
-			b.mu.Lock()
-			b.reads.onThrottle(time.Now(), 1, 1)
-			b.mu.Unlock()
+			b.readsMu.Lock()
+			b.reads.OnThrottle(time.Now(), 1, 1)
+			b.readsMu.Unlock()
 		case f.reaction != unknownOutcome || tries == maxReadAttempts:
 			return page{}, position{}, f.err
 		default:
@@ -161,22 +161,22 @@ func (b *Backend) readPage(ctx context.Context, ids []instance.ID, size int, at 
 
 // waitForRead waits for a token, unless the deadline comes first: then it says so at once.
 func (b *Backend) waitForRead(ctx context.Context) error {
-	b.mu.Lock()
+	b.readsMu.Lock()
 	now := time.Now()
-	wait := b.reads.take(now, 1)
+	wait := b.reads.Take(now, 1)
 	if deadline, ok := ctx.Deadline(); ok && wait > 0 && now.Add(wait).After(deadline) {
-		b.reads.give(1)
-		level, capacity, rate := b.reads.level, b.reads.capacity, b.reads.rate(now)
-		b.mu.Unlock()
+		b.reads.Give(1)
+		bucket := b.reads.Status(now)
+		b.readsMu.Unlock()
 		return &instance.Error{
 			Kind:   instance.KindExhausted,
 			Reason: instance.ReasonRequestLimitExceeded,
 			Message: fmt.Sprintf("EC2's rate limits do not allow this DescribeInstances within its deadline: its request bucket holds %.1f of %g and gains %g a second",
-				max(0, level), capacity, rate),
+				max(0, bucket.Level), bucket.Capacity, bucket.Refill),
 			RetryAfter: wait,
 		}
 	}
-	b.mu.Unlock()
+	b.readsMu.Unlock()
 	if wait > 0 && !pause(ctx, wait) {
 		return ctx.Err()
 	}

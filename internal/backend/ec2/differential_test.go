@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/backend/sim"
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -151,11 +152,11 @@ func (s story) batched(t *testing.T, broken testHooks) (decisions []decision, st
 			t.Fatal(err)
 		}
 		b.hooks = broken
-		b.hooks.onOutcome = func(u item, sent time.Time, changes []instance.StateChange, refusal *instance.Error) {
+		b.hooks.onOutcome = func(u *dispatch.Item, sent time.Time, changes []instance.StateChange, refusal *instance.Error) {
 			mu.Lock()
 			defer mu.Unlock()
-			cmd := u.cmd
-			cmd.IDs = u.ids
+			cmd := u.Command
+			cmd.IDs = u.IDs
 			decisions = append(decisions, decision{cmd, sent.Round(0).UTC(), changes, refusal})
 		}
 		var all sync.WaitGroup

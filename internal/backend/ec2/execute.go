@@ -2,10 +2,9 @@ package ec2
 
 import (
 	"context"
-	"fmt"
 	"slices"
-	"time"
 
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -16,7 +15,7 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 	if err := ctx.Err(); err != nil {
 		return instance.Result{}, err
 	}
-	if len(cmd.IDs) == 0 || b.desks[cmd.Verb] == nil {
+	if len(cmd.IDs) == 0 || !b.dispatcher.Supports(cmd.Verb) {
 		return instance.Result{}, &instance.Error{
 			Kind: instance.KindInvalid, Code: "InvalidParameterCombination", Message: "No instances specified",
 		}
@@ -60,163 +59,46 @@ func errNotFound(ids ...instance.ID) *instance.Error {
 // execute waits for a command among others of its kind.
 func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
 	deadline, _ := ctx.Deadline()
-	c, err := b.submit(cmd, deadline)
-	if err != nil {
+	r := dispatch.NewRequest(cmd, deadline)
+	if err := b.dispatcher.Enqueue(r); err != nil {
 		return instance.Result{}, err
 	}
+	termEnded := ended(cmd.Term)
 	select {
-	case <-c.done:
-		return c.result()
-	case <-ended(cmd.Term):
-		b.withdraw(c)
+	case <-r.Done():
+		return resultOf(r)
+	case <-termEnded:
 	case <-ctx.Done():
 	}
+	// The end of the term may have ended ctx too.
+	if err := instance.CheckTerm(cmd.Term); err != nil {
+		b.dispatcher.Withdraw(r, err)
+	}
 	select {
-	case <-c.done:
-		return c.result()
+	case <-r.Done():
+		return resultOf(r)
 	case <-ctx.Done():
 	}
-	b.withdraw(c) // the end of the term may have ended ctx too
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if c.pending == 0 {
-		return c.result()
+	if !b.dispatcher.Leave(r) {
+		return resultOf(r)
 	}
-	c.gone = true
-	b.leave(b.desks[cmd.Verb], c)
 	return instance.Result{}, ctx.Err()
 }
 
-// withdraw refuses what of a caller has not gone out, if the term is over.
-func (b *Backend) withdraw(c *request) {
-	select {
-	case <-ended(c.cmd.Term):
-	default:
-		return
+// resultOf returns the outcome of a request. One for which nothing came of it but what is
+// true of the service as a whole ends in an error as a whole.
+func resultOf(r *dispatch.Request) (instance.Result, error) {
+	result, err := r.Result()
+	if err != nil {
+		return result, err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(c.waiting) == 0 {
-		return
+	if len(result.Changes) > 0 || len(result.Failures) == 0 {
+		return result, nil
 	}
-	units := c.items(c.waiting)
-	b.leave(b.desks[c.cmd.Verb], c)
-	for _, u := range units {
-		u.resolve(nil, u.ids, instance.CheckTerm(c.cmd.Term))
-	}
-}
-
-// submit puts a caller among those who wait, and sends what can go out. It refuses one
-// whose deadline comes before its turn.
-func (b *Backend) submit(cmd instance.Command, deadline time.Time) (*request, error) {
-	c := newCaller(cmd, deadline)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return nil, errClosing()
-	}
-	b.seq++
-	c.seq = b.seq
-	d := b.desks[cmd.Verb]
-	now := time.Now()
-	if err := d.tooLate(c, now); err != nil {
-		return nil, err
-	}
-	d.enqueue(c)
-	b.pumpEntered(d, c)
-	return c, nil
-}
-
-// tooLate returns the error for a caller that cannot be served within its deadline.
-func (d *dispatcher) tooLate(c *request, now time.Time) error {
-	if c.deadline.IsZero() {
-		return nil
-	}
-	t := d.tenants[c.cmd.Principal]
-	if t == nil {
-		t = new(tenant)
-	}
-	wait := d.wait(now, t, len(c.cmd.IDs), c.key())
-	if wait == 0 || !now.Add(wait).After(c.deadline) {
-		return nil
-	}
-	return d.errLimit(now, wait)
-}
-
-// errLimit says how the buckets stand, and when to come back.
-func (d *dispatcher) errLimit(now time.Time, wait time.Duration) *instance.Error {
-	text := fmt.Sprintf("EC2's rate limits do not allow this %s within its deadline: its request bucket holds %.1f of %g and gains %g a second",
-		d.verb, max(0, d.requests.level), d.requests.capacity, d.requests.rate(now))
-	if d.instances != nil {
-		text += fmt.Sprintf(", its instance bucket %.0f of %g and %g a second, and %d instances are waiting",
-			max(0, d.instances.level), d.instances.capacity, d.instances.rate(now), d.ids)
-	}
-	return &instance.Error{
-		Kind:       instance.KindExhausted,
-		Reason:     instance.ReasonRequestLimitExceeded,
-		Message:    text + "; nothing was changed by this call",
-		RetryAfter: wait,
-	}
-}
-
-// pump sends every batch of a desk that may go out now, and sets a timer for the next.
-// The caller holds the lock.
-func (b *Backend) pump(d *dispatcher) {
-	if b.closed {
-		return
-	}
-	for {
-		now := time.Now()
-		d.allocate(now)
-		d.clearHeads()
-		list, wait := d.candidates(now, b.isFree)
-		sent := false
-		for _, c := range list {
-			if group := d.gather(c, now, b.isFree); len(group) > 0 {
-				b.launch(d, c.batchQueue, group, now)
-				sent = true
-				break
-			}
-		}
-		if sent {
-			continue
-		}
-		d.opensAt = time.Time{}
-		if wait < never {
-			d.opensAt = now.Add(wait)
-		}
-		d.arm(now)
-		return
-	}
-}
-
-// launch sends a batch on its way. Its tokens are paid.
-func (b *Backend) launch(d *dispatcher, l *batchQueue, group []item, now time.Time) {
-	l.rounds++
-	l.newest = now
-	r := &batchRun{
-		b: b, d: d, kind: l.batchKey, paid: true,
-		appliedUnclaimed:      make(map[instance.ID]instance.StateChange),
-		unchangedAfterFailure: make(map[instance.ID]unchanged),
-	}
-	if l.dryRun == 0 {
-		r.acquired = distinct(group)
-		for _, id := range r.acquired {
-			b.busy[id] = r
+	for _, failure := range result.Failures {
+		if !isServiceWide(failure.Err) {
+			return result, nil
 		}
 	}
-	// A batch has its own context: no caller's end is that of the others.
-	ctx, cancel := context.WithCancel(context.Background())
-	b.rounds[r] = cancel
-	b.work.Go(func() {
-		defer cancel()
-		r.run(ctx, group)
-		r.release()
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		delete(b.rounds, r)
-		l.rounds--
-		d.tidy(l)
-		b.pump(d)
-	})
+	return instance.Result{}, result.Failures[0].Err
 }

@@ -38,7 +38,7 @@ func TestWhatABatchCostsIsInProportionToWhatItIsFor(t *testing.T) {
 			for _, n := range []int{10, 100, 1000} {
 				f := &fleet{refuse: tc.refuse}
 				b := connect(t, &endpoint{answer: f.answer}, func(c *Config) {
-					c.Limits.Start = ActionLimits{Requests: &Limit{1e6, 1e6}, Instances: &Limit{1e6, 1e6}}
+					c.Limits.Start = ActionLimits{Requests: &Limit{Capacity: 1e6, Refill: 1e6}, Instances: &Limit{Capacity: 1e6, Refill: 1e6}}
 				})
 				list := ids(0, n)
 				least := math.Inf(1)

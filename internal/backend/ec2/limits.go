@@ -10,14 +10,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Limit is the size of a token bucket and how many tokens a second it gains.
-type Limit struct {
-	Capacity float64 `json:"capacity"`
-	Refill   float64 `json:"refill"`
-}
+// Limit is a token bucket: it holds at most Capacity tokens and gains Refill a second.
+type Limit = dispatch.Limit
 
 // ActionLimits are the buckets of one action: Requests has a token for each call,
 // Instances one for each instance of a call. A nil one is as documented.

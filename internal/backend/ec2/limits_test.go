@@ -11,7 +11,7 @@ func TestLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	complete := limits.withDefaults()
-	if *complete.Start.Requests != (Limit{20, 8}) || *complete.Start.Instances != (Limit{1000, 2}) || *complete.Describe.Requests != (Limit{100, 20}) {
+	if *complete.Start.Requests != (Limit{Capacity: 20, Refill: 8}) || *complete.Start.Instances != (Limit{Capacity: 1000, Refill: 2}) || *complete.Describe.Requests != (Limit{Capacity: 100, Refill: 20}) {
 		t.Errorf("limits are %+v %+v %+v", *complete.Start.Requests, *complete.Start.Instances, *complete.Describe.Requests)
 	}
 }

@@ -6,16 +6,17 @@ import (
 	"slices"
 	"time"
 
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
 )
 
 // deliverResponse gives every unit its lines of EC2's answer. EC2 says once what it did: of those
 // who asked for it the first caused it, and the others found it done.
-func (r *batchRun) deliverResponse(group []item, got map[instance.ID]instance.StateChange) {
+func (r *batchRun) deliverResponse(group []*dispatch.Item, got map[instance.ID]instance.StateChange) {
 	asked := make(map[instance.ID]int)
 	for _, u := range group {
-		changes := make([]instance.StateChange, len(u.ids))
-		for i, id := range u.ids {
+		changes := make([]instance.StateChange, len(u.IDs))
+		for i, id := range u.IDs {
 			changes[i] = r.resultFor(got[id], asked[id])
 			asked[id]++
 		}
@@ -25,23 +26,23 @@ func (r *batchRun) deliverResponse(group []item, got map[instance.ID]instance.St
 
 // deliverPartial gives the units their lines that EC2's answer has all lines of, and returns the
 // others with the failure that what became of them is not known.
-func (r *batchRun) deliverPartial(group []item, got map[instance.ID]instance.StateChange) (rest []item, f *failure) {
-	var told []item
+func (r *batchRun) deliverPartial(group []*dispatch.Item, got map[instance.ID]instance.StateChange) (rest []*dispatch.Item, f *failure) {
+	var told []*dispatch.Item
 	var missing []instance.ID
 	taken := make(map[instance.ID]bool)
 	for _, u := range group {
-		if unit := missingIn(got, u.ids); len(unit) > 0 {
+		if unit := missingIn(got, u.IDs); len(unit) > 0 {
 			rest, missing = append(rest, u), append(missing, unit...)
 			continue
 		}
 		told = append(told, u)
-		for _, id := range u.ids {
+		for _, id := range u.IDs {
 			taken[id] = true
 		}
 	}
 	r.deliverResponse(told, got)
 	for _, u := range rest {
-		for _, id := range u.ids {
+		for _, id := range u.IDs {
 			if line, ok := got[id]; ok && !taken[id] {
 				r.appliedUnclaimed[id] = r.resultFor(line, 0)
 			}
@@ -68,7 +69,7 @@ func (r *batchRun) resultFor(line instance.StateChange, n int) instance.StateCha
 	if n == 0 || r.b.hooks.everyoneFirst {
 		doubted, ok := r.unchangedAfterFailure[line.ID]
 		delete(r.unchangedAfterFailure, line.ID)
-		if ok && line.Previous == line.Current && inTargetState(r.kind.verb, line.Current) && !r.b.tracker.reportedSince(r.kind.verb, line.ID, doubted.sent) {
+		if ok && line.Previous == line.Current && inTargetState(r.batch.Verb, line.Current) && !r.b.tracker.reportedSince(r.batch.Verb, line.ID, doubted.sent) {
 			// An earlier call did it after all, later than could be seen.
 			return r.transitionSince(line.ID, doubted)
 		}
@@ -79,7 +80,7 @@ func (r *batchRun) resultFor(line instance.StateChange, n int) instance.StateCha
 
 // transitionSince is the change that a call made of an instance which was in a state before.
 func (r *batchRun) transitionSince(id instance.ID, before unchanged) instance.StateChange {
-	from, to := transition(r.kind.verb, before.state)
+	from, to := transition(r.batch.Verb, before.state)
 	return instance.StateChange{ID: id, Previous: from, Current: to, At: wallClock(before.sent)}
 }
 
@@ -97,7 +98,7 @@ func repeated(line instance.StateChange, n int) instance.StateChange {
 func wallClock(t time.Time) time.Time { return t.Round(0).UTC() }
 
 // deliver gives a unit its outcome.
-func (r *batchRun) deliver(u item, changes []instance.StateChange, refusal *instance.Error) {
+func (r *batchRun) deliver(u *dispatch.Item, changes []instance.StateChange, refusal *instance.Error) {
 	for _, change := range changes {
 		r.b.tracker.reported(change)
 	}
@@ -107,15 +108,13 @@ func (r *batchRun) deliver(u item, changes []instance.StateChange, refusal *inst
 	if r.b.hooks.onOutcome != nil {
 		r.b.hooks.onOutcome(u, r.sent, changes, refusal)
 	}
-	r.b.mu.Lock()
-	defer r.b.mu.Unlock()
-	u.resolve(changes, u.ids, refusal)
+	r.b.dispatcher.Resolve(u, changes, refusal)
 }
 
 // fail gives a unit an error, beside what was changed of it all the same.
-func (r *batchRun) fail(u item, err *instance.Error) {
+func (r *batchRun) fail(u *dispatch.Item, err *instance.Error) {
 	var changes []instance.StateChange
-	for _, id := range u.ids {
+	for _, id := range u.IDs {
 		if did, ok := r.appliedUnclaimed[id]; ok {
 			delete(r.appliedUnclaimed, id)
 			if did.Previous != did.Current {
@@ -123,13 +122,13 @@ func (r *batchRun) fail(u item, err *instance.Error) {
 			}
 		}
 	}
-	if len(changes) == len(u.ids) && u.divisible() {
+	if len(changes) == len(u.IDs) && u.Divisible() {
 		err = nil
 	}
 	r.deliver(u, changes, err)
 }
 
-func (r *batchRun) failEach(group []item, err *instance.Error) {
+func (r *batchRun) failEach(group []*dispatch.Item, err *instance.Error) {
 	for _, u := range group {
 		r.fail(u, err)
 	}
@@ -137,8 +136,8 @@ func (r *batchRun) failEach(group []item, err *instance.Error) {
 
 // failUnsent refuses a unit whose next call did not get to EC2. Nothing was changed, unless
 // an earlier call did of which that is not certain.
-func (r *batchRun) failUnsent(u item, err *instance.Error) {
-	if slices.ContainsFunc(u.ids, func(id instance.ID) bool { _, doubted := r.unchangedAfterFailure[id]; return doubted }) {
+func (r *batchRun) failUnsent(u *dispatch.Item, err *instance.Error) {
+	if slices.ContainsFunc(u.IDs, func(id instance.ID) bool { _, doubted := r.unchangedAfterFailure[id]; return doubted }) {
 		err = &instance.Error{
 			Kind:           instance.KindUnavailable,
 			Reason:         instance.ReasonAnswerLost,
@@ -151,7 +150,7 @@ func (r *batchRun) failUnsent(u item, err *instance.Error) {
 	r.fail(u, err)
 }
 
-func (r *batchRun) failEachUnsent(group []item, err *instance.Error) {
+func (r *batchRun) failEachUnsent(group []*dispatch.Item, err *instance.Error) {
 	for _, u := range group {
 		r.failUnsent(u, err)
 	}
@@ -159,18 +158,18 @@ func (r *batchRun) failEachUnsent(group []item, err *instance.Error) {
 
 // failNamed refuses the units that want an instance which the failure names, and returns
 // the others.
-func (r *batchRun) failNamed(group []item, f *failure) (rest []item) {
+func (r *batchRun) failNamed(group []*dispatch.Item, f *failure) (rest []*dispatch.Item) {
 	named := make(map[instance.ID]bool)
 	for _, id := range f.named {
 		named[id] = true
 	}
 	for _, u := range group {
 		hit := r.b.hooks.failEveryone
-		for _, id := range u.ids {
+		for _, id := range u.IDs {
 			hit = hit || named[id]
 		}
 		if hit {
-			r.fail(u, f.errorFor(u.ids))
+			r.fail(u, f.errorFor(u.IDs))
 		} else {
 			rest = append(rest, u)
 		}
@@ -181,14 +180,14 @@ func (r *batchRun) failNamed(group []item, f *failure) (rest []item) {
 // retryPartialTerminate is for a termination that EC2 carried out, protected instances apart and all that
 // share a zone with them. Which zones those are depends on who travels together: a call
 // for a protected instance and others is made again alone, and the rest is returned.
-func (r *batchRun) retryPartialTerminate(ctx context.Context, group []item, f *failure) (rest []item) {
-	var alone []item
+func (r *batchRun) retryPartialTerminate(ctx context.Context, group []*dispatch.Item, f *failure) (rest []*dispatch.Item) {
+	var alone []*dispatch.Item
 	for _, u := range r.checkOutcome(ctx, group, f) {
-		switch named := namedIn(f.err.Message, u.ids); {
+		switch named := namedIn(f.err.Message, u.IDs); {
 		case len(named) == 0 && !r.b.hooks.failEveryone:
 			rest = append(rest, u)
-		case len(u.ids) == 1:
-			r.fail(u, f.errorFor(u.ids))
+		case len(u.IDs) == 1:
+			r.fail(u, f.errorFor(u.IDs))
 		default:
 			alone = append(alone, u)
 		}
@@ -205,10 +204,10 @@ func (r *batchRun) retryPartialTerminate(ctx context.Context, group []item, f *f
 
 // failLate refuses the callers whose deadline comes before the buckets allow the next
 // call: with EC2's error if it throttled, else with that of its mirror.
-func (r *batchRun) failLate(group []item, wait time.Duration, f *failure) (rest []item) {
+func (r *batchRun) failLate(group []*dispatch.Item, wait time.Duration, f *failure) (rest []*dispatch.Item) {
 	now := time.Now()
 	for _, u := range group {
-		if u.deadline.IsZero() || !now.Add(wait).After(u.deadline) {
+		if u.Deadline.IsZero() || !now.Add(wait).After(u.Deadline) {
 			rest = append(rest, u)
 			continue
 		}
@@ -217,9 +216,7 @@ func (r *batchRun) failLate(group []item, wait time.Duration, f *failure) (rest 
 			err = new(*f.err)
 			err.RetryAfter = wait
 		} else {
-			r.b.mu.Lock()
-			err = r.d.errLimit(now, wait)
-			r.b.mu.Unlock()
+			err = r.b.dispatcher.LimitError(r.batch, wait)
 		}
 		r.failUnsent(u, err)
 	}
@@ -227,17 +224,14 @@ func (r *batchRun) failLate(group []item, wait time.Duration, f *failure) (rest 
 }
 
 // splitTooLarge divides a batch that is too large for EC2.
-func (r *batchRun) splitTooLarge(ctx context.Context, group []item, f *failure) {
+func (r *batchRun) splitTooLarge(ctx context.Context, group []*dispatch.Item, f *failure) {
 	if len(group) == 1 {
-		r.fail(group[0], f.errorFor(group[0].ids))
+		r.fail(group[0], f.errorFor(group[0].IDs))
 		return
 	}
-	r.b.mu.Lock()
-	if most := max(1, f.asked/2); most < r.d.maxIDs {
-		r.d.maxIDs = most
-		r.b.log.Info("EC2 takes fewer instances a call than was tried", "action", string(r.d.verb), "from_now_on", most)
+	if most := max(1, f.asked/2); r.b.dispatcher.LowerMaxIDs(r.batch, most) {
+		r.b.log.Info("EC2 takes fewer instances a call than was tried", "action", string(r.batch.Verb), "from_now_on", most)
 	}
-	r.b.mu.Unlock()
 	r.reportRejected(group)
 	for len(group) > 0 {
 		n := r.fitting(group)
@@ -247,13 +241,11 @@ func (r *batchRun) splitTooLarge(ctx context.Context, group []item, f *failure) 
 }
 
 // fitting returns how many units go into one call, at least one.
-func (r *batchRun) fitting(group []item) int {
-	r.b.mu.Lock()
-	most := r.d.maxIDs
-	r.b.mu.Unlock()
+func (r *batchRun) fitting(group []*dispatch.Item) int {
+	most := r.b.dispatcher.MaxIDs(r.batch)
 	ids := make(map[instance.ID]struct{})
 	for n, u := range group {
-		for _, id := range u.ids {
+		for _, id := range u.IDs {
 			ids[id] = struct{}{}
 		}
 		if len(ids) > most {
@@ -266,9 +258,9 @@ func (r *batchRun) fitting(group []item) int {
 // resolveUnknown is for a call of unknown outcome: it looks what became of it, and returns
 // the units that it did nothing for, to try again. Nobody can see whether a reboot took
 // place, and a second one would be another one.
-func (r *batchRun) resolveUnknown(ctx context.Context, group []item, f *failure) []item {
+func (r *batchRun) resolveUnknown(ctx context.Context, group []*dispatch.Item, f *failure) []*dispatch.Item {
 	r.unknownAttempts++
-	if r.kind.verb == instance.VerbReboot || r.unknownAttempts == maxUnknownAttempts {
+	if r.batch.Verb == instance.VerbReboot || r.unknownAttempts == maxUnknownAttempts {
 		r.failEach(group, f.unknownOutcome())
 		return nil
 	}
@@ -286,7 +278,7 @@ func (r *batchRun) resolveUnknown(ctx context.Context, group []item, f *failure)
 // checkOutcome describes the instances after a call that failed, and may have changed some all
 // the same. Units of which everything was changed have their answer; the others are
 // returned. When EC2 does not say, nobody can be told what happened.
-func (r *batchRun) checkOutcome(ctx context.Context, group []item, f *failure) (rest []item) {
+func (r *batchRun) checkOutcome(ctx context.Context, group []*dispatch.Item, f *failure) (rest []*dispatch.Item) {
 	seen, ok := r.observeOutcome(ctx, group, f)
 	if !ok {
 		return nil
@@ -294,7 +286,7 @@ func (r *batchRun) checkOutcome(ctx context.Context, group []item, f *failure) (
 	if f.reaction == unknownOutcome && len(r.appliedUnclaimed) > 0 {
 		// The call was carried out: what it did not change it found where it leads.
 		for id, s := range seen {
-			if _, changed := r.appliedUnclaimed[id]; !changed && inTargetState(r.kind.verb, s.State) {
+			if _, changed := r.appliedUnclaimed[id]; !changed && inTargetState(r.batch.Verb, s.State) {
 				r.appliedUnclaimed[id] = instance.StateChange{ID: id, Previous: s.State, Current: s.State, At: wallClock(r.sent)}
 			}
 		}
@@ -304,16 +296,16 @@ func (r *batchRun) checkOutcome(ctx context.Context, group []item, f *failure) (
 
 // deliverApplied answers the units of which failed calls changed everything, and returns the
 // others.
-func (r *batchRun) deliverApplied(group []item) (rest []item) {
+func (r *batchRun) deliverApplied(group []*dispatch.Item) (rest []*dispatch.Item) {
 	lines := maps.Clone(r.appliedUnclaimed)
 	did := make(map[instance.ID]int)
 	for _, u := range group {
-		if slices.ContainsFunc(u.ids, func(id instance.ID) bool { _, ok := r.appliedUnclaimed[id]; return !ok && did[id] == 0 }) {
+		if slices.ContainsFunc(u.IDs, func(id instance.ID) bool { _, ok := r.appliedUnclaimed[id]; return !ok && did[id] == 0 }) {
 			rest = append(rest, u)
 			continue
 		}
 		var changes []instance.StateChange
-		for _, id := range u.ids {
+		for _, id := range u.IDs {
 			changes = append(changes, repeated(lines[id], did[id]))
 			did[id]++
 			delete(r.appliedUnclaimed, id)
@@ -325,8 +317,8 @@ func (r *batchRun) deliverApplied(group []item) (rest []item) {
 
 // observeOutcome describes the instances of a group and notes what the last call did. If EC2 does
 // not say, it is false, and the group has its outcome.
-func (r *batchRun) observeOutcome(ctx context.Context, group []item, f *failure) (map[instance.ID]describedInstance, bool) {
-	ids := distinct(group)
+func (r *batchRun) observeOutcome(ctx context.Context, group []*dispatch.Item, f *failure) (map[instance.ID]describedInstance, bool) {
+	ids := dispatch.DistinctIDs(group)
 	was := make(map[instance.ID]instance.State, len(ids))
 	for _, id := range ids {
 		was[id] = r.b.tracker.state(id)
@@ -348,12 +340,12 @@ func (r *batchRun) observeOutcome(ctx context.Context, group []item, f *failure)
 		}
 		doubted, again := r.unchangedAfterFailure[id]
 		switch {
-		case !inTargetState(r.kind.verb, inst.State):
+		case !inTargetState(r.batch.Verb, inst.State):
 			r.unchangedAfterFailure[id] = unchanged{state: inst.State, sent: r.sent}
-		case again && !r.b.tracker.reportedSince(r.kind.verb, id, doubted.sent):
+		case again && !r.b.tracker.reportedSince(r.batch.Verb, id, doubted.sent):
 			delete(r.unchangedAfterFailure, id)
 			r.appliedUnclaimed[id] = r.transitionSince(id, unchanged{state: doubted.state, sent: r.sent})
-		case r.b.tracker.changedBy(r.kind.verb, inst.Instance, r.sent):
+		case r.b.tracker.changedBy(r.batch.Verb, inst.Instance, r.sent):
 			r.appliedUnclaimed[id] = r.transitionSince(id, unchanged{state: was[id], sent: r.sent})
 		}
 	}

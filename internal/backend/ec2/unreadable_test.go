@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
 )
@@ -268,7 +269,7 @@ func FuzzOneInstance(f *testing.F) {
 		if err != nil || len(p.Instances)+len(p.Unreadable) != 3 || !there[id(1)] || !there[id(3)] {
 			t.Errorf("%q: %d instances, %v, %v", odd, len(p.Instances), p.Unreadable, err)
 		}
-		lines, f := b.client.mutate(t.Context(), batchKey{verb: instance.VerbStart}, ids(1, 4))
+		lines, f := b.client.mutate(t.Context(), dispatch.Key{Verb: instance.VerbStart}, ids(1, 4))
 		if f != nil || lines[id(1)].Current != instance.StatePending || lines[id(3)].Current != instance.StatePending {
 			t.Errorf("%q: %v, %v", odd, lines, f)
 		}

@@ -1,4 +1,4 @@
-package ec2
+package dispatch
 
 import "math/rand/v2"
 

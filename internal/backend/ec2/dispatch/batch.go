@@ -1,0 +1,182 @@
+package dispatch
+
+import (
+	"slices"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// Done gives a batch back whose items have their outcomes.
+func (d *Dispatcher) Done(b *Batch) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.releaseLocked(b)
+	b.queue.inFlight--
+	b.action.tidy(b.queue)
+	d.signal()
+}
+
+// Release makes the instances of a batch available to others.
+func (d *Dispatcher) Release(b *Batch) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.releaseLocked(b)
+}
+
+func (d *Dispatcher) releaseLocked(b *Batch) {
+	if len(b.acquired) == 0 {
+		return
+	}
+	for _, id := range b.acquired {
+		d.setFree(id)
+	}
+	b.acquired = nil
+	d.freed.Broadcast()
+	d.signal()
+}
+
+// Acquire keeps instances busy for a batch, once no other batch does. It is false when the
+// dispatcher is closed.
+func (d *Dispatcher) Acquire(b *Batch, ids []instance.ID) bool {
+	if b.DryRun {
+		return true
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	taken := func(id instance.ID) bool { return d.busy[id] != nil && d.busy[id] != b }
+	for slices.ContainsFunc(ids, taken) && !d.closed {
+		d.freed.Wait()
+	}
+	if d.closed {
+		return false
+	}
+	for _, id := range ids {
+		if d.busy[id] == nil {
+			d.setBusy(id, b)
+			b.acquired = append(b.acquired, id)
+		}
+	}
+	return true
+}
+
+// TakeTokens takes the tokens of the next call of a batch, for n instances, and returns how
+// long to wait until they would have been there.
+func (d *Dispatcher) TakeTokens(b *Batch, n int) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if b.prepaid {
+		b.prepaid = false
+		return 0
+	}
+	now := time.Now()
+	wait := b.action.requests.Take(now, 1)
+	if b.action.instances != nil && !b.DryRun {
+		wait = max(wait, b.action.instances.Take(now, float64(n)))
+	}
+	return wait
+}
+
+// Refund returns the tokens of n instances that EC2 has not used.
+func (d *Dispatcher) Refund(b *Batch, n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if b.action.instances != nil && !b.DryRun && n > 0 {
+		b.action.instances.Give(float64(n))
+		d.signal()
+	}
+}
+
+// OnThrottle corrects a bucket after EC2 throttled a call for n instances, as it did so many
+// times before. EC2 does not say which of its two buckets was empty: the first time it is taken
+// to be that of requests, then they take turns, and that of instances is short of ever more.
+func (d *Dispatcher) OnThrottle(b *Batch, before, n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	if before%2 == 0 || b.action.instances == nil || b.DryRun {
+		b.action.requests.OnThrottle(now, 1, 1)
+		return
+	}
+	short := min(float64(n), float64(uint64(1)<<min(before/2, 20)))
+	b.action.instances.OnThrottle(now, float64(n), short)
+}
+
+// LimitError returns the error of a request whose deadline comes before the tokens of its next
+// call.
+func (d *Dispatcher) LimitError(b *Batch, wait time.Duration) *instance.Error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return b.action.errLimit(time.Now(), wait)
+}
+
+// MaxIDs returns how many instances EC2 is known to take in one call like those of a batch.
+func (d *Dispatcher) MaxIDs(b *Batch) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return b.action.maxIDs
+}
+
+// LowerMaxIDs notes that EC2 takes no more than n instances in one call, at least one. It
+// reports whether that is news.
+func (d *Dispatcher) LowerMaxIDs(b *Batch, n int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n = max(1, n); n >= b.action.maxIDs {
+		return false
+	}
+	b.action.maxIDs = n
+	return true
+}
+
+// Resolve gives an item its outcome.
+func (d *Dispatcher) Resolve(it *Item, changes []instance.StateChange, err *instance.Error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	it.resolveLocked(changes, err)
+}
+
+// Present returns the items whose callers have not left.
+func (d *Dispatcher) Present(items []*Item) []*Item {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return presentLocked(items)
+}
+
+func presentLocked(items []*Item) []*Item {
+	return slices.DeleteFunc(slices.Clone(items), func(it *Item) bool { return it.gone })
+}
+
+// ReportSent calls the Sent callbacks of items, of which a request is about to be written, and
+// returns those whose callers have not left by then.
+func (d *Dispatcher) ReportSent(b *Batch, items []*Item) []*Item {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	items = presentLocked(items)
+	if !b.DryRun {
+		report(items, func(c *instance.Command) func([]instance.ID) { return c.Sent })
+	}
+	return items
+}
+
+// ReportRejected calls the Rejected callbacks of items: the last call changed nothing, and they
+// are to be sent again.
+func (d *Dispatcher) ReportRejected(items []*Item) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	report(items, func(c *instance.Command) func([]instance.ID) { return c.Rejected })
+}
+
+// report calls a callback of each request with the instances of its items.
+func report(items []*Item, callback func(*instance.Command) func([]instance.ID)) {
+	for len(items) > 0 {
+		r, ids, n := items[0].Request, items[0].IDs, 1
+		for ; n < len(items) && items[n].Request == r; n++ {
+			ids = append(ids, items[n].IDs...)
+		}
+		if tell := callback(&r.Command); tell != nil {
+			tell(ids)
+		}
+		items = items[n:]
+	}
+}

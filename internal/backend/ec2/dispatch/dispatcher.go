@@ -1,0 +1,385 @@
+package dispatch
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+const (
+	// MaxIDs is how many instances a call is for at most. It is documented for
+	// TerminateInstances; EC2 says when it takes fewer.
+	MaxIDs = 1000
+	// SlowCallAfter is how long a call may take before the next of its kind goes out beside it.
+	SlowCallAfter = time.Second
+	// MaxBatches is how many batches with the same key may be in flight.
+	MaxBatches = 4
+	// reservedShare is the part of a request bucket that reboots and dry runs leave for real
+	// stops and terminations.
+	reservedShare = 0.2
+	// never is longer than anything waits.
+	never = time.Duration(math.MaxInt64)
+)
+
+// Buckets are the token buckets of an action: Requests has a token for each call, Instances
+// one for each instance of a call; nil for none. Actions may share a bucket.
+type Buckets struct{ Requests, Instances *Bucket }
+
+// Dispatcher queues requests and builds batches from them. It is safe for concurrent use, and
+// one lock guards it with all its requests, batches and buckets.
+type Dispatcher struct {
+	wake    chan struct{} // holds one signal: a batch may have become possible
+	closing chan struct{}
+
+	mu      sync.Mutex
+	closed  bool
+	seq     uint64
+	actions map[instance.Verb]*action
+	order   []*action
+	// busy are the instances that a call is about. No other call that may change them goes
+	// out meanwhile, so that their changes happen in the order of their times.
+	busy  map[instance.ID]*Batch
+	freed *sync.Cond // signalled when busy or closed changes
+	// waiting are the items in no batch, by the instances that they want.
+	waiting map[instance.ID]map[*Item]struct{}
+}
+
+// action is the queue of one verb.
+type action struct {
+	d         *Dispatcher
+	verb      instance.Verb
+	requests  *Bucket
+	instances *Bucket
+	maxIDs    int // how many instances EC2 is known to take in one call
+	batches   map[Key]*batchQueue
+	ready     map[*batchQueue]struct{} // those with a tenant that has something to send
+	tenants   map[string]*tenant
+	tenantSeq uint64
+	clock     float64 // virtual time, in calls
+	// waiting and ids are how many items and instances wait.
+	waiting, ids int
+	idle         heap[*tenant] // tenants without items, by the end of what they have used
+	fronts       tree          // tenants that are first in line, by for how many calls
+
+	shared     float64            // how many instance tokens each tenant got that lacks some
+	filling    tree               // those tenants, by the value of shared at which they lack none
+	fillingIDs int                // for which they wait
+	held       float64            // the credit of all other tenants
+	short      heap[*tenantQueue] // queues whose next item waits for tokens
+	steps      int                // how many items, tenants and queues were looked at
+}
+
+// New returns a dispatcher for the verbs that have buckets.
+func New(buckets map[instance.Verb]Buckets) *Dispatcher {
+	d := &Dispatcher{
+		wake:    make(chan struct{}, 1),
+		closing: make(chan struct{}),
+		actions: make(map[instance.Verb]*action),
+		busy:    make(map[instance.ID]*Batch),
+		waiting: make(map[instance.ID]map[*Item]struct{}),
+	}
+	d.freed = sync.NewCond(&d.mu)
+	for _, verb := range []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbTerminate, instance.VerbReboot} {
+		if own, ok := buckets[verb]; ok {
+			a := newAction(d, verb, own)
+			d.actions[verb], d.order = a, append(d.order, a)
+		}
+	}
+	return d
+}
+
+func newAction(d *Dispatcher, verb instance.Verb, buckets Buckets) *action {
+	a := &action{
+		d:         d,
+		verb:      verb,
+		requests:  buckets.Requests,
+		instances: buckets.Instances,
+		maxIDs:    MaxIDs,
+		batches:   make(map[Key]*batchQueue),
+		ready:     make(map[*batchQueue]struct{}),
+		tenants:   make(map[string]*tenant),
+	}
+	a.fronts.steps, a.filling.steps = &a.steps, &a.steps
+	a.idle = heap[*tenant]{
+		before:   func(x, y *tenant) bool { return x.idleUntil < y.idleUntil },
+		position: func(t *tenant) *int { return &t.idlePosition },
+		steps:    &a.steps,
+	}
+	a.short = heap[*tenantQueue]{
+		before:   func(x, y *tenantQueue) bool { return x.sharedNeeded < y.sharedNeeded },
+		position: func(q *tenantQueue) *int { return &q.shortPosition },
+		steps:    &a.steps,
+	}
+	return a
+}
+
+// Close fails all requests that wait. Next returns nil from now on, and batches acquire
+// nothing more.
+func (d *Dispatcher) Close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return
+	}
+	d.closed = true
+	close(d.closing)
+	d.failWaitingLocked(ErrClosing)
+	d.freed.Broadcast()
+}
+
+// ErrClosing returns the error of requests that were not carried out because the process ends.
+func ErrClosing() *instance.Error {
+	return &instance.Error{
+		Kind:       instance.KindUnavailable,
+		Reason:     instance.ReasonBackendClosing,
+		Message:    "this process is ending; nothing was changed by this call",
+		RetryAfter: time.Second,
+	}
+}
+
+// Supports reports whether there is a queue for a verb.
+func (d *Dispatcher) Supports(verb instance.Verb) bool { return d.actions[verb] != nil }
+
+// Enqueue queues a request, or returns why not: its deadline would pass before its turn, or
+// the dispatcher is closed.
+func (d *Dispatcher) Enqueue(r *Request) *instance.Error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return ErrClosing()
+	}
+	d.seq++
+	r.seq = d.seq
+	a := d.actions[r.Command.Verb]
+	if err := a.tooLate(r, time.Now()); err != nil {
+		return err
+	}
+	a.add(r)
+	d.signal()
+	return nil
+}
+
+// signal has Next look for another batch.
+func (d *Dispatcher) signal() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// tooLate returns the error of a request that cannot be served within its deadline.
+func (a *action) tooLate(r *Request, now time.Time) *instance.Error {
+	if r.Deadline.IsZero() {
+		return nil
+	}
+	t := a.tenants[r.Command.Principal]
+	if t == nil {
+		t = new(tenant)
+	}
+	wait := a.wait(now, t, len(r.Command.IDs), r.key())
+	if wait == 0 || !now.Add(wait).After(r.Deadline) {
+		return nil
+	}
+	return a.errLimit(now, wait)
+}
+
+// errLimit describes the buckets, and says when to retry.
+func (a *action) errLimit(now time.Time, wait time.Duration) *instance.Error {
+	text := fmt.Sprintf("EC2's rate limits do not allow this %s within its deadline: its request bucket holds %.1f of %g and gains %g a second",
+		a.verb, max(0, a.requests.level), a.requests.capacity, a.requests.rate(now))
+	if a.instances != nil {
+		text += fmt.Sprintf(", its instance bucket %.0f of %g and %g a second, and %d instances are waiting",
+			max(0, a.instances.level), a.instances.capacity, a.instances.rate(now), a.ids)
+	}
+	return &instance.Error{
+		Kind:       instance.KindExhausted,
+		Reason:     instance.ReasonRequestLimitExceeded,
+		Message:    text + "; nothing was changed by this call",
+		RetryAfter: wait,
+	}
+}
+
+// Next returns the next batch to send, once there is one; nil once the dispatcher is closed.
+// Every batch has to be given back by Done. One goroutine may call Next at a time.
+func (d *Dispatcher) Next() *Batch {
+	timer := time.NewTimer(never)
+	defer timer.Stop()
+	for {
+		batch, wait := d.next()
+		if batch != nil {
+			return batch
+		}
+		timer.Reset(wait)
+		select {
+		case <-d.wake:
+		case <-timer.C:
+		case <-d.closing:
+			return nil
+		}
+	}
+}
+
+func (d *Dispatcher) next() (batch *Batch, wait time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	wait = never
+	if d.closed {
+		return nil, wait
+	}
+	now := time.Now()
+	for _, a := range d.order {
+		batch, actionWait := a.next(now)
+		if batch != nil {
+			return batch, 0
+		}
+		wait = min(wait, actionWait)
+	}
+	return nil, wait
+}
+
+// next returns a batch that may go out now, or how long it takes until there may be one. The
+// batchQueues compete for the tokens of the request bucket: it is the turn of the one whose
+// first tenant has had the least.
+func (a *action) next(now time.Time) (*Batch, time.Duration) {
+	a.allocate(now)
+	for concentrated := false; ; concentrated = true {
+		var turn *tenantQueue
+		wait := never
+		for bq := range a.ready {
+			a.steps++
+			if opens := a.untilOpen(bq, now); opens != 0 {
+				wait = min(wait, opens)
+			} else if q := a.first(bq); q != nil && (turn == nil || a.precedes(q, turn)) {
+				turn = q
+			}
+		}
+		if turn != nil {
+			return a.buildBatch(turn, now), 0
+		}
+		if a.short.len() == 0 {
+			return nil, wait
+		}
+		if !a.bucketFull() {
+			first := min(a.timeUntilShared(now, a.short.min().sharedNeeded), a.instances.until(now, a.instances.capacity))
+			return nil, min(wait, max(time.Millisecond, first))
+		}
+		// The bucket is full, and everybody waits for more tokens than their share.
+		favourite, opens := a.favourite(now)
+		if favourite == nil || concentrated {
+			return nil, min(wait, opens)
+		}
+		a.allocateAllTo(favourite.tenant)
+	}
+}
+
+// favourite returns the queue among those that lack tokens whose turn it is, or how long it
+// takes until there may be one.
+func (a *action) favourite(now time.Time) (favourite *tenantQueue, wait time.Duration) {
+	wait = never
+	for _, q := range a.short.list {
+		a.steps++
+		switch opens := a.untilOpen(q.batches, now); {
+		case opens != 0:
+			wait = min(wait, opens)
+		case favourite == nil || a.precedes(q, favourite):
+			favourite = q
+		}
+	}
+	return favourite, wait
+}
+
+// precedes reports whether it is the turn of x before that of y.
+func (a *action) precedes(x, y *tenantQueue) bool {
+	xTime, yTime := max(a.clock, x.tenant.virtualTime), max(a.clock, y.tenant.virtualTime)
+	if xTime != yTime {
+		return xTime < yTime
+	}
+	return x.items.min().before(y.items.min())
+}
+
+// untilOpen returns how long it takes until a batchQueue and the request bucket allow a batch;
+// never when only the end of another batch helps.
+func (a *action) untilOpen(bq *batchQueue, now time.Time) time.Duration {
+	if !bq.key.DryRun && bq.inFlight > 0 {
+		if bq.inFlight >= MaxBatches {
+			return never
+		}
+		if left := SlowCallAfter - now.Sub(bq.lastSent); left > 0 {
+			return left
+		}
+	}
+	return a.requests.until(now, 1+a.reserve(bq.key))
+}
+
+// reserve is how many request tokens a call leaves untouched.
+func (a *action) reserve(k Key) float64 {
+	urgent := k.Verb == instance.VerbStop || k.Verb == instance.VerbTerminate
+	if !k.DryRun && urgent || k.Verb == instance.VerbStart {
+		return 0
+	}
+	return math.Floor(a.requests.capacity * reservedShare)
+}
+
+// Leave removes what of a request is in no batch: its caller has gone, and nobody listens. It
+// is false if the request has its outcome already.
+func (d *Dispatcher) Leave(r *Request) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if r.pending == 0 {
+		return false
+	}
+	r.gone = true
+	d.actions[r.Command.Verb].leave(r)
+	d.signal()
+	return true
+}
+
+// Withdraw fails what of a request is in no batch.
+func (d *Dispatcher) Withdraw(r *Request, err *instance.Error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, it := range d.actions[r.Command.Verb].leave(r) {
+		it.resolveLocked(nil, err)
+	}
+	d.signal()
+}
+
+// FailWaiting fails all requests that wait, for as long as openErr returns an error.
+func (d *Dispatcher) FailWaiting(openErr func() *instance.Error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failWaitingLocked(openErr)
+}
+
+func (d *Dispatcher) failWaitingLocked(openErr func() *instance.Error) {
+	for _, a := range d.order {
+		for _, bq := range a.batches {
+			for bq.arrivals.len() > 0 {
+				err := openErr()
+				if err == nil {
+					return
+				}
+				for _, it := range a.leave(bq.arrivals.min().Request) {
+					it.resolveLocked(nil, err)
+				}
+			}
+		}
+	}
+}
+
+// Buckets returns the state of the buckets of a verb.
+func (d *Dispatcher) Buckets(verb instance.Verb) (list []instance.TokenBucket) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	a, now := d.actions[verb], time.Now()
+	list = append(list, a.requests.Status(now))
+	if a.instances != nil {
+		instances := a.instances.Status(now)
+		instances.Waiting = a.ids
+		list = append(list, instances)
+	}
+	return list
+}
