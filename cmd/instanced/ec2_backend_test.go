@@ -402,3 +402,83 @@ func TestEC2OutOfReach(t *testing.T) {
 		t.Errorf("the start on return ended with %d:\n%s%s", status, stdout, stderr)
 	}
 }
+
+// TestARetryAfterACrashCommandsOnlyTheRest kills an owner when EC2 has carried out a part of its
+// command and the response has not come. The retry with the next owner commands only the rest.
+func TestARetryAfterACrashCommandsOnlyTheRest(t *testing.T) {
+	t.Parallel()
+	const first, second = "i-0000000000000000a", "i-0000000000000000b"
+	_, endpoint := simulated(t, "instances:\n  - {instance_id: "+first+"}\n  - {instance_id: "+second+"}\n", "--sim-speed", "0")
+	ctx, road, ec2 := patient(t), newRoad(t, endpoint), dial(endpoint)
+	var once sync.Once
+	reached := make(chan error, 1)
+	partly := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		if form, _ := url.ParseQuery(string(body)); form.Get("Action") == "StartInstances" {
+			once.Do(func() {
+				_, err := ec2.StartInstances(ctx, &awsec2.StartInstancesInput{InstanceIds: []string{first}})
+				reached <- err
+				<-r.Context().Done()
+				panic(http.ErrAbortHandler)
+			})
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		road.ServeHTTP(w, r)
+	}))
+	t.Cleanup(partly.Close)
+	s := fronting(t, partly.URL)
+	// Launch times are compared with three seconds of tolerance: an instance that is started
+	// sooner after its launch looks as it was before.
+	eventually(t, "the instances were launched a while ago", func() bool {
+		out, err := ec2.DescribeInstances(ctx, &awsec2.DescribeInstancesInput{InstanceIds: []string{first}})
+		return err == nil && time.Since(*out.Reservations[0].Instances[0].LaunchTime) > 5*time.Second
+	})
+	req := &instancedv1.StartInstancesRequest{InstanceIds: []string{first, second}, ClientToken: "t"}
+	lost := make(chan error, 1)
+	api := s.instances()
+	go func() {
+		_, err := api.StartInstances(ctx, req)
+		lost <- err
+	}()
+	select {
+	case err := <-reached:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case err := <-lost:
+		t.Fatalf("the start ended with %v before it was sent", err)
+	}
+	s.kill()
+	if err := <-lost; status.Code(err) != codes.Unavailable {
+		t.Fatalf("the caller of the owner that was killed got %v", err)
+	}
+	since := len(road.calls(0))
+	s.start()
+	api = s.instances()
+	var answer *instancedv1.StartInstancesResponse
+	for n := range 2 {
+		var err error
+		eventually(t, "the next owner answers", func() bool {
+			answer, err = api.StartInstances(ctx, req)
+			return status.Code(err) != codes.Unavailable
+		})
+		if err != nil || len(answer.GetStartingInstances()) != 2 {
+			t.Fatalf("retry %d got %v, %v", n, answer, err)
+		}
+		if c := answer.GetStartingInstances()[1]; c.GetInstanceId() != second || c.GetPreviousState().GetName() != stateStopped {
+			t.Errorf("retry %d is told %v, want that it started %s", n, c, second)
+		}
+	}
+	var commanded []string
+	for _, call := range road.calls(since) {
+		if call.Get("Action") == "StartInstances" {
+			commanded = append(commanded, call.Get("InstanceId.1")+call.Get("InstanceId.2"))
+		}
+	}
+	if !slices.Equal(commanded, []string{second}) {
+		t.Errorf("the next owner started %v, want only %s", commanded, second)
+	}
+}
