@@ -113,7 +113,7 @@ func newDispatcher(l Limits) *dispatch.Dispatcher {
 func (b *Backend) dispatchLoop() {
 	for batch := b.dispatcher.Next(); batch != nil; batch = b.dispatcher.Next() {
 		b.work.Go(func() {
-			newBatchRun(b, batch).run(b.ctx, batch.Items)
+			newBatchRun(b, batch).run(b.ctx)
 			b.dispatcher.Done(batch)
 		})
 	}

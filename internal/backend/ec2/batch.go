@@ -26,6 +26,7 @@ const (
 type batchRun struct {
 	b     *Backend
 	batch *dispatch.Batch
+	work  workList
 	// sent is when the last call went out.
 	sent time.Time
 	// appliedUnclaimed are changes that a call made although it failed, and that no caller was
@@ -55,21 +56,6 @@ type unchanged struct {
 	sent  time.Time
 }
 
-// run gives every unit its outcome.
-func (r *batchRun) run(ctx context.Context, group []*dispatch.Item) {
-	for len(group) > 0 {
-		rest, f := r.attempt(ctx, group)
-		switch {
-		case f == nil:
-			return
-		case f.reaction == noCapacity:
-			r.searchCapacity(ctx, rest, f)
-			return
-		}
-		group = r.bisect(ctx, rest, f)
-	}
-}
-
 // attempt makes calls until what is left of the group is answered, or is refused for a
 // reason that names nobody: that is returned.
 func (r *batchRun) attempt(ctx context.Context, group []*dispatch.Item) (rest []*dispatch.Item, f *failure) {
@@ -86,7 +72,11 @@ func (r *batchRun) attempt(ctx context.Context, group []*dispatch.Item) (rest []
 		switch f.reaction {
 		case rejected, partial:
 			if f.reaction == partial && len(group) > 1 {
-				group = r.retryPartialTerminate(ctx, group, f)
+				rest := r.retryPartialTerminate(ctx, group, f)
+				if len(rest) == len(group) {
+					return rest, f // it names none of them
+				}
+				group = rest
 				continue
 			}
 			if f.reaction == partial {
@@ -105,7 +95,7 @@ func (r *batchRun) attempt(ctx context.Context, group []*dispatch.Item) (rest []
 		case unknownOutcome:
 			group = r.resolveUnknown(ctx, group, f)
 		case tooMany:
-			r.splitTooLarge(ctx, group, f)
+			r.splitTooLarge(group, f)
 			return nil, nil
 		case failAll, throttled:
 			for _, u := range group {

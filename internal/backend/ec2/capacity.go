@@ -60,27 +60,80 @@ type infeasible struct {
 	f *failure
 }
 
-// capacitySearch finds out, of units for which there is no room together, for which there is.
+// capacitySearch starts as many items as there is capacity for, after EC2 did not have enough
+// for all of them. Those that want instances of the same pools are tried together, in about as
+// many calls as it takes to find a number by halving.
 type capacitySearch struct {
 	r *batchRun
 	// pools says where each instance is, and idle which of them a start would start.
 	pools      map[instance.ID]pool
 	idle       map[instance.ID]bool
 	infeasible []infeasible
+
+	byPools [][]*dispatch.Item // still to be tried
+	queue   []*dispatch.Item   // of the present pools
+
+	// part is what is being tried; none if it was rejected.
+	part     []*dispatch.Item
+	wanted   demand // of part
+	answered int    // what batchRun.answered was before
 }
 
-// searchCapacity starts as much of a group as there is room for, after EC2 had not enough for
-// all of it. Those who want instances of the same pools are tried together.
-func (r *batchRun) searchCapacity(ctx context.Context, group []*dispatch.Item, f *failure) {
+// pushCapacitySearch has a group for which EC2 had not enough capacity searched.
+func (r *batchRun) pushCapacitySearch(ctx context.Context, group []*dispatch.Item, f *failure) {
 	s := &capacitySearch{r: r, pools: make(map[instance.ID]pool), idle: make(map[instance.ID]bool)}
-	group, ok := s.learnFrom(ctx, group, f)
+	if group, ok := s.learnFrom(ctx, group, f); ok {
+		s.byPools = s.byPool(group)
+		r.push(s)
+	}
+}
+
+func (s *capacitySearch) next() []*dispatch.Item {
+	if len(s.part) > 0 { // it has its outcomes
+		if s.r.answered-s.answered == len(s.part) { // else some of it may not have been started
+			s.succeeded(s.wanted)
+		}
+		for _, id := range dispatch.DistinctIDs(s.part) {
+			s.idle[id] = false
+		}
+		s.part = nil
+	}
+	for {
+		s.queue = s.failInfeasible(s.r.b.dispatcher.Present(s.queue))
+		if len(s.queue) > 0 {
+			n := s.prefix(s.queue)
+			s.part, s.queue = s.queue[:n], s.queue[n:]
+			s.wanted, s.answered = s.demand(s.part), s.r.answered
+			return s.part
+		}
+		if len(s.byPools) == 0 {
+			return nil
+		}
+		s.queue, s.byPools = s.byPools[0], s.byPools[1:]
+	}
+}
+
+func (s *capacitySearch) rejected(ctx context.Context, rest []*dispatch.Item, f *failure) {
+	s.part = nil
+	if f.reaction != noCapacity {
+		s.r.isolate(ctx, rest, f, s)
+		return
+	}
+	rest, ok := s.learnFrom(ctx, rest, f)
 	if !ok {
 		return
 	}
-	for _, pile := range s.byPool(group) {
-		s.search(ctx, pile)
+	if len(rest) == 1 || len(s.demand(rest)) == 0 {
+		// Nothing smaller can be tried.
+		for _, it := range rest {
+			s.r.fail(it, f.errorFor(it.IDs))
+		}
+		return
 	}
+	s.requeue(rest)
 }
+
+func (s *capacitySearch) requeue(items []*dispatch.Item) { s.queue = slices.Concat(items, s.queue) }
 
 // learnFrom looks at what a call that failed has started. It returns the units that are not
 // answered by that. If nothing was started, nothing like it is tried again.
@@ -142,45 +195,6 @@ func (s *capacitySearch) byPool(group []*dispatch.Item) [][]*dispatch.Item {
 		list[i] = piles[key]
 	}
 	return list
-}
-
-// search starts as many of a pile as there is room for, in about as many calls as it
-// takes to find a number by halving.
-func (s *capacitySearch) search(ctx context.Context, queue []*dispatch.Item) {
-	for {
-		if queue = s.failInfeasible(s.r.b.dispatcher.Present(queue)); len(queue) == 0 {
-			return
-		}
-		n := s.prefix(queue)
-		part, others := queue[:n], queue[n:]
-		wanted, answered := s.demand(part), s.r.answered
-		rest, f := s.r.attempt(ctx, part)
-		switch {
-		case f == nil:
-			if s.r.answered-answered == len(part) { // else some of it may not have been started
-				s.succeeded(wanted)
-			}
-			for _, id := range dispatch.DistinctIDs(part) {
-				s.idle[id] = false
-			}
-		case f.reaction == noCapacity:
-			left, ok := s.learnFrom(ctx, rest, f)
-			if !ok {
-				rest = nil
-				break
-			}
-			if rest = left; len(rest) == 1 || len(s.demand(rest)) == 0 {
-				// Nothing smaller can be tried.
-				for _, u := range rest {
-					s.r.fail(u, f.errorFor(u.IDs))
-				}
-				rest = nil
-			}
-		default:
-			rest = s.r.bisect(ctx, rest, f)
-		}
-		queue = append(slices.Clone(rest), others...)
-	}
 }
 
 // failInfeasible refuses the units for which there is known to be no room.

@@ -192,12 +192,8 @@ func (r *batchRun) retryPartialTerminate(ctx context.Context, group []*dispatch.
 			alone = append(alone, u)
 		}
 	}
-	if len(alone)+len(rest) == len(group) && len(alone) == 0 {
-		// It names none of them.
-		return r.bisect(ctx, rest, f)
-	}
-	for i := range alone {
-		r.run(ctx, alone[i:i+1])
+	if len(alone) > 0 {
+		r.push(&sequence{r: r, items: alone, alone: true})
 	}
 	return rest
 }
@@ -223,21 +219,17 @@ func (r *batchRun) failLate(group []*dispatch.Item, wait time.Duration, f *failu
 	return rest
 }
 
-// splitTooLarge divides a batch that is too large for EC2.
-func (r *batchRun) splitTooLarge(ctx context.Context, group []*dispatch.Item, f *failure) {
+// splitTooLarge has a group that is too large for EC2 sent in parts.
+func (r *batchRun) splitTooLarge(group []*dispatch.Item, f *failure) {
 	if len(group) == 1 {
 		r.fail(group[0], f.errorFor(group[0].IDs))
 		return
 	}
-	if most := max(1, f.asked/2); r.b.dispatcher.LowerMaxIDs(r.batch, most) {
-		r.b.log.Info("EC2 takes fewer instances a call than was tried", "action", string(r.batch.Verb), "from_now_on", most)
+	if n := max(1, f.asked/2); r.b.dispatcher.LowerMaxIDs(r.batch, n) {
+		r.b.log.Info("EC2 takes fewer instances a call than was tried", "action", string(r.batch.Verb), "from_now_on", n)
 	}
 	r.reportRejected(group)
-	for len(group) > 0 {
-		n := r.fitting(group)
-		r.run(ctx, group[:n])
-		group = group[n:]
-	}
+	r.push(&sequence{r: r, items: group})
 }
 
 // fitting returns how many units go into one call, at least one.
