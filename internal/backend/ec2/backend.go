@@ -10,6 +10,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 
 	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
+	"github.com/instanced/instanced/internal/expiring"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -42,7 +43,7 @@ type Backend struct {
 	queue      *sqs.Client // nil without a queue
 	dispatcher *dispatch.Dispatcher
 	tracker    tracker
-	managed    managedCache
+	managed    *managedCache
 	hooks      testHooks
 
 	ctx    context.Context // of the batches; no caller's end is that of the others
@@ -77,6 +78,7 @@ func New(cfg Config) *Backend {
 		cfg:        cfg,
 		log:        cfg.Logger,
 		client:     newClient(cfg),
+		managed:    expiring.New[instance.ID, struct{}](managedTTL, 0),
 		dispatcher: newDispatcher(limits),
 		reads:      dispatch.NewBucket("requests of DescribeInstances", *limits.Describe.Requests),
 		ctx:        ctx,

@@ -129,11 +129,10 @@ func (b *Backend) readPage(ctx context.Context, ids []instance.ID, size int, at 
 		if err := b.waitForRead(ctx); err != nil {
 			return page{}, position{}, err
 		}
-		asked := time.Now()
 		p, f := b.client.describe(ctx, filters, size, at.token)
 		switch {
 		case f == nil:
-			b.recordPage(p, ids, at, asked)
+			b.recordPage(p, ids, at)
 			if p.next == "" {
 				return p, position{}, nil
 			}
@@ -184,12 +183,12 @@ func (b *Backend) waitForRead(ctx context.Context) error {
 }
 
 // recordPage takes note of what EC2 described.
-func (b *Backend) recordPage(p page, ids []instance.ID, at position, asked time.Time) {
+func (b *Backend) recordPage(p page, ids []instance.ID, at position) {
 	there := make(map[instance.ID]bool, len(ids))
 	note := func(id instance.ID) {
 		there[id] = true
 		if len(b.cfg.Manage) > 0 {
-			b.managed.add(id, asked)
+			b.managed.Set(id, struct{}{})
 		}
 	}
 	for _, inst := range p.instances {
@@ -205,7 +204,7 @@ func (b *Backend) recordPage(p page, ids []instance.ID, at position, asked time.
 	for _, id := range ids {
 		if !there[id] {
 			b.tracker.forget(id)
-			b.managed.drop(id)
+			b.managed.Delete(id)
 		}
 	}
 }

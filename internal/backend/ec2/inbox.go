@@ -11,13 +11,14 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 
+	"github.com/instanced/instanced/internal/expiring"
 	"github.com/instanced/instanced/internal/instance"
 )
 
 const (
-	// maxRemembered is how many events are remembered that were recorded, at least: a
-	// message of one of them is deleted when it comes again.
-	maxRemembered = 10_000
+	// maxRemembered is how many recorded events are remembered: a message of one of them is
+	// deleted when it comes again. As many messages are remembered that cannot be read.
+	maxRemembered = 16_384
 	// cleanUpTimeout is how long deleting may take when the notices end.
 	cleanUpTimeout = 5 * time.Second
 )
@@ -32,10 +33,10 @@ type inbox struct {
 	// waiting are the receipts of messages by the event that they tell of, which is not
 	// recorded yet. EventBridge and SQS may each deliver one twice.
 	waiting map[string][]string
-	// recorded and older are the events that were recorded lately.
-	recorded, older map[string]struct{}
-	// unreadable are the ids of messages that cannot be read, and were named.
-	unreadable map[string]struct{}
+	// recorded are the events that were recorded recently.
+	recorded *expiring.Cache[string, struct{}]
+	// unreadable are the ids of messages that cannot be read, and were logged.
+	unreadable *expiring.Cache[string, struct{}]
 	// done are receipts of messages to delete.
 	done []string
 }
@@ -46,8 +47,8 @@ func newInbox(b *Backend) *inbox {
 		closing:    make(chan struct{}),
 		wake:       make(chan struct{}, 1),
 		waiting:    make(map[string][]string),
-		recorded:   make(map[string]struct{}),
-		unreadable: make(map[string]struct{}),
+		recorded:   expiring.New[string, struct{}](0, maxRemembered),
+		unreadable: expiring.New[string, struct{}](0, maxRemembered),
 	}
 }
 
@@ -61,7 +62,7 @@ func (box *inbox) accept(m types.Message) (notice instance.Notice, news bool) {
 		box.reportUnreadable(aws.ToString(m.MessageId), err)
 		return instance.Notice{}, false
 	}
-	if box.isRecorded(event) {
+	if box.recorded.Has(event) {
 		box.deleteLocked(receipt)
 		return instance.Notice{}, false
 	}
@@ -74,13 +75,10 @@ func (box *inbox) accept(m types.Message) (notice instance.Notice, news bool) {
 // reportUnreadable says once of a message that it cannot be read: without a dead-letter queue it comes
 // again and again. The caller holds the lock.
 func (box *inbox) reportUnreadable(message string, err error) {
-	if _, again := box.unreadable[message]; again {
+	if box.unreadable.Has(message) {
 		return
 	}
-	if len(box.unreadable) == maxRemembered {
-		clear(box.unreadable)
-	}
-	box.unreadable[message] = struct{}{}
+	box.unreadable.Set(message, struct{}{})
 	box.b.log.Warn("a message in the queue cannot be read and is left for the dead-letter queue", "message_id", message, "error", err)
 }
 
@@ -93,17 +91,8 @@ func (box *inbox) acknowledge(event string) {
 		return
 	}
 	delete(box.waiting, event)
-	if len(box.recorded) == maxRemembered {
-		box.older, box.recorded = box.recorded, make(map[string]struct{})
-	}
-	box.recorded[event] = struct{}{}
+	box.recorded.Set(event, struct{}{})
 	box.deleteLocked(receipts...)
-}
-
-func (box *inbox) isRecorded(event string) bool {
-	_, recent := box.recorded[event]
-	_, old := box.older[event]
-	return recent || old
 }
 
 // deleteLocked asks for messages to be deleted. The caller holds the lock.

@@ -69,7 +69,7 @@ func (r *batchRun) resultFor(line instance.StateChange, n int) instance.StateCha
 	if n == 0 || r.b.hooks.everyoneFirst {
 		doubted, ok := r.unchangedAfterFailure[line.ID]
 		delete(r.unchangedAfterFailure, line.ID)
-		if ok && line.Previous == line.Current && inTargetState(r.batch.Verb, line.Current) && !r.b.tracker.reportedSince(r.batch.Verb, line.ID, doubted.sent) {
+		if ok && line.Previous == line.Current && r.batch.Verb.DoneIn(line.Current) && !r.b.tracker.reportedSince(r.batch.Verb, line.ID, doubted.sent) {
 			// An earlier call did it after all, later than could be seen.
 			return r.transitionSince(line.ID, doubted)
 		}
@@ -278,7 +278,7 @@ func (r *batchRun) checkOutcome(ctx context.Context, group []*dispatch.Item, f *
 	if f.reaction == unknownOutcome && len(r.appliedUnclaimed) > 0 {
 		// The call was carried out: what it did not change it found where it leads.
 		for id, s := range seen {
-			if _, changed := r.appliedUnclaimed[id]; !changed && inTargetState(r.batch.Verb, s.State) {
+			if _, changed := r.appliedUnclaimed[id]; !changed && r.batch.Verb.DoneIn(s.State) {
 				r.appliedUnclaimed[id] = instance.StateChange{ID: id, Previous: s.State, Current: s.State, At: wallClock(r.sent)}
 			}
 		}
@@ -332,7 +332,7 @@ func (r *batchRun) observeOutcome(ctx context.Context, group []*dispatch.Item, f
 		}
 		doubted, again := r.unchangedAfterFailure[id]
 		switch {
-		case !inTargetState(r.batch.Verb, inst.State):
+		case !r.batch.Verb.DoneIn(inst.State):
 			r.unchangedAfterFailure[id] = unchanged{state: inst.State, sent: r.sent}
 		case again && !r.b.tracker.reportedSince(r.batch.Verb, id, doubted.sent):
 			delete(r.unchangedAfterFailure, id)

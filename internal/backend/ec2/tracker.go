@@ -8,9 +8,6 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// skew is how far the clocks of this host and of EC2 may be apart.
-const skew = time.Second
-
 // tracker is what was last heard of each instance, and which changes callers were told of.
 // When EC2's answer to a call is lost it tells what became of the call. It is safe for
 // concurrent use.
@@ -72,20 +69,6 @@ func (b *tracker) forget(id instance.ID) {
 	delete(b.entries, id)
 }
 
-// inTargetState reports whether an instance is where a verb leads.
-func inTargetState(verb instance.Verb, state instance.State) bool {
-	switch verb {
-	case instance.VerbStart:
-		return state == instance.StatePending || state == instance.StateRunning
-	case instance.VerbStop:
-		return state == instance.StateStopping || state == instance.StateStopped
-	case instance.VerbTerminate:
-		return state == instance.StateShuttingDown || state == instance.StateTerminated
-	case instance.VerbReboot:
-	}
-	return false
-}
-
 // transition returns the states between which a verb takes an instance that was in a state
 // before; from a state that is not known, or that cannot be, the usual ones.
 func transition(verb instance.Verb, before instance.State) (from, to instance.State) {
@@ -98,7 +81,7 @@ func transition(verb instance.Verb, before instance.State) (from, to instance.St
 		}
 		return instance.StateRunning, instance.StateStopping
 	case instance.VerbTerminate:
-		if before == instance.StateUnspecified || inTargetState(verb, before) {
+		if before == instance.StateUnspecified || verb.DoneIn(before) {
 			before = instance.StateRunning
 		}
 		return before, instance.StateShuttingDown
@@ -114,13 +97,13 @@ func (b *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent ti
 	if verb != instance.VerbStart {
 		at = transitionTime(inst.StateTransitionReason)
 	}
-	if at.IsZero() || at.Before(sent.Add(-skew).Truncate(time.Second)) {
+	if at.IsZero() || !instance.MayHaveMade(at, sent, time.Time{}) {
 		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.entries[inst.ID]
-	return !inTargetState(verb, e.to) || e.changed.Before(at)
+	return !verb.DoneIn(e.to) || e.changed.Before(at)
 }
 
 // reportedSince reports whether a caller was told, at a time or later, of a change that leads
@@ -129,7 +112,7 @@ func (b *tracker) reportedSince(verb instance.Verb, id instance.ID, since time.T
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.entries[id]
-	return inTargetState(verb, e.to) && !e.changed.Before(since)
+	return verb.DoneIn(e.to) && !e.changed.Before(since)
 }
 
 // transitionTime is when somebody asked for the last change, by EC2's text such as
