@@ -8,11 +8,10 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// checker gathers everything that is wrong with a request, so that a caller learns
-// of all of it at once.
+// checker collects everything that is wrong with a request, to report all of it together.
 type checker struct {
 	violations []instance.Violation
-	// code and message are EC2's for the first violation that EC2 has a code for.
+	// code and message are EC2's, of the first violation that it has a code for.
 	code, message string
 }
 
@@ -20,8 +19,8 @@ func (c *checker) add(field, format string, args ...any) {
 	c.violations = append(c.violations, instance.Violation{Field: field, Description: fmt.Sprintf(format, args...)})
 }
 
-// err returns nothing when nothing is wrong. When all that is wrong is what EC2 has a
-// code for, it is EC2's own error.
+// err returns nil if nothing is wrong. If EC2 has a code for all that is wrong, the error is
+// EC2's.
 func (c *checker) err() error {
 	if len(c.violations) == 0 {
 		return nil
@@ -48,11 +47,11 @@ func sameCode(violations []instance.Violation) bool {
 	return true
 }
 
-// ids checks a list of ids and returns it without repetitions. Every malformed id
-// is reported; a repeated one only once where there are more than MaxInstanceIDs.
-func (c *checker) ids(field string, ids []string, least int) []instance.ID {
+// ids checks a list of ids and returns it without repetitions. Every malformed id is
+// reported; a repeated one only once if there are more than MaxInstanceIDs.
+func (c *checker) ids(field string, ids []string, minimum int) []instance.ID {
 	switch {
-	case len(ids) < least:
+	case len(ids) < minimum:
 		c.add(field, "names no instance: want 1 to %d ids", MaxInstanceIDs)
 		return nil
 	case len(ids) > MaxInstanceIDs:
@@ -99,10 +98,10 @@ func countDistinct(texts []string) int {
 	return len(seen)
 }
 
-// printable checks that a text is printable ASCII of at most so many characters.
-func (c *checker) printable(field, text string, most int) {
-	if len(text) > most {
-		c.add(field, "has %d characters: want at most %d", len(text), most)
+// printable checks that a text is printable ASCII of limited length.
+func (c *checker) printable(field, text string, maxLength int) {
+	if len(text) > maxLength {
+		c.add(field, "has %d characters: want at most %d", len(text), maxLength)
 		return
 	}
 	for i := range len(text) {
@@ -171,7 +170,7 @@ func (c *checker) filter(field string, f Filter) *instance.Filter {
 			c.add(at+".key", "has %d characters: want 1 to %d", len([]rune(t.Key)), MaxTagKeyLength)
 		}
 		if _, twice := out.Tags[t.Key]; twice {
-			c.add(at+".key", "stands twice in the filter: give all its values in one place")
+			c.add(at+".key", "occurs twice in the filter: give all its values in one place")
 		}
 		for j, v := range t.Values {
 			if len([]rune(v)) > MaxTagValueLength {
@@ -204,16 +203,16 @@ func (c *checker) pageSize(size int) int {
 	return size
 }
 
-func (c *checker) duration(field string, d *time.Duration, least, most, absent time.Duration) time.Duration {
+func (c *checker) duration(field string, d *time.Duration, minimum, maximum, absent time.Duration) time.Duration {
 	if d == nil {
 		return absent
 	}
 	switch {
-	case *d >= least && *d <= most:
-	case least <= time.Nanosecond:
-		c.add(field, "is %v: want more than 0, and at most %v", *d, most)
+	case *d >= minimum && *d <= maximum:
+	case minimum <= time.Nanosecond:
+		c.add(field, "is %v: want more than 0, and at most %v", *d, maximum)
 	default:
-		c.add(field, "is %v: want %v to %v", *d, least, most)
+		c.add(field, "is %v: want %v to %v", *d, minimum, maximum)
 	}
 	return *d
 }
@@ -226,7 +225,7 @@ var verbOptions = map[instance.Verb]struct{ additionalInfo, hibernate, shutdown 
 	instance.VerbTerminate: {shutdown: true},
 }
 
-// checkCommand turns a request into a command, or says all that is wrong with it.
+// checkCommand turns a request into a command, or reports everything that is wrong with it.
 func checkCommand(caller Caller, req CommandRequest) (instance.Command, error) {
 	var c checker
 	options, known := verbOptions[req.Verb]

@@ -89,7 +89,7 @@ func FuzzPageToken(f *testing.F) {
 	scope := filterDigest(&instance.Filter{})
 	f.Add("")
 	f.Add(newPageToken(scope, "i-1234567890abcdef0"))
-	f.Add(newPageToken(scope, historyMark{}.encode()))
+	f.Add(newPageToken(scope, historyStart{}.encode()))
 	f.Fuzz(func(t *testing.T, token string) {
 		var c checker
 		if last := c.pageToken(token, scope); c.err() == nil && token != "" {
@@ -98,9 +98,9 @@ func FuzzPageToken(f *testing.F) {
 			}
 		}
 		c = checker{}
-		if mark := c.historyMark(token, scope); c.err() == nil && token != "" {
+		if mark := c.historyStart(token, scope); c.err() == nil && token != "" {
 			c = checker{}
-			if again := c.historyMark(newPageToken(scope, mark.encode()), scope); again != mark || c.err() != nil {
+			if again := c.historyStart(newPageToken(scope, mark.encode()), scope); again != mark || c.err() != nil {
 				t.Errorf("%+v became %+v (%v)", mark, again, c.err())
 			}
 		}

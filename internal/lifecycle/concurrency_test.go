@@ -153,7 +153,7 @@ func TestAnAnswerThatComesLateKeepsItsPlace(t *testing.T) {
 		"stopped -> pending by slow", "pending -> running by slow")
 }
 
-func TestASlowCommandBlindsNobody(t *testing.T) {
+func TestASlowCommandDoesNotHoldUpNotices(t *testing.T) {
 	release := make(chan struct{})
 	h := &hook{execute: func(_ context.Context, cmd instance.Command) error {
 		if cmd.Principal == "slow" {
@@ -227,7 +227,7 @@ func TestAnOutdatedDescriptionWritesNoHistory(t *testing.T) {
 	expect(t, steps(f.changes(t, first)), "stopped -> pending by tester", "pending -> running by tester")
 }
 
-func TestARestartThatNobodySawIsInferred(t *testing.T) {
+func TestAnUnobservedRestartIsInferred(t *testing.T) {
 	f := start(t, options{sim: sim.Config{Fleet: []sim.Spec{{ID: first, State: instance.StateRunning}}, Faults: []sim.Fault{{Kind: sim.NoticeLost}}}})
 	for _, action := range []sim.Action{sim.ActionStop, sim.ActionStart} {
 		if err := f.sim.Change(t.Context(), []sim.Change{{IDs: []instance.ID{first}, Action: action}}); err != nil {

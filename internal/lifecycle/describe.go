@@ -28,10 +28,10 @@ func (s *Service) Describe(ctx context.Context, caller Caller, req DescribeReque
 			return DescribeResponse{}, err
 		}
 	}
-	if err := s.mustKnow(ctx, caller.Principal, filter.IDs); err != nil {
+	if err := s.requireKnown(ctx, caller.Principal, filter.IDs); err != nil {
 		return DescribeResponse{}, err
 	}
-	// Taken before the snapshot: at worst too old, which the caller will forgive.
+	// Read before the snapshot, so that it is never newer than that.
 	response := DescribeResponse{LastReconciled: s.LastReconciled()}
 	var snapshot journal.Snapshot
 	if len(filter.IDs) > 0 {
@@ -57,8 +57,8 @@ func (s *Service) Describe(ctx context.Context, caller Caller, req DescribeReque
 	return response, nil
 }
 
-// mustKnow refuses ids that neither the journal nor the backend knows.
-func (s *Service) mustKnow(ctx context.Context, principal string, ids []instance.ID) error {
+// requireKnown rejects ids that neither the journal nor the backend knows.
+func (s *Service) requireKnown(ctx context.Context, principal string, ids []instance.ID) error {
 	if err := s.observer.EnsureKnown(ctx, principal, ids); err != nil {
 		return err
 	}
@@ -75,8 +75,7 @@ func (s *Service) mustKnow(ctx context.Context, principal string, ids []instance
 	return NotFound(missing)
 }
 
-// resolve makes a position of a cursor, and names the field that it came in when it is
-// unreadable.
+// resolve returns the position of a cursor. The error names the field of an unreadable one.
 func (s *Service) resolve(ctx context.Context, field, cursor string) (journal.Position, error) {
 	position, err := s.journal.Resolve(ctx, cursor)
 	if e := instance.AsError(err); err != nil && e.Kind == instance.KindInvalid {
@@ -88,8 +87,8 @@ func (s *Service) resolve(ctx context.Context, field, cursor string) (journal.Po
 	return position, err
 }
 
-// approximateSize is about how many bytes an instance takes in an answer; never far
-// below.
+// approximateSize is about how many bytes an instance takes in a response; it is never far
+// too low.
 func approximateSize(i *instance.Instance) int {
 	size := 320 + len(i.AvailabilityZone) + len(i.Type) + len(i.StateTransitionReason) +
 		len(i.ImageID) + len(i.PrivateDNSName) + len(i.PublicDNSName)
@@ -102,15 +101,16 @@ func approximateSize(i *instance.Instance) int {
 	return size
 }
 
-// A page token is the digest of what it is bound to and the last thing that was
-// returned. It is no secret and holds no position of the log.
+// A page token is the digest of what it is bound to, and the last item that was returned. It
+// is not secret, and has no position of the log.
 const digestLength = 32
 
 func newPageToken(scope, last string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(scope + last))
 }
 
-// pageToken returns what stands in a page token of the scope; "" for the first page.
+// pageToken returns the last item of the page before, from a page token of the scope; "" for
+// the first page.
 func (c *checker) pageToken(token, scope string) (last string) {
 	if token == "" || len(c.violations) > 0 {
 		return ""
@@ -127,7 +127,7 @@ func (c *checker) pageToken(token, scope string) (last string) {
 	return ""
 }
 
-// filterDigest names a filter, whatever the order of its values.
+// filterDigest identifies a filter, whatever the order of its values.
 func filterDigest(f *instance.Filter) string {
 	if f == nil {
 		return ""

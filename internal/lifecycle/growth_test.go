@@ -91,18 +91,18 @@ var growings = []growing{
 	}},
 }
 
-// rounds is how often something is measured; the least counts, so that what the process
+// rounds is how often something is measured; the smallest counts, so that what the process
 // does beside it does not.
 const rounds = 4
 
-// slackBytes is what may be allocated beside what is measured all the same.
+// slackBytes is what may be allocated in the background of a measurement.
 const slackBytes = 16 << 10
 
 // allocated returns how many bytes something allocates that is done to n instances at a
 // time, others each time.
 func (g growing) allocated(t *testing.T, f *fixture, ids []string, n int) float64 {
 	t.Helper()
-	least := math.Inf(1)
+	smallest := math.Inf(1)
 	for round := range rounds {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
@@ -111,9 +111,9 @@ func (g growing) allocated(t *testing.T, f *fixture, ids []string, n int) float6
 		if err != nil {
 			t.Fatal(err)
 		}
-		least = min(least, float64(after.TotalAlloc-before.TotalAlloc))
+		smallest = min(smallest, float64(after.TotalAlloc-before.TotalAlloc))
 	}
-	return least
+	return smallest
 }
 
 // fleetOf serves a fleet of stopped instances that takes for ever to start, and of which

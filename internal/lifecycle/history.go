@@ -14,7 +14,7 @@ func (s *Service) Events(ctx context.Context, caller Caller, req EventsRequest) 
 	ids := c.ids("instance_ids", req.InstanceIDs, 1)
 	size := c.pageSize(req.PageSize)
 	scope := digest(append(sorted(idStrings(ids)), "after", req.AfterCursor)...)
-	mark := c.historyMark(req.PageToken, scope)
+	start := c.historyStart(req.PageToken, scope)
 	if err := c.err(); err != nil {
 		return EventsResponse{}, err
 	}
@@ -25,22 +25,22 @@ func (s *Service) Events(ctx context.Context, caller Caller, req EventsRequest) 
 		if err != nil {
 			return EventsResponse{}, err
 		}
-		mark.after = position
+		start.after = position
 	default:
-		mark.after = s.journal.Oldest()
+		start.after = s.journal.Oldest()
 	}
-	page, err := s.journal.History(ctx, caller.Principal, ids, mark.after, size+int(mark.skip))
+	page, err := s.journal.History(ctx, caller.Principal, ids, start.after, size+int(start.skip))
 	if err != nil {
 		return EventsResponse{}, err
 	}
 	entries := page.Entries
-	entries = entries[min(int(mark.skip), len(entries)):]
+	entries = entries[min(int(start.skip), len(entries)):]
 	response := EventsResponse{}
 	bytes := 0
 	for i, e := range entries {
 		bytes += approximateSize(e.Change.Subject())
 		if i == size || (i > 0 && bytes > MaxPageBytes) {
-			response.NextPageToken = newPageToken(scope, mark.before(page.Entries, i+int(mark.skip)).encode())
+			response.NextPageToken = newPageToken(scope, start.before(page.Entries, i+int(start.skip)).encode())
 			return response, nil
 		}
 		response.Events = append(response.Events, RecordedEvent{Position: e.Position, Index: e.Index, Change: e.Change})
@@ -48,52 +48,52 @@ func (s *Service) Events(ctx context.Context, caller Caller, req EventsRequest) 
 	if page.Done {
 		response.Cursor = s.journal.Cursor(page.Next)
 	} else {
-		response.NextPageToken = newPageToken(scope, historyMark{after: page.Next}.encode())
+		response.NextPageToken = newPageToken(scope, historyStart{after: page.Next}.encode())
 	}
 	return response, nil
 }
 
-// historyMark says where a page of history begins: after a position, without the first
-// few events, which were returned before.
-type historyMark struct {
+// historyStart is where a page of history begins: after a position, skipping events that were
+// returned before.
+type historyStart struct {
 	after journal.Position
 	skip  uint32
 }
 
-// before returns the mark at which entries[next] comes first.
-func (m historyMark) before(entries []journal.HistoryEntry, next int) historyMark {
+// before returns the start of the page on which entries[next] comes first.
+func (h historyStart) before(entries []journal.HistoryEntry, next int) historyStart {
 	batch := entries[next].Position
 	first := slices.IndexFunc(entries, func(e journal.HistoryEntry) bool { return e.Position == batch })
 	if first == 0 {
-		return historyMark{after: m.after, skip: uint32(next)}
+		return historyStart{after: h.after, skip: uint32(next)}
 	}
-	return historyMark{after: entries[first-1].Position, skip: uint32(next - first)}
+	return historyStart{after: entries[first-1].Position, skip: uint32(next - first)}
 }
 
-func (m historyMark) encode() string {
-	b := binary.AppendUvarint(nil, m.after.Epoch)
-	b = binary.AppendUvarint(b, m.after.Seq)
-	return string(binary.AppendUvarint(b, uint64(m.skip)))
+func (h historyStart) encode() string {
+	b := binary.AppendUvarint(nil, h.after.Epoch)
+	b = binary.AppendUvarint(b, h.after.Seq)
+	return string(binary.AppendUvarint(b, uint64(h.skip)))
 }
 
-// historyMark returns what stands in a page token of a history.
-func (c *checker) historyMark(token, scope string) historyMark {
+// historyStart returns the start of the page that a page token of a history is for.
+func (c *checker) historyStart(token, scope string) historyStart {
 	text := []byte(c.pageToken(token, scope))
 	if len(text) == 0 {
-		return historyMark{}
+		return historyStart{}
 	}
 	var fields [3]uint64
 	for i := range fields {
 		n, size := binary.Uvarint(text)
 		if size <= 0 {
 			c.add("page_token", "is damaged: want the next_page_token of the page before, as it was")
-			return historyMark{}
+			return historyStart{}
 		}
 		fields[i], text = n, text[size:]
 	}
 	if len(text) > 0 || fields[2] > MaxPageSize*MaxInstanceIDs {
 		c.add("page_token", "is damaged: want the next_page_token of the page before, as it was")
-		return historyMark{}
+		return historyStart{}
 	}
-	return historyMark{after: journal.Position{Epoch: fields[0], Seq: fields[1]}, skip: uint32(fields[2])}
+	return historyStart{after: journal.Position{Epoch: fields[0], Seq: fields[1]}, skip: uint32(fields[2])}
 }

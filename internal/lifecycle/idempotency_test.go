@@ -229,7 +229,7 @@ func TestARefusalThatChangedSomethingIsNotKept(t *testing.T) {
 	}
 }
 
-// TestARebootOfUnknownOutcomeIsNotRepeated: nobody can see whether a reboot took place, and a
+// TestARebootOfUnknownOutcomeIsNotRepeated: whether a reboot took place cannot be seen, and a
 // second one would be another one, whoever is the owner now.
 func TestARebootOfUnknownOutcomeIsNotRepeated(t *testing.T) {
 	g := newGate()

@@ -22,7 +22,7 @@ var observerSeed = flag.Uint64("observer.seed", 0, "play the story of this seed 
 // regressions are seeds, beside those that are played always, which found something.
 var regressions = []uint64{864032331534, 864032332622}
 
-// TestTheObserver plays the stories of thousands of seeds, in minutes of bubble time: one
+// TestTheObserver plays the stories of thousands of seeds, in minutes of fake time: one
 // instance each, whose notices are lost, doubled, late and reordered, whose descriptions
 // lag and whose answers are lost, as the seed has it. What is recorded of each has to be
 // true; see [story.check].
@@ -104,7 +104,7 @@ func play(t *testing.T, dir string, seeds []uint64) {
 	lives.Wait()
 	b.calmDown()
 	// Everything is compared every five minutes, and what was changed less than one
-	// minute ago is looked at again.
+	// minute ago is described again.
 	time.Sleep(12 * time.Minute)
 	all := record(t, j)
 	for _, story := range stories {
@@ -113,8 +113,8 @@ func play(t *testing.T, dir string, seeds []uint64) {
 			t.Errorf("seed %d: %v\n%s", story.seed, err, story.tellAll(all[story.id]))
 		}
 	}
-	if b.owed > 0 {
-		t.Errorf("seeds from %d: %d notices were never acknowledged", seeds[0], b.owed)
+	if b.unacknowledged > 0 {
+		t.Errorf("seeds from %d: %d notices were never acknowledged", seeds[0], b.unacknowledged)
 	}
 }
 

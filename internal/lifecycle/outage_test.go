@@ -79,7 +79,7 @@ func (c *cable) mend() {
 			}
 			far, err := net.Dial("tcp", c.server)
 			if err != nil {
-				near.Close() //nolint:errcheck // there is nobody at the other end
+				near.Close() //nolint:errcheck // the other end is gone
 				continue
 			}
 			c.mu.Lock()
@@ -136,7 +136,7 @@ func TestAChangeThatCannotBeRecordedIsToldAndRepaired(t *testing.T) {
 		t.Fatalf("got %v; want NOT_RECORDED, and before the deadline", err)
 	}
 	// Stopping a stopped instance leaves nothing to record; once the outage is noticed it
-	// is refused all the same, and so is everything, before the backend is called.
+	// is rejected too, as is everything, before the backend is called.
 	for {
 		calls := o.calls
 		_, err := f.command(t.Context(), instance.VerbStop, second)
@@ -157,14 +157,14 @@ func TestAChangeThatCannotBeRecordedIsToldAndRepaired(t *testing.T) {
 	checkChains(t, changes)
 }
 
-// recital carries commands out, and answers none of them before it is told to.
-type recital struct {
+// blockingBackend carries commands out, and answers none of them before it is told to.
+type blockingBackend struct {
 	lifecycle.Backend
 	executed chan instance.Verb
 	release  chan struct{}
 }
 
-func (r *recital) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
+func (r *blockingBackend) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
 	result, err := r.Backend.Execute(ctx, cmd)
 	r.executed <- cmd.Verb
 	<-r.release
@@ -199,18 +199,18 @@ func TestAllChangesThatCouldNotBeRecordedAreRecordedAfterwardsWithTheirCauses(t 
 			if tc.lost != nil {
 				faults = append(faults, sim.Fault{Kind: sim.AnswerLost, Match: sim.Match{Verbs: tc.lost}})
 			}
-			f := recite(t, tc.verbs, sim.Config{Fleet: []sim.Spec{{ID: first, State: tc.state}}, Faults: faults})
+			f := runDuringOutage(t, tc.verbs, sim.Config{Fleet: []sim.Spec{{ID: first, State: tc.state}}, Faults: faults})
 			expect(t, steps(f.changes(t, first)), tc.want...)
 		})
 	}
 }
 
-// recite has commands carried out one after the other, cuts the journal off before any of
+// runDuringOutage has commands carried out one after the other, cuts the journal off before any of
 // them is answered, and returns when all is recorded that there is to record.
-func recite(t *testing.T, verbs []instance.Verb, config sim.Config) *fixture {
+func runDuringOutage(t *testing.T, verbs []instance.Verb, config sim.Config) *fixture {
 	t.Helper()
 	c := layCable(t, startEtcd(t))
-	b := &recital{executed: make(chan instance.Verb), release: make(chan struct{})}
+	b := &blockingBackend{executed: make(chan instance.Verb), release: make(chan struct{})}
 	f := start(t, options{
 		endpoints: []string{c.address},
 		sim:       config,

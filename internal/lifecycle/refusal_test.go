@@ -8,7 +8,7 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-func TestWhoeverIsRefusedCanSeeWhy(t *testing.T) {
+func TestTheStateThatCausedARejectionCanBeSeen(t *testing.T) {
 	for name, mode := range map[string]lifecycle.FailureMode{"whole call": lifecycle.WholeCall, "per instance": lifecycle.PerInstance} {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, options{sim: sim.Config{Speed: 0.01, Fleet: []sim.Spec{{ID: first, State: instance.StateRunning}}, Faults: []sim.Fault{{Kind: sim.NoticeLost}}}})

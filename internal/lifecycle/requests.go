@@ -29,16 +29,16 @@ const (
 	DefaultProgress        = 10 * time.Second
 )
 
-// Caller is who makes a request, as the door that it came through tells.
+// Caller is who makes a request, as the server that received it says.
 type Caller struct {
 	// Principal is never empty; a caller that did not say is "anonymous".
 	Principal string
-	// RequestID stands in the log and in the cause of what the request changes.
+	// RequestID is in the log and in the cause of what the request changes.
 	RequestID string
 }
 
-// FailureMode says what one bad instance does to a call. Other values than these
-// are refused when the request is checked.
+// FailureMode says what one bad instance does to a call. Other values are rejected when the
+// request is checked.
 type FailureMode uint8
 
 // The failure modes.
@@ -47,8 +47,7 @@ const (
 	PerInstance
 )
 
-// CommandRequest asks for a verb. It is unchecked: everything in it is as the
-// caller sent it.
+// CommandRequest asks for a verb. It is unchecked: all fields are as the caller sent them.
 type CommandRequest struct {
 	Verb           instance.Verb
 	InstanceIDs    []string
@@ -61,7 +60,7 @@ type CommandRequest struct {
 	SkipOSShutdown bool
 }
 
-// CommandResponse is the answer to a command that was not refused.
+// CommandResponse is the response to a command that was not rejected.
 type CommandResponse struct {
 	// Changes are in the order asked for.
 	Changes []instance.StateChange
@@ -69,12 +68,12 @@ type CommandResponse struct {
 	Failures []instance.Failure
 	// Cursor is at or before the first change that the call caused.
 	Cursor string
-	// EndCursor is behind what was recorded before the answer.
+	// EndCursor is behind what was recorded before the response.
 	EndCursor string
 }
 
-// Filter is an unchecked [instance.Filter]. A state that does not exist is kept as
-// a value out of range and refused when the request is checked.
+// Filter is an unchecked [instance.Filter]. A state that does not exist is a value out of
+// range, and is rejected when the request is checked.
 type Filter struct {
 	InstanceIDs       []string
 	States            []instance.State
@@ -94,8 +93,8 @@ type TagFilter struct {
 // DescribeRequest selects instances; it is unchecked.
 type DescribeRequest struct {
 	Filter Filter
-	// Select narrows the filter down by whatever a door knows of selecting; nil selects
-	// all. SelectKey says what it selects by: a page token belongs to it.
+	// Select narrows the filter down by a criterion of the server's; nil selects all.
+	// SelectKey identifies the criterion: a page token is bound to it.
 	Select    func(*instance.Instance) bool
 	SelectKey string
 	PageSize  int
@@ -146,8 +145,8 @@ const (
 type WaitResult struct {
 	ID      instance.ID
 	Outcome WaitOutcome
-	// Instance is nil when the time was over before this process had seen the cursor, or
-	// when it knows nothing of the instance.
+	// Instance is nil if the timeout came before this process had seen the cursor, or if it
+	// does not know the instance.
 	Instance *instance.Instance
 	// ReachedState is the wanted state that was reached, of [Reached] only.
 	ReachedState instance.State
@@ -203,7 +202,7 @@ type RecordedEvent struct {
 	Change   *instance.Change
 }
 
-// Info tells about the running service.
+// Info describes the running service.
 type Info struct {
 	LogID           string
 	OwnerAddress    string
@@ -216,7 +215,7 @@ type Info struct {
 	Retention       time.Duration
 	JournalMaxBytes int64
 	TokenLifetime   time.Duration
-	// Memory is about how much memory is in use, in bytes, by what it is for.
+	// Memory is about how many bytes of memory are in use, by purpose.
 	Memory journal.Memory
 	// Buckets are empty unless this process commands a backend that limits rates.
 	Buckets []instance.TokenBucket
@@ -231,24 +230,22 @@ type Event = journal.Event
 // Position is a position in the journal.
 type Position = journal.Position
 
-// Record is what is known of one instance.
+// Record is what is recorded of one instance.
 type Record = journal.Record
 
 // Snapshot is the state of all instances.
 type Snapshot struct {
-	// Records are in the order of the ids of their instances, whether they match or
-	// not: see [Watch.Matches]. They are shared and must not be modified.
+	// Records are in the order of the instances' ids, and not filtered: see
+	// [Watch.Matches]. They are shared and must not be modified.
 	Records []*Record
-	// Reason is why there is a snapshot in place of the changes that were asked for,
-	// such as CURSOR_EXPIRED; empty when the snapshot was asked for.
+	// Reason is why there is a snapshot instead of the requested changes, such as
+	// CURSOR_EXPIRED; empty if a snapshot was requested.
 	Reason string
 }
 
-// WatchItem is one thing that a [Watch] has to tell: a snapshot or a batch, never
-// both.
+// WatchItem is one item of a [Watch]: a snapshot or a batch, never both.
 type WatchItem struct {
 	Snapshot *Snapshot
-	// Batch holds all events recorded together, whether they match or not: see
-	// [Watch.Match]. It is shared and must not be modified.
+	// Batch has all events recorded together, not filtered: see [Watch.Match]. It is shared and must not be modified.
 	Batch *Batch
 }

@@ -118,8 +118,8 @@ func (s *Service) recordCompleted(ctx context.Context, term *journal.Term, token
 	return responseFrom(a), nil
 }
 
-// errOutcomeLost refuses to repeat a command that may have been carried out so long ago that
-// the history does not go back to it.
+// errOutcomeLost refuses to repeat a command that may have been carried out before the recorded
+// history begins.
 func errOutcomeLost(cause instance.Cause, ids ...instance.ID) *instance.Error {
 	return &instance.Error{
 		Kind:   instance.KindPrecondition,

@@ -81,7 +81,7 @@ func TestARetryIsDecidedForEachInstance(t *testing.T) {
 				}
 			}
 			if n == 1 && (r.Cursor != answer.Cursor || r.EndCursor != answer.EndCursor) {
-				t.Errorf("a further retry got the cursors %s and %s, want those of the first, %s and %s", r.Cursor, r.EndCursor, answer.Cursor, answer.EndCursor)
+				t.Errorf("a further retry got the cursors %s and %s, want the first ones, %s and %s", r.Cursor, r.EndCursor, answer.Cursor, answer.EndCursor)
 			}
 			answer = r
 		}

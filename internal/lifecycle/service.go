@@ -25,7 +25,7 @@ type limited interface {
 }
 
 // Service is the service layer. All methods are safe for concurrent use, and return errors of
-// type [instance.Error] or those of ctx.
+// type [instance.Error] or the error of ctx.
 //
 // Reads and subscriptions are served by every process that shares a journal; commands only by
 // its owner.

@@ -259,7 +259,7 @@ func TestALostAnswerIsRecordedWithItsCause(t *testing.T) {
 	expect(t, steps(f.changes(t, first)), "stopped -> pending by tester, inferred", "pending -> running by tester")
 }
 
-func TestAStaleDescriptionIsNotBelieved(t *testing.T) {
+func TestAStaleDescriptionIsNotRecorded(t *testing.T) {
 	f := start(t, options{sim: sim.Config{Speed: 50}, poll: 10 * time.Millisecond})
 	lag := []sim.Fault{{Kind: sim.DescribeLag, Delay: 500 * time.Millisecond, Match: sim.Match{Verbs: []instance.Verb{"DescribeInstances"}}}}
 	if err := f.sim.SetFaults(lag); err != nil {

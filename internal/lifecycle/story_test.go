@@ -79,7 +79,9 @@ func (s *story) calm() bool { return s.trouble == trouble{} }
 // play lives the life: command carries a start or a stop out through the service.
 func (s *story) play(b *stage, command func(instance.Verb)) {
 	random := rand.New(rand.NewPCG(s.seed, 3))
-	between := func(least, most time.Duration) { time.Sleep(least + time.Duration(random.Int64N(int64(most-least)))) }
+	between := func(shortest, longest time.Duration) {
+		time.Sleep(shortest + time.Duration(random.Int64N(int64(longest-shortest))))
+	}
 	for steps := 4 + random.IntN(12); ; steps-- {
 		now := s.now().State
 		if steps <= 0 && !now.Transitional() {
@@ -239,8 +241,8 @@ type stage struct {
 	random  *rand.Rand
 	waiting []instance.Notice
 	wake    chan struct{}
-	// owed counts the notices that were not acknowledged.
-	owed int
+	// unacknowledged counts the notices that were not acknowledged.
+	unacknowledged int
 }
 
 func newStage(stories []*story) *stage {
@@ -259,7 +261,7 @@ const redelivery = 30 * time.Second
 // send delivers a notice after a while, and again until it is acknowledged.
 func (b *stage) send(n instance.Notice, delay time.Duration) {
 	b.mu.Lock()
-	b.owed++
+	b.unacknowledged++
 	b.mu.Unlock()
 	acked := false
 	n.Ack = func() {
@@ -267,7 +269,7 @@ func (b *stage) send(n instance.Notice, delay time.Duration) {
 		defer b.mu.Unlock()
 		if !acked {
 			acked = true
-			b.owed--
+			b.unacknowledged--
 		}
 	}
 	var push func()

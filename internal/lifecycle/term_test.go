@@ -89,7 +89,7 @@ func TestANewOwnerLooksAgainWhenWhatWasSentBeforeHasArrived(t *testing.T) {
 	if n := d.all.Load(); n != 1 {
 		t.Fatalf("everything was described %d times at once", n)
 	}
-	// Nobody tells of it: the call is that of a process which was the owner.
+	// No notice comes: an earlier owner made the call.
 	cursor := f.Cursor()
 	if _, err := f.sim.Execute(t.Context(), instance.Command{Verb: instance.VerbStart, IDs: []instance.ID{first}}); err != nil {
 		t.Fatal(err)

@@ -33,7 +33,7 @@ func (f *fixture) lose(t *testing.T, who string, verb instance.Verb) {
 	t.Helper()
 	_, err := f.Command(t.Context(), lifecycle.Caller{Principal: who}, lifecycle.CommandRequest{Verb: verb, InstanceIDs: []string{first}})
 	if e, ok := errors.AsType[*instance.Error](err); !ok || !e.OutcomeUnknown {
-		t.Fatalf("%s by %s got %v, want that nobody knows what became of it", verb, who, err)
+		t.Fatalf("%s by %s got %v, want that the outcome is unknown", verb, who, err)
 	}
 }
 
@@ -88,7 +88,7 @@ func TestACommandWithoutAnAnswerIsTheCauseOfOneStep(t *testing.T) {
 
 // The same of one that takes longer to be answered than is waited for.
 func TestACommandThatHangsIsTheCauseOfOneStep(t *testing.T) {
-	b := &recital{executed: make(chan instance.Verb), release: make(chan struct{})}
+	b := &blockingBackend{executed: make(chan instance.Verb), release: make(chan struct{})}
 	f := start(t, options{wrap: func(backend lifecycle.Backend) lifecycle.Backend { b.Backend = backend; return b }})
 	before := f.Cursor()
 	hanging := make(chan error, 1)
@@ -134,7 +134,7 @@ type later struct {
 func (l *later) Execute(_ context.Context, cmd instance.Command) (instance.Result, error) {
 	cmd.Sent(cmd.IDs)
 	l.lost.Store(true)
-	return instance.Result{}, &instance.Error{Kind: instance.KindUnavailable, Message: "nobody answers", OutcomeUnknown: true}
+	return instance.Result{}, &instance.Error{Kind: instance.KindUnavailable, Message: "no response", OutcomeUnknown: true}
 }
 
 func (l *later) image(i *instance.Instance) *instance.Instance {
@@ -200,7 +200,7 @@ func TestACommandThatGotLostIsNotTheCauseOfWhatSomebodyElseDoesLater(t *testing.
 			f := start(t, options{sim: tc.config, wrap: func(b lifecycle.Backend) lifecycle.Backend { l.Backend = b; return l }})
 			t.Cleanup(release)
 			before := f.Cursor()
-			f.lose(t, "nobody", tc.lost)
+			f.lose(t, "another", tc.lost)
 			f.outside(t, tc.action)
 			if tc.described {
 				release()

@@ -10,8 +10,8 @@ import (
 	"github.com/instanced/instanced/internal/journal"
 )
 
-// Wait returns when each instance has reached one of the wanted states, or no longer
-// can, or the time is over. It costs the backend nothing.
+// Wait returns when each instance has reached one of the wanted states or no longer can, or
+// at the timeout. It does not call the backend.
 func (s *Service) Wait(ctx context.Context, caller Caller, req WaitRequest) (WaitResponse, error) {
 	var c checker
 	ids := c.ids("instance_ids", req.InstanceIDs, 1)
@@ -21,7 +21,7 @@ func (s *Service) Wait(ctx context.Context, caller Caller, req WaitRequest) (Wai
 	}
 	timeout := c.duration("timeout", req.Timeout, time.Nanosecond, MaxWait, DefaultWait)
 	if req.Until > FirstFailure {
-		c.add("until", "is not an end of a wait: want WAIT_UNTIL_ALL_SETTLED or WAIT_UNTIL_FIRST_FAILURE")
+		c.add("until", "is not a condition to end a wait: want WAIT_UNTIL_ALL_SETTLED or WAIT_UNTIL_FIRST_FAILURE")
 	}
 	if err := c.err(); err != nil {
 		return WaitResponse{}, err
@@ -40,24 +40,24 @@ func (s *Service) Wait(ctx context.Context, caller Caller, req WaitRequest) (Wai
 		}
 		after = position
 	}
-	if err := s.mustKnow(waitCtx, caller.Principal, ids); err != nil && !over() {
+	if err := s.requireKnown(waitCtx, caller.Principal, ids); err != nil && !over() {
 		return WaitResponse{}, err
 	}
 	head := s.journal.Head()
-	w := &wait{s: s, wanted: req.States, until: req.Until, since: req.AfterCursor != "", results: make(map[instance.ID]*WaitResult, len(ids))}
+	w := &wait{s: s, wanted: req.States, until: req.Until, afterCommand: req.AfterCursor != "", results: make(map[instance.ID]*WaitResult, len(ids))}
 	for _, id := range ids {
 		w.results[id] = &WaitResult{ID: id}
 	}
 	w.open = len(ids)
-	w.lookAtPresent()
+	w.checkCurrent()
 	reader := s.journal.ReadOf(ids, after).For(caller.Principal)
 	defer reader.Close()
-	if err := w.readOn(waitCtx, reader, head); err != nil {
+	if err := w.readUntilSettled(waitCtx, reader, head); err != nil {
 		if !over() {
 			return WaitResponse{}, err
 		}
 		w.readUpTo(ctx, reader, s.journal.Head(), head)
-		w.close(TimedOut)
+		w.settleAll(TimedOut)
 		head = reader.Position()
 	}
 	if reader.Position().Seq > head.Seq {
@@ -70,8 +70,8 @@ func (s *Service) Wait(ctx context.Context, caller Caller, req WaitRequest) (Wai
 	return response, nil
 }
 
-// timedOut is the answer of a process that did not come to see the cursor in time: what it
-// knows of the instances is from before.
+// timedOut is the response of a process that did not see the cursor in time: what it knows of
+// the instances is older.
 func timedOut(ids []instance.ID, cursor string) WaitResponse {
 	response := WaitResponse{Cursor: cursor, Results: make([]WaitResult, len(ids))}
 	for i, id := range ids {
@@ -85,16 +85,16 @@ const maxCatchUp = time.Second
 
 var errWaitOver = errors.New("the wait is over")
 
-// wait is a wait under way.
+// wait is a wait in progress.
 type wait struct {
 	s      *Service
 	wanted []instance.State
 	until  WaitUntil
-	// since is whether the wait is for the effect of a command, whose cursor was given.
-	since   bool
-	results map[instance.ID]*WaitResult
-	// open counts the instances that are not settled, failed is whether one cannot
-	// reach a wanted state any more.
+	// afterCommand is whether the wait is for the effect of a command, whose cursor was given.
+	afterCommand bool
+	results      map[instance.ID]*WaitResult
+	// open counts the instances that are not settled; failed is whether one can no longer
+	// reach a wanted state.
 	open   int
 	failed bool
 }
@@ -103,20 +103,20 @@ func (w *wait) over() bool {
 	return w.open == 0 || (w.failed && w.until == FirstFailure)
 }
 
-// lookAtPresent settles what the present states decide.
-func (w *wait) lookAtPresent() {
+// checkCurrent settles the instances whose present state decides.
+func (w *wait) checkCurrent() {
 	for id, r := range w.results {
 		known, found := w.s.journal.Get(id)
 		if !found {
 			continue
 		}
 		r.Instance = known.Instance
-		w.see(r, known.Instance)
+		w.checkState(r, known.Instance)
 	}
 }
 
-// see settles an instance by a state that it is in.
-func (w *wait) see(r *WaitResult, i *instance.Instance) {
+// checkState settles an instance if a state that it is in decides.
+func (w *wait) checkState(r *WaitResult, i *instance.Instance) {
 	switch {
 	case slices.Contains(w.wanted, i.State):
 		r.ReachedState = i.State
@@ -137,8 +137,8 @@ func (w *wait) fail(r *WaitResult, i *instance.Instance) {
 	w.settle(r, Unreachable)
 }
 
-// close gives all that are not settled an outcome.
-func (w *wait) close(outcome WaitOutcome) {
+// settleAll gives all instances that are not settled an outcome.
+func (w *wait) settleAll(outcome WaitOutcome) {
 	for _, r := range w.results {
 		if r.Outcome == Unsettled {
 			w.settle(r, outcome)
@@ -146,9 +146,9 @@ func (w *wait) close(outcome WaitOutcome) {
 	}
 }
 
-// readOn settles instances by the changes recorded after the reader's position. It does
-// not end before head, so that what was recorded before the call counts whole.
-func (w *wait) readOn(ctx context.Context, reader *journal.Reader, head journal.Position) error {
+// readUntilSettled settles instances by the changes recorded after the reader's position. It
+// reads at least up to head, so that all that was recorded before the call counts.
+func (w *wait) readUntilSettled(ctx context.Context, reader *journal.Reader, head journal.Position) error {
 	for !w.over() || (w.open > 0 && reader.Position().Seq < head.Seq) {
 		if err := w.next(ctx, reader, head); err != nil {
 			return err
@@ -157,14 +157,14 @@ func (w *wait) readOn(ctx context.Context, reader *journal.Reader, head journal.
 	return nil
 }
 
-// readUpTo settles instances by what was recorded in time, up to a position. It takes no
-// longer than is bearable for a caller whose time is over anyway.
+// readUpTo settles instances by what was recorded in time, up to a position. It takes at most
+// [maxCatchUp], since the caller's time is over.
 func (w *wait) readUpTo(ctx context.Context, reader *journal.Reader, end, head journal.Position) {
 	ctx, cancel := context.WithTimeout(ctx, maxCatchUp)
 	defer cancel()
 	for w.open > 0 && reader.Position().Seq < end.Seq {
 		if w.next(ctx, reader, head) != nil {
-			return // the cursor of the answer says how far it came
+			return // the cursor of the response says how far it came
 		}
 	}
 }
@@ -183,7 +183,7 @@ func (w *wait) next(ctx context.Context, reader *journal.Reader, head journal.Po
 			continue
 		}
 		if r.Outcome == Unsettled {
-			w.change(r, change, before)
+			w.checkChange(r, change, before)
 		}
 		if !before {
 			r.Instance = change.Subject()
@@ -192,10 +192,10 @@ func (w *wait) next(ctx context.Context, reader *journal.Reader, head journal.Po
 	return nil
 }
 
-// change settles an instance by a recorded change. What was recorded before the call only
-// tells what was reached, or that a start fell back; what became of the instance is seen
-// at present.
-func (w *wait) change(r *WaitResult, c *instance.Change, before bool) {
+// checkChange settles an instance if a recorded change decides. A change from before the call
+// only shows that a state was reached, or that a start fell back; otherwise the present state
+// decides.
+func (w *wait) checkChange(r *WaitResult, c *instance.Change, before bool) {
 	switch {
 	case c.After == nil && before:
 	case c.After == nil && slices.Contains(w.wanted, instance.StateTerminated):
@@ -204,15 +204,15 @@ func (w *wait) change(r *WaitResult, c *instance.Change, before bool) {
 	case c.After == nil:
 		w.fail(r, c.Before)
 	case slices.Contains(w.wanted, c.After.State) || !before:
-		w.see(r, c.After)
+		w.checkState(r, c.After)
 	}
-	if r.Outcome == Unsettled && w.since && w.fellBack(c) {
+	if r.Outcome == Unsettled && w.afterCommand && w.fellBack(c) {
 		w.fail(r, c.After)
 	}
 }
 
-// fellBack reports whether a change is the end of a start that did not succeed, by
-// itself or because somebody stopped it, and what is wanted is what the start was for.
+// fellBack reports whether a change is the end of a start that failed, or that somebody
+// stopped, and a start leads to the wanted states.
 func (w *wait) fellBack(c *instance.Change) bool {
 	return c.Before != nil && c.Before.State == instance.StatePending && c.After != nil &&
 		(c.After.State == instance.StateStopped || c.After.State == instance.StateStopping) &&

@@ -8,7 +8,7 @@ import (
 	"github.com/instanced/instanced/internal/journal"
 )
 
-// Match says how a change relates to a filter.
+// Match is how a change relates to a filter.
 type Match uint8
 
 // The relations.
@@ -19,8 +19,8 @@ const (
 	MatchLeft
 )
 
-// matchOf says how a change relates to a filter: an event is of interest when the
-// instance matches before or after it.
+// matchOf returns how a change relates to a filter: an event is delivered if the instance
+// matches before or after it.
 func matchOf(f *instance.Filter, c *instance.Change) Match {
 	before, after := f.Match(c.Before), f.Match(c.After)
 	switch {
@@ -34,7 +34,7 @@ func matchOf(f *instance.Filter, c *instance.Change) Match {
 	return MatchNone
 }
 
-// Watch is a subscription: a position in the journal, and no more. It is used by one
+// Watch is a subscription: a position in the journal and a filter. It is used by one
 // goroutine and needs no closing.
 type Watch struct {
 	s          *Service
@@ -48,8 +48,8 @@ type Watch struct {
 	snapshot *Snapshot
 }
 
-// Watch begins a subscription. It returns once every change acknowledged from now on
-// will be delivered; a cursor that this process has not seen yet is waited for.
+// Watch returns a subscription that will deliver every change acknowledged from now on. It
+// waits for a cursor that this process has not seen yet.
 func (s *Service) Watch(ctx context.Context, caller Caller, req WatchRequest) (*Watch, error) {
 	var c checker
 	w := &Watch{
@@ -60,7 +60,7 @@ func (s *Service) Watch(ctx context.Context, caller Caller, req WatchRequest) (*
 		onUnusable: req.OnUnusable,
 	}
 	if req.FromNow && req.AfterCursor != "" {
-		c.add("from_now", "excludes after_cursor: want one of them")
+		c.add("from_now", "excludes after_cursor: set only one of them")
 	}
 	if req.OnUnusable > SnapshotOnUnusable {
 		c.add("on_unusable_cursor", "is not a policy: want UNUSABLE_CURSOR_POLICY_FAIL or UNUSABLE_CURSOR_POLICY_SNAPSHOT")
@@ -72,47 +72,48 @@ func (s *Service) Watch(ctx context.Context, caller Caller, req WatchRequest) (*
 	case req.FromNow:
 		w.reader = s.journal.Read(s.journal.Head()).For(w.principal)
 	case req.AfterCursor == "":
-		w.begin("")
+		w.restart("")
 	default:
 		position, err := s.resolve(ctx, "after_cursor", req.AfterCursor)
 		if err == nil {
 			w.reader = s.journal.Read(position).For(w.principal)
-		} else if !w.beginAgain(err) {
+		} else if !w.restartIfUnusable(err) {
 			return nil, err
 		}
 	}
 	return w, nil
 }
 
-// begin takes a snapshot and goes on behind it.
-func (w *Watch) begin(reason string) {
+// restart takes a snapshot and goes on behind it.
+func (w *Watch) restart(reason string) {
 	all := w.s.journal.Snapshot()
 	w.snapshot = &Snapshot{Reason: reason, Records: all.Records}
 	w.reader = w.s.journal.Read(all.Position).For(w.principal)
 }
 
-// beginAgain begins anew where the subscriber wants that of an unusable cursor.
-func (w *Watch) beginAgain(err error) bool {
+// restartIfUnusable restarts if the subscriber wants that for an unusable cursor, and the
+// error says that the cursor is one.
+func (w *Watch) restartIfUnusable(err error) bool {
 	if w.onUnusable != SnapshotOnUnusable {
 		return false
 	}
 	switch e := instance.AsError(err); e.Reason {
 	case instance.ReasonCursorExpired, instance.ReasonCursorOfOtherLog, instance.ReasonCursorRolledBack, instance.ReasonCursorAhead:
-		w.begin(e.Reason)
+		w.restart(e.Reason)
 		return true
 	}
 	return false
 }
 
-// Next returns what comes next, and waits for it if need be. Afterwards [Watch.Cursor]
-// is behind it. An error of ctx leaves the watch as it was.
+// Next waits for the next item and returns it. Afterwards [Watch.Cursor] is behind it. An error
+// of ctx leaves the watch unchanged.
 func (w *Watch) Next(ctx context.Context) (WatchItem, error) {
 	if w.snapshot == nil {
 		batch, err := w.reader.Next(ctx)
 		if err == nil {
 			return WatchItem{Batch: batch}, nil
 		}
-		if !w.beginAgain(err) {
+		if !w.restartIfUnusable(err) {
 			return WatchItem{}, err
 		}
 	}
@@ -121,8 +122,8 @@ func (w *Watch) Next(ctx context.Context) (WatchItem, error) {
 	return item, nil
 }
 
-// Again returns the batch that [Watch.Next] returned last, to those who let go of it
-// meanwhile so as not to hold it in memory.
+// Again returns the batch that [Watch.Next] returned last, for callers that do not keep it in
+// memory meanwhile.
 func (w *Watch) Again(ctx context.Context) (*Batch, error) { return w.reader.Again(ctx) }
 
 // Cursor returns the position up to which everything was returned by [Watch.Next]. It is
@@ -137,13 +138,13 @@ func (w *Watch) Cursor() string {
 // LogID names the log that the cursors and revisions of this watch belong to.
 func (w *Watch) LogID() string { return w.s.journal.LogID() }
 
-// ProgressInterval is how often progress is to be told at the least.
+// ProgressInterval is the longest time between two progress messages.
 func (w *Watch) ProgressInterval() time.Duration { return w.interval }
 
-// MatchesAll reports whether every change is of interest.
+// MatchesAll reports whether the watch has no filter.
 func (w *Watch) MatchesAll() bool { return w.filter.Empty() }
 
-// Match says how a change relates to the filter of the watch.
+// Match returns how a change relates to the filter of the watch.
 func (w *Watch) Match(c *instance.Change) Match { return matchOf(w.filter, c) }
 
 // Matches reports whether a record belongs to the snapshot of the watch.

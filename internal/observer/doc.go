@@ -20,13 +20,13 @@
 //     a state that is not recorded yet.
 //   - notices.go: consumeNotices classifies notices and applies those that follow directly
 //     from what is known. For the others the instance is described.
-//   - refresher.go: describes instances that somebody asks for, a few hundred in a call, and
-//     reconcile.go all of them; both go through recordDescriptions in staleness.go, which says
+//   - refresher.go decides which instances are described when, describe.go asks the backend for
+//     them, and reconcile.go for all; both go through recordDescriptions in staleness.go, which says
 //     what makes a description current, superseded or stale. poll.go asks for descriptions of
 //     instances in transition.
 //
-// The tracker (tracker.go) knows the commands that matter to all of this. hold.go is what they
-// hold back, turn.go the order in which answers are recorded, candidate.go which commands may
+// The tracker (tracker.go) knows the commands that matter to all of this, and inflight.go is
+// the way of one command through its states. hold.go is what they hold back, turn.go the order in which answers are recorded, candidate.go which commands may
 // have caused a step.
 //
 // # The states of a command

@@ -22,7 +22,6 @@ var pending = []string{
 	"internal/backend/ec2",
 	"internal/conformance",
 	"internal/journal",
-	"internal/lifecycle",
 	"internal/soak",
 	"server",
 }
