@@ -6,6 +6,6 @@
 // it leaves free, so whoever comes next still finds some. Nothing waits here: what has no
 // place is refused at once, with a delay after which to try again.
 //
-// A connection belongs to the first principal who is admitted on it; until then it belongs to
-// nobody. When there are too many, one without a call in flight gives way.
+// A connection belongs to the first principal who is admitted on it; until then it has no
+// owner. When there are too many, one without a call in flight gives way.
 package admission

@@ -6,8 +6,8 @@ import "container/ring"
 // the first of all and the first of an owner are found at once. Its zero value is empty. It is
 // not safe for concurrent use.
 type Queue[T any] struct {
-	all     ring.Ring // the head of a ring, as are those of the owners
-	byOwner map[string]*ring.Ring
+	all     ring.Ring             // head of the ring of all entries
+	byOwner map[string]*ring.Ring // heads of the rings of the owners
 }
 
 // Entry is what a [Queue] holds. It may be added again after it was removed.
