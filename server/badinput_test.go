@@ -99,13 +99,13 @@ func TestBadInput(t *testing.T) {
 		{"a page token of another filter", describing(&instancedv1.DescribeInstancesRequest{PageToken: firstPage.GetNextPageToken(), Filter: &instancedv1.InstanceFilter{InstanceIds: []string{good}}}), codes.InvalidArgument, "INVALID_REQUEST", []string{"page_token", "another"}},
 		{"a page that is too large", describing(&instancedv1.DescribeInstancesRequest{PageSize: 1001}), codes.InvalidArgument, "INVALID_REQUEST", []string{"page_size", "1000"}},
 		{"a state that is none", describing(&instancedv1.DescribeInstancesRequest{Filter: &instancedv1.InstanceFilter{States: []instancedv1.InstanceStateName{0, 77}}}), codes.InvalidArgument, "INVALID_REQUEST", []string{"filter.states[0]", "stopped", "and 1 more"}},
-		{"an id that nobody knows", describing(&instancedv1.DescribeInstancesRequest{Filter: &instancedv1.InstanceFilter{InstanceIds: []string{good, missing}}}), codes.NotFound, "INVALID_INSTANCE_ID_NOT_FOUND", []string{"The instance ID '" + missing + "' does not exist"}},
+		{"an unknown id", describing(&instancedv1.DescribeInstancesRequest{Filter: &instancedv1.InstanceFilter{InstanceIds: []string{good, missing}}}), codes.NotFound, "INVALID_INSTANCE_ID_NOT_FOUND", []string{"The instance ID '" + missing + "' does not exist"}},
 
 		{"a wait for no state", waiting(&instancedv1.WaitInstancesRequest{InstanceIds: []string{good}}), codes.InvalidArgument, "INVALID_REQUEST", []string{"states"}},
 		{"a wait of no time", waiting(&instancedv1.WaitInstancesRequest{InstanceIds: []string{good}, States: []instancedv1.InstanceStateName{running}, Timeout: durationpb.New(0)}), codes.InvalidArgument, "INVALID_REQUEST", []string{"timeout"}},
 		{"a wait for longer than an hour", waiting(&instancedv1.WaitInstancesRequest{InstanceIds: []string{good}, States: []instancedv1.InstanceStateName{running}, Timeout: durationpb.New(2 * time.Hour)}), codes.InvalidArgument, "INVALID_REQUEST", []string{"timeout", "1h0m0s"}},
 		{"an unknown end of a wait", waiting(&instancedv1.WaitInstancesRequest{InstanceIds: []string{good}, States: []instancedv1.InstanceStateName{running}, Until: 9}), codes.InvalidArgument, "INVALID_REQUEST", []string{"until"}},
-		{"a wait for an instance that nobody knows", waiting(&instancedv1.WaitInstancesRequest{InstanceIds: []string{missing}, States: []instancedv1.InstanceStateName{running}}), codes.NotFound, "INVALID_INSTANCE_ID_NOT_FOUND", nil},
+		{"a wait for an unknown instance", waiting(&instancedv1.WaitInstancesRequest{InstanceIds: []string{missing}, States: []instancedv1.InstanceStateName{running}}), codes.NotFound, "INVALID_INSTANCE_ID_NOT_FOUND", nil},
 
 		{"events of nothing", func() error {
 			_, err := srv.Instances().ListEvents(patient(t), &instancedv1.ListEventsRequest{})
@@ -128,7 +128,7 @@ func TestBadInput(t *testing.T) {
 			_, err := srv.Simulator().CreateInstances(patient(t), fleet(1))
 			return err
 		}, codes.InvalidArgument, "INVALID_REQUEST", []string{"instances[0].instance_id", "exists already"}},
-		{"a change of an instance that nobody knows", func() error {
+		{"a change of an unknown instance", func() error {
 			_, err := srv.Simulator().ChangeInstances(patient(t), &instancedv1.ChangeInstancesRequest{Changes: []*instancedv1.OutsideChange{{InstanceIds: []string{missing}, Action: instancedv1.OutsideAction_OUTSIDE_ACTION_STOP}}})
 			return err
 		}, codes.NotFound, "INVALID_INSTANCE_ID_NOT_FOUND", []string{missing}},
@@ -148,7 +148,7 @@ func TestBadInput(t *testing.T) {
 		})
 	}
 	if events := history(t, srv, ids(3), cursor); len(events) > 0 {
-		t.Errorf("something was changed all the same: %v", events)
+		t.Errorf("something was changed anyway: %v", events)
 	}
 }
 

@@ -68,7 +68,7 @@ func TestLargeFilters(t *testing.T) {
 }
 
 // TestLargeWaitsDoNotHoldUpLargeRequests has more waits under way than large requests are
-// decoded at once, each of them large by what nobody knows the meaning of.
+// decoded at once, each of them large because of an unknown field.
 func TestLargeWaitsDoNotHoldUpLargeRequests(t *testing.T) {
 	t.Parallel()
 	srv := servertest.New(t, servertest.Options{})

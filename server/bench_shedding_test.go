@@ -29,15 +29,15 @@ import (
 // under way on one connection and makes each that is refused again at once, and without
 // that one: in turns, within one run.
 func BenchmarkShedding(b *testing.B) {
-	for _, most := range []int{64, 256, 1024, server.DefaultMaxRequests} {
-		b.Run(fmt.Sprintf("max-requests=%d", most), func(b *testing.B) { benchmarkShedding(b, most) })
+	for _, maxRequests := range []int{64, 256, 1024, server.DefaultMaxRequests} {
+		b.Run(fmt.Sprintf("max-requests=%d", maxRequests), func(b *testing.B) { benchmarkShedding(b, maxRequests) })
 	}
 }
 
-func benchmarkShedding(b *testing.B, most int) {
+func benchmarkShedding(b *testing.B, maxRequests int) {
 	const flooding, pairs = 4000, 200
 	srv := servertest.New(b, servertest.Options{
-		Fleet: fleet(1), Speed: 0.001, PollInterval: time.Hour, MaxRequests: most,
+		Fleet: fleet(1), Speed: 0.001, PollInterval: time.Hour, MaxRequests: maxRequests,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	lis := listen(b)
@@ -81,7 +81,7 @@ func benchmarkShedding(b *testing.B, most int) {
 	b.ReportMetric(float64(answered)/flooded.Seconds(), "flood-answered/s")
 }
 
-// latencies are those of the calls of one caller.
+// latencies are how long the calls of one caller took.
 type latencies struct{ starts, describes []time.Duration }
 
 // measure starts and describes instances one by one. Every call has to succeed.

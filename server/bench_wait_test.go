@@ -17,7 +17,7 @@ import (
 )
 
 // BenchmarkBesideWaits is how fast instances are started while 10,000 callers wait for
-// others, against when nobody does: in turns, within one run.
+// others, against when none does: in turns, within one run.
 func BenchmarkBesideWaits(b *testing.B) {
 	const waiting, callers, perTurn = 10_000, 256, 2_500
 	srv := servertest.New(b, servertest.Options{

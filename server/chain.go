@@ -11,20 +11,20 @@ import (
 	"github.com/instanced/instanced/internal/admission"
 )
 
-// chain is what every call goes through on its way in and out, unary calls and streams
-// alike. Unary calls have come through the gate already, streams do so here.
+// chain is what every call passes through on its way in and out, whether unary or a stream.
+// Unary calls were admitted before; streams are admitted here.
 type chain struct {
 	log   callLog
 	drain *drain
-	gate  gate
-	// deadline is that of unary calls that bring none.
+	early earlyAdmission
+	// deadline is for unary calls that have none.
 	deadline time.Duration
 }
 
-// options returns the interceptors: the chain, and inside of it recovery from panics, so
-// that they are logged and mapped like any other error. The chain is one interceptor and
-// not several, each of which would take the stack of several calls for as long as a stream
-// lasts: see BenchmarkIdleSubscriber.
+// options returns the interceptors: the chain and, inside it, recovery from panics, so that
+// they are logged and mapped like any other error. The chain is a single interceptor,
+// because each one adds stack frames that a stream keeps for its whole life: see
+// BenchmarkIdleSubscriber.
 func (c chain) options() []grpc.ServerOption {
 	toError := recovery.WithRecoveryHandler(panicked)
 	return []grpc.ServerOption{
@@ -36,16 +36,16 @@ func (c chain) options() []grpc.ServerOption {
 // call is what the chain knows of a call.
 type call struct {
 	method string
-	// request is nil for a stream, and for a call that was refused at the gate.
+	// request is nil for a stream and for a call that was not admitted.
 	request any
-	// lasts is whether it goes on for as long as its caller likes.
-	lasts bool
-	begun time.Time
-	// release ends the context that the chain made; nil for none.
+	// longLived is whether the call lasts as long as its caller likes.
+	longLived bool
+	begun     time.Time
+	// release cancels the context that the chain made; nil if it made none.
 	release func()
 }
 
-// enter returns the context in which the handler is to work, or why it is not to.
+// enter returns the context for the handler, or the error that rejects the call.
 func (c chain) enter(ctx context.Context, of *call) (context.Context, error) {
 	of.begun = time.Now()
 	if err := refusalOf(ctx); err != nil {
@@ -54,7 +54,7 @@ func (c chain) enter(ctx context.Context, of *call) (context.Context, error) {
 	if of.request != nil {
 		ctx, of.release = withDeadline(ctx, c.deadline, of.request)
 	}
-	if of.lasts {
+	if of.longLived {
 		interrupted, release := c.drain.interrupt(ctx)
 		limit := of.release
 		ctx, of.release = interrupted, func() {
@@ -67,9 +67,9 @@ func (c chain) enter(ctx context.Context, of *call) (context.Context, error) {
 	return ctx, nil
 }
 
-// leave returns the error of a call as its caller is to see it, and writes its line.
+// leave returns the error as the caller sees it, and logs the call.
 func (c chain) leave(ctx context.Context, of *call, err error) error {
-	if of.lasts {
+	if of.longLived {
 		err = c.drain.explain(err)
 	}
 	if of.release != nil {
@@ -81,7 +81,7 @@ func (c chain) leave(ctx context.Context, of *call, err error) error {
 }
 
 func (c chain) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	of := call{method: info.FullMethod, request: req, lasts: isWait(req)}
+	of := call{method: info.FullMethod, request: req, longLived: isWait(req)}
 	within, err := c.enter(ctx, &of)
 	var resp any
 	if err == nil {
@@ -106,26 +106,26 @@ func (c chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	return c.leaveStream(in, err)
 }
 
-// streamIn is a stream on its way through the chain: in another context, and with a place
-// that it changes for one among those that last when its first request has come.
+// streamIn is a stream inside the chain. It has a context of its own, and a place that it
+// exchanges for a long-lived one when its first request has arrived.
 type streamIn struct {
 	grpc.ServerStream
-	ctx  context.Context
-	call call
-	gate gate
-	// ticket is zero for one that was not admitted.
+	ctx   context.Context
+	call  call
+	early earlyAdmission
+	// ticket is zero if the stream was not admitted.
 	ticket admission.Ticket
 	unsent unsentMessages
-	// speaks is whether its caller may speak for as long as it lasts.
-	speaks bool
+	// clientStreams is whether the caller may send more than one request.
+	clientStreams bool
 }
 
 func (c chain) enterStream(ss grpc.ServerStream, info *grpc.StreamServerInfo) (*streamIn, error) {
 	in := &streamIn{
-		ServerStream: ss,
-		call:         call{method: info.FullMethod, lasts: true},
-		gate:         c.gate,
-		speaks:       info.IsClientStream,
+		ServerStream:  ss,
+		call:          call{method: info.FullMethod, longLived: true},
+		early:         c.early,
+		clientStreams: info.IsClientStream,
 	}
 	var err error
 	if in.ctx, err = c.enter(identify(ss.Context()), &in.call); err == nil {
@@ -138,7 +138,7 @@ func (c chain) enterStream(ss grpc.ServerStream, info *grpc.StreamServerInfo) (*
 }
 
 func (c chain) leaveStream(in *streamIn, err error) error {
-	// Its place, or what it was counted as without one, is that of its handler, to the end.
+	// Until here the handler has its place, or counts as arriving if it was not admitted.
 	if in.ticket.Admitted() {
 		defer in.ticket.Leave()
 	} else {
@@ -149,23 +149,23 @@ func (c chain) leaveStream(in *streamIn, err error) error {
 	return err
 }
 
-// Context returns the context in which the stream is handled.
+// Context returns the context of the handler.
 func (s *streamIn) Context() context.Context { return s.ctx }
 
 // SendMsg sends a message.
 func (s *streamIn) SendMsg(m any) error {
-	data, err := s.gate.codec.Marshal(m)
+	data, err := s.early.codec.Marshal(m)
 	if err != nil {
 		return err
 	}
 	return s.ServerStream.SendMsg(s.unsent.mark(data))
 }
 
-// RecvMsg receives a request. It ends with the context, also for handlers that do not look
-// at that while they wait for their caller to speak, as those of reflection do. A receiver
-// may be left behind then; it ends with the stream, which the handler is about to leave.
+// RecvMsg receives a request. It returns when the context ends, even for handlers that do
+// not watch it while they wait for a request, such as reflection's. The goroutine left
+// behind in that case ends with the stream, since the handler is about to return.
 func (s *streamIn) RecvMsg(into any) error {
-	if !s.speaks {
+	if !s.clientStreams {
 		return s.receive(into)
 	}
 	received := make(chan error, 1)

@@ -32,20 +32,20 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	if data.Len() > largeRequestBytes && r.leave == nil {
+	if data.Len() > largeRequestBytes && r.leaveLarge == nil {
 		leave, err := r.enter()
 		if err != nil {
 			r.problem = err
 			return nil
 		}
-		r.leave = leave
+		r.leaveLarge = leave
 		wire := data.MaterializeToBuffer(mem.DefaultBufferPool())
 		defer wire.Free()
 		if elements(wire.ReadOnlyData(), r.into.ProtoReflect().Descriptor(), maxElements) > maxElements {
 			r.problem = errTooManyElements
 			return nil
 		}
-		// A request that lasts is not to keep what nobody knows the meaning of.
+		// A long-lived request must not keep unknown fields in memory.
 		if err := (protobuf.UnmarshalOptions{DiscardUnknown: !r.command}).Unmarshal(wire.ReadOnlyData(), r.into); err != nil {
 			r.problem = malformed(err)
 		}

@@ -14,14 +14,14 @@ import (
 	"github.com/instanced/instanced/internal/admission"
 )
 
-// connections are the connections of a server: who is admitted on them, what floods on them
-// cost, and which responses wait on them.
+// connections are the connections of a server: admission on them, the cost of floods, and
+// the responses that are not sent yet.
 type connections struct {
 	*admission.Admission
 	unsent unsentBudget
 
 	mu sync.Mutex
-	// paid is until when is paid what floods have cost, see [connections.pay].
+	// paid is the time up to which the cost of floods is paid, see [connections.pay].
 	paid time.Time
 }
 
@@ -29,23 +29,23 @@ func newConnections(log *slog.Logger, limits admission.Limits) *connections {
 	return &connections{Admission: admission.New(log, limits)}
 }
 
-// connection is a connection and the account of what is in flight on it.
+// connection is a connection and its account.
 type connection struct {
 	net.Conn
 	admission *connections
 	account   *admission.Connection
 
-	// unsent is guarded by the budget of the admission.
+	// unsent is guarded by the budget in admission.
 	unsent unsentOf
 
-	// refused counts the calls that were refused since the connection was last read,
-	// arrived those that were admitted, or were refused and have ended.
+	// refused counts calls rejected since the last read; arrived counts calls that were
+	// admitted, or rejected and have ended.
 	refused atomic.Int64
 	arrived atomic.Int64
 
-	// These belong to the goroutine that reads: what was read; how many calls have begun,
-	// in all and when it last read, and how many of them are given up as lost on their way
-	// to the gate; and what may still be read free of charge, as of chargedAt.
+	// These belong to the reading goroutine: the frames read; how many calls have begun, in
+	// total and as of the last read; how many of them are given up because they did not
+	// reach admission; and how much may still be read free of charge, as of chargedAt.
 	frames    frameCounter
 	begun     int64
 	begunThen int64
@@ -53,53 +53,52 @@ type connection struct {
 	free      time.Duration
 	chargedAt time.Time
 
-	// writing has an element while something is written, which began at writingSince, in
-	// nanoseconds; 0 for nothing.
+	// writing has an element during a write, which began at writingSince, in nanoseconds; 0
+	// when nothing is written.
 	writing      chan struct{}
 	writingSince atomic.Int64
-	written      atomic.Int64 // bytes that were not spent on updates of windows
+	written      atomic.Int64 // bytes for which no window update was accepted yet
 	closed       atomic.Bool
 }
 
-// What a flood costs the connection that it comes from, in time for which it is not read.
+// What a flood costs its connection: the time for which the connection is not read.
 const (
-	// A call that is refused.
+	// A rejected call.
 	refusalPrice = 200 * time.Microsecond
-	// A call that is cancelled.
+	// A canceled call.
 	cancelPrice = time.Millisecond
-	// A frame that carries no request and takes work all the same.
+	// A frame that carries no request but still takes work.
 	framePrice = 50 * time.Microsecond
-	// A connection has maxFree free of charge, which comes back by a twentieth of the time:
-	// a client may cancel 250 calls at once, or 50 a second for ever.
+	// A connection has a credit of maxFree, which is refilled at a twentieth of the time
+	// that passes: a client may cancel 250 calls at once, or 50 per second forever.
 	maxFree   = 250 * time.Millisecond
 	freeShare = 20
-	// All connections together pay one after another, once more than this is due.
+	// Once more than this is due, all connections pay one after another.
 	maxDue = 100 * time.Millisecond
-	// A client may update its windows once for so much that was written to it.
+	// A client may update its windows once per this many bytes written to it.
 	bytesPerUpdate = 1 << 10
 )
 
 const (
-	// maxArriving is how many calls of a connection may have a goroutine and no place:
-	// those whose handlers have not come to the gate, and those that are refused.
+	// maxArriving is how many calls of a connection may have a goroutine but no place: those
+	// that have not reached admission yet, and rejected ones that have not ended.
 	maxArriving = 128
-	// arrivingTimeout is when such calls are given up: grpc-go refuses a few by itself,
-	// such as those with an encoding that it does not know.
+	// arrivingTimeout is after how long such calls are given up: grpc-go rejects some calls
+	// itself, such as those with an unknown encoding.
 	arrivingTimeout = time.Second
-	// arrivingInterval is how often they are counted while there are too many.
+	// arrivingInterval is how often they are counted while there are too many of them.
 	arrivingInterval = time.Millisecond
-	// minCallBytes is what the headers of a call take at the least.
+	// minCallBytes is the minimum size of the headers of a call.
 	minCallBytes = 14
-	// stalledAfter is when a peer counts as one that does not take what is written.
+	// stalledAfter is after how long a pending write means that the peer does not read.
 	stalledAfter = 10 * time.Millisecond
 )
 
-// Read reads. From a connection that floods the service it does so slowly: each call that
-// is read gets a goroutine if only to be refused, each frame takes the processor, and the
-// calls of others would wait behind thousands of them: BenchmarkShedding,
-// TestFloodsCostWhoeverSendsThem.
+// Read throttles connections that flood the server: even a rejected call costs a goroutine,
+// every frame takes processor time, and the calls of others would wait behind thousands of
+// them. See BenchmarkShedding and TestFloodsCostWhoeverSendsThem.
 //
-// When it is called, the transport has handled all whole frames that were read before.
+// When it is called, the transport has handled all complete frames read before.
 func (c *connection) Read(p []byte) (int, error) {
 	c.awaitWrite()
 	c.charge()
@@ -109,8 +108,8 @@ func (c *connection) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// awaitWrite waits while the peer does not take what is written to it: the answers to what
-// it sends meanwhile would fill the memory.
+// awaitWrite waits while the peer does not read what is written to it; otherwise responses
+// to what it keeps sending would fill the memory.
 func (c *connection) awaitWrite() {
 	if since := c.writingSince.Load(); since != 0 && time.Now().UnixNano()-since > int64(stalledAfter) {
 		c.writing <- struct{}{}
@@ -118,8 +117,8 @@ func (c *connection) awaitWrite() {
 	}
 }
 
-// charge waits for what was read last to be paid. Headers with which no call has begun were
-// turned away by the transport, and cost what a refusal costs.
+// charge waits until the cost of the last read is paid. Headers that began no call were
+// rejected by the transport, and cost as much as a rejected call.
 func (c *connection) charge() {
 	seen := c.frames.take()
 	refused := c.refused.Swap(0) + max(0, int64(seen.headers)-(c.begun-c.begunThen))
@@ -142,7 +141,7 @@ func (c *connection) charge() {
 	}
 }
 
-// pay returns how long a connection is not to be read that has cost so much.
+// pay returns how long not to read a connection that owes this price.
 func (a *connections) pay(now time.Time, price time.Duration) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -153,12 +152,12 @@ func (a *connections) pay(now time.Time, price time.Duration) time.Duration {
 	return a.paid.Sub(now) - maxDue
 }
 
-// awaitArrivals waits until there are few calls that have a goroutine and no place.
+// awaitArrivals waits while too many calls have a goroutine but no place.
 func (c *connection) awaitArrivals() {
 	for waited := time.Duration(0); ; waited += arrivingInterval {
 		arriving := c.begun - c.arrived.Load() - c.lost
 		switch {
-		case arriving < 0: // some that were given up have come
+		case arriving < 0: // some that were given up have arrived
 			c.lost += arriving
 			return
 		case arriving < maxArriving || c.closed.Load():
@@ -171,7 +170,7 @@ func (c *connection) awaitArrivals() {
 	}
 }
 
-// Write writes. One goroutine does so at a time.
+// Write writes. Only one goroutine writes at a time.
 func (c *connection) Write(p []byte) (int, error) {
 	c.writing <- struct{}{}
 	defer func() { <-c.writing }()
@@ -194,8 +193,8 @@ func (a *connections) connect(conn net.Conn) (*connection, error) {
 	}, nil
 }
 
-// admit admits a call, as [admission.Connection.Admit] does. A call that is refused costs
-// the connection.
+// admit admits a call, as [admission.Connection.Admit] does, and charges the connection for
+// a rejected one.
 func (c *connection) admit(ctx context.Context) (admission.Ticket, error) {
 	principal := callerOf(ctx).Principal
 	if principal == anonymous {
@@ -225,20 +224,20 @@ func (c *connection) Close() error {
 	return c.Conn.Close()
 }
 
-// counted are credentials whose connections have accounts.
-type counted struct {
+// trackedCredentials are credentials that open an account for each connection.
+type trackedCredentials struct {
 	credentials.TransportCredentials
 	admission *connections
 }
 
-// peerInfo is what is known of the peer of a call.
+// peerInfo identifies the connection of a call.
 type peerInfo struct {
 	credentials.AuthInfo
 	conn *connection
 }
 
-// ServerHandshake opens the account of a connection once that is secured.
-func (c counted) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+// ServerHandshake opens the account of a connection after the handshake.
+func (c trackedCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	secured, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
 		return nil, nil, err
@@ -251,8 +250,8 @@ func (c counted) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 }
 
 // Clone returns credentials that share the accounts.
-func (c counted) Clone() credentials.TransportCredentials {
-	return counted{c.TransportCredentials.Clone(), c.admission}
+func (c trackedCredentials) Clone() credentials.TransportCredentials {
+	return trackedCredentials{c.TransportCredentials.Clone(), c.admission}
 }
 
 // connectionOf returns the connection of a call.

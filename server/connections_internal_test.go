@@ -75,9 +75,9 @@ func TestAConnectionIsReadAsSlowlyAsWhatItSendsCosts(t *testing.T) {
 				}
 				took := readAll(t, conn, far, written(count, c.write))
 				// A twentieth is free, as is what comes first.
-				most := count * c.price
-				if least := most*(freeShare-1)/freeShare - maxFree - maxDue - most/100; took > most || took < least {
-					t.Errorf("%d frames take %v to read, want %v to %v", count, took, least, most)
+				price := count * c.price
+				if paid := price*(freeShare-1)/freeShare - maxFree - maxDue - price/100; took > price || took < paid {
+					t.Errorf("%d frames take %v to read, want %v to %v", count, took, paid, price)
 				}
 				_ = conn.Close()
 			})
@@ -177,9 +177,9 @@ func TestAPeerThatDoesNotTakeWhatIsWrittenIsNotRead(t *testing.T) {
 	})
 }
 
-// TestCallsThatNeverComeToTheGateAreGivenUp has all that grpc-go turns away by itself after
-// it has begun: no more than maxArriving of them are read a second.
-func TestCallsThatNeverComeToTheGateAreGivenUp(t *testing.T) {
+// TestCallsThatNeverReachAdmissionAreGivenUp has calls that grpc-go rejects itself after they
+// have begun: no more than maxArriving of them are read per second.
+func TestCallsThatNeverReachAdmissionAreGivenUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const calls = 4 * maxArriving

@@ -92,7 +92,7 @@ func restoredAndWrittenTo(t *testing.T) {
 		busy(t, restored, ids(4), 5)
 		end = settled(t, restored, ids(4))
 	}
-	// The numbers of what was lost are those of other changes now.
+	// The numbers of the lost changes belong to other changes now.
 	allLost()
 
 	log, err := conformance.NewLog(before, until(t, rest, func(c *conformance.Connection) bool { return hasCursor(c, end) }))

@@ -32,8 +32,8 @@ func cutPoints() int {
 // cutter is a subscriber whose streams are cut after a random number of messages.
 type cutter struct {
 	filter *instancedv1.InstanceFilter
-	// most is after how many messages a stream is cut at the latest.
-	most int
+	// maxMessages is after how many messages a stream is cut at the latest.
+	maxMessages int
 	// forgets is whether it begins with a snapshot again as soon as it has had a whole
 	// one; else it goes on with its last cursor for ever. It ends after enough cuts
 	// inside a snapshot.
@@ -71,7 +71,7 @@ func (c *cutter) run(t *testing.T, servers []*servertest.Server, left *atomic.In
 		}
 		req := c.request(life)
 		server := servers[random.IntN(len(servers))]
-		conn, err := cutAfter(ctx, server.Instances(), req, 1+random.IntN(c.most))
+		conn, err := cutAfter(ctx, server.Instances(), req, 1+random.IntN(c.maxMessages))
 		if err != nil && c.mayWait && status.Code(err) == codes.Unavailable {
 			left.Add(1)
 			continue
@@ -93,13 +93,13 @@ func (c *cutter) run(t *testing.T, servers []*servertest.Server, left *atomic.In
 	c.lives = append(c.lives, life)
 }
 
-// restlessCutters returns one for each of the filters.
-func restlessCutters(most int) []*cutter {
+// flakyCutters returns one for each of the filters.
+func flakyCutters(maxMessages int) []*cutter {
 	var cutters []*cutter
 	for name, filter := range filters() {
-		c := &cutter{filter: filter, most: most}
+		c := &cutter{filter: filter, maxMessages: maxMessages}
 		if name == "nothing" {
-			c.most = 2 // the second is progress, which takes its time
+			c.maxMessages = 2 // the second is progress, which takes its time
 		}
 		cutters = append(cutters, c)
 	}
@@ -235,10 +235,10 @@ func TestStreamsThatAreCutAnywhereMissAndRepeatNothing(t *testing.T) {
 	bulkChanges := make(chan struct{}, points)
 	stop := writing(t, srv, ids(12), bulkIDs, bulkChanges)
 
-	cutters := []*cutter{{filter: team("bulk"), most: 4, forgets: true, enough: points / 30}}
+	cutters := []*cutter{{filter: team("bulk"), maxMessages: 4, forgets: true, enough: points / 30}}
 	for range 2 {
-		cutters = append(cutters, restlessCutters(8)...)
-		cutters = append(cutters, &cutter{filter: team("bulk"), most: 8})
+		cutters = append(cutters, flakyCutters(8)...)
+		cutters = append(cutters, &cutter{filter: team("bulk"), maxMessages: 8})
 	}
 	var left atomic.Int64
 	left.Store(int64(points))

@@ -8,24 +8,24 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// waitMargin is what a wait may take beyond its timeout, so that a timeout is
-// answered rather than cut off.
+// waitMargin is how much longer than its timeout a wait may take, so that it can respond
+// with the timeout rather than be cut off.
 const waitMargin = 5 * time.Second
 
-// withDeadline gives a unary call that brings no deadline one: most, or what a wait asks
-// for. It is to be released, if that is not nil.
-func withDeadline(ctx context.Context, most time.Duration, request any) (_ context.Context, release func()) {
+// withDeadline gives a unary call without a deadline one: the default, or what a wait asks
+// for. The caller must call release if it is not nil.
+func withDeadline(ctx context.Context, byDefault time.Duration, request any) (_ context.Context, release func()) {
 	if _, ok := ctx.Deadline(); ok {
 		return ctx, nil
 	}
-	limit := most
+	limit := byDefault
 	if wait, ok := request.(*instancedv1.WaitInstancesRequest); ok {
 		limit = waitLimit(wait) + waitMargin
 	}
 	return context.WithTimeout(ctx, limit)
 }
 
-// waitLimit returns how long a wait may take, whatever nonsense was asked for.
+// waitLimit returns how long a wait may take, whatever the request says.
 func waitLimit(req *instancedv1.WaitInstancesRequest) time.Duration {
 	if req.GetTimeout() == nil {
 		return lifecycle.DefaultWait

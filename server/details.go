@@ -174,13 +174,13 @@ func upperSnake(s string) string {
 }
 
 // clip bounds a text in bytes and makes it valid UTF-8.
-func clip(s string, most int) string {
+func clip(s string, maxBytes int) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
-	if len(s) <= most {
+	if len(s) <= maxBytes {
 		return s
 	}
 	const ellipsis = "…"
-	end := most - len(ellipsis)
+	end := maxBytes - len(ellipsis)
 	for end > 0 && !utf8.RuneStart(s[end]) {
 		end--
 	}

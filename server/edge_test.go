@@ -284,7 +284,7 @@ func TestReflectionResolvesTheDetailsOfErrors(t *testing.T) {
 	}
 }
 
-// Older tools speak v1alpha only. Its messages are those of v1 under another name.
+// Older tools speak v1alpha only. Its messages are v1's under another name.
 func TestReflectionV1Alpha(t *testing.T) {
 	t.Parallel()
 	srv := servertest.New(t, servertest.Options{})

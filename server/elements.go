@@ -10,10 +10,10 @@ import (
 const maxElements = 150_000
 
 // elements counts the fields of a message in its wire form, nested ones included, until
-// there are more than most. What cannot be decoded counts as it stands.
-func elements(wire []byte, message protoreflect.MessageDescriptor, most int) int {
+// there are more than max. What cannot be decoded counts as it stands.
+func elements(wire []byte, message protoreflect.MessageDescriptor, limit int) int {
 	count := 0
-	for len(wire) > 0 && count <= most {
+	for len(wire) > 0 && count <= limit {
 		number, kind, n := protowire.ConsumeTag(wire)
 		if n < 0 {
 			break
@@ -26,7 +26,7 @@ func elements(wire []byte, message protoreflect.MessageDescriptor, most int) int
 		field := message.Fields().ByNumber(number)
 		if kind == protowire.BytesType && field != nil && field.Message() != nil {
 			inner, _ := protowire.ConsumeBytes(wire)
-			count += elements(inner, field.Message(), most-count)
+			count += elements(inner, field.Message(), limit-count)
 		}
 		wire = wire[n:]
 	}

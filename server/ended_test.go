@@ -15,8 +15,8 @@ import (
 	"github.com/instanced/instanced/server/servertest"
 )
 
-// callers are those of the calls that the log has a line of, as long as anything still
-// knows them: each connection is a caller.
+// callers are the callers in the log lines, while anything still refers to them: each
+// connection is a caller.
 type callers struct {
 	slog.Handler
 

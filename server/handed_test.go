@@ -119,7 +119,7 @@ func TestCursorsAreHandedBetweenProcessesOfWhichOneLags(t *testing.T) {
 		}
 	})
 	points := cutPoints() / 5
-	cutters := restlessCutters(4)
+	cutters := flakyCutters(4)
 	for _, c := range cutters {
 		c.mayWait = true
 	}

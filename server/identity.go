@@ -19,29 +19,29 @@ const (
 	requestIDKey = "request-id"
 )
 
-// anonymous is the principal of a caller that does not say who it is.
+// anonymous is the principal of a caller who does not name one.
 const anonymous = "anonymous"
 
 type identityKey struct{}
 
-// identity is who calls, or why that cannot be said.
+// identity is who makes a call, or why the call is rejected.
 type identity struct {
 	caller  lifecycle.Caller
 	refusal error
 }
 
-// callerOf returns who makes the call of this context.
+// callerOf returns the caller of the call with this context.
 func callerOf(ctx context.Context) lifecycle.Caller {
 	id, _ := ctx.Value(identityKey{}).(identity)
 	return id.caller
 }
 
-// identify reads who calls, and returns the id of the request in the header. It
-// refuses nobody, so that a refusal is logged and mapped like any other: see [refusalOf].
+// identify determines the caller, and returns the request id in the header. It rejects no
+// call itself, so that rejections are logged and mapped like other errors: see [refusalOf].
 func identify(ctx context.Context) context.Context {
 	var violations []instance.Violation
-	read := func(key string, most int) string {
-		value, problem := single(metadata.ValueFromIncomingContext(ctx, key), most)
+	read := func(key string, maxLength int) string {
+		value, problem := single(metadata.ValueFromIncomingContext(ctx, key), maxLength)
 		if problem != "" {
 			violations = append(violations, instance.Violation{Field: "metadata." + key, Description: problem})
 		}
@@ -67,34 +67,34 @@ func identify(ctx context.Context) context.Context {
 		}
 	}
 	sendPlain(ctx)
-	// It fails for a caller that has gone, who needs no header.
+	// It fails if the caller has gone, who needs no header then.
 	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDKey, caller.RequestID))
 	return context.WithValue(ctx, identityKey{}, id)
 }
 
-// sendPlain has responses sent as they are, also to callers that compress their requests:
-// grpc-go does not tell how long it keeps what it has compressed.
+// sendPlain sends responses uncompressed, even to callers that compress their requests:
+// grpc-go does not tell when it frees a compressed response.
 func sendPlain(ctx context.Context) {
 	if s, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ SendCompress() string }); ok && s.SendCompress() != "" {
 		_ = grpc.SetSendCompressor(ctx, encoding.Identity) // always allowed before the header
 	}
 }
 
-// refusalOf returns why a caller is refused whose metadata is not what it should be.
+// refusalOf returns the error for malformed metadata; nil if there is none.
 func refusalOf(ctx context.Context) error {
 	id, _ := ctx.Value(identityKey{}).(identity)
 	return id.refusal
 }
 
-// single returns the one value that a key may have, or what is wrong with it.
-func single(values []string, most int) (value, problem string) {
+// single returns the only value of a key, or what is wrong with it.
+func single(values []string, maxLength int) (value, problem string) {
 	switch {
 	case len(values) == 0:
 		return "", ""
 	case len(values) > 1:
 		return "", fmt.Sprintf("given %d times; give it once", len(values))
-	case len(values[0]) > most:
-		return "", fmt.Sprintf("%d characters; at most %d are allowed", len(values[0]), most)
+	case len(values[0]) > maxLength:
+		return "", fmt.Sprintf("%d characters; at most %d are allowed", len(values[0]), maxLength)
 	}
 	for _, c := range []byte(values[0]) {
 		if c < ' ' || c > '~' {

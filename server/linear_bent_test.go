@@ -76,7 +76,7 @@ func TestTheModelRejectsBrokenRules(t *testing.T) {
 			}
 			return second
 		})},
-		{"nobody is told that it caused the start", starting(func(c *instancedv1.InstanceStateChange) bool {
+		{"no caller is told that it caused the start", starting(func(c *instancedv1.InstanceStateChange) bool {
 			first := c.GetPreviousState().GetName() == stopped
 			if first {
 				c.PreviousState = c.CurrentState

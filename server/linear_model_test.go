@@ -19,7 +19,7 @@ import (
 // The register's state is its trail: every state that the instance was in, in order. So
 // an answer that carries a cursor is tied to one place of the trail, and what a Wait says
 // of the past can be checked. Instances move by themselves, too: to running, to stopped,
-// or because of a call of which nobody knows whether it was carried out. The event stream
+// or because of a call whose outcome is unknown. The event stream
 // tells when; each such event is an operation of a client of its own, the world, which
 // took place after the server learnt of it and before the stream delivered it. The world
 // does only what [moves] allows: it never claims an instance in a caller's stead.
@@ -45,7 +45,7 @@ type step struct {
 	// place is how many changes of the instance there were after the step; -1 if nothing
 	// tells.
 	place int
-	// since is how many changes there were at the least.
+	// since is the minimum number of changes so far.
 	since int
 	// illegal is why an event cannot be the world's doing; empty if it can.
 	illegal string

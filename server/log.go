@@ -12,31 +12,31 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// callLog writes one line a call.
+// callLog logs each call in one line.
 type callLog struct{ log *slog.Logger }
 
-// namesInstances is implemented by the requests that name instances.
+// namesInstances is implemented by requests with instance ids.
 type namesInstances interface{ GetInstanceIds() []string }
 
-// line writes the line of a call that has ended.
+// line logs a call that has ended.
 func (l callLog) line(ctx context.Context, c *call, err error) {
 	if service, method := path.Split(c.method); worthLogging(strings.Trim(service, "/")) {
 		l.write(ctx, c, strings.Trim(service, "/"), method, err, time.Since(c.begun))
 	}
 }
 
-// worthLogging leaves out what probes and tools ask for.
+// worthLogging excludes the calls of probes and tools.
 func worthLogging(service string) bool {
 	return service != grpc_health_v1.Health_ServiceDesc.ServiceName && !isReflection(service)
 }
 
 func (l callLog) write(ctx context.Context, c *call, service, method string, err error, took time.Duration) {
-	level, code, reason, failed := verdict(err)
+	level, code, reason, failed := logOutcome(err)
 	if !l.log.Enabled(ctx, level) {
 		return
 	}
 	caller := callerOf(ctx)
-	// Made by hand, without looking up from where: it is always from here.
+	// Built by hand to save looking up the caller's source line, which is always this one.
 	line := slog.NewRecord(time.Now(), level, "call", 0)
 	line.AddAttrs(
 		slog.String("service", service),
@@ -55,12 +55,11 @@ func (l callLog) write(ctx context.Context, c *call, service, method string, err
 	if failed {
 		line.AddAttrs(slog.String("error", err.Error()))
 	}
-	// A log that cannot be written has nobody to be told.
+	// There is nowhere to report a failure to log.
 	_ = l.log.Handler().Handle(ctx, line)
 }
 
-// panicked turns a panic into an error for the log; the caller sees no more of it than
-// of any other bug.
+// panicked turns a panic into an error for the log. The caller sees an internal error.
 func panicked(p any) error {
 	return fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 }

@@ -94,7 +94,7 @@ func (r *memoryReport) report() {
 // memory for minutes after the last of them.
 type leftover struct {
 	cycles uint64 // completed collections
-	least  uint64 // bytes in memory, the least since the last release
+	min    uint64 // minimum of the bytes in memory since the last release
 }
 
 // due reports whether there was no collection since it was last called, and there is
@@ -102,10 +102,10 @@ type leftover struct {
 func (l *leftover) due(cycles, bytes uint64) bool {
 	idle := cycles == l.cycles
 	l.cycles = cycles
-	if l.least == 0 || bytes < l.least {
-		l.least = bytes
+	if l.min == 0 || bytes < l.min {
+		l.min = bytes
 	}
-	return idle && bytes > l.least+l.least/4+minLeftoverBytes
+	return idle && bytes > l.min+l.min/4+minLeftoverBytes
 }
 
 // readHeap returns how many collections were completed, and how much memory is mapped.

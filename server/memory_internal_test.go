@@ -40,7 +40,7 @@ func burstOf(bytes int) weak.Pointer[byte] {
 	return weak.Make(&garbage[0])
 }
 
-func TestMemoryIsReleasedOnlyWhenThereIsMuchAndNobodyCollects(t *testing.T) {
+func TestMemoryIsReleasedOnlyWhenThereIsMuchAndTheProcessIsIdle(t *testing.T) {
 	const base = 100 << 20
 	for name, c := range map[string]struct {
 		cycles, bytes uint64 // as of the second look; the first sees 5 and base

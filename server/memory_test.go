@@ -18,7 +18,7 @@ func TestMemoryIsFlatUnderASteadyLoad(t *testing.T) {
 	ctx := t.Context()
 	var reference *follower
 	for _, filter := range []*instancedv1.InstanceFilter{nil, {States: []instancedv1.InstanceStateName{running}}} {
-		f, err := followOn(ctx, srv.Conn(), &instancedv1.WatchInstancesRequest{Filter: filter}, newLedger())
+		f, err := followOn(ctx, srv.Conn(), &instancedv1.WatchInstancesRequest{Filter: filter}, newDigestIndex())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,8 +44,8 @@ func TestMemoryIsFlatUnderASteadyLoad(t *testing.T) {
 		t.Errorf("%d bytes are in use, and %d bytes after %d more changes: want no more", once, twice, changes)
 	}
 	use := memoryUse(t, srv)
-	if held, most := use.GetRecentHistoryBytes(), use.GetMaxRecentHistoryBytes(); most != 2<<20 || held > most || held < most/2 {
-		t.Errorf("%d bytes of recent history are held, want at most %d, and not much less", held, most)
+	if held, maxHeld := use.GetRecentHistoryBytes(), use.GetMaxRecentHistoryBytes(); maxHeld != 2<<20 || held > maxHeld || held < maxHeld/2 {
+		t.Errorf("%d bytes of recent history are held, want at most %d, and not much less", held, maxHeld)
 	}
 }
 

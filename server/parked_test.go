@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// longestPark is how long a parked subscriber does not read at the most.
+	// longestPark is the longest time for which a parked subscriber does not read.
 	longestPark = 5 * time.Minute
 	// parkedBytes is what a subscriber that does not read may hold beside the windows of
 	// the transport, of which there is one at each end.
@@ -26,8 +26,8 @@ const (
 )
 
 // TestParked has 200 subscribers of which some never read, while the log goes far beyond
-// the windows of the transport and what is held in memory for those who keep up. Nobody
-// keeps what is read: what little is held is to stand out from the rest. It runs alone,
+// the windows of the transport and what is held in memory for those who keep up. What is
+// read is not kept, so that the little that is held stands out. It runs alone,
 // since it looks at the memory of the process.
 func TestParked(t *testing.T) {
 	const subscribers, parked, instances = 200, 20, 200
@@ -40,7 +40,7 @@ func TestParked(t *testing.T) {
 		Fleet: fleet(instances), JournalMaxBytes: 16 << 30, RingBytes: 256 << 10, Logger: slog.New(ended),
 	})
 	begin := &instancedv1.WatchInstancesRequest{AfterCursor: head(t, srv)}
-	same := newLedger()
+	same := newDigestIndex()
 	on := func(ctx context.Context, conn *grpc.ClientConn, req *instancedv1.WatchInstancesRequest) *follower {
 		f, err := followOn(ctx, conn, req, same)
 		if err != nil {

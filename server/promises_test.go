@@ -70,7 +70,7 @@ func TestComplete(t *testing.T) {
 	begin := head(t, srv)
 	subscribers := map[string]func() []*conformance.Connection{}
 	for name, filter := range filters() {
-		subscribers[name] = restless(t, srv, &instancedv1.WatchInstancesRequest{AfterCursor: begin, Filter: filter})
+		subscribers[name] = flakySubscriber(t, srv, &instancedv1.WatchInstancesRequest{AfterCursor: begin, Filter: filter})
 	}
 	busy(t, srv, ids(12), 40)
 	log := logUpTo(t, all, settled(t, srv, ids(12)))
@@ -81,9 +81,9 @@ func TestComplete(t *testing.T) {
 	}
 }
 
-// restless subscribes, leaves after a few messages and comes back with its cursor,
+// flakySubscriber subscribes, leaves after a few messages and comes back with its cursor,
 // until the returned function is called: then it stays until it has caught up.
-func restless(t testing.TB, srv *servertest.Server, req *instancedv1.WatchInstancesRequest) func() []*conformance.Connection {
+func flakySubscriber(t testing.TB, srv *servertest.Server, req *instancedv1.WatchInstancesRequest) func() []*conformance.Connection {
 	t.Helper()
 	var connections []*conformance.Connection
 	enough := make(chan struct{})
@@ -119,9 +119,9 @@ func restless(t testing.TB, srv *servertest.Server, req *instancedv1.WatchInstan
 		defer close(done)
 		random := rand.New(rand.NewPCG(2, uint64(len(req.GetFilter().String()))))
 		for !closed(enough) && !t.Failed() {
-			most := 2 + random.IntN(6)
+			enoughMessages := 2 + random.IntN(6)
 			next(func(c *conformance.Connection) bool {
-				return len(c.Messages) >= most || closed(enough) && len(c.Messages) > 1
+				return len(c.Messages) >= enoughMessages || closed(enough) && len(c.Messages) > 1
 			})
 		}
 	}()
@@ -148,7 +148,7 @@ func TestUnique(t *testing.T) {
 	srv := quick(t, 12)
 	all := reference(t, srv)
 	begin := head(t, srv)
-	end := restless(t, srv, &instancedv1.WatchInstancesRequest{AfterCursor: begin})
+	end := flakySubscriber(t, srv, &instancedv1.WatchInstancesRequest{AfterCursor: begin})
 	busy(t, srv, ids(12), 40)
 	log := logUpTo(t, all, settled(t, srv, ids(12)))
 	connections := end()

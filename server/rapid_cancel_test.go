@@ -84,9 +84,9 @@ func TestAClientThatCancelsRapidlyPaysForItselfAlone(t *testing.T) {
 		}
 	}
 	// 250 cancellations are free of charge, and 50 a second; the others cost 1 ms each.
-	const least = watches*time.Millisecond*19/20 - 350*time.Millisecond
-	if took < least {
-		t.Errorf("%d cancelled calls were read within %v, want at least %v", watches, took, least)
+	const minPaid = watches*time.Millisecond*19/20 - 350*time.Millisecond
+	if took < minPaid {
+		t.Errorf("%d cancelled calls were read within %v, want at least %v", watches, took, minPaid)
 	}
 	if others < 10 {
 		t.Errorf("another caller was answered %d times within %v", others, took)

@@ -21,9 +21,9 @@ import (
 // caller's calls succeed meanwhile. In a soak they are 2,000.
 func TestAReconnectStormAfterARestart(t *testing.T) {
 	// Not in parallel with others: it looks at the memory of the process.
-	clients, patience := 200, time.Minute
+	clients, timeout := 200, time.Minute
 	if soaking() {
-		clients, patience = 2000, 5*time.Minute
+		clients, timeout = 2000, 5*time.Minute
 	}
 	const instances = 10
 	opts := servertest.Options{Fleet: fleet(instances), DataDir: t.TempDir()}
@@ -35,7 +35,7 @@ func TestAReconnectStormAfterARestart(t *testing.T) {
 	address := lis.Addr().String()
 	first.Serve(lis)
 	begin := head(t, first)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	before := memoryInUse()
 
@@ -120,8 +120,8 @@ func TestAReconnectStormAfterARestart(t *testing.T) {
 			t.Errorf("client %d got %d snapshots and %d goodbyes on %d streams", i, r.snapshots, r.goodbyes, r.streams)
 		}
 	}
-	if most := clients*(256<<10) + 64<<20; high > most {
-		t.Errorf("the storm takes %d MiB, want at most %d", high>>20, most>>20)
+	if maxBytes := clients*(256<<10) + 64<<20; high > maxBytes {
+		t.Errorf("the storm takes %d MiB, want at maxBytes %d", high>>20, maxBytes>>20)
 	}
 }
 

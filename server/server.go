@@ -28,67 +28,66 @@ import (
 const (
 	maxRequestBytes = 1 << 20
 	maxHeaderBytes  = 32 << 10
-	// What a stream, and a connection, may send before the server wants it.
+	// How much a stream and a connection may send ahead of the server's reading.
 	streamWindow     = 64 << 10
 	connectionWindow = 1 << 20
-	// A connection has so long to say that it speaks HTTP/2.
+	// How long a connection may take to send the HTTP/2 preface.
 	handshakeTimeout = 10 * time.Second
-	// Handlers run on goroutines that are used again, so that their stacks need not
-	// grow anew with each call. When all are taken, calls get goroutines of their own.
+	// Handlers run on reused goroutines, whose stacks need not grow with every call. When
+	// all are busy, calls get goroutines of their own.
 	streamWorkers = 1024
-	// A caller that is silent for so long is asked whether it is there, and may ask
-	// the server no more often than every minPing.
+	// A client that is silent for keepaliveTime is pinged. Clients may ping the server at
+	// most every minPing.
 	keepaliveTime    = 30 * time.Second
 	keepaliveTimeout = 15 * time.Second
 	minPing          = 10 * time.Second
 )
 
-// What may be under way at once, unless a [Config] says otherwise.
+// Defaults of the limits in [Config].
 const (
 	DefaultMaxRequests    = admission.DefaultMaxRequests
 	DefaultMaxStreams     = admission.DefaultMaxStreams
 	DefaultMaxConnections = admission.DefaultMaxConnections
 )
 
-// Config is what a [Server] needs, and what may be tuned: a zero value means its
-// default.
+// Config configures a [Server]. Zero values mean the defaults.
 type Config struct {
-	// Lifecycle answers. It is needed.
+	// Lifecycle is the service layer. It is required.
 	Lifecycle *lifecycle.Service
-	// Version and Backend are told by GetServerInfo.
+	// Version and Backend are for GetServerInfo.
 	Version string
 	Backend string
 	Logger  *slog.Logger
-	// Register registers further services, such as that of the simulator. They get
-	// the same chain, and may return errors as the service layer does.
+	// Register registers further services, such as the simulator's. Their calls pass through
+	// the same chain, and may return the errors of the service layer.
 	Register func(grpc.ServiceRegistrar)
-	// Deadline is that of unary calls that bring none, and how long a request may take to
-	// arrive; default 30 seconds.
+	// Deadline is for unary calls that have none, and limits how long a request may take to
+	// arrive. The default is 30 seconds.
 	Deadline time.Duration
-	// MaxRequests is how many calls may be under way at once; default 2,048.
+	// MaxRequests limits the unary calls in flight. The default is 2,048.
 	MaxRequests int
-	// MaxStreams is how many subscriptions and waits may be under way at once, beside
-	// the calls that are answered as soon as may be; default 8,192.
+	// MaxStreams limits the watches and waits in flight, apart from MaxRequests. The default
+	// is 8,192.
 	MaxStreams int
-	// MaxConnections is how many connections there may be; default 5,000. A principal may
-	// have as many as it leaves free. When there are more, one without a call is closed.
+	// MaxConnections limits the open connections. The default is 5,000. A principal may have
+	// as many as it leaves free. Beyond the limit, an idle connection is closed.
 	MaxConnections int
-	// RetryDelay is the longest time after which callers are told to come back when
-	// the server shuts down; default 2 seconds.
+	// RetryDelay is the longest delay after which callers are told to retry when the server
+	// shuts down. The default is 2 seconds.
 	RetryDelay time.Duration
 }
 
-// Server serves InstanceService, health and reflection by gRPC.
+// Server serves InstanceService, health and reflection over gRPC. Its methods are safe for
+// concurrent use.
 type Server struct {
-	grpc   *grpc.Server
-	health *health.Server
-	drain  *drain
-	// lifecycle tells whether calls can be served.
+	grpc      *grpc.Server
+	health    *health.Server
+	drain     *drain
 	lifecycle *lifecycle.Service
 	memory    *memoryReport
 }
 
-// New returns a server that listens nowhere yet.
+// New returns a server that is not listening yet.
 func New(cfg Config) *Server {
 	if cfg.Deadline <= 0 {
 		cfg.Deadline = 30 * time.Second
@@ -108,11 +107,11 @@ func New(cfg Config) *Server {
 		health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle,
 		memory: &memoryReport{cfg.Lifecycle, conns.Admission, cfg.Logger},
 	}
-	g := newGate(arrival(cfg.Deadline))
+	early := newEarlyAdmission(receiveTimeout(cfg.Deadline))
 	methods := make(map[string]bool)
-	s.grpc = grpc.NewServer(slices.Concat(transport(conns, methods), chain{callLog{cfg.Logger}, s.drain, g, cfg.Deadline}.options())...)
-	guarded := g.guard(s.grpc)
-	instancedv1.RegisterInstanceServiceServer(guarded, &service{
+	s.grpc = grpc.NewServer(slices.Concat(transport(conns, methods), chain{callLog{cfg.Logger}, s.drain, early, cfg.Deadline}.options())...)
+	wrapped := early.wrap(s.grpc)
+	instancedv1.RegisterInstanceServiceServer(wrapped, &service{
 		lifecycle: cfg.Lifecycle,
 		drain:     s.drain,
 		version:   cfg.Version,
@@ -121,9 +120,9 @@ func New(cfg Config) *Server {
 		memory:    s.memory,
 	})
 	if cfg.Register != nil {
-		cfg.Register(guarded)
+		cfg.Register(wrapped)
 	}
-	grpc_health_v1.RegisterHealthServer(guarded, s.health)
+	grpc_health_v1.RegisterHealthServer(wrapped, s.health)
 	reflection.Register(s.grpc)
 	for service, info := range s.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
@@ -134,11 +133,11 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// transport returns the options of the transport. A connection may have more streams
-// than are admitted, so that those beyond are refused rather than held up unheard.
+// transport returns the options of the transport. A connection may open more streams than
+// are admitted, so that those beyond are rejected rather than silently delayed.
 func transport(conns *connections, methods map[string]bool) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(counted{insecure.NewCredentials(), conns}),
+		grpc.Creds(trackedCredentials{insecure.NewCredentials(), conns}),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
@@ -149,7 +148,7 @@ func transport(conns *connections, methods map[string]bool) []grpc.ServerOption 
 		grpc.MaxConcurrentStreams(uint32((conns.Limits().Requests+conns.Limits().Streams)/2 + maxArriving)),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.InTapHandle(begin(methods)),
+		grpc.InTapHandle(onHeaders(methods)),
 		grpc.WaitForHandlers(true),
 		grpc.NumStreamWorkers(streamWorkers),
 	}
@@ -167,33 +166,33 @@ func (s *Server) setHealth(status grpc_health_v1.HealthCheckResponse_ServingStat
 
 func isReflection(service string) bool { return strings.HasPrefix(service, "grpc.reflection.") }
 
-// healthEvery is how often the health is looked at.
-const healthEvery = time.Second
+// healthInterval is how often the health is updated.
+const healthInterval = time.Second
 
-// Serve serves on a listener until [Server.Shutdown]. It is healthy once the service
-// layer is ready, and for as long as that can reach the journal; calls are answered
-// before that, and without it, as well as they can be.
+// Serve serves on a listener until [Server.Shutdown]. The server is healthy while the
+// service layer is ready and reaches the journal. Calls are served before that and without
+// it, as far as possible.
 func (s *Server) Serve(lis net.Listener) error {
-	var announcing sync.WaitGroup
-	defer announcing.Wait()
+	var background sync.WaitGroup
+	defer background.Wait()
 	stop := make(chan struct{})
 	defer close(stop)
-	announcing.Go(func() { s.announce(stop) })
-	announcing.Go(func() { s.memory.run(stop) })
+	background.Go(func() { s.updateHealth(stop) })
+	background.Go(func() { s.memory.run(stop) })
 	if err := s.grpc.Serve(lis); !errors.Is(err, grpc.ErrServerStopped) {
 		return err
 	}
-	return nil // it was shut down before it got here
+	return nil // shut down before it began to serve
 }
 
-// announce keeps the health up to date.
-func (s *Server) announce(stop <-chan struct{}) {
+// updateHealth updates the health every healthInterval until stop is closed.
+func (s *Server) updateHealth(stop <-chan struct{}) {
 	select {
 	case <-s.lifecycle.Ready():
 	case <-stop:
 		return
 	}
-	ticker := time.NewTicker(healthEvery)
+	ticker := time.NewTicker(healthInterval)
 	defer ticker.Stop()
 	status := grpc_health_v1.HealthCheckResponse_UNKNOWN
 	for {
@@ -213,9 +212,9 @@ func (s *Server) announce(stop <-chan struct{}) {
 	}
 }
 
-// Shutdown ends the server: it is no longer healthy, streams get a goodbye and waits
-// are sent away, calls that are under way finish. When ctx is done first, they are
-// cut off, and the error is that of ctx.
+// Shutdown shuts the server down gracefully: it reports itself unhealthy, ends streams with
+// a goodbye, rejects waits, and lets other calls in flight finish. If ctx ends first, it
+// cuts them off and returns the error of ctx.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.health.Shutdown()
 	s.drain.begin()

@@ -12,10 +12,10 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// service implements InstanceService: it converts, calls the service layer, and
-// converts.
+// service implements InstanceService: it converts requests, calls the service layer, and
+// converts responses.
 type service struct {
-	// A method that is missing does not compile.
+	// A missing method does not compile.
 	instancedv1.UnsafeInstanceServiceServer
 
 	lifecycle *lifecycle.Service
@@ -123,7 +123,7 @@ func (s *service) WatchInstances(req *instancedv1.WatchInstancesRequest, stream 
 	return s.drain.refusal(delay)
 }
 
-// subscribe is apart from what lasts, so that the stack of a subscriber stays small.
+// subscribe is a function of its own to keep the stack of a subscriber small.
 func (s *service) subscribe(req *instancedv1.WatchInstancesRequest, stream instancedv1.InstanceService_WatchInstancesServer) (*watchStream, error) {
 	ctx := stream.Context()
 	watch, err := s.lifecycle.Watch(ctx, callerOf(ctx), watchRequest(req))

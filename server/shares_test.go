@@ -17,7 +17,7 @@ import (
 )
 
 // TestLookUpsOfOnePrincipalLeaveRoomForOthers has one principal ask for thousands of ids
-// that nobody knows, which are looked up at a backend that takes its time.
+// that are unknown, which are looked up at a backend that takes its time.
 func TestLookUpsOfOnePrincipalLeaveRoomForOthers(t *testing.T) {
 	t.Parallel()
 	const calls, each = 6, 1000

@@ -110,8 +110,8 @@ func asStatus(err error, requestID string, reads bool) error {
 	return plain(codes.Internal, instance.ReasonInternal, internalText(requestID), err, requestID)
 }
 
-// fromError maps an error of the layers below. What is redacted is an error that
-// nobody foresaw, and any that EC2 reports of this service's own credentials.
+// fromError maps an error of the layers below. Unexpected errors are redacted, and all
+// that EC2 reports about the credentials of this service.
 func fromError(e *instance.Error, cause error, requestID string) *statusError {
 	if e.Kind == instance.KindInternal && (e.Reason == "" || e.Code != "") {
 		return plain(codes.Internal, instance.ReasonInternal, internalText(requestID), cause, requestID)
@@ -135,15 +135,14 @@ func internalText(requestID string) string {
 	return fmt.Sprintf("internal error; the log of the server has the cause under request id %s", requestID)
 }
 
-// isCanceled reports whether an error says no more than that a context, or a stream,
-// was cancelled.
+// isCanceled reports whether an error only says that a context or stream was canceled.
 func isCanceled(err error) bool {
 	return errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
 }
 
-// verdict returns how a call ended, for the log. A dry run that would have succeeded
-// is a success.
-func verdict(err error) (level slog.Level, code, reason string, failed bool) {
+// logOutcome returns how to log the end of a call. A dry run that would have succeeded is a
+// success.
+func logOutcome(err error) (level slog.Level, code, reason string, failed bool) {
 	e, ok := errors.AsType[*statusError](err)
 	switch {
 	case err == nil:
@@ -151,21 +150,21 @@ func verdict(err error) (level slog.Level, code, reason string, failed bool) {
 	case ok && e.success:
 		return slog.LevelInfo, codes.OK.String(), e.reason, false
 	case ok && slices.Contains([]string{instance.ReasonTooManyRequests, instance.ReasonTooManyStreams, instance.ReasonTooManyConnections}, e.reason):
-		// There may be floods of them; the admission says so from time to time.
+		// There may be floods of them, which the admission logs once per second.
 		return slog.LevelDebug, e.public.Code().String(), e.reason, true
 	case ok && e.reason == instance.ReasonDraining:
 		return slog.LevelInfo, e.public.Code().String(), e.reason, true
 	case ok:
-		// A caller that leaves is no error.
-		return loudness(e.public.Code()), e.public.Code().String(), e.reason, e.public.Code() != codes.Canceled
+		// A caller who leaves is not an error.
+		return logLevel(e.public.Code()), e.public.Code().String(), e.reason, e.public.Code() != codes.Canceled
 	}
 	c := status.Code(err)
-	return loudness(c), c.String(), "", true
+	return logLevel(c), c.String(), "", true
 }
 
-// loudness returns the level of a status: what a caller did is news, what is lacking
-// is a warning, what is broken here is an error.
-func loudness(c codes.Code) slog.Level {
+// logLevel returns the level for a status: info for mistakes of the caller, warning for a
+// lack of something, error for a fault of this server.
+func logLevel(c codes.Code) slog.Level {
 	switch c {
 	case codes.Internal, codes.Unknown, codes.DataLoss:
 		return slog.LevelError

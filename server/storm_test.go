@@ -76,8 +76,8 @@ func TestAReconnectStorm(t *testing.T) {
 			t.Logf("%d clients have snapshots of %d instances after %v; %d KiB a client at the peak, both ends; the slowest of another caller's %d calls took %v",
 				clients, instances, took.Round(time.Millisecond), high/clients>>10, calls+1, slowest.Round(time.Microsecond))
 			// Two ends of a connection with a message of 128 KiB on its way on each.
-			if most := clients*(1<<20) + 64<<20; high > most {
-				t.Errorf("the storm takes %d MiB, want at most %d", high>>20, most>>20)
+			if maxBytes := clients*(1<<20) + 64<<20; high > maxBytes {
+				t.Errorf("the storm takes %d MiB, want at most %d", high>>20, maxBytes>>20)
 			}
 			return
 		default:
@@ -127,7 +127,7 @@ func highWater(t testing.TB) func() int {
 }
 
 // TestRequestsOfFourMegabytes has many of them sent at once: they are refused before they
-// are received. So are those of 1 MB that mean nothing, once they were.
+// are received. So are meaningless ones of 1 MB, after they were received.
 func TestRequestsOfFourMegabytes(t *testing.T) {
 	// Not in parallel with others: it looks at the memory of the process.
 	const calls = 100
@@ -178,16 +178,16 @@ func emptyElements(count int) []byte {
 }
 
 // TestConnectionsThatSayNothing has many clients connect and say nothing: a client with a
-// call under way and one that calls now and then are served all the same, and the silent
-// ones are closed.
+// call in flight and one that calls occasionally are served anyway, and the silent ones are
+// closed.
 func TestConnectionsThatSayNothing(t *testing.T) {
 	t.Parallel()
-	const most = 50
+	const maxConnections = 50
 	silent := 200
 	if soaking() {
 		silent = 1000
 	}
-	srv := servertest.New(t, servertest.Options{MaxConnections: most})
+	srv := servertest.New(t, servertest.Options{MaxConnections: maxConnections})
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -231,7 +231,7 @@ func TestConnectionsThatSayNothing(t *testing.T) {
 		})
 	}
 	// All but those that fit, and of these the ones that did not speak HTTP/2.
-	eventually(t, "the silent connections are closed", func() bool { return closed.Load() >= int64(silent-most/2) })
+	eventually(t, "the silent connections are closed", func() bool { return closed.Load() >= int64(silent-maxConnections/2) })
 	for _, conn := range conns {
 		_ = conn.Close()
 	}

@@ -48,7 +48,7 @@ func refuseUnknown(request proto.Message) error {
 // "instances[3].12".
 type unknownFields []string
 
-// add adds those of a message and the messages in it.
+// add adds the unknown fields of a message and of the messages in it.
 func (u *unknownFields) add(path string, m protoreflect.Message) {
 	for wire := m.GetUnknown(); len(wire) > 0 && len(*u) < maxUnknown; {
 		number, _, n := protowire.ConsumeField(wire)

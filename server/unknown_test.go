@@ -82,7 +82,7 @@ func TestACommandWithUnknownFieldsIsRefused(t *testing.T) {
 		})
 	}
 	if events := history(t, srv, ids(3), before); len(events) > 0 {
-		t.Errorf("something was changed all the same: %v", events)
+		t.Errorf("something was changed anyway: %v", events)
 	}
 	t.Run("thousands", func(t *testing.T) {
 		req := &instancedv1.StartInstancesRequest{InstanceIds: list}

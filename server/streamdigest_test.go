@@ -17,25 +17,27 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// ledger says for each cursor what leads there, as the first who came to it saw it: so
-// that any number of subscribers without a filter, which began at one cursor, are
-// compared, and nobody keeps an event.
-type ledger struct {
+// digestIndex holds for each cursor a digest of what precedes it, as the first subscriber
+// to reach it saw it. So any number of subscribers without a filter that start at the same
+// cursor are compared without keeping events.
+type digestIndex struct {
 	seed    maphash.Seed
 	mu      sync.RWMutex
-	entries map[string]tallied
+	entries map[string]prefixDigest
 }
 
-// tallied is how many events there were, and a digest of them in their order.
-type tallied struct {
+// prefixDigest is the number of events and a digest of them in order.
+type prefixDigest struct {
 	events int
 	digest uint64
 }
 
-func newLedger() *ledger { return &ledger{seed: maphash.MakeSeed(), entries: map[string]tallied{}} }
+func newDigestIndex() *digestIndex {
+	return &digestIndex{seed: maphash.MakeSeed(), entries: map[string]prefixDigest{}}
+}
 
 // agree compares what leads to a cursor.
-func (l *ledger) agree(cursor string, seen tallied) error {
+func (l *digestIndex) agree(cursor string, seen prefixDigest) error {
 	l.mu.RLock()
 	was, known := l.entries[cursor]
 	l.mu.RUnlock()
@@ -53,33 +55,32 @@ func (l *ledger) agree(cursor string, seen tallied) error {
 	return nil
 }
 
-// tally checks a stream without a filter as it comes: its events follow each other
-// without a hole, no cursor is in the midst of a batch, and what leads to it is in the
-// ledger.
-type tally struct {
-	ledger *ledger
-	tallied
+// streamDigest checks a stream without a filter as it arrives: there are no gaps between
+// events, no cursor splits a batch, and what precedes each cursor agrees with the index.
+type streamDigest struct {
+	seen *digestIndex
+	prefixDigest
 	revision, index uint64
 	// open is whether events have come since the last cursor.
 	open bool
 }
 
-// Numbers of the fields that a tally looks at.
+// Numbers of the fields that a streamDigest reads.
 const (
 	responseCursorField, responseEventsField                = 1, 4
 	eventsEventsField                                       = 1
 	eventRevisionField, eventIndexField, eventInstanceField = 2, 3, 4
 )
 
-// take takes an encoded WatchInstancesResponse and returns its cursor.
-func (t *tally) take(wire []byte) (cursor string, err error) {
+// add adds an encoded WatchInstancesResponse and returns its cursor.
+func (t *streamDigest) add(wire []byte) (cursor string, err error) {
 	for field, value := range fields(wire) {
 		switch field {
 		case responseCursorField:
 			cursor = string(value)
 		case responseEventsField:
 			for _, event := range fields(value) {
-				if err := t.event(event); err != nil {
+				if err := t.addEvent(event); err != nil {
 					return "", err
 				}
 			}
@@ -89,14 +90,14 @@ func (t *tally) take(wire []byte) (cursor string, err error) {
 		return "", nil
 	}
 	t.open = false
-	return cursor, t.ledger.agree(cursor, t.tallied)
+	return cursor, t.seen.agree(cursor, t.prefixDigest)
 }
 
-func (t *tally) event(wire []byte) error {
+func (t *streamDigest) addEvent(wire []byte) error {
 	var revision, index, digest uint64
 	// The entries of a map come in any order, so that this must not count.
 	add := func(field protowire.Number, value []byte) {
-		digest += maphash.Bytes(t.ledger.seed, value) * uint64(2*field+1)
+		digest += maphash.Bytes(t.seen.seed, value) * uint64(2*field+1)
 	}
 	for field, value := range fields(wire) {
 		switch field {
@@ -125,16 +126,16 @@ func (t *tally) event(wire []byte) error {
 // follower is a subscriber that keeps nothing of what it reads.
 type follower struct {
 	stream grpc.ClientStream
-	tally  tally
+	digest streamDigest
 	cursor atomic.Pointer[string]
 	moved  chan struct{}
 	err    error // once moved is closed
 }
 
 // followOn subscribes, and does not read yet.
-func followOn(ctx context.Context, conn *grpc.ClientConn, req *instancedv1.WatchInstancesRequest, l *ledger) (*follower, error) {
+func followOn(ctx context.Context, conn *grpc.ClientConn, req *instancedv1.WatchInstancesRequest, l *digestIndex) (*follower, error) {
 	stream, err := wireStream(ctx, conn, req)
-	return &follower{stream: stream, tally: tally{ledger: l}, moved: make(chan struct{}, 1)}, err
+	return &follower{stream: stream, digest: streamDigest{seen: l}, moved: make(chan struct{}, 1)}, err
 }
 
 // read reads until the stream ends or breaks a promise. Each message is shown to those
@@ -145,7 +146,7 @@ func (f *follower) read(look ...func(wire []byte) error) {
 		var cursor string
 		var broken error
 		if f.err = f.stream.RecvMsg(func(wire []byte) {
-			cursor, broken = f.tally.take(wire)
+			cursor, broken = f.digest.add(wire)
 			for _, look := range look {
 				broken = errors.Join(broken, look(wire))
 			}

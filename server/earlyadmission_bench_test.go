@@ -14,9 +14,9 @@ import (
 	"github.com/instanced/instanced/internal/admission"
 )
 
-// BenchmarkGate is what a unary call costs behind the gate, and without it: who calls is
-// found out in both, nothing is received or answered.
-func BenchmarkGate(b *testing.B) {
+// BenchmarkGate measures a unary call with and without early admission. Both
+// identify the caller; nothing is received or answered.
+func BenchmarkEarlyAdmission(b *testing.B) {
 	a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: DefaultMaxRequests, Streams: DefaultMaxStreams, Connections: DefaultMaxConnections})
 	conn, err := a.connect(nil)
 	if err != nil {
@@ -24,13 +24,13 @@ func BenchmarkGate(b *testing.B) {
 	}
 	ctx, cancel := context.WithCancelCause(peer.NewContext(b.Context(), &peer.Peer{AuthInfo: peerInfo{conn: conn}}))
 	defer cancel(nil)
-	ctx = context.WithValue(ctx, arrivalKey{}, cancel)
+	ctx = context.WithValue(ctx, cancelReceiveKey{}, cancel)
 	handler := func(_ any, _ context.Context, receive func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		return new(instancedv1.GetServerInfoResponse), receive(new(instancedv1.GetServerInfoRequest))
 	}
 	receive := func(any) error { return nil }
 	for name, method := range map[string]grpc.MethodHandler{
-		"with": newGate(arrival(time.Minute)).unary(instancedv1.InstanceService_GetServerInfo_FullMethodName, handler),
+		"with": newEarlyAdmission(receiveTimeout(time.Minute)).unary(instancedv1.InstanceService_GetServerInfo_FullMethodName, handler),
 		"without": func(srv any, ctx context.Context, receive func(any) error, chain grpc.UnaryServerInterceptor) (any, error) {
 			return handler(srv, identify(ctx), receive, chain)
 		},

@@ -16,46 +16,47 @@ import (
 )
 
 const (
-	// What is larger than this is decoded by a few calls at a time: a request takes up
-	// to some hundred times its size once it is decoded.
+	// Only a few requests larger than this are decoded at once: a decoded request takes up
+	// to about a hundred times its encoded size.
 	largeRequestBytes = 64 << 10
 	largeRequests     = 4
 )
 
-// gate is where calls come in, before their requests are received: what is refused
-// here costs no more than the headers that it came with.
-type gate struct {
-	arrival arrival
-	large   *instance.Places
-	codec   codec
+// earlyAdmission admits calls before their requests are received, so a rejected call costs
+// no more than its headers.
+type earlyAdmission struct {
+	receiveTimeout receiveTimeout
+	large          *instance.Places
+	codec          codec
 }
 
-func newGate(arrives arrival) gate {
-	return gate{arrival: arrives, large: instance.NewPlaces(largeRequests), codec: newCodec()}
+func newEarlyAdmission(timeout receiveTimeout) earlyAdmission {
+	return earlyAdmission{receiveTimeout: timeout, large: instance.NewPlaces(largeRequests), codec: newCodec()}
 }
 
-// guard returns a registrar of services whose methods are all behind the gate.
-func (g gate) guard(r grpc.ServiceRegistrar) grpc.ServiceRegistrar { return registrar{r, g} }
+// wrap returns a registrar that registers services with all their methods behind the
+// admission.
+func (e earlyAdmission) wrap(r grpc.ServiceRegistrar) grpc.ServiceRegistrar { return registrar{r, e} }
 
 type registrar struct {
 	grpc.ServiceRegistrar
-	gate gate
+	early earlyAdmission
 }
 
 // RegisterService registers a service.
 func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
-	guarded := *desc
-	guarded.Methods = make([]grpc.MethodDesc, len(desc.Methods))
+	wrapped := *desc
+	wrapped.Methods = make([]grpc.MethodDesc, len(desc.Methods))
 	for i, m := range desc.Methods {
-		guarded.Methods[i] = grpc.MethodDesc{MethodName: m.MethodName, Handler: r.gate.unary("/"+desc.ServiceName+"/"+m.MethodName, m.Handler)}
+		wrapped.Methods[i] = grpc.MethodDesc{MethodName: m.MethodName, Handler: r.early.unary("/"+desc.ServiceName+"/"+m.MethodName, m.Handler)}
 	}
-	r.ServiceRegistrar.RegisterService(&guarded, impl)
+	r.ServiceRegistrar.RegisterService(&wrapped, impl)
 }
 
-// unary guards a method. A refusal goes through the interceptors like any other error.
-func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandler {
+// unary wraps a unary method. A rejection passes through the interceptors like any error.
+func (e earlyAdmission) unary(method string, handler grpc.MethodHandler) grpc.MethodHandler {
 	command := isCommand(method)
-	lasts := method == instancedv1.InstanceService_WaitInstances_FullMethodName
+	longLived := method == instancedv1.InstanceService_WaitInstances_FullMethodName
 	return func(srv any, ctx context.Context, receive func(any) error, chain grpc.UnaryServerInterceptor) (any, error) {
 		refused := func(why error) (any, error) {
 			return chain(ctx, nil, &grpc.UnaryServerInfo{Server: srv, FullMethod: method}, func(context.Context, any) (any, error) { return nil, why })
@@ -69,19 +70,19 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 		}
 		conn.arrived.Add(1)
 		defer t.Leave()
-		in := request{enter: g.enterLarge(ctx), command: command}
-		defer in.forget()
+		in := request{enter: e.enterLarge(ctx), command: command}
+		defer in.releasePlace()
 		resp, err := handler(srv, ctx, func(into any) error {
 			in.into = into.(proto.Message)
-			if err := g.arrival.receive(ctx, func() error { return receive(&in) }); err != nil {
+			if err := e.receiveTimeout.receive(ctx, func() error { return receive(&in) }); err != nil {
 				if e, ok := errors.AsType[*instance.Error](err); ok {
 					in.problem = e
 				}
 				return err
 			}
-			if in.problem == nil && lasts {
-				// What is large for so long would keep all large requests out.
-				in.forget()
+			if in.problem == nil && longLived {
+				// Held for as long as a wait, the place would keep other large requests out.
+				in.releasePlace()
 				in.problem = conn.promote(&t)
 			}
 			return in.problem
@@ -92,7 +93,7 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 		if err != nil {
 			return nil, err
 		}
-		data, err := g.codec.Marshal(resp)
+		data, err := e.codec.Marshal(resp)
 		if err != nil {
 			return nil, status.Errorf(codes.Internal, "the response cannot be encoded: %v", err)
 		}
@@ -100,10 +101,10 @@ func (g gate) unary(method string, handler grpc.MethodHandler) grpc.MethodHandle
 	}
 }
 
-// receive receives a request of a stream, which lasts from the first one on.
+// receive receives a request of a stream. With the first, the stream becomes long-lived.
 func (s *streamIn) receive(into any) error {
-	in := request{enter: s.gate.enterLarge(s.ctx), into: into.(proto.Message)}
-	defer in.forget()
+	in := request{enter: s.early.enterLarge(s.ctx), into: into.(proto.Message)}
+	defer in.releasePlace()
 	receive := func() error { return s.ServerStream.RecvMsg(&in) }
 	if s.ticket.Kind() == admission.LongLived {
 		if err := receive(); err != nil {
@@ -111,7 +112,7 @@ func (s *streamIn) receive(into any) error {
 		}
 		return in.problem
 	}
-	if err := s.gate.arrival.receive(s.ctx, receive); err != nil {
+	if err := s.early.receiveTimeout.receive(s.ctx, receive); err != nil {
 		return err
 	}
 	if in.problem == nil {
@@ -120,14 +121,14 @@ func (s *streamIn) receive(into any) error {
 	return in.problem
 }
 
-// enterLarge returns what gives a large request of a caller its place.
-func (g gate) enterLarge(ctx context.Context) func() (leave func(), err error) {
+// enterLarge returns a function that waits for a place for a large request of the caller.
+func (e earlyAdmission) enterLarge(ctx context.Context) func() (leave func(), err error) {
 	return func() (func(), error) {
 		holders := []any{connectionOf(ctx)}
 		if principal := callerOf(ctx).Principal; principal != anonymous {
 			holders = append(holders, principal)
 		}
-		return g.large.Enter(ctx, holders...)
+		return e.large.Enter(ctx, holders...)
 	}
 }
 
@@ -135,33 +136,33 @@ func (g gate) enterLarge(ctx context.Context) func() (leave func(), err error) {
 type request struct {
 	into  proto.Message
 	enter func() (leave func(), err error)
-	// command is whether it may not have fields that are not known.
+	// command is whether unknown fields are an error.
 	command bool
-	// leave gives up the place of a large request; nil for none.
-	leave   func()
-	problem error
+	// leaveLarge gives up the place of a large request; nil if it has none.
+	leaveLarge func()
+	problem    error
 }
 
-// forget gives up the place of a large request.
-func (r *request) forget() {
-	if r.leave != nil {
-		r.leave()
-		r.leave = nil
+// releasePlace gives up the place of a large request.
+func (r *request) releasePlace() {
+	if r.leaveLarge != nil {
+		r.leaveLarge()
+		r.leaveLarge = nil
 	}
 }
 
-// malformed is what a caller is told whose request cannot be decoded.
+// malformed returns the error for a request that cannot be decoded.
 func malformed(cause error) error {
 	return &instance.Error{
 		Kind:    instance.KindInvalid,
 		Reason:  instance.ReasonInvalidRequest,
-		Message: "the request is not the message that it should be: it cannot be decoded",
+		Message: "malformed request: it cannot be decoded",
 		Cause:   cause,
 	}
 }
 
-// errTooManyElements is what a caller is told whose request would take far more memory
-// than anything sensible.
+// errTooManyElements rejects a request that would take far more memory than any sensible
+// one.
 var errTooManyElements error = &instance.Error{
 	Kind:    instance.KindInvalid,
 	Reason:  instance.ReasonInvalidRequest,
