@@ -17,7 +17,7 @@ type reload struct {
 	cfg     serveConfig
 	backend *backendSetup
 	// door is nil without an EC2 endpoint.
-	door atomic.Pointer[ec2query.Door]
+	door atomic.Pointer[ec2query.Server]
 }
 
 // run reads the credentials again. Unusable ones are logged, and the old ones stay.

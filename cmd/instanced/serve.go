@@ -284,7 +284,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 			err = errors.Join(err, <-served)
 		}
 	}()
-	var door *ec2query.Door
+	var door *ec2query.Server
 	if ec2Listener != nil {
 		door = ec2query.New(ec2query.Config{
 			Lifecycle:   svc,

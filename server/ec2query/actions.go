@@ -8,39 +8,40 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// maxIDs is how many instances a request names.
+// maxIDs is how many instances a request may name.
 const maxIDs = lifecycle.MaxInstanceIDs
 
-// action reads its parameters and answers.
-type action func(d *Door, ctx context.Context, c *call) (reply, error)
+// action reads its parameters and returns the response.
+type action func(d *Server, ctx context.Context, c *call) (reply, error)
 
-// actions are those of every backend, those that change more than states are the simulator's alone.
+// actions work with every backend; simulated, which change more than states, only with the
+// simulator.
 var (
 	actions = map[string]action{
-		"StartInstances":         (*Door).startInstances,
-		"StopInstances":          (*Door).stopInstances,
-		"RebootInstances":        (*Door).rebootInstances,
-		"TerminateInstances":     (*Door).terminateInstances,
-		"DescribeInstances":      (*Door).describeInstances,
-		"DescribeInstanceStatus": (*Door).describeInstanceStatus,
+		"StartInstances":         (*Server).startInstances,
+		"StopInstances":          (*Server).stopInstances,
+		"RebootInstances":        (*Server).rebootInstances,
+		"TerminateInstances":     (*Server).terminateInstances,
+		"DescribeInstances":      (*Server).describeInstances,
+		"DescribeInstanceStatus": (*Server).describeInstanceStatus,
 	}
 	simulated = map[string]action{
-		"RunInstances":              (*Door).runInstances,
-		"CreateTags":                (*Door).createTags,
-		"DeleteTags":                (*Door).deleteTags,
-		"DescribeTags":              (*Door).describeTags,
-		"ModifyInstanceAttribute":   (*Door).modifyInstanceAttribute,
-		"DescribeInstanceAttribute": (*Door).describeInstanceAttribute,
+		"RunInstances":              (*Server).runInstances,
+		"CreateTags":                (*Server).createTags,
+		"DeleteTags":                (*Server).deleteTags,
+		"DescribeTags":              (*Server).describeTags,
+		"ModifyInstanceAttribute":   (*Server).modifyInstanceAttribute,
+		"DescribeInstanceAttribute": (*Server).describeInstanceAttribute,
 	}
 )
 
-// act carries a request out.
-func (d *Door) act(ctx context.Context, c *call) (reply, error) {
+// dispatch calls the action of a request.
+func (s *Server) dispatch(ctx context.Context, c *call) (reply, error) {
 	if c.action == "" {
 		return nil, errMissing("Action")
 	}
 	do := actions[c.action]
-	if do == nil && d.simulator != nil {
+	if do == nil && s.simulator != nil {
 		do = simulated[c.action]
 	}
 	if do == nil {
@@ -53,18 +54,18 @@ func (d *Door) act(ctx context.Context, c *call) (reply, error) {
 	case !slices.Contains(versions, c.version):
 		return nil, errInvalid("NoSuchVersion", "The requested version (%s) of service AmazonEC2 does not exist", clip(c.version))
 	}
-	return do(d, ctx, c)
+	return do(s, ctx, c)
 }
 
-func (d *Door) startInstances(ctx context.Context, c *call) (reply, error) {
-	return d.change(ctx, c, lifecycle.CommandRequest{
+func (s *Server) startInstances(ctx context.Context, c *call) (reply, error) {
+	return s.change(ctx, c, lifecycle.CommandRequest{
 		Verb:           instance.VerbStart,
 		AdditionalInfo: c.args.text("AdditionalInfo"),
 	})
 }
 
-func (d *Door) stopInstances(ctx context.Context, c *call) (reply, error) {
-	return d.change(ctx, c, lifecycle.CommandRequest{
+func (s *Server) stopInstances(ctx context.Context, c *call) (reply, error) {
+	return s.change(ctx, c, lifecycle.CommandRequest{
 		Verb:           instance.VerbStop,
 		Hibernate:      c.args.on("Hibernate"),
 		Force:          c.args.on("Force"),
@@ -72,24 +73,24 @@ func (d *Door) stopInstances(ctx context.Context, c *call) (reply, error) {
 	})
 }
 
-func (d *Door) terminateInstances(ctx context.Context, c *call) (reply, error) {
-	return d.change(ctx, c, lifecycle.CommandRequest{
+func (s *Server) terminateInstances(ctx context.Context, c *call) (reply, error) {
+	return s.change(ctx, c, lifecycle.CommandRequest{
 		Verb:           instance.VerbTerminate,
 		Force:          c.args.on("Force"),
 		SkipOSShutdown: c.args.on("SkipOsShutdown"),
 	})
 }
 
-func (d *Door) rebootInstances(ctx context.Context, c *call) (reply, error) {
-	if _, err := d.command(ctx, c, lifecycle.CommandRequest{Verb: instance.VerbReboot}); err != nil {
+func (s *Server) rebootInstances(ctx context.Context, c *call) (reply, error) {
+	if _, err := s.command(ctx, c, lifecycle.CommandRequest{Verb: instance.VerbReboot}); err != nil {
 		return nil, err
 	}
 	return &returnReply{Return: true}, nil
 }
 
-// change carries out a verb that changes states.
-func (d *Door) change(ctx context.Context, c *call, req lifecycle.CommandRequest) (reply, error) {
-	changes, err := d.command(ctx, c, req)
+// change carries out a command that changes states.
+func (s *Server) change(ctx context.Context, c *call, req lifecycle.CommandRequest) (reply, error) {
+	changes, err := s.command(ctx, c, req)
 	if err != nil {
 		return nil, err
 	}
@@ -101,9 +102,9 @@ func (d *Door) change(ctx context.Context, c *call, req lifecycle.CommandRequest
 	return answer, nil
 }
 
-// command reads what the four verbs have in common, and carries one out: once, however
-// often an SDK tries.
-func (d *Door) command(ctx context.Context, c *call, req lifecycle.CommandRequest) ([]instance.StateChange, error) {
+// command reads the parameters that the four commands have in common, and carries the command
+// out once, however many attempts an SDK makes.
+func (s *Server) command(ctx context.Context, c *call, req lifecycle.CommandRequest) ([]instance.StateChange, error) {
 	req.InstanceIDs = c.args.instanceIDs()
 	req.DryRun = c.args.on("DryRun")
 	c.ids = len(req.InstanceIDs)
@@ -114,13 +115,13 @@ func (d *Door) command(ctx context.Context, c *call, req lifecycle.CommandReques
 		return nil, errInvalid(codeInvalidCombination, "No instances specified")
 	}
 	if c.invocation == nil {
-		response, err := d.lifecycle.Command(ctx, c.caller, req)
+		response, err := s.lifecycle.Command(ctx, c.caller, req)
 		return response.Changes, err
 	}
-	return d.retries.once(ctx, c.caller.Principal, *c.invocation, func() ([]instance.StateChange, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.deadline)
+	return s.dedup.once(ctx, c.caller.Principal, *c.invocation, func() ([]instance.StateChange, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.deadline)
 		defer cancel()
-		response, err := d.lifecycle.Command(ctx, c.caller, req)
+		response, err := s.lifecycle.Command(ctx, c.caller, req)
 		return response.Changes, err
 	})
 }

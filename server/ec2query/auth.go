@@ -13,10 +13,10 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// anonymous is the principal of a request that names none.
+// anonymous is the principal of a request without an access key.
 const anonymous = "anonymous"
 
-// credential is the secret of an access key, and whose it is.
+// credential is the secret of an access key and its principal.
 type credential struct{ secret, principal string }
 
 // Credentials are the access keys of the callers.
@@ -26,8 +26,8 @@ type Credentials map[string]credential
 //
 //	{"credentials": [{"access_key_id": "…", "secret_access_key": "…", "principal": "…"}]}
 //
-// It is strict: an unknown field, an empty one, an access key that comes twice and a file
-// without any are errors. No error quotes a secret.
+// It is strict: unknown fields, empty fields, duplicate access keys and a file without access
+// keys are errors. No error quotes a secret.
 func ParseCredentials(file io.Reader) (Credentials, error) {
 	var content struct {
 		Credentials []struct {
@@ -63,45 +63,45 @@ func ParseCredentials(file io.Reader) (Credentials, error) {
 	return all, nil
 }
 
-// isName reports whether a text can be the name of a principal.
+// isName reports whether s can be the name of a principal.
 func isName(s string) bool { return s != "" && printable(s, lifecycle.MaxPrincipalLength) }
 
-// printable reports whether a text is at most so many characters of printable ASCII.
-func printable(s string, most int) bool {
-	return len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+// printable reports whether s is at most maxLength characters of printable ASCII.
+func printable(s string, maxLength int) bool {
+	return len(s) <= maxLength && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// version2 are the parameters of Signature Version 2, by which requests are not verified:
-// they get what Regions of EC2 answer that do not know it any more.
+// version2 are the parameters of Signature Version 2, which is not supported: such requests
+// get the error of EC2 Regions that do not support it either.
 var version2 = []string{"AWSAccessKeyId", "Expires", "Signature", "SignatureMethod", "SignatureVersion", "Timestamp"}
 
 var errNotValidated = errInvalid(codeAuthFailure, "AWS was not able to validate the provided access credentials")
 
-// identify finds out who calls. Without credentials the access key id is the name of a
-// principal, and anybody may take it.
-func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error {
+// identify identifies the caller. Without credentials the access key id is the name of the
+// principal, which anyone may use.
+func (s *Server) identify(r *http.Request, query form, body []byte, c *call) error {
 	for _, p := range query {
 		if strings.HasPrefix(p.name, amzPrefix) {
 			c.args.ignore(p.name)
 		}
 	}
-	s, err := readSignature(r.Header, query)
-	if s == nil && err != nil {
+	sig, err := readSignature(r.Header, query)
+	if sig == nil && err != nil {
 		return err
 	}
-	c.args.ignore("SecurityToken") // means nothing here, in whatever version
+	c.args.ignore("SecurityToken") // has no meaning here, in any version
 	old := c.args.has("AWSAccessKeyId") || c.args.has("SignatureVersion")
-	if old && s != nil {
+	if old && sig != nil {
 		return errTwoSigned
 	}
-	keys := d.keys()
+	keys := s.keys()
 	if keys == nil {
 		name := c.args.text("AWSAccessKeyId")
 		c.args.ignore(version2...)
-		if s != nil {
-			name = s.accessKeyID
+		if sig != nil {
+			name = sig.accessKeyID
 		}
-		if err := refuseForms(r, old || s != nil); err != nil {
+		if err := refuseForms(r, old || sig != nil); err != nil {
 			return err
 		}
 		if name == "" {
@@ -118,27 +118,27 @@ func (d *Door) identify(r *http.Request, query form, body []byte, c *call) error
 		return err
 	case old:
 		return errNotValidated
-	case s == nil:
+	case sig == nil:
 		return errNoToken
 	}
-	if isName(s.accessKeyID) {
-		c.caller.Principal = s.accessKeyID // claimed, for the log, until it is proven
+	if isName(sig.accessKeyID) {
+		c.caller.Principal = sig.accessKeyID // claimed, for the log, until it is verified
 	}
-	known, ok := keys[s.accessKeyID]
+	known, ok := keys[sig.accessKeyID]
 	if !ok {
 		return errNotValidated
 	}
-	if err := s.verify(r, query, body, known.secret, time.Now()); err != nil {
+	if err := sig.verify(r, query, body, known.secret, time.Now()); err != nil {
 		return err
 	}
 	c.caller.Principal, c.verified = known.principal, true
 	return nil
 }
 
-// refuseBrowsers protects a door that asks nobody for a secret from the web pages that
-// somebody on the same machine looks at: they can send forms to loopback, and names of
-// their own can be made to lead there. It refuses what browsers say of themselves, and
-// whatever is not addressed to loopback by a name or address that nobody else can have.
+// refuseBrowsers protects an endpoint without credentials from web pages that are open on the
+// same machine: they can send forms to loopback, and can make names of their own resolve to
+// it. It rejects requests with headers that only browsers send, and requests that are not
+// addressed to loopback by a name or address that only loopback can have.
 func refuseBrowsers(r *http.Request) error {
 	for name := range r.Header {
 		if name == "Origin" || name == "Referer" || strings.HasPrefix(name, "Sec-") {
@@ -156,11 +156,10 @@ func refuseBrowsers(r *http.Request) error {
 	return errInvalid(codeAccessDenied, "The host %s is not allowed without credentials; want localhost or an address of loopback.", clip(host))
 }
 
-// refuseForms refuses what a web page could have sent: a request that has nothing but what
-// a form, a link or a picture can have. A page may not set headers of its own choice at
-// another origin, unless that allows it when asked, which this door never does. Programs
-// that sign in their parameters have no such header: they are known by their user agent,
-// which pages may not set either.
+// refuseForms rejects requests that a web page could have sent, by a form, a link or an image.
+// A page cannot set arbitrary headers in requests to another origin unless that origin allows
+// it in a preflight, which this endpoint never does. Programs that sign in the query have no
+// such header; they are recognized by their user agent, which pages cannot set either.
 func refuseForms(r *http.Request, signed bool) error {
 	for name, values := range r.Header {
 		if name == "Authorization" && strings.HasPrefix(values[0], "AWS") || strings.HasPrefix(name, amzPrefix) || strings.HasPrefix(name, "Amz-Sdk-") {
@@ -173,8 +172,8 @@ func refuseForms(r *http.Request, signed bool) error {
 	return errInvalid(codeAccessDenied, "A web page could have sent this request, which is not allowed without credentials; sign it, with any access key and secret.")
 }
 
-// isBrowser reports whether a user agent may be that of a browser, which all begin alike.
-// Perl's AnyEvent::HTTP, by which VM::EC2 calls, begins as they do.
+// isBrowser reports whether a user agent may be a browser's. All browsers begin alike, and
+// so does Perl's AnyEvent::HTTP, which VM::EC2 uses.
 func isBrowser(agent string) bool {
 	mozilla := strings.HasPrefix(agent, "Mozilla/") && !strings.Contains(agent, "; AnyEvent-HTTP/")
 	return agent == "" || mozilla || strings.HasPrefix(agent, "Opera/")

@@ -253,7 +253,7 @@ func TestWithoutCredentialsAnAccessKeyIsAName(t *testing.T) {
 		}
 	}
 	if got := post(t, httpClient(t), srv.EC2(), "Action=DescribeInstances"+versioned); got.status != 200 {
-		t.Errorf("nobody: %v", got)
+		t.Errorf("an unknown key: %v", got)
 	}
 }
 

@@ -20,7 +20,7 @@ type connection struct {
 	account *admission.Connection
 }
 
-// Accept accepts a connection that there is room for.
+// Accept accepts the next connection for which there is room.
 func (l listener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
@@ -46,9 +46,9 @@ func withAccount(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, accountKey{}, conn.(connection).account)
 }
 
-// admit admits a call whose caller is known. Without a listener of [Door.Serve] each call is
-// on a connection of its own.
-func (d *Door) admit(r *http.Request, principal string) (admission.Ticket, error) {
+// admit admits a call after its caller was identified. Calls that did not come through
+// [Server.Serve] are not limited.
+func (s *Server) admit(r *http.Request, principal string) (admission.Ticket, error) {
 	account, ok := r.Context().Value(accountKey{}).(*admission.Connection)
 	if !ok {
 		return admission.Ticket{}, nil

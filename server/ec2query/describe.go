@@ -16,9 +16,9 @@ import (
 // older versions know no pages, or do not expect any unless they ask for them: so many
 // instances come in one.
 const (
-	leastPage  = 5
-	mostPage   = lifecycle.MaxPageSize
-	maxOldPage = 10_000
+	minPageSize = 5
+	maxPageSize = lifecycle.MaxPageSize
+	maxOldPage  = 10_000
 )
 
 // page is which part of a selection is asked for.
@@ -40,16 +40,16 @@ func (c *call) page(ids []string) page {
 
 // page reads MaxResults and NextToken. They exclude a list of ids.
 func (a args) page(ids []string) page {
-	p := page{size: mostPage, token: a.text("NextToken"), asked: a.has("MaxResults") || a.has("NextToken")}
+	p := page{size: maxPageSize, token: a.text("NextToken"), asked: a.has("MaxResults") || a.has("NextToken")}
 	size := a.number("MaxResults")
 	switch {
 	case size == nil:
 	case len(ids) > 0:
 		a.refuse(errInvalid(codeInvalidCombination, "The parameter instancesSet cannot be used with the parameter maxResults"))
-	case *size < leastPage:
-		a.refuse(errInvalid(codeInvalidValue, "Value ( %d ) for parameter maxResults is invalid. Expecting a value greater than %d.", *size, leastPage))
-	case *size > mostPage:
-		a.refuse(errInvalid(codeInvalidValue, "Value ( %d ) for parameter maxResults is invalid. Expecting a value less than %d.", *size, mostPage))
+	case *size < minPageSize:
+		a.refuse(errInvalid(codeInvalidValue, "Value ( %d ) for parameter maxResults is invalid. Expecting a value greater than %d.", *size, minPageSize))
+	case *size > maxPageSize:
+		a.refuse(errInvalid(codeInvalidValue, "Value ( %d ) for parameter maxResults is invalid. Expecting a value less than %d.", *size, maxPageSize))
 	default:
 		p.size = *size
 	}
@@ -68,10 +68,10 @@ type selection struct {
 
 // read asks the simulator to admit a read, and ends a dry run. Other backends are not
 // asked for what the journal has.
-func (d *Door) read(ctx context.Context, c *call, s *selection, dryRun bool) error {
-	if d.simulator != nil {
-		read := instance.Read{Action: instance.Verb(c.action), Filtered: len(s.filter.terms) > 0 || s.page.asked}
-		for _, name := range s.ids {
+func (s *Server) read(ctx context.Context, c *call, sel *selection, dryRun bool) error {
+	if s.simulator != nil {
+		read := instance.Read{Action: instance.Verb(c.action), Filtered: len(sel.filter.terms) > 0 || sel.page.asked}
+		for _, name := range sel.ids {
 			id, err := instance.ParseID(name)
 			if err != nil {
 				return err
@@ -81,7 +81,7 @@ func (d *Door) read(ctx context.Context, c *call, s *selection, dryRun bool) err
 		slices.Sort(read.IDs)
 		read.IDs = slices.Compact(read.IDs)
 		var err error
-		if s.seen, err = d.simulator.Read(ctx, read); err != nil {
+		if sel.seen, err = s.simulator.Read(ctx, read); err != nil {
 			return err
 		}
 	}
@@ -92,42 +92,42 @@ func (d *Door) read(ctx context.Context, c *call, s *selection, dryRun bool) err
 }
 
 // instances returns a page of instances, and the token of the next one.
-func (d *Door) instances(ctx context.Context, c *call, s selection) ([]*instance.Instance, string, error) {
+func (s *Server) instances(ctx context.Context, c *call, sel selection) ([]*instance.Instance, string, error) {
 	looks := make(map[instance.ID]*instance.Instance)
 	var hidden []instance.ID
 	selected := func(i *instance.Instance) bool {
-		if s.seen == nil {
-			return s.filter.match(i)
+		if sel.seen == nil {
+			return sel.filter.match(i)
 		}
-		look := s.seen(i)
+		look := sel.seen(i)
 		if look == nil {
 			hidden = append(hidden, i.ID)
 			return false
 		}
 		looks[i.ID] = look
-		return s.filter.match(look)
+		return sel.filter.match(look)
 	}
 	req := lifecycle.DescribeRequest{
-		Filter:    lifecycle.Filter{InstanceIDs: s.ids},
+		Filter:    lifecycle.Filter{InstanceIDs: sel.ids},
 		Select:    func(i *instance.Instance) bool { return ctx.Err() == nil && selected(i) },
-		SelectKey: s.filter.key(),
-		PageToken: s.page.token,
+		SelectKey: sel.filter.key(),
+		PageToken: sel.page.token,
 	}
 	var found []*instance.Instance
 	// The service layer bounds its pages in bytes, too.
 	for {
-		req.PageSize = min(s.page.size-len(found), lifecycle.MaxPageSize)
-		response, err := d.lifecycle.Describe(ctx, c.caller, req)
-		if err := cmp.Or(err, ctx.Err(), s.filter.err()); err != nil {
+		req.PageSize = min(sel.page.size-len(found), lifecycle.MaxPageSize)
+		response, err := s.lifecycle.Describe(ctx, c.caller, req)
+		if err := cmp.Or(err, ctx.Err(), sel.filter.err()); err != nil {
 			return nil, "", badToken(err)
 		}
-		if len(s.ids) > 0 && len(hidden) > 0 {
+		if len(sel.ids) > 0 && len(hidden) > 0 {
 			return nil, "", lifecycle.NotFound(hidden)
 		}
 		for _, i := range response.Instances {
 			found = append(found, cmp.Or(looks[i.ID], i))
 		}
-		if response.NextPageToken == "" || len(found) >= s.page.size {
+		if response.NextPageToken == "" || len(found) >= sel.page.size {
 			return found, response.NextPageToken, nil
 		}
 		req.PageToken = response.NextPageToken
@@ -159,20 +159,20 @@ type describeInstancesReply struct {
 	NextToken    string                 `xml:"nextToken,omitempty"`
 }
 
-func (d *Door) describeInstances(ctx context.Context, c *call) (reply, error) {
-	s := selection{ids: c.args.instanceIDs()}
-	c.ids = len(s.ids)
-	s.page = c.page(s.ids)
-	s.filter = c.args.filter(instanceFilters)
+func (s *Server) describeInstances(ctx context.Context, c *call) (reply, error) {
+	sel := selection{ids: c.args.instanceIDs()}
+	c.ids = len(sel.ids)
+	sel.page = c.page(sel.ids)
+	sel.filter = c.args.filter(instanceFilters)
 	c.args.ignore("IncludeManagedResources")
 	dryRun := c.args.on("DryRun")
 	if err := c.args.err(); err != nil {
 		return nil, err
 	}
-	if err := d.read(ctx, c, &s, dryRun); err != nil {
+	if err := s.read(ctx, c, &sel, dryRun); err != nil {
 		return nil, err
 	}
-	instances, next, err := d.instances(ctx, c, s)
+	instances, next, err := s.instances(ctx, c, sel)
 	if err != nil {
 		return nil, err
 	}
@@ -222,15 +222,15 @@ const (
 )
 
 // statusOf returns the status of both checks of an instance, and of its volumes. The
-// simulator's instances pass them a while after their launch; of others nobody here
-// knows.
-func (d *Door) statusOf(i *instance.Instance, now time.Time) string {
+// simulator's instances pass them a while after their launch; others are
+// unknown here.
+func (s *Server) statusOf(i *instance.Instance, now time.Time) string {
 	switch {
 	case i.State != instance.StateRunning:
 		return statusNotApplicable
-	case d.simulator == nil:
+	case s.simulator == nil:
 		return statusInsufficient
-	case now.Before(i.LaunchTime.Add(d.simulator.StatusDelay())):
+	case now.Before(i.LaunchTime.Add(s.simulator.StatusDelay())):
 		return statusInitializing
 	}
 	return statusOK
@@ -281,32 +281,32 @@ type describeStatusReply struct {
 // maxStatusIDs is EC2's own limit.
 const maxStatusIDs = 100
 
-func (d *Door) describeInstanceStatus(ctx context.Context, c *call) (reply, error) {
-	s := selection{ids: c.args.instanceIDs()}
-	c.ids = len(s.ids)
-	if len(s.ids) > maxStatusIDs {
+func (s *Server) describeInstanceStatus(ctx context.Context, c *call) (reply, error) {
+	sel := selection{ids: c.args.instanceIDs()}
+	c.ids = len(sel.ids)
+	if len(sel.ids) > maxStatusIDs {
 		c.args.refuse(errInvalid("InvalidRequest", "%[1]d exceeds the maximum number of instance IDs that can be specificied (%[2]d). "+
-			"Please specify fewer than %[2]d instance IDs.", len(s.ids), maxStatusIDs))
+			"Please specify fewer than %[2]d instance IDs.", len(sel.ids), maxStatusIDs))
 	}
 	now := time.Now()
-	s.page = c.page(s.ids)
-	s.filter = c.args.filter(d.statusFilters(now))
-	s.filter.runningOnly = !c.args.on("IncludeAllInstances")
+	sel.page = c.page(sel.ids)
+	sel.filter = c.args.filter(s.statusFilters(now))
+	sel.filter.runningOnly = !c.args.on("IncludeAllInstances")
 	c.args.ignore("IncludeManagedResources")
 	dryRun := c.args.on("DryRun")
 	if err := c.args.err(); err != nil {
 		return nil, err
 	}
-	if err := d.read(ctx, c, &s, dryRun); err != nil {
+	if err := s.read(ctx, c, &sel, dryRun); err != nil {
 		return nil, err
 	}
-	instances, next, err := d.instances(ctx, c, s)
+	instances, next, err := s.instances(ctx, c, sel)
 	if err != nil {
 		return nil, err
 	}
 	answer := &describeStatusReply{NextToken: next}
 	for _, i := range instances {
-		summary := summaryOf(d.statusOf(i, now))
+		summary := summaryOf(s.statusOf(i, now))
 		answer.Statuses.Items = append(answer.Statuses.Items, statusItem{
 			ID: i.ID, AvailabilityZone: i.AvailabilityZone, State: stateOf(i.State),
 			System: summary, Instance: summary, Volumes: summary,

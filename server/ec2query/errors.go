@@ -13,7 +13,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// EC2's codes that this door names itself, beside those of the instance package.
+// Codes of EC2 that only this package uses; the instance package has the others.
 const (
 	codeInvalidValue       = "InvalidParameterValue"
 	codeInvalidCombination = "InvalidParameterCombination"
@@ -24,7 +24,8 @@ const (
 	codeAccessDenied       = "AccessDenied"
 )
 
-// statuses holds the status of each code that has one of its own.
+// statuses maps codes to their HTTP statuses; all others have 400 or, if a retry may
+// succeed, 503.
 var statuses = map[string]int{
 	codeAuthFailure:                        http.StatusUnauthorized,
 	"OptInRequired":                        http.StatusUnauthorized,
@@ -56,14 +57,14 @@ var statuses = map[string]int{
 type refusal struct {
 	status        int
 	code, message string
-	// reason is this service's own, for the log; often empty.
+	// reason is the reason of this service, for the log; often empty.
 	reason string
-	// retryAfter is when the same call may succeed; zero when that is not known.
+	// retryAfter is when a retry may succeed; zero if that is unknown.
 	retryAfter time.Duration
 }
 
-// refusalOf maps an error of a handler. What is redacted is an error that nobody
-// foresaw, and any that EC2 reports of this service's own credentials.
+// refusalOf maps an error of a handler. Unexpected errors are redacted, and all that EC2
+// reports about the credentials of this service.
 func refusalOf(err error, requestID string) refusal {
 	e, ok := errors.AsType[*instance.Error](err)
 	switch {
@@ -87,14 +88,14 @@ func unavailable(message, reason string) refusal {
 	return refusal{status: http.StatusServiceUnavailable, code: instance.CodeServiceUnavailable, message: message, reason: reason}
 }
 
-// statusOf returns the status of an error. A code that is in no table, because it is one that
-// EC2 has had for shorter than this program, has the status that makes an SDK do what it does
-// when EC2 says so: try again what EC2 failed to do, and what it throttles.
+// statusOf returns the HTTP status of an error. A code in no table, because EC2 introduced it
+// after this version, gets the status that makes an SDK do what it would do with EC2: retry
+// failures of EC2 and throttling.
 func statusOf(e *instance.Error, code string) int {
 	status, ok := statuses[code]
 	switch {
 	case e.Reason == instance.ReasonNotOwner && e.Metadata["owner"] != "":
-		// To try again here, as SDKs do after 5xx, leads nowhere.
+		// A retry at this process, as SDKs do after 5xx, would fail as well.
 		return http.StatusMisdirectedRequest
 	case ok:
 		return status
@@ -104,8 +105,8 @@ func statusOf(e *instance.Error, code string) int {
 	return http.StatusBadRequest
 }
 
-// codeOf returns EC2's code of an error. Errors of this service itself get the code that
-// makes an SDK do the right thing: try again what may succeed later, and nothing else.
+// codeOf returns EC2's code for an error. Errors of this service get the code that makes an
+// SDK retry what may succeed later, and nothing else.
 func codeOf(e *instance.Error) string {
 	if e.Code != "" {
 		return e.Code
@@ -140,7 +141,7 @@ func codeOf(e *instance.Error) string {
 	return instance.CodeInternalError
 }
 
-// parameters are the names that EC2 has for fields of requests.
+// parameters are EC2's names of request fields.
 var parameters = map[string]string{
 	"additional_info":    "AdditionalInfo",
 	"availability_zone":  "Placement.AvailabilityZone",
@@ -153,8 +154,8 @@ var parameters = map[string]string{
 	"tenancy":            "Placement.Tenancy",
 }
 
-// element is what stands before a field of an element of a list, which is all of the
-// request here.
+// element is the prefix of a field in an element of a list. Here, the request is the only
+// element.
 var element = regexp.MustCompile(`^(instances|changes)\[\d+\]\.`)
 
 // parameterOf returns EC2's name of a field, such as Tag["key"] for changes[0].set_tags["key"].
@@ -167,31 +168,31 @@ func parameterOf(field string) string {
 	return field
 }
 
-// messageOf returns the text of an error. What is wrong with a request and has no text of
-// EC2 is said in EC2's names.
+// messageOf returns the message of an error. Violations without a text of EC2's are
+// described with EC2's parameter names.
 func messageOf(e *instance.Error) string {
-	const most = 5
+	const maxViolations = 5
 	if e.Code != "" || len(e.Violations) == 0 {
 		return e.Message
 	}
 	var said []string
-	for _, v := range e.Violations[:min(len(e.Violations), most)] {
-		if v.Reason == codeInvalidValue { // EC2's text names the parameter in its own way
+	for _, v := range e.Violations[:min(len(e.Violations), maxViolations)] {
+		if v.Reason == codeInvalidValue { // the text is EC2's, which names the parameter
 			said = append(said, v.Description)
 			continue
 		}
 		said = append(said, parameterOf(v.Field)+": "+v.Description)
 	}
 	message := strings.Join(said, "; ")
-	if more := len(e.Violations) - most; more > 0 {
+	if more := len(e.Violations) - maxViolations; more > 0 {
 		message += fmt.Sprintf(" (and %d more)", more)
 	}
 	return message
 }
 
-// loudness returns the level of a refusal in the log, as the gRPC door has it: what a
-// caller did is news, what is lacking is a warning, what is broken here is an error.
-func (r refusal) loudness() slog.Level {
+// logLevel returns the level for a refusal, as at the gRPC endpoint: info for mistakes of the
+// caller, warning for a lack of something, error for a fault of this server.
+func (r refusal) logLevel() slog.Level {
 	switch {
 	case r.reason == instance.ReasonDraining || r.reason == instance.ReasonCanceled:
 		return slog.LevelInfo
@@ -203,12 +204,12 @@ func (r refusal) loudness() slog.Level {
 	return slog.LevelInfo
 }
 
-// errInvalid is a request that can never succeed.
+// errInvalid returns the error for a request that can never succeed.
 func errInvalid(code, format string, a ...any) error {
 	return &instance.Error{Kind: instance.KindInvalid, Code: code, Message: fmt.Sprintf(format, a...)}
 }
 
-// errDryRun is the success of a dry run.
+// errDryRun returns the error that means success of a dry run.
 func errDryRun() error {
 	return &instance.Error{
 		Kind:    instance.KindDryRun,

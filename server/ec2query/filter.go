@@ -45,7 +45,8 @@ func one(value func(*instance.Instance) string) field {
 	}
 }
 
-// instanceFilters are those of DescribeInstances: all that an instance is known by.
+// instanceFilters are the filters of DescribeInstances, one for everything known about an
+// instance.
 var instanceFilters = fields{
 	"availability-zone":   one(func(i *instance.Instance) string { return i.AvailabilityZone }),
 	"client-token":        one(func(i *instance.Instance) string { return launchedOf(i).ClientToken }),
@@ -92,10 +93,10 @@ var instanceFilters = fields{
 	},
 }
 
-// statusFilters are those of DescribeInstanceStatus.
-func (d *Door) statusFilters(now time.Time) fields {
-	status := one(func(i *instance.Instance) string { return d.statusOf(i, now) })
-	reachability := one(func(i *instance.Instance) string { return reachabilityOf(d.statusOf(i, now)) })
+// statusFilters returns the filters of DescribeInstanceStatus.
+func (s *Server) statusFilters(now time.Time) fields {
+	status := one(func(i *instance.Instance) string { return s.statusOf(i, now) })
+	reachability := one(func(i *instance.Instance) string { return reachabilityOf(s.statusOf(i, now)) })
 	return fields{
 		"availability-zone":            instanceFilters["availability-zone"],
 		"instance-state-code":          instanceFilters["instance-state-code"],

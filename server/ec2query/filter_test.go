@@ -118,8 +118,8 @@ func TestAGlobIsMatchedInStepsProportionalToTheText(t *testing.T) {
 		pattern, _ := parseGlob(value)
 		for _, length := range []int{10, 100, 1000, 10_000} {
 			_, steps := pattern.match(strings.Repeat("a", length))
-			if most := length + 1; steps > most {
-				t.Errorf("%q is matched with %d characters in %d steps, want at most %d", value, length, steps, most)
+			if maxSteps := length + 1; steps > maxSteps {
+				t.Errorf("%q is matched with %d characters in %d steps, want at most %d", value, length, steps, maxSteps)
 			}
 		}
 	}

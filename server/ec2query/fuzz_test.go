@@ -20,7 +20,7 @@ import (
 	"github.com/instanced/instanced/server/simulator"
 )
 
-// handler returns a door that needs no listener.
+// handler returns a server that needs no listener.
 func handler(t testing.TB) http.Handler {
 	t.Helper()
 	j, err := journal.Open(patient(t), journal.Config{DataDir: t.TempDir(), MinFreeDisk: -1})
@@ -72,7 +72,7 @@ func FuzzRequestsAreAnsweredInXML(f *testing.F) {
 		_ = w.Close()
 		f.Add("X-Amz-Credential=a", compressed.Bytes(), "", "", "gzip")
 	}
-	door := handler(f)
+	server := handler(f)
 	f.Fuzz(func(t *testing.T, query string, body []byte, authorization, date, other string) {
 		method := http.MethodPost
 		if len(body) == 0 {
@@ -83,7 +83,7 @@ func FuzzRequestsAreAnsweredInXML(f *testing.F) {
 			Header: http.Header{"Authorization": {authorization}, "X-Amz-Date": {date}, "Content-Encoding": {other}, "Amz-Sdk-Invocation-Id": {other}},
 		}).WithContext(t.Context())
 		answer := httptest.NewRecorder()
-		door.ServeHTTP(answer, r)
+		server.ServeHTTP(answer, r)
 		document := answer.Body.Bytes()
 		if answer.Code == http.StatusInternalServerError {
 			t.Errorf("status %d: %s", answer.Code, document)

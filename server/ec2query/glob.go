@@ -93,7 +93,7 @@ func (g *glob) match(text string) (matches bool, steps int) {
 
 // skip lets wildcards stand for nothing: from a position within a row of wildcards all
 // behind it can be had, up to the end of the row. Added to the row, a position carries
-// over to that end, and changes the bits between, but for those of other positions.
+// over to that end, and changes the bits between, except the bits of other positions.
 func (g *glob) skip(at *positions) {
 	var carry uint64
 	for n := range at {

@@ -20,32 +20,33 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// maxBodyBytes bounds the body of a request, as it was sent and as it was before it was
-// compressed. A thousand ids take 50 KB, and a thousand with fifty long tags some 220 KB.
+// maxBodyBytes bounds the body of a request, both as sent and uncompressed. A thousand ids
+// take 50 KB, a thousand ids with fifty long tags about 220 KB.
 const maxBodyBytes = 256 << 10
 
-// call is one request on its way through the door.
+// call is a request that is being served.
 type call struct {
 	action string
-	// version is that of the protocol which the caller speaks.
+	// version is the protocol version of the caller.
 	version string
 	caller  lifecycle.Caller
-	// verified is whether the principal has proven who it is.
+	// verified is whether the signature of the principal was verified.
 	verified bool
 	args     args
-	// invocation names the command for all tries that an SDK makes of it; nil for none.
+	// invocation identifies the command across all attempts of an SDK; nil if it has no id.
 	invocation *invocation
-	// ids is how many instances it names, for the log.
+	// ids is how many instances the request names, for the log.
 	ids int
-	// ticket is its place from when its caller is known until the response is written.
+	// ticket is the place of the call, from when its caller is known until the response is
+	// written.
 	ticket admission.Ticket
 }
 
-// ServeHTTP answers one request and writes one line about it to the log.
-func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP serves one request and logs it in one line.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	begun := time.Now()
 	c := &call{caller: lifecycle.Caller{Principal: anonymous, RequestID: newRequestID()}}
-	ctx, cancel := context.WithTimeout(r.Context(), d.deadline)
+	ctx, cancel := context.WithTimeout(r.Context(), s.deadline)
 	defer cancel()
 	defer func() {
 		if c.ticket.Admitted() {
@@ -53,7 +54,7 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 
-	answer, err := d.answer(ctx, w, r, c)
+	answer, err := s.handle(ctx, w, r, c)
 	status, code := http.StatusOK, "OK"
 	var document []byte
 	var refused refusal
@@ -63,7 +64,7 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		refused = refusalOf(err, c.caller.RequestID)
 		status, code = refused.status, refused.code
-		document, _ = encodeError(refused, c.caller.RequestID) // two texts can always be encoded
+		document, _ = encodeError(refused, c.caller.RequestID) // two strings can always be encoded
 	}
 	header := w.Header()
 	header.Set("Content-Type", "text/xml;charset=UTF-8")
@@ -71,19 +72,19 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("X-Amzn-Requestid", c.caller.RequestID)
 	header.Set("Cache-Control", "no-cache, no-store")
 	if refused.retryAfter > 0 && status >= http.StatusInternalServerError {
-		// SDKs that know it wait for so many milliseconds.
+		// In milliseconds, for the SDKs that support it.
 		header.Set("X-Amz-Retry-After", strconv.FormatInt(refused.retryAfter.Milliseconds(), 10))
 	}
 	if status == http.StatusMethodNotAllowed {
 		header.Set("Allow", "GET, POST")
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(document) // fails for a caller that has gone
-	d.report(ctx, c, code, refused, err, time.Since(begun))
+	_, _ = w.Write(document) // fails if the caller has gone
+	s.logCall(ctx, c, code, refused, err, time.Since(begun))
 }
 
-// answer returns the answer to a request, or an error for [refusalOf].
-func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Request, c *call) (answer reply, err error) {
+// handle returns the response to a request, or an error for [refusalOf].
+func (s *Server) handle(ctx context.Context, w http.ResponseWriter, r *http.Request, c *call) (answer reply, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -92,13 +93,13 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if r.Method != http.MethodPost && r.Method != http.MethodGet {
 		return nil, errInvalid("MethodNotAllowed", "The method %s is not allowed; want POST, or GET with a query.", clip(r.Method))
 	}
-	if d.keys() == nil {
+	if s.keys() == nil {
 		if err := refuseBrowsers(r); err != nil {
 			return nil, err
 		}
 	}
-	key := d.claimedKey(r)
-	received, err := d.receiving.Enter(ctx, key)
+	key := s.claimedKey(r)
+	received, err := s.receiveLimiter.Enter(ctx, key)
 	if err != nil {
 		return nil, errBusy()
 	}
@@ -107,7 +108,7 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := d.parsing.Enter(ctx, key)
+	parsed, err := s.parseLimiter.Enter(ctx, key)
 	if err != nil {
 		return nil, errBusy()
 	}
@@ -120,22 +121,22 @@ func (d *Door) answer(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return nil, err
 	}
-	if err := d.receive(r, sent, form, c, read); err != nil {
+	if err := s.parse(r, sent, form, c, read); err != nil {
 		return nil, err
 	}
 	c.invocation = invocationOf(r, c.caller.Principal, form)
-	if c.ticket, err = d.admit(r, c.caller.Principal); err != nil {
+	if c.ticket, err = s.admit(r, c.caller.Principal); err != nil {
 		if e, ok := errors.AsType[*instance.Error](err); ok && e.Reason != instance.ReasonTooManyRequests {
-			w.Header().Set("Connection", "close") // the connection has no future here
+			w.Header().Set("Connection", "close") // the next call on it would be rejected as well
 		}
 		return nil, err
 	}
-	return d.act(ctx, c)
+	return s.dispatch(ctx, c)
 }
 
-// receive reads the parameters of a request, and finds out who sent them. The signature is
-// verified over what it has read.
-func (d *Door) receive(r *http.Request, sent []byte, form string, c *call, read func()) error {
+// parse parses the parameters of a request and identifies the caller. The signature is
+// verified over exactly what was parsed.
+func (s *Server) parse(r *http.Request, sent []byte, form string, c *call, read func()) error {
 	query, err := parseForm(r.URL.RawQuery)
 	if err != nil {
 		return err
@@ -150,10 +151,10 @@ func (d *Door) receive(r *http.Request, sent []byte, form string, c *call, read 
 	}
 	c.args = newArgs(root, read)
 	c.action = c.args.text("Action")
-	return d.identify(r, query, sent, c)
+	return s.identify(r, query, sent, c)
 }
 
-// readBody returns the body as it was sent, which is what is signed.
+// readBody returns the body as it was sent, which is what the signature covers.
 func readBody(w http.ResponseWriter, r *http.Request) (sent []byte, err error) {
 	if r.ContentLength > maxBodyBytes {
 		w.Header().Set("Connection", "close")
@@ -172,7 +173,7 @@ func readBody(w http.ResponseWriter, r *http.Request) (sent []byte, err error) {
 	return sent, nil
 }
 
-// plain returns what is in a body.
+// plain returns the uncompressed body.
 func plain(r *http.Request, sent []byte) (form string, err error) {
 	switch encoding := strings.ToLower(strings.Join(r.Header["Content-Encoding"], ", ")); encoding {
 	case "", "identity":
@@ -203,7 +204,7 @@ func errTooLarge() error {
 	return errInvalid("RequestEntityTooLarge", "The body of the request is too large; at most %d bytes are allowed.", maxBodyBytes)
 }
 
-// newRequestID returns a random UUID, which is what EC2's request ids look like.
+// newRequestID returns a random UUID, the form of EC2's request ids.
 func newRequestID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -211,14 +212,14 @@ func newRequestID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// report writes the line of a call, in the words of the gRPC door.
-func (d *Door) report(ctx context.Context, c *call, code string, refused refusal, err error, took time.Duration) {
+// logCall logs a call, with the attributes that the gRPC endpoint uses.
+func (s *Server) logCall(ctx context.Context, c *call, code string, refused refusal, err error, took time.Duration) {
 	level := slog.LevelInfo
 	failed := err != nil && code != instance.CodeDryRun
 	if failed {
-		level = refused.loudness()
+		level = refused.logLevel()
 	}
-	if !d.log.Enabled(ctx, level) {
+	if !s.log.Enabled(ctx, level) {
 		return
 	}
 	principal := "principal"
@@ -243,6 +244,6 @@ func (d *Door) report(ctx context.Context, c *call, code string, refused refusal
 	if failed {
 		line.AddAttrs(slog.String("error", err.Error()))
 	}
-	// A log that cannot be written has nobody to be told.
-	_ = d.log.Handler().Handle(ctx, line)
+	// There is nowhere to report a failure to log.
+	_ = s.log.Handler().Handle(ctx, line)
 }

@@ -190,7 +190,7 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 		{"a malformed id with quotation marks", "Action=StopInstances" + versioned + "&InstanceId.1=" + url.QueryEscape(`i-"ä"\`), 400, "InvalidInstanceID.Malformed", `Invalid id: "i-"ä"\"`},
 		{"a future version", "Action=StartInstances&Version=2099-01-01&InstanceId.1=" + documented, 400, "NoSuchVersion", "The requested version (2099-01-01) of service AmazonEC2 does not exist"},
 		{"tags to delete of nothing", "Action=DeleteTags" + versioned + "&Tag.1.Key=a", 400, "MissingParameter", "The request must contain the parameter resourceIdSet"},
-		{"a launch with what nobody knows", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.Planet=mars", 400, "UnknownParameter", "Placement.Planet"},
+		{"a launch with an unknown parameter", "Action=RunInstances" + versioned + "&ImageId=ami-1&MinCount=1&MaxCount=1&Placement.Planet=mars", 400, "UnknownParameter", "Placement.Planet"},
 		{"tags of another resource", "Action=CreateTags" + versioned + "&ResourceId.1=vol-1&Tag.1.Key=a", 400, "InvalidID", "vol-1"},
 		{"no tags", "Action=CreateTags" + versioned + "&ResourceId.1=" + documented, 400, "MissingParameter", "Tag"},
 		{"tags of nothing", "Action=CreateTags" + versioned + "&Tag.1.Key=a", 400, "MissingParameter", "The request must contain the parameter resourceIdSet"},
@@ -204,7 +204,7 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 		{"two attributes", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=" + documented + "&DisableApiStop.Value=true&DisableApiTermination.Value=true", 400, "InvalidParameterCombination", "multiple"},
 		{"no attribute", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=" + documented, 400, "InvalidParameterCombination", "No attributes"},
 		{"an attribute that is not simulated", "Action=ModifyInstanceAttribute" + versioned + "&InstanceId=" + documented + "&UserData.Value=x", 400, "UnsupportedOperation", "UserData"},
-		{"an attribute that nobody knows", "Action=DescribeInstanceAttribute" + versioned + "&InstanceId=" + documented + "&Attribute=colour", 400, "InvalidParameterValue", "colour"},
+		{"an unknown attribute", "Action=DescribeInstanceAttribute" + versioned + "&InstanceId=" + documented + "&Attribute=colour", 400, "InvalidParameterValue", "colour"},
 		{"an attribute of a list of instances", attribute + "&InstanceId.1=" + documented + "&DisableApiStop.Value=true", 400, "UnknownParameter", "The parameter InstanceId.1 is not recognized"},
 		{"an attribute that is not simulated, of no instance", attribute + "&UserData.Value=x", 400, "MissingParameter", "InstanceId"},
 		{"an attribute of a name that is not simulated, of no instance", attribute + "&Attribute=userData&Value=x", 400, "MissingParameter", "InstanceId"},
@@ -219,7 +219,7 @@ func TestBadInputIsRefusedInEC2sForm(t *testing.T) {
 		})
 	}
 	if events, err := srv.Instances().ListEvents(patient(t), &instancedv1.ListEventsRequest{InstanceIds: []string{documented}}); err != nil || len(events.GetEvents()) != 1 {
-		t.Errorf("something was changed all the same: %v, %v", events.GetEvents(), err)
+		t.Errorf("something was changed anyway: %v, %v", events.GetEvents(), err)
 	}
 }
 
@@ -403,7 +403,7 @@ func TestAWebPageCannotSendARequest(t *testing.T) {
 	}
 	events, err := srv.Instances().ListEvents(patient(t), &instancedv1.ListEventsRequest{InstanceIds: []string{"i-0a000000000000001"}})
 	if err != nil || len(events.GetEvents()) != 1 {
-		t.Errorf("something was changed all the same: %v, %v", events.GetEvents(), err)
+		t.Errorf("something was changed anyway: %v, %v", events.GetEvents(), err)
 	}
 	for name, got := range map[string]answered{
 		"a signature in a header":                   send("POST", "", stop, "Authorization", "AWS4-HMAC-SHA256 Credential=ana/x"),

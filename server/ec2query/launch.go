@@ -28,7 +28,7 @@ type runInstancesReply struct {
 	reservationItem
 }
 
-func (d *Door) runInstances(ctx context.Context, c *call) (reply, error) {
+func (s *Server) runInstances(ctx context.Context, c *call) (reply, error) {
 	launch := c.args.launch()
 	dryRun := c.args.on("DryRun")
 	if err := c.args.err(); err != nil {
@@ -37,7 +37,7 @@ func (d *Door) runInstances(ctx context.Context, c *call) (reply, error) {
 	if dryRun {
 		return nil, errDryRun()
 	}
-	launched, err := d.simulator.Launch(ctx, launch)
+	launched, err := s.simulator.Launch(ctx, launch)
 	if err != nil {
 		return nil, err
 	}
@@ -79,24 +79,24 @@ func (a args) launch() instance.Launch {
 // count returns how many instances to launch: the simulator has room for as many as
 // somebody would like at most.
 func (a args) count() int {
-	least, most := a.number("MinCount"), a.number("MaxCount")
+	minCount, maxCount := a.number("MinCount"), a.number("MaxCount")
 	switch {
-	case least == nil:
+	case minCount == nil:
 		a.refuse(errMissing("MinCount"))
 		return 0
-	case most == nil:
+	case maxCount == nil:
 		a.refuse(errMissing("MaxCount"))
 		return 0
-	case *least < 1 || *most < 1:
-		a.refuse(errInvalid(codeInvalidValue, "Value (%d) for parameter minCount or maxCount is invalid. Expecting a value greater than 0.", min(*least, *most)))
-	case *least > *most:
-		a.refuse(errInvalid(codeInvalidValue, "Value (%d) for parameter minCount is invalid. It is greater than maxCount (%d).", *least, *most))
+	case *minCount < 1 || *maxCount < 1:
+		a.refuse(errInvalid(codeInvalidValue, "Value (%d) for parameter minCount or maxCount is invalid. Expecting a value greater than 0.", min(*minCount, *maxCount)))
+	case *minCount > *maxCount:
+		a.refuse(errInvalid(codeInvalidValue, "Value (%d) for parameter minCount is invalid. It is greater than maxCount (%d).", *minCount, *maxCount))
 	}
-	return *most
+	return *maxCount
 }
 
-// instanceTags returns the tags that a launch gives to instances, and in one text those of
-// what is launched beside them, which are accepted and forgotten.
+// instanceTags returns the tags that a launch gives to instances and, in one string, the tags
+// of what is launched with them, which are accepted and ignored.
 func (a args) instanceTags() (tags map[string]string, forgotten string) {
 	for _, g := range a.groups("TagSpecification") {
 		kind := g.required("ResourceType")
@@ -156,7 +156,7 @@ func errUnkept(name string) error {
 	}
 }
 
-func (d *Door) describeInstanceAttribute(ctx context.Context, c *call) (reply, error) {
+func (s *Server) describeInstanceAttribute(ctx context.Context, c *call) (reply, error) {
 	id, name := c.args.required("InstanceId"), c.args.required("Attribute")
 	c.ids = 1
 	dryRun := c.args.on("DryRun")
@@ -166,11 +166,11 @@ func (d *Door) describeInstanceAttribute(ctx context.Context, c *call) (reply, e
 	if err := c.args.err(); err != nil {
 		return nil, err
 	}
-	s := selection{ids: []string{id}, filter: &filter{}, page: page{size: 1}}
-	if err := d.read(ctx, c, &s, dryRun); err != nil {
+	sel := selection{ids: []string{id}, filter: &filter{}, page: page{size: 1}}
+	if err := s.read(ctx, c, &sel, dryRun); err != nil {
 		return nil, err
 	}
-	found, _, err := d.instances(ctx, c, s)
+	found, _, err := s.instances(ctx, c, sel)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func (d *Door) describeInstanceAttribute(ctx context.Context, c *call) (reply, e
 	return answer, nil
 }
 
-func (d *Door) modifyInstanceAttribute(ctx context.Context, c *call) (reply, error) {
+func (s *Server) modifyInstanceAttribute(ctx context.Context, c *call) (reply, error) {
 	change := c.args.modification()
 	c.ids = 1
 	dryRun := c.args.on("DryRun")
@@ -199,7 +199,7 @@ func (d *Door) modifyInstanceAttribute(ctx context.Context, c *call) (reply, err
 	if dryRun {
 		return nil, errDryRun()
 	}
-	if err := d.simulator.Modify(ctx, change); err != nil {
+	if err := s.simulator.Modify(ctx, change); err != nil {
 		return nil, err
 	}
 	return &returnReply{Return: true}, nil

@@ -134,8 +134,8 @@ func (n *node) use() {
 	}
 }
 
-// unused returns the name of a parameter that nobody asked for, the first in the order
-// of the alphabet.
+// unused returns the name of a parameter that the action did not read, the first in
+// alphabetical order.
 func (n *node) unused() (name string, found bool) {
 	if n.set && !n.used {
 		return "", true
@@ -148,8 +148,8 @@ func (n *node) unused() (name string, found bool) {
 	return "", false
 }
 
-// unknown is [node.unused] as EC2 names it: what begins with a name that nobody asked for
-// is named by that alone, Resources.0 as Resources.
+// unknown is [node.unused] as EC2 names it: a parameter whose name begins with an
+// unknown name is named by that alone, Resources.0 as Resources.
 func (n *node) unknown() (name string, found bool) {
 	if name, found = n.unused(); !found {
 		return "", false
@@ -389,11 +389,11 @@ func tagMap(tags []tag) map[string]string {
 
 // clip bounds what is quoted of a caller's input.
 func clip(s string) string {
-	const most = 128
-	if len(s) <= most {
+	const maxBytes = 128
+	if len(s) <= maxBytes {
 		return s
 	}
-	end := most
+	end := maxBytes
 	for !utf8.RuneStart(s[end]) {
 		end--
 	}

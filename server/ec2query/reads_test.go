@@ -161,9 +161,9 @@ func TestAFollowerReadsAndSendsCommandsAway(t *testing.T) {
 func TestCallsUnderWayDoNotKeepOthersFromBeingRead(t *testing.T) {
 	srv := servertest.New(t, servertest.Options{})
 	ctx := patient(t)
-	const most = 1_000_000
+	const maxSlowed = 1_000_000
 	slow := &instancedv1.Fault{
-		Kind: instancedv1.FaultKind_FAULT_KIND_SLOW_CALL, Delay: durationpb.New(time.Hour), Remaining: most,
+		Kind: instancedv1.FaultKind_FAULT_KIND_SLOW_CALL, Delay: durationpb.New(time.Hour), Remaining: maxSlowed,
 		Match: &instancedv1.FaultMatch{Verbs: []string{"DescribeInstances"}},
 	}
 	if _, err := srv.Simulator().SetFaults(ctx, &instancedv1.SetFaultsRequest{Faults: []*instancedv1.Fault{slow}}); err != nil {
@@ -183,7 +183,7 @@ func TestCallsUnderWayDoNotKeepOthersFromBeingRead(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%d of %d calls were read: %v", slowed, calls, err)
 		}
-		slowed = most - int(plan.GetFaults()[0].GetRemaining())
+		slowed = maxSlowed - int(plan.GetFaults()[0].GetRemaining())
 	}
 }
 

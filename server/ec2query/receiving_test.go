@@ -55,7 +55,7 @@ func TestSlowBodiesOfOneKeyLeaveRoomForOthers(t *testing.T) {
 		want int64
 	}{
 		"a key of theirs":            {func(int) string { return "AKIA/BOB" }, places / 2},
-		"keys that nobody has":       {func(n int) string { return fmt.Sprint("AKIA", n) }, places / 2},
+		"unknown keys":               {func(n int) string { return fmt.Sprint("AKIA", n) }, places / 2},
 		"a key that is not readable": {func(int) string { return "" }, places / 2},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -37,7 +37,7 @@ func TestTheSDKStartsAnInstance(t *testing.T) {
 	}
 }
 
-func TestTheSDKFindsTheDoorByItsEnvironmentAlone(t *testing.T) {
+func TestTheSDKFindsTheEndpointByItsEnvironmentAlone(t *testing.T) {
 	srv := servertest.New(t, servertest.Options{})
 	for name, value := range map[string]string{
 		"AWS_ENDPOINT_URL_EC2": srv.EC2(), "AWS_REGION": "eu-central-1", "AWS_ACCESS_KEY_ID": "bob", "AWS_SECRET_ACCESS_KEY": "whatever",

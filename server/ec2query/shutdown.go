@@ -5,23 +5,23 @@ import (
 	"time"
 )
 
-// lingering is how long connections without a call in flight, but perhaps with half of a
-// request, stay open at the end.
-const lingering = 500 * time.Millisecond
+// lingerTimeout is how long connections without a call in flight, but perhaps with part of
+// a request, stay open on shutdown.
+const lingerTimeout = 500 * time.Millisecond
 
-// Shutdown ends the door: calls that come from now on are sent away, those in flight
-// finish. When ctx is done first, they are cut off, and the error is that of ctx.
-func (d *Door) Shutdown(ctx context.Context) error {
+// Shutdown shuts the server down gracefully: it rejects new calls and lets calls in flight
+// finish. If ctx ends first, it cuts them off and returns the error of ctx.
+func (s *Server) Shutdown(ctx context.Context) error {
 	var late error
 	select {
-	case <-d.admission.Drain():
+	case <-s.admission.Drain():
 	case <-ctx.Done():
 		late = ctx.Err()
 	}
-	ctx, cancel := context.WithTimeout(ctx, lingering)
+	ctx, cancel := context.WithTimeout(ctx, lingerTimeout)
 	defer cancel()
-	if d.http.Shutdown(ctx) != nil {
-		_ = d.http.Close() // what it says of connections that are cut off helps nobody
+	if s.http.Shutdown(ctx) != nil {
+		_ = s.http.Close() // errors of connections that are cut off do not matter
 	}
 	return late
 }

@@ -55,10 +55,10 @@ func (s *sentRequest) request() *http.Request {
 	}
 }
 
-// executed returns the parameters that a door would carry out, in one text.
-func (s *sentRequest) executed(d *Door) (string, error) {
+// executed returns the parameters that a server would carry out, as one string.
+func (s *sentRequest) executed(d *Server) (string, error) {
 	c := &call{}
-	if err := d.receive(s.request(), []byte(s.body), s.body, c, func() {}); err != nil {
+	if err := d.parse(s.request(), []byte(s.body), s.body, c, func() {}); err != nil {
 		return "", err
 	}
 	for name := range c.args.node.children {
@@ -84,20 +84,20 @@ func FuzzWhatIsSignedCannotBeChanged(f *testing.F) {
 		f.Add("", query+"&"+body, presign, uint16(300), uint8(3), "%")
 	}
 	const secret = "wJalr/XUtn+FEMI"
-	door := &Door{}
-	door.SetCredentials(Credentials{"AKIAALICE": {secret: secret, principal: "alice"}})
+	server := &Server{}
+	server.SetCredentials(Credentials{"AKIAALICE": {secret: secret, principal: "alice"}})
 	f.Fuzz(func(t *testing.T, query, body string, presign bool, at uint16, cut uint8, insert string) {
 		if _, err := tree(query + "&" + body); err != nil || strings.Contains(query, amzPrefix) || strings.Contains(body, amzPrefix) {
 			return
 		}
 		s := &sentRequest{method: http.MethodPost, query: query, body: body}
-		plain := &Door{}
+		plain := &Server{}
 		meant, err := s.executed(plain)
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.signBySDK(t, secret, presign)
-		if got, err := s.executed(door); err != nil || got != meant {
+		if got, err := s.executed(server); err != nil || got != meant {
 			t.Fatalf("what the SDK signed of %q and %q is %q: %v", query, body, got, err)
 		}
 		const between = "\x00"
@@ -105,7 +105,7 @@ func FuzzWhatIsSignedCannotBeChanged(f *testing.F) {
 		from := min(int(at), len(text))
 		changed := text[:from] + insert + text[min(from+int(cut), len(text)):]
 		s.query, s.body, _ = strings.Cut(changed, between)
-		if got, err := s.executed(door); err == nil && got != meant {
+		if got, err := s.executed(server); err == nil && got != meant {
 			t.Errorf("%q was signed, and %q is carried out:\n%s", text, changed, got)
 		}
 	})
@@ -113,16 +113,16 @@ func FuzzWhatIsSignedCannotBeChanged(f *testing.F) {
 
 func TestASignatureCoversWhatIsCarriedOut(t *testing.T) {
 	const secret = "s"
-	door := &Door{}
-	door.SetCredentials(Credentials{"AKIAALICE": {secret: secret, principal: "alice"}})
+	server := &Server{}
+	server.SetCredentials(Credentials{"AKIAALICE": {secret: secret, principal: "alice"}})
 	for _, presign := range []bool{false, true} {
 		s := &sentRequest{method: http.MethodPost, query: "A=1&B=a%3Bb+c%2Bd&C=%C3%A4", body: "D=~"}
-		meant, err := s.executed(&Door{})
+		meant, err := s.executed(&Server{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.signBySDK(t, secret, presign)
-		if got, err := s.executed(door); err != nil || got != meant {
+		if got, err := s.executed(server); err != nil || got != meant {
 			t.Fatalf("as it was signed it is %q: %v", got, err)
 		}
 		whole := *s
@@ -131,7 +131,7 @@ func TestASignatureCoversWhatIsCarriedOut(t *testing.T) {
 			for at := range text {
 				for c := range 256 {
 					*part = text[:at] + string([]byte{byte(c)}) + text[at+1:]
-					if got, err := s.executed(door); err == nil && got != meant {
+					if got, err := s.executed(server); err == nil && got != meant {
 						t.Errorf("presigned %t: with %q for %q it is carried out as %q", presign, *part, text, got)
 					}
 				}

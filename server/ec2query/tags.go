@@ -41,17 +41,17 @@ func (a args) id(name string) instance.ID {
 	return id
 }
 
-func (d *Door) createTags(ctx context.Context, c *call) (reply, error) {
+func (s *Server) createTags(ctx context.Context, c *call) (reply, error) {
 	change := instance.Modification{IDs: c.args.tagged(), SetTags: tagMap(c.args.tags("Tag"))}
 	if len(change.SetTags) == 0 {
 		c.args.refuse(errMissing("Tag"))
 	}
-	return d.modifyTags(ctx, c, change)
+	return s.modifyTags(ctx, c, change)
 }
 
 // deleteTags removes tags: those that come without a value whatever theirs is, and all
 // of them where none is named.
-func (d *Door) deleteTags(ctx context.Context, c *call) (reply, error) {
+func (s *Server) deleteTags(ctx context.Context, c *call) (reply, error) {
 	change := instance.Modification{IDs: c.args.tagged(), RemoveTagValues: make(map[string]string)}
 	tags := c.args.tags("Tag")
 	for _, t := range tags {
@@ -62,10 +62,10 @@ func (d *Door) deleteTags(ctx context.Context, c *call) (reply, error) {
 		}
 	}
 	change.RemoveAllTags = len(tags) == 0
-	return d.modifyTags(ctx, c, change)
+	return s.modifyTags(ctx, c, change)
 }
 
-func (d *Door) modifyTags(ctx context.Context, c *call, change instance.Modification) (reply, error) {
+func (s *Server) modifyTags(ctx context.Context, c *call, change instance.Modification) (reply, error) {
 	c.ids = len(change.IDs)
 	dryRun := c.args.on("DryRun")
 	if err := c.args.err(); err != nil {
@@ -74,7 +74,7 @@ func (d *Door) modifyTags(ctx context.Context, c *call, change instance.Modifica
 	if dryRun {
 		return nil, errDryRun()
 	}
-	if err := d.simulator.Modify(ctx, change); err != nil {
+	if err := s.simulator.Modify(ctx, change); err != nil {
 		return nil, err
 	}
 	return &returnReply{Return: true}, nil
@@ -102,7 +102,7 @@ var tagFilters = fields{
 	"value":         instanceFilters["tag-value"],
 }
 
-func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
+func (s *Server) describeTags(ctx context.Context, c *call) (reply, error) {
 	f := c.args.filter(tagFilters)
 	p := c.page(nil)
 	from, after, err := parseTagToken(f, p.token)
@@ -113,13 +113,13 @@ func (d *Door) describeTags(ctx context.Context, c *call) (reply, error) {
 	if err := c.args.err(); err != nil {
 		return nil, err
 	}
-	walk := selection{filter: &filter{}, page: page{size: mostPage, token: from}}
-	if err := d.read(ctx, c, &walk, dryRun); err != nil {
+	walk := selection{filter: &filter{}, page: page{size: maxPageSize, token: from}}
+	if err := s.read(ctx, c, &walk, dryRun); err != nil {
 		return nil, err
 	}
 	answer := &describeTagsReply{}
 	for {
-		instances, next, err := d.instances(ctx, c, walk)
+		instances, next, err := s.instances(ctx, c, walk)
 		if err != nil {
 			return nil, err
 		}

@@ -13,8 +13,8 @@ import (
 // version is the one that EC2's present clients speak.
 const version = "2016-11-15"
 
-// versions are those of EC2 since 2012. The answers are the same in all but their
-// namespace: what is not in an older version is left unread by its clients.
+// versions are the protocol versions of EC2 since 2012. Responses only differ in their
+// namespace: clients of older versions ignore elements that they do not know.
 var versions = []string{
 	"2012-03-01", "2012-04-01", "2012-05-01", "2012-06-01", "2012-06-15", "2012-07-20", "2012-08-15", "2012-10-01", "2012-12-01",
 	"2013-02-01", "2013-06-15", "2013-07-15", "2013-08-15", "2013-10-01", "2013-10-15",

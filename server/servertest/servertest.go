@@ -30,8 +30,8 @@ import (
 	"github.com/instanced/instanced/server/simulator"
 )
 
-// patience is how long a server may take to come up or to go down.
-const patience = 30 * time.Second
+// timeout is how long a server may take to start or to shut down.
+const timeout = 30 * time.Second
 
 // Options say what the server is like. The zero value is the built-in fleet with its
 // faults, without delays.
@@ -49,7 +49,7 @@ type Options struct {
 	// DataDir is where the journal is; empty for a directory of the test. Two servers,
 	// one after the other, on one directory are one server that was restarted.
 	DataDir string
-	// Endpoints are those of an etcd outside, in place of DataDir. Servers that share one
+	// Endpoints are the endpoints of an external etcd, in place of DataDir. Servers that share one
 	// share the journal: the first commands the backend, the others follow.
 	Endpoints []string
 	// JournalMaxBytes and Retention are how much of the history is kept; zero for what
@@ -84,7 +84,7 @@ type Server struct {
 	server   *server.Server
 	backend  *sim.Backend
 	conn     *grpc.ClientConn
-	ec2      *ec2query.Door
+	ec2      *ec2query.Server
 	ec2URL   func() string
 	running  sync.WaitGroup
 	stop     func()
@@ -96,7 +96,7 @@ func New(t testing.TB, opts Options) *Server {
 	if opts.DataDir == "" && len(opts.Endpoints) == 0 {
 		opts.DataDir = t.TempDir()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	j, err := journal.Open(ctx, journal.Config{
 		DataDir:     opts.DataDir,
@@ -151,7 +151,7 @@ func New(t testing.TB, opts Options) *Server {
 	})
 	s.Serve(s.listener)
 	s.stop = sync.OnceFunc(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		err := s.Shutdown(ctx)
 		stopRunning()

@@ -15,7 +15,7 @@ import (
 )
 
 // try sends a command as an SDK does, under the name that all tries of a call have.
-func try(ctx context.Context, t *testing.T, client *http.Client, endpoint, invocation, form string) (answered, error) {
+func attempt(ctx context.Context, t *testing.T, client *http.Client, endpoint, invocation, form string) (answered, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(form+versioned))
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +35,7 @@ func TestTriesOfOneCallHaveOneOutcome(t *testing.T) {
 	client := httpClient(t)
 	start := func(invocation, id string) answered {
 		t.Helper()
-		got, err := try(patient(t), t, client, srv.EC2(), invocation, "Action=StartInstances&InstanceId.1="+id)
+		got, err := attempt(patient(t), t, client, srv.EC2(), invocation, "Action=StartInstances&InstanceId.1="+id)
 		if err != nil || got.status != 200 {
 			t.Fatal(got, err)
 		}
@@ -52,13 +52,13 @@ func TestTriesOfOneCallHaveOneOutcome(t *testing.T) {
 		t.Errorf("another call that goes by the same name: %s", other.body)
 	}
 	for n := range 2 {
-		got, err := try(patient(t), t, client, srv.EC2()+"/?InstanceId.1="+id(2+n), "q", "Action=StartInstances")
+		got, err := attempt(patient(t), t, client, srv.EC2()+"/?InstanceId.1="+id(2+n), "q", "Action=StartInstances")
 		if err != nil || !strings.Contains(got.body, id(2+n)) {
 			t.Errorf("a call that differs in its query alone: %v, %v", got, err)
 		}
 	}
 	for range 2 {
-		got, err := try(patient(t), t, client, srv.EC2(), "c", "Action=StopInstances&InstanceId.1=i-0ffffffffffffffff")
+		got, err := attempt(patient(t), t, client, srv.EC2(), "c", "Action=StopInstances&InstanceId.1=i-0ffffffffffffffff")
 		if err != nil || got.code != "InvalidInstanceID.NotFound" {
 			t.Errorf("a call that is refused: %v, %v", got, err)
 		}
@@ -82,13 +82,13 @@ func TestATryJoinsAnEarlierOneWhoseCallerHasLeft(t *testing.T) {
 	form := "Action=StartInstances&InstanceId.1=" + id(0)
 	impatient, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if got, err := try(impatient, t, client, srv.EC2(), "a", form); err == nil {
+	if got, err := attempt(impatient, t, client, srv.EC2(), "a", form); err == nil {
 		t.Fatalf("it was answered in time: %v", got)
 	}
 	var tries sync.WaitGroup
 	for range 8 {
 		tries.Go(func() {
-			got, err := try(patient(t), t, client, srv.EC2(), "a", form)
+			got, err := attempt(patient(t), t, client, srv.EC2(), "a", form)
 			if err != nil || !strings.Contains(got.body, fromStopped) {
 				t.Errorf("%v, %v", got, err)
 			}

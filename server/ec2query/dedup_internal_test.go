@@ -11,7 +11,7 @@ import (
 
 // remembering counts the commands that were run.
 type remembering struct {
-	*retries
+	*dedup
 	runs int
 }
 
@@ -36,7 +36,7 @@ func (r *remembering) wantRemembered(t *testing.T, key byte, want bool) {
 
 func TestAnAnswerIsRememberedForAsLongAsSDKsRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := remembering{retries: newRetries(maxRemembered)}
+		r := remembering{dedup: newDedup(maxRemembered)}
 		r.command(t, "alice", 1, 2)
 		time.Sleep(rememberedFor)
 		r.command(t, "alice", 1, 2)
@@ -50,7 +50,7 @@ func TestAnAnswerIsRememberedForAsLongAsSDKsRetry(t *testing.T) {
 }
 
 func TestAPrincipalsAnswersGiveWayToItsOwn(t *testing.T) {
-	r := remembering{retries: newRetries(100)}
+	r := remembering{dedup: newDedup(100)}
 	r.command(t, "alice", 200, 10)
 	for key := range byte(100) {
 		r.command(t, "greedy", key, 5)

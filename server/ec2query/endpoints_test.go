@@ -34,18 +34,18 @@ type command struct {
 	info      string
 }
 
-// outcome is what became of a command, in words that both doors have.
+// outcome is what became of a command, in terms that both endpoints have.
 type outcome struct {
 	Code, Message string
 	Status        int
 	Changes       []string
 }
 
-// aDoor carries a command out through a door.
-type aDoor func(ctx context.Context, c command) outcome
+// endpoint carries a command out through an endpoint.
+type endpoint func(ctx context.Context, c command) outcome
 
-// throughGRPC speaks of statuses of gRPC as the EC2 door has to.
-func throughGRPC(srv *servertest.Server) aDoor {
+// grpcEndpoint translates statuses of gRPC to those that the EC2 endpoint has to have.
+func grpcEndpoint(srv *servertest.Server) endpoint {
 	changes := func(list []*instancedv1.InstanceStateChange, err error) outcome {
 		if err != nil {
 			return refusedByGRPC(err)
@@ -113,7 +113,7 @@ func refusedByGRPC(err error) outcome {
 	return out
 }
 
-func throughEC2(client *ec2.Client) aDoor {
+func ec2Endpoint(client *ec2.Client) endpoint {
 	changes := func(list []types.InstanceStateChange, err error) outcome {
 		if err != nil {
 			refused, _ := errors.AsType[smithy.APIError](err)
@@ -158,23 +158,23 @@ func throughEC2(client *ec2.Client) aDoor {
 	}
 }
 
-// aCase is a fleet, and commands one after the other.
-type aCase struct {
+// scenario is a fleet and a sequence of commands.
+type scenario struct {
 	name     string
 	fleet    []*instancedv1.InstanceSpec
 	faults   []*instancedv1.Fault
 	commands []command
-	// code is EC2's where the doors say the same in words of their own: where the service
+	// code is EC2's where the endpoints say the same in different words: where the service
 	// has no code of EC2, or a protocol of its own has a better one.
 	code string
 }
 
 // cases are numbered fleets: the n-th instance of a case has the id %n in commands.
-func cases() []aCase {
+func cases() []scenario {
 	plain := func(state instancedv1.InstanceStateName) []*instancedv1.InstanceSpec {
 		return []*instancedv1.InstanceSpec{{State: state}}
 	}
-	all := []aCase{
+	all := []scenario{
 		{name: "start, start again, stop, stop again", fleet: plain(stopped), commands: []command{
 			{verb: "start", ids: []string{"%0"}}, {verb: "start", ids: []string{"%0"}}, {verb: "stop", ids: []string{"%0"}}, {verb: "stop", ids: []string{"%0"}},
 		}},
@@ -213,14 +213,14 @@ func cases() []aCase {
 			{verb: "terminate", ids: []string{"%0"}, dryRun: true},
 			{verb: "start", ids: []string{"%0"}},
 		}},
-		{name: "nobody may", fleet: plain(stopped), faults: []*instancedv1.Fault{{Kind: instancedv1.FaultKind_FAULT_KIND_UNAUTHORIZED}}, commands: []command{
+		{name: "a start that is not authorized", fleet: plain(stopped), faults: []*instancedv1.Fault{{Kind: instancedv1.FaultKind_FAULT_KIND_UNAUTHORIZED}}, commands: []command{
 			{verb: "start", ids: []string{"%0"}}, {verb: "start", ids: []string{"%0"}, dryRun: true},
 		}},
 	}
 	for _, verb := range []string{"start", "stop", "reboot", "terminate"} {
 		for name, state := range instancedv1.InstanceStateName_value {
 			if state != 0 {
-				all = append(all, aCase{name: verb + " what is " + name, fleet: plain(instancedv1.InstanceStateName(state)), commands: []command{{verb: verb, ids: []string{"%0"}}}})
+				all = append(all, scenario{name: verb + " what is " + name, fleet: plain(instancedv1.InstanceStateName(state)), commands: []command{{verb: verb, ids: []string{"%0"}}}})
 			}
 		}
 	}
@@ -229,16 +229,16 @@ func cases() []aCase {
 		instancedv1.FaultKind_FAULT_KIND_VCPU_LIMIT_EXCEEDED, instancedv1.FaultKind_FAULT_KIND_REQUEST_LIMIT_EXCEEDED,
 		instancedv1.FaultKind_FAULT_KIND_UNAVAILABLE, instancedv1.FaultKind_FAULT_KIND_INTERNAL_ERROR,
 	} {
-		all = append(all, aCase{name: kind.String(), fleet: plain(stopped), faults: []*instancedv1.Fault{{Kind: kind}}, commands: []command{{verb: "start", ids: []string{"%0"}}}})
+		all = append(all, scenario{name: kind.String(), fleet: plain(stopped), faults: []*instancedv1.Fault{{Kind: kind}}, commands: []command{{verb: "start", ids: []string{"%0"}}}})
 	}
-	all = append(all, aCase{name: "an answer that is lost", fleet: plain(stopped), faults: []*instancedv1.Fault{{Kind: instancedv1.FaultKind_FAULT_KIND_ANSWER_LOST}}, commands: []command{{verb: "start", ids: []string{"%0"}}}, code: "Unavailable"})
-	slices.SortFunc(all, func(a, b aCase) int { return strings.Compare(a.name, b.name) })
+	all = append(all, scenario{name: "an answer that is lost", fleet: plain(stopped), faults: []*instancedv1.Fault{{Kind: instancedv1.FaultKind_FAULT_KIND_ANSWER_LOST}}, commands: []command{{verb: "start", ids: []string{"%0"}}}, code: "Unavailable"})
+	slices.SortFunc(all, func(a, b scenario) int { return strings.Compare(a.name, b.name) })
 	return all
 }
 
 // prepare creates the fleet of a case with ids that belong to it, and returns its
 // commands with these ids.
-func (c *aCase) prepare(t *testing.T, srv *servertest.Server, number int) []command {
+func (c *scenario) prepare(t *testing.T, srv *servertest.Server, number int) []command {
 	t.Helper()
 	name := func(n int) string { return fmt.Sprintf("i-0%08x%08x", number+1, n) }
 	req := &instancedv1.CreateInstancesRequest{}
@@ -278,19 +278,19 @@ func (c *aCase) prepare(t *testing.T, srv *servertest.Server, number int) []comm
 	return commands
 }
 
-// TestBothDoorsGiveTheSameOutcome runs the same commands through gRPC and through the
-// EC2 door, each against a service of its own with the same instances.
-func TestBothDoorsGiveTheSameOutcome(t *testing.T) {
+// TestBothEndpointsGiveTheSameOutcome runs the same commands through gRPC and through EC2's
+// protocol, each against a service of its own with the same instances.
+func TestBothEndpointsGiveTheSameOutcome(t *testing.T) {
 	t.Parallel()
 	opts := servertest.Options{Fleet: &instancedv1.CreateInstancesRequest{}, Speed: 0.001} // so slow that nothing happens by itself
 	byGRPC, byEC2 := servertest.New(t, opts), servertest.New(t, opts)
-	grpcDoor, ec2Door := throughGRPC(byGRPC), throughEC2(sdk(t, byEC2, once))
+	throughGRPC, throughEC2 := grpcEndpoint(byGRPC), ec2Endpoint(sdk(t, byEC2, once))
 	for number, c := range cases() {
 		t.Run(c.name, func(t *testing.T) {
 			commands := c.prepare(t, byGRPC, number)
 			c.prepare(t, byEC2, number)
 			for n, cmd := range commands {
-				want, got := grpcDoor(patient(t), cmd), ec2Door(patient(t), cmd)
+				want, got := throughGRPC(patient(t), cmd), throughEC2(patient(t), cmd)
 				if want.Status != http.StatusOK && c.code != "" {
 					want.Code, got.Message = c.code, want.Message
 				}
@@ -320,7 +320,7 @@ func statesOf(t *testing.T, srv *servertest.Server) []string {
 	return all
 }
 
-func TestBothDoorsDescribeTheSame(t *testing.T) {
+func TestBothEndpointsDescribeTheSame(t *testing.T) {
 	srv := servertest.New(t, servertest.Options{Speed: 1})
 	byGRPC, err := srv.Instances().DescribeInstances(patient(t), &instancedv1.DescribeInstancesRequest{})
 	if err != nil {

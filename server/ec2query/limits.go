@@ -11,14 +11,14 @@ import (
 // claimedKey returns the access key that a request names, or "" if no caller has that key.
 // It is not verified yet: it only divides the places of the requests that are received and
 // parsed, so that callers without a key share one part of them, whatever they claim.
-func (d *Door) claimedKey(r *http.Request) string {
+func (s *Server) claimedKey(r *http.Request) string {
 	credential := r.URL.Query().Get("X-Amz-Credential")
 	if _, signed, ok := strings.Cut(r.Header.Get("Authorization"), "Credential="); ok {
 		credential, _, _ = strings.Cut(signed, ",")
 	}
 	var claimed signature
 	claimed.scope(credential)
-	if keys := d.keys(); keys != nil {
+	if keys := s.keys(); keys != nil {
 		if _, known := keys[claimed.accessKeyID]; !known {
 			return ""
 		}
@@ -26,7 +26,7 @@ func (d *Door) claimedKey(r *http.Request) string {
 	return claimed.accessKeyID
 }
 
-// errBusy is what a caller is told whose request found no place until its deadline.
+// errBusy is the error for a request that found no place before its deadline.
 func errBusy() error {
 	return &instance.Error{
 		Kind: instance.KindExhausted, Code: instance.CodeRequestLimitExceeded, Reason: instance.ReasonTooManyRequests, RetryAfter: time.Second,

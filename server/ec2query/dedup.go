@@ -13,37 +13,37 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// invocationHeader is the same on all attempts that an SDK makes of one call.
+// invocationHeader has the same value in all attempts that an SDK makes of one call.
 const (
 	invocationHeader   = "Amz-Sdk-Invocation-Id"
 	maxInvocationBytes = 64
 )
 
 const (
-	// maxRemembered is how many lines of answers are remembered, in shares of the principals.
+	// maxRemembered is how many lines of answers are remembered, shared by principal.
 	maxRemembered = 1 << 16
-	// rememberedFor is for how long: as long as SDKs may be retrying. A program that gives
-	// all its calls one id is not given the same answer for ever.
+	// rememberedFor is how long an answer is remembered: as long as SDKs may be retrying. So a
+	// program that uses one id for all its calls does not get the same answer forever.
 	rememberedFor = 15 * time.Minute
 )
 
-// retries lets all attempts that an SDK makes of one command have one outcome: an attempt
-// joins an earlier one that is in flight, and gets the answer of one that has succeeded. EC2
-// has no client tokens on these commands, and SDKs repeat them when a connection breaks:
-// else the second attempt would say that somebody else has done what the first one did, or
-// do it again after somebody else has undone it.
+// dedup gives all attempts that an SDK makes of one command the same outcome: an attempt
+// joins an earlier one in flight, and gets the answer of one that succeeded. EC2 has no client
+// tokens for these commands, and SDKs repeat them when a connection breaks. Without dedup, the
+// second attempt would report that another caller did what the first one did, or would do it
+// again after another caller undid it.
 //
-// It is in memory, and holds the last answers only: those of a principal that has its share
-// of the lines give way to the next ones of the same principal.
-type retries struct {
+// It is in memory and bounded: when a principal has its share of the lines, its oldest answers
+// make room for its next ones.
+type dedup struct {
 	mu       sync.Mutex
 	attempts map[invocation]*attempt
 	answers  admission.Queue[*attempt] // attempts that have succeeded, by principal
 	lines    instance.Shares           // of answers, by principal
 }
 
-func newRetries(lines int) *retries {
-	return &retries{attempts: make(map[invocation]*attempt), lines: instance.NewShares(lines)}
+func newDedup(lines int) *dedup {
+	return &dedup{attempts: make(map[invocation]*attempt), lines: instance.NewShares(lines)}
 }
 
 // attempt is a command in flight, or its answer.
@@ -53,7 +53,7 @@ type attempt struct {
 	done      chan struct{}
 	changes   []instance.StateChange
 	err       error
-	// ended and entry are those of an answer.
+	// ended and entry are only used for answers.
 	ended time.Time
 	entry admission.Entry[*attempt]
 }
@@ -61,10 +61,10 @@ type attempt struct {
 // lines returns how many lines the answer takes.
 func (t *attempt) lines() int { return len(t.changes) + 1 }
 
-// invocation names a command of a caller.
+// invocation identifies a command of a caller.
 type invocation [sha256.Size]byte
 
-// invocationOf returns nil when there is nothing to name a command by.
+// invocationOf returns nil if the request has no invocation id.
 func invocationOf(r *http.Request, principal, form string) *invocation {
 	id := r.Header.Get(invocationHeader)
 	if id == "" || len(id) > maxInvocationBytes {
@@ -76,8 +76,8 @@ func invocationOf(r *http.Request, principal, form string) *invocation {
 }
 
 // once runs a command, unless an attempt of it is in flight or has succeeded. The command
-// goes on when the caller leaves, who may be about to retry.
-func (r *retries) once(ctx context.Context, principal string, key invocation, run func() ([]instance.StateChange, error)) ([]instance.StateChange, error) {
+// goes on after its caller has left, who may be about to retry.
+func (r *dedup) once(ctx context.Context, principal string, key invocation, run func() ([]instance.StateChange, error)) ([]instance.StateChange, error) {
 	for {
 		r.mu.Lock()
 		r.expireLocked()
@@ -106,9 +106,9 @@ func (r *retries) once(ctx context.Context, principal string, key invocation, ru
 	return t.changes, t.err
 }
 
-// remember keeps an answer if its principal has room for it, whose oldest answers make
-// room; a failure is forgotten at once.
-func (r *retries) remember(t *attempt) {
+// remember remembers an answer, for which the oldest answers of its principal make room. A
+// failure, and an answer too long for its principal's share, are forgotten at once.
+func (r *dedup) remember(t *attempt) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if t.err != nil {
@@ -132,14 +132,14 @@ func (r *retries) remember(t *attempt) {
 	r.answers.Add(&t.entry, t.principal)
 }
 
-// expireLocked forgets the answers that are too old.
-func (r *retries) expireLocked() {
+// expireLocked forgets answers that are too old.
+func (r *dedup) expireLocked() {
 	for oldest := r.answers.First(); oldest != nil && time.Since(oldest.Value.ended) > rememberedFor; oldest = r.answers.First() {
 		r.forgetLocked(oldest.Value)
 	}
 }
 
-func (r *retries) forgetLocked(t *attempt) {
+func (r *dedup) forgetLocked(t *attempt) {
 	delete(r.attempts, t.key)
 	r.answers.Remove(&t.entry)
 	r.lines.Give(t.principal, t.lines())
@@ -148,5 +148,5 @@ func (r *retries) forgetLocked(t *attempt) {
 	}
 }
 
-// errInterrupted is the outcome of an attempt that panicked.
+// errInterrupted is the error of an attempt that panicked.
 var errInterrupted = &instance.Error{Kind: instance.KindInternal, Message: "the first attempt of the call did not end"}
