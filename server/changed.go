@@ -9,8 +9,8 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// changedFields names the fields in which two images of an instance differ, as
-// Event.changed_fields has them.
+// changedFields returns the names of the fields in which two images of an instance differ,
+// for Event.changed_fields.
 func changedFields(before, after *instancedv1.Instance) (names []string) {
 	fields := after.ProtoReflect().Descriptor().Fields()
 	for i := range fields.Len() {
@@ -25,7 +25,7 @@ func changedFields(before, after *instancedv1.Instance) (names []string) {
 	return names
 }
 
-// changedKeys names the entries in which two maps differ.
+// changedKeys returns the keys of the entries in which two maps differ.
 func changedKeys(field protoreflect.FieldDescriptor, before, after protoreflect.Map) []string {
 	changed := make(map[string]struct{})
 	compare := func(with protoreflect.Map) func(protoreflect.MapKey, protoreflect.Value) bool {

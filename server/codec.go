@@ -11,9 +11,9 @@ import (
 // never modified.
 type frame struct{ data mem.BufferSlice }
 
-// codec is the codec of protobuf, except that it sends a [frame] as it is: an event
-// is encoded once for all who subscribe to it. A [request] that cannot be decoded is
-// no error of the transport: its problem has our form.
+// codec is the protobuf codec, except that it sends a [frame] as it is, so that an event is
+// encoded once for all its subscribers. If a [request] cannot be decoded, its problem says
+// so, rather than an error of the transport.
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }

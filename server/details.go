@@ -23,8 +23,8 @@ const (
 	serviceDomain = "instanced"
 )
 
-// Errors travel in headers, which proxies and clients limit to 8 KiB in all: a
-// status and its details stay below 4 KiB.
+// Errors travel in headers, which proxies and clients limit to 8 KiB in total, so a status
+// and its details stay below 4 KiB.
 const (
 	maxStatusBytes   = 4096
 	maxMessageBytes  = 1024
@@ -66,9 +66,9 @@ func reason(e *instance.Error) string {
 	return "UNSPECIFIED"
 }
 
-// retryAfter returns when a retry may succeed; zero when none is worth while. What
-// cannot be reached may be back soon, unless what the call did is unknown: then the
-// caller has to look first.
+// retryAfter returns after what time a retry may succeed; zero if a retry makes no sense.
+// What is unavailable may be back soon. If the outcome is unknown, however, the caller has to
+// look first.
 func retryAfter(e *instance.Error) time.Duration {
 	if e.Kind == instance.KindUnavailable && e.RetryAfter == 0 && !e.OutcomeUnknown {
 		return time.Second
@@ -106,8 +106,8 @@ func errorMetadata(e *instance.Error, requestID string) map[string]string {
 	return m
 }
 
-// putClipped puts a value that may be a long list. A list that does not fit ends at
-// an element, and how many are left out stands under the key with "_omitted".
+// putClipped puts a value that may be a long list. A list that does not fit is cut after an
+// element, and the number of omitted elements is put under the key with "_omitted".
 func putClipped(m map[string]string, key, value string) {
 	value = strings.ToValidUTF8(value, "\uFFFD")
 	if len(value) <= maxMetadataBytes {
@@ -133,7 +133,7 @@ func badRequest(violations []instance.Violation, room int) *errdetails.BadReques
 			Reason:      upperSnake(v.Reason),
 		})
 	}
-	// What the message costs beyond its own size: type URL, tags and lengths.
+	// The overhead of the message: type URL, tags and lengths.
 	const envelope = 80
 	for len(bad.FieldViolations) > 1 && proto.Size(bad) > room-envelope {
 		bad.FieldViolations = bad.FieldViolations[:len(bad.FieldViolations)-1]
@@ -145,8 +145,8 @@ func errorInfo(domain, reason string, metadata map[string]string) *errdetails.Er
 	return &errdetails.ErrorInfo{Domain: domain, Reason: reason, Metadata: metadata}
 }
 
-// addDetail adds a detail to a status. A detail that cannot be encoded, because a
-// text in it is not UTF-8, is left out.
+// addDetail adds a detail to a status. A detail that cannot be encoded, because a string in
+// it is not UTF-8, is omitted.
 func addDetail(s *spb.Status, detail proto.Message) {
 	if packed, err := anypb.New(detail); err == nil {
 		s.Details = append(s.Details, packed)
@@ -154,7 +154,7 @@ func addDetail(s *spb.Status, detail proto.Message) {
 }
 
 // upperSnake returns an EC2 code, such as InvalidInstanceID.NotFound, in
-// UPPER_SNAKE_CASE: INVALID_INSTANCE_ID_NOT_FOUND. What is in that case stays.
+// UPPER_SNAKE_CASE: INVALID_INSTANCE_ID_NOT_FOUND. A code already in that case is unchanged.
 func upperSnake(s string) string {
 	var b strings.Builder
 	runes := []rune(s)
@@ -173,7 +173,7 @@ func upperSnake(s string) string {
 	return b.String()
 }
 
-// clip bounds a text in bytes and makes it valid UTF-8.
+// clip shortens a string to maxBytes and makes it valid UTF-8.
 func clip(s string, maxBytes int) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= maxBytes {

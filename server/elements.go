@@ -5,12 +5,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// maxElements is how many fields, elements of lists among them, a large request may
-// have. A CreateInstances of 10,000 instances with two tags each has fewer.
+// maxElements is how many fields a large request may have, counting each element of a list.
+// A CreateInstances of 10,000 instances with two tags each has fewer.
 const maxElements = 150_000
 
-// elements counts the fields of a message in its wire form, nested ones included, until
-// there are more than max. What cannot be decoded counts as it stands.
+// elements counts the fields of an encoded message, nested ones included, until there are
+// more than limit. It stops at what cannot be decoded.
 func elements(wire []byte, message protoreflect.MessageDescriptor, limit int) int {
 	count := 0
 	for len(wire) > 0 && count <= limit {

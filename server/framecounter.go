@@ -14,21 +14,21 @@ const (
 	frameHeaderBytes = 9
 )
 
-// smallDataBytes is the size of what carries so little of a request that it is counted: a
-// megabyte in pieces of one byte takes the memory of a hundred.
+// smallDataBytes is the size below which a DATA frame is counted, because it carries so little
+// of a request: a megabyte in pieces of one byte takes as much memory as a hundred megabytes.
 const smallDataBytes = 256
 
-// frames are numbers of frames.
+// frames counts frames by kind.
 type frames struct {
 	headers int
 	cancels int
 	updates int
-	// others are all further frames, save data of a sensible size.
+	// others are all other frames except data of a sensible size.
 	others int
 }
 
-// frameCounter counts the frames of a client by what they cost the server. It looks at
-// their headers only; the transport refuses what is no HTTP/2.
+// frameCounter counts the frames of a client by what they cost the server. It reads only
+// their headers; the transport rejects what is not HTTP/2.
 type frameCounter struct {
 	seen frames
 	// preface is how much of the client's preface was read.
@@ -40,7 +40,7 @@ type frameCounter struct {
 	payload int
 }
 
-// take returns what was counted since it was last called.
+// take returns the counts since it was last called.
 func (c *frameCounter) take() frames {
 	seen := c.seen
 	c.seen = frames{}
@@ -71,7 +71,7 @@ func (c *frameCounter) read(p []byte) {
 	}
 }
 
-// count counts the frame of a header and returns the length of its payload.
+// count counts the frame with this header and returns the length of its payload.
 func (c *frameCounter) count() int {
 	length := int(binary.BigEndian.Uint32(c.header[:4]) >> 8)
 	kind, flags := c.header[3], c.header[4]

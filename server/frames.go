@@ -11,10 +11,10 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// maxFrameBytes is where messages of a stream are split. It is well below the 1 MiB
-// that the contract allows, so that a slow subscriber holds little memory: one
-// message in the handler's hands, one in the transport's, and a page of the log. A
-// single event may be larger, as one of an instance with 50 tags of the longest kind.
+// maxFrameBytes is the size at which messages of a stream are split. It is well below the
+// 1 MiB of the contract, so that a slow subscriber holds little memory: one message in the
+// handler, one in the transport, and a page of the log. A single event may be larger, for
+// example if its instance has 50 tags of maximum length.
 const maxFrameBytes = 64 << 10
 
 // Numbers of the fields that are encoded by hand.
@@ -32,9 +32,9 @@ var matchBytes = map[instancedv1.EventMatch]mem.SliceBuffer{
 	instancedv1.EventMatch_EVENT_MATCH_LEFT:    {byte(instancedv1.EventMatch_EVENT_MATCH_LEFT)},
 }
 
-// encodedEvent returns an event as an element of Events, without the last byte: the
-// value of its match, which is the one thing that differs between subscribers. It is
-// made once for all of them.
+// encodedEvent returns an event encoded as an element of Events, without the last byte: the
+// value of its match, which is all that differs between subscribers. It is encoded once for
+// all of them.
 func encodedEvent(b *lifecycle.Batch, e *lifecycle.Event) []byte {
 	return e.Memo(func() []byte { return appendEvent(nil, b, e) })
 }
@@ -50,8 +50,8 @@ func appendEvent(out []byte, b *lifecycle.Batch, e *lifecycle.Event) []byte {
 	return protowire.AppendTag(out, eventMatchField, protowire.VarintType)
 }
 
-// wholeBatch returns the messages of a batch for those who want all of it, made once
-// for all of them. The last one has the cursor, which is that behind the batch.
+// wholeBatch returns the messages of a batch for subscribers without a filter, encoded once
+// for all of them. The last one has the cursor after the batch.
 func wholeBatch(b *lifecycle.Batch, cursor string) [][]byte {
 	return b.Memo(func() [][]byte {
 		var messages [][]byte
@@ -69,7 +69,7 @@ func wholeBatch(b *lifecycle.Batch, cursor string) [][]byte {
 	})
 }
 
-// frameHead returns what stands in a message before its events, with room for them.
+// frameHead returns the part of a message that precedes its events.
 func frameHead(cursor string, size int) []byte {
 	head := make([]byte, 0, len(cursor)+16+size)
 	if cursor != "" {
@@ -80,13 +80,13 @@ func frameHead(cursor string, size int) []byte {
 	return protowire.AppendVarint(head, uint64(size))
 }
 
-// eventFrame gathers encoded events for one message.
+// eventFrame collects encoded events for one message.
 type eventFrame struct {
 	pieces mem.BufferSlice
 	size   int
 }
 
-// add adds an event. It does not copy it.
+// add adds an event without copying it.
 func (f *eventFrame) add(encoded []byte, match instancedv1.EventMatch) {
 	f.pieces = append(f.pieces, mem.SliceBuffer(encoded), matchBytes[match])
 	f.size += len(encoded) + 1
@@ -98,7 +98,7 @@ func (f *eventFrame) frame(cursor string) frame {
 	return frame{append(mem.BufferSlice{head}, f.pieces...)}
 }
 
-// mustAppend encodes a message of our own making.
+// mustAppend encodes a message that this package made, which cannot fail.
 func mustAppend(out []byte, m proto.Message) []byte {
 	out, err := proto.MarshalOptions{}.MarshalAppend(out, m)
 	if err != nil {

@@ -11,11 +11,11 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// Conversions of requests never fail. What has no counterpart, such as an enum value
-// that is not known here, becomes a value that the service layer refuses, so that
-// everything that is wrong with a request is reported together.
+// Conversions of requests never fail. A value without a counterpart, such as an unknown enum
+// value, becomes one that the service layer rejects, so that all violations of a request are
+// reported together.
 
-// outOfRange stands for a value of an enum that is not known here.
+// outOfRange replaces unknown enum values.
 const outOfRange = math.MaxUint8
 
 func startRequest(r *instancedv1.StartInstancesRequest) lifecycle.CommandRequest {
@@ -167,8 +167,8 @@ func cursorPolicy(p instancedv1.UnusableCursorPolicy) lifecycle.UnusableCursorPo
 	return outOfRange
 }
 
-// duration keeps absent apart from zero. One that is too large for Go becomes the
-// largest, which no limit allows.
+// duration distinguishes absent from zero. A duration too large for Go becomes the largest
+// one, which no limit allows.
 func duration(d *durationpb.Duration) *time.Duration {
 	if d == nil {
 		return nil

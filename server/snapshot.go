@@ -15,8 +15,8 @@ const (
 	snapshotInstancesField = 1 // Snapshot.instances
 )
 
-// encodedInstance returns an instance as an element of Snapshot. It is made once, until
-// the instance changes.
+// encodedInstance returns an instance encoded as an element of Snapshot. It is encoded once
+// for each change of the instance.
 func encodedInstance(r *lifecycle.Record) []byte {
 	return r.Memo(func() []byte {
 		m := instanceMessage(r.Instance)
@@ -28,15 +28,15 @@ func encodedInstance(r *lifecycle.Record) []byte {
 	})
 }
 
-// snapshotFrame gathers encoded instances for one message.
+// snapshotFrame collects encoded instances for one message.
 type snapshotFrame struct {
-	// head is the snapshot without its instances.
+	// head is the encoded snapshot without its instances.
 	head   *instancedv1.Snapshot
 	pieces mem.BufferSlice
 	size   int
 }
 
-// add adds an instance. It does not copy it.
+// add adds an instance without copying it.
 func (f *snapshotFrame) add(encoded []byte) {
 	f.pieces = append(f.pieces, mem.SliceBuffer(encoded))
 	f.size += len(encoded)

@@ -18,8 +18,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// pushbackTrailer tells a client that retries by itself how long to wait. It is the
-// only such hint that grpc-go honours.
+// pushbackTrailer tells a client with automatic retries how long to wait. It is the only such
+// hint that grpc-go honors.
 const pushbackTrailer = "grpc-retry-pushback-ms"
 
 // code returns the status code of a kind of error.
@@ -47,13 +47,12 @@ func code(kind instance.Kind) codes.Code {
 	return codes.Internal
 }
 
-// statusError is an error as the caller sees it, together with what only the log may
-// see: Error returns the cause, GRPCStatus the public text.
+// statusError is an error as the caller sees it and as the log sees it: GRPCStatus returns
+// the public status, Error the cause.
 type statusError struct {
 	public *status.Status
 	reason string
-	// success is true for an error that says that all is well: a dry run that would
-	// have succeeded.
+	// success is true for an error that means success: a dry run that would have succeeded.
 	success    bool
 	retryAfter time.Duration
 	cause      error
@@ -73,7 +72,7 @@ var reads = map[string]bool{
 	instancedv1.SimulatorService_GetFaults_FullMethodName:        true,
 }
 
-// mapStatus gives an error that leaves a handler its status.
+// mapStatus maps the error of a handler to a status.
 func mapStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -81,15 +80,15 @@ func mapStatus(ctx context.Context, err error) error {
 	method, _ := grpc.Method(ctx)
 	mapped := asStatus(err, callerOf(ctx).RequestID, reads[method])
 	if e, ok := errors.AsType[*statusError](mapped); ok && e.retryAfter > 0 {
-		// It fails for a caller that has gone, who needs no trailer.
+		// It fails if the caller has gone, who needs no trailer then.
 		_ = grpc.SetTrailer(ctx, metadata.Pairs(pushbackTrailer, strconv.FormatInt(e.retryAfter.Milliseconds(), 10)))
 	}
 	return mapped
 }
 
-// asStatus returns the error as the caller is to see it. An error that is a status
-// already stays as it is, unless it is wrapped: then it belongs to something behind
-// this service. A call that only reads leaves no doubt about what it has changed.
+// asStatus returns the error as the caller sees it. An error that already is a status stays
+// as it is, unless it is wrapped: then it came from something behind this service. The text
+// for a call that only reads does not mention changes.
 func asStatus(err error, requestID string, reads bool) error {
 	if e, ok := errors.AsType[*instance.Error](err); ok {
 		return fromError(e, err, requestID)

@@ -21,7 +21,7 @@ var stateNames = map[instance.State]instancedv1.InstanceStateName{
 	instance.StateStopped:      instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPED,
 }
 
-// stateMessage returns a state by code and name; nothing for no state.
+// stateMessage returns a state with its code and name; nil for no state.
 func stateMessage(s instance.State) *instancedv1.InstanceState {
 	name, ok := stateNames[s]
 	if !ok {
@@ -58,7 +58,7 @@ func failureMessages(failures []instance.Failure) []*instancedv1.InstanceFailure
 	return out
 }
 
-// impairmentMessage says why changes are not recorded; nothing if they are.
+// impairmentMessage says why changes cannot be recorded; nil if they can.
 func impairmentMessage(err error) *instancedv1.Impairment {
 	e, ok := errors.AsType[*instance.Error](err)
 	if !ok {
@@ -93,7 +93,7 @@ func instanceMessage(i *instance.Instance) *instancedv1.Instance {
 	}
 }
 
-// instanceNow returns an instance with what it has been charged for up to now.
+// instanceNow returns an instance with its billed time up to now.
 func instanceNow(i *instance.Instance, now time.Time) *instancedv1.Instance {
 	if i == nil {
 		return nil
@@ -176,7 +176,7 @@ func causeMessage(c instance.Cause) *instancedv1.Cause {
 	}
 }
 
-// matchMessage returns unspecified for no match.
+// matchMessage returns UNSPECIFIED for no match.
 func matchMessage(m lifecycle.Match) instancedv1.EventMatch {
 	switch m {
 	case lifecycle.MatchNone:
@@ -190,7 +190,7 @@ func matchMessage(m lifecycle.Match) instancedv1.EventMatch {
 	return instancedv1.EventMatch_EVENT_MATCH_UNSPECIFIED
 }
 
-// matchOfAll returns the match of a change for a filter that selects by nothing, or
+// matchOfAll returns the match of a change for a filter that selects everything, or selects
 // by ids only.
 func matchOfAll(t instance.ChangeType) instancedv1.EventMatch {
 	switch t {
@@ -233,7 +233,7 @@ var waitOutcomes = map[lifecycle.WaitOutcome]instancedv1.WaitOutcome{
 	lifecycle.TimedOut:    instancedv1.WaitOutcome_WAIT_OUTCOME_TIMED_OUT,
 }
 
-// unusableReason returns why a snapshot stands in place of the changes asked for.
+// unusableReason returns why a snapshot replaces the requested changes.
 func unusableReason(reason string) instancedv1.UnusableCursorReason {
 	switch reason {
 	case instance.ReasonCursorExpired:
@@ -248,7 +248,7 @@ func unusableReason(reason string) instancedv1.UnusableCursorReason {
 	return instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_UNSPECIFIED
 }
 
-// timestamp returns nothing for the zero time.
+// timestamp returns nil for the zero time.
 func timestamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil

@@ -13,16 +13,15 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// isCommand reports whether a method of the contract may change anything: what is not known
-// to read only, so that a method of a later version is a command.
+// isCommand reports whether a method may change anything. All methods not known to be
+// read-only are commands, including methods of later versions.
 func isCommand(method string) bool { return strings.HasPrefix(method, "/instanced.") && !reads[method] }
 
 // maxUnknown bounds how many unknown fields are counted.
 const maxUnknown = 100
 
-// refuseUnknown refuses a command with fields that this server does not know, nested ones
-// included: one of them may be a condition, without which the command would do what its
-// caller does not want.
+// refuseUnknown rejects a command with unknown fields, nested ones included: one of them may
+// be a condition without which the caller does not want the command.
 func refuseUnknown(request proto.Message) error {
 	var found unknownFields
 	found.add("", request.ProtoReflect())

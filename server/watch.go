@@ -10,14 +10,14 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// watchStream is one subscription on its way out.
+// watchStream sends the items of a watch to a subscriber.
 type watchStream struct {
 	*lifecycle.Watch
 	stream    instancedv1.InstanceService_WatchInstancesServer
 	lifecycle *lifecycle.Service
 }
 
-// run sends what the watch has to tell until ctx is done. It returns why it ended.
+// run sends the items of the watch until ctx is done or sending fails, and returns why.
 func (w *watchStream) run(ctx context.Context) error {
 	if err := w.stream.Send(w.subscribed()); err != nil {
 		return err
@@ -77,7 +77,7 @@ func (w *watchStream) progress() *instancedv1.WatchInstancesResponse {
 	}
 }
 
-// sendGoodbye is the last message; the caller goes on elsewhere with its cursor.
+// sendGoodbye sends the last message, with whose cursor the subscriber resumes elsewhere.
 func (w *watchStream) sendGoodbye(reason instancedv1.GoodbyeReason, retryDelay time.Duration) error {
 	return w.stream.Send(&instancedv1.WatchInstancesResponse{
 		Cursor: w.Cursor(),
@@ -88,9 +88,9 @@ func (w *watchStream) sendGoodbye(reason instancedv1.GoodbyeReason, retryDelay t
 	})
 }
 
-// sendSnapshot sends a snapshot in one message or several. Only the last one has the
-// cursor: there is no going on from the midst of a snapshot. However many streams send
-// one at a time, they share the instances in their wire form.
+// sendSnapshot sends a snapshot in one or more messages. Only the last one has the cursor,
+// since a subscriber cannot resume in the middle of a snapshot. All streams that send
+// snapshots share the encoded instances.
 func (w *watchStream) sendSnapshot(s *lifecycle.Snapshot) error {
 	part := snapshotFrame{head: &instancedv1.Snapshot{First: true, Reason: unusableReason(s.Reason)}}
 	for _, r := range s.Records {
@@ -110,9 +110,9 @@ func (w *watchStream) sendSnapshot(s *lifecycle.Snapshot) error {
 	return w.stream.SendMsg(part.frame(w.Cursor()))
 }
 
-// sendBatch sends the events of a batch that match. Only the last message has the
-// cursor: a batch is never divided by one. A stream that does not move keeps no more
-// of the batch than the message under way.
+// sendBatch sends the events of a batch that match. Only the last message has the cursor,
+// since a cursor never splits a batch. A stream that is stuck holds no more of the batch than
+// the message being sent.
 func (w *watchStream) sendBatch(ctx context.Context, b *lifecycle.Batch) error {
 	next := w.nextMatching
 	if w.MatchesAll() {
@@ -134,14 +134,14 @@ func (w *watchStream) sendBatch(ctx context.Context, b *lifecycle.Batch) error {
 	}
 }
 
-// nextWhole returns the message of a batch at an index, for a stream that wants all.
+// nextWhole returns the message of a batch at an index, for a stream without a filter.
 func (w *watchStream) nextWhole(b *lifecycle.Batch, at int) (message frame, after int, done bool) {
 	messages := wholeBatch(b, w.Cursor())
 	return wholeFrame(messages[at]), at + 1, at+1 == len(messages)
 }
 
-// nextMatching returns a message with the events of a batch from an index on that match,
-// and where the next one begins; an empty message when there are none.
+// nextMatching returns a message with the matching events of a batch from an index on, and
+// the index where the next message begins. The message is empty if no event matches.
 func (w *watchStream) nextMatching(b *lifecycle.Batch, at int) (message frame, after int, done bool) {
 	var out eventFrame
 	for ; at < len(b.Events); at++ {

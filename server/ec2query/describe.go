@@ -12,24 +12,24 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// Limits of pages. A request that gives no size gets pages of the largest. Clients of
-// older versions know no pages, or do not expect any unless they ask for them: so many
-// instances come in one.
+// Limits of pages. A request without a size gets pages of the maximum size. Clients of older
+// versions do not support pages, or do not expect them unless they ask for them, so they get
+// up to maxOldPage instances in one.
 const (
 	minPageSize = 5
 	maxPageSize = lifecycle.MaxPageSize
 	maxOldPage  = 10_000
 )
 
-// page is which part of a selection is asked for.
+// page is the requested part of a selection.
 type page struct {
 	size  int
 	token string
-	// asked is whether the request says anything of pages.
+	// asked is whether the request mentions pages.
 	asked bool
 }
 
-// page reads which part of a selection is asked for, in the version that the caller speaks.
+// page reads the requested page, in the protocol version of the caller.
 func (c *call) page(ids []string) page {
 	p := c.args.page(ids)
 	if !p.asked && c.version != version {
@@ -56,18 +56,18 @@ func (a args) page(ids []string) page {
 	return p
 }
 
-// selection is what a Describe asks for.
+// selection is what a Describe request selects.
 type selection struct {
 	ids    []string
 	filter *filter
 	page   page
-	// seen is how an instance looks to this read, nil where it is not to be seen yet;
-	// nil when all look as they are recorded.
+	// seen maps a recorded instance to what this read sees of it, nil if it is not visible
+	// yet; seen is nil if all look as they are recorded.
 	seen func(*instance.Instance) *instance.Instance
 }
 
-// read asks the simulator to admit a read, and ends a dry run. Other backends are not
-// asked for what the journal has.
+// read lets the simulator admit a read, and ends a dry run. With other backends, reads are
+// served from the journal alone.
 func (s *Server) read(ctx context.Context, c *call, sel *selection, dryRun bool) error {
 	if s.simulator != nil {
 		read := instance.Read{Action: instance.Verb(c.action), Filtered: len(sel.filter.terms) > 0 || sel.page.asked}
@@ -134,7 +134,7 @@ func (s *Server) instances(ctx context.Context, c *call, sel selection) ([]*inst
 	}
 }
 
-// badToken gives what is wrong with a page token the code that EC2 has for it.
+// badToken gives an error about a page token EC2's code for it.
 func badToken(err error) error {
 	e, ok := errors.AsType[*instance.Error](err)
 	if ok && len(e.Violations) > 0 && e.Violations[0].Field == "page_token" {
@@ -143,7 +143,7 @@ func badToken(err error) error {
 	return err
 }
 
-// errToken says what is wrong with a page token.
+// errToken returns the error for a malformed page token.
 func errToken(wrong string) error { return errInvalid(codeInvalidPage, "The NextToken %s", wrong) }
 
 type reservationItem struct {
@@ -179,7 +179,7 @@ func (s *Server) describeInstances(ctx context.Context, c *call) (reply, error) 
 	return &describeInstancesReply{Reservations: list[*reservationItem]{reservations(instances)}, NextToken: next}, nil
 }
 
-// reservations puts together what was launched together.
+// reservations groups instances by their launches.
 func reservations(instances []*instance.Instance) []*reservationItem {
 	byID := make(map[string]*reservationItem)
 	var items []*reservationItem
@@ -196,8 +196,8 @@ func reservations(instances []*instance.Instance) []*reservationItem {
 	return items
 }
 
-// reservationID is that of an instance's launch, or one of its own where that is not
-// known.
+// reservationID returns the reservation of an instance's launch, or one of its own if the
+// launch is unknown.
 func reservationID(i *instance.Instance) string {
 	if l := launchedOf(i); l.ReservationID != "" {
 		return l.ReservationID
@@ -205,7 +205,7 @@ func reservationID(i *instance.Instance) string {
 	return "r-" + string(i.ID[2:])
 }
 
-// launchedOf is what is known of an instance's launch; empty where nothing is.
+// launchedOf returns what is known about the launch of an instance.
 func launchedOf(i *instance.Instance) instance.Launched {
 	if i.Simulator == nil || i.Simulator.Launched == nil {
 		return instance.Launched{}
@@ -213,7 +213,7 @@ func launchedOf(i *instance.Instance) instance.Launched {
 	return *i.Simulator.Launched
 }
 
-// The statuses that are told. Source: EC2 API Reference, SummaryStatus.
+// The possible statuses. Source: EC2 API Reference, SummaryStatus.
 const (
 	statusOK            = "ok"
 	statusInitializing  = "initializing"
@@ -221,9 +221,8 @@ const (
 	statusInsufficient  = "insufficient-data"
 )
 
-// statusOf returns the status of both checks of an instance, and of its volumes. The
-// simulator's instances pass them a while after their launch; others are
-// unknown here.
+// statusOf returns the status of both checks of an instance, and of its volumes. Instances of
+// the simulator pass them a while after their launch; for others the status is unknown.
 func (s *Server) statusOf(i *instance.Instance, now time.Time) string {
 	switch {
 	case i.State != instance.StateRunning:
@@ -236,7 +235,7 @@ func (s *Server) statusOf(i *instance.Instance, now time.Time) string {
 	return statusOK
 }
 
-// reachabilityOf is what the one detail of a status says.
+// reachabilityOf returns the value of the only detail of a status.
 func reachabilityOf(status string) string {
 	if status == statusOK {
 		return "passed"

@@ -12,30 +12,30 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Limits of filters. Sources: EC2 User Guide, "Filter your resources"; the number of
-// values is what a refusal of EC2 says.
+// Limits of filters. Sources: EC2 User Guide, "Filter your resources"; the number of values
+// is from an error message of EC2.
 const (
 	maxFilters      = 50
 	maxFilterValues = 200
 	maxFilterLength = 255
 )
 
-// What the filters of a request may cost, in steps: a step compares one value, or one
-// character with a pattern.
+// The budget of a request's filters, in steps: a step compares one value, or matches one
+// character against a pattern.
 const (
 	maxFilterSteps = 20_000_000 // a fraction of a second
-	// yieldInterval is after how many steps others get the processor.
+	// yieldInterval is after how many steps other goroutines get the processor.
 	yieldInterval = 1 << 14
 )
 
-// field returns what a filter compares its values with: the values of an instance, of
-// which one has to match.
+// field returns the values of an instance that a filter is compared with, of which one has to
+// match.
 type field func(*instance.Instance) []string
 
 // fields are the filters of an action, by EC2's names.
 type fields map[string]field
 
-// one is a field of one value, which the instance lacks if it is empty.
+// one is a field with one value; empty means that the instance has none.
 func one(value func(*instance.Instance) string) field {
 	return func(i *instance.Instance) []string {
 		if v := value(i); v != "" {
@@ -82,7 +82,7 @@ var instanceFilters = fields{
 	"hibernation-options.configured": one(func(i *instance.Instance) string {
 		return strconv.FormatBool(i.Simulator != nil && i.Simulator.HibernationConfigured)
 	}),
-	// EC2 answers tag-value, and has dropped it from its documentation.
+	// EC2 supports tag-value, though it dropped it from its documentation.
 	"tag-value": func(i *instance.Instance) []string { return slices.Collect(maps.Values(i.Tags)) },
 	"tag-key": func(i *instance.Instance) []string {
 		keys := make([]string, 0, len(i.Tags))
@@ -109,15 +109,15 @@ func (s *Server) statusFilters(now time.Time) fields {
 	}
 }
 
-// filter selects instances by terms that all have to match.
+// filter selects the instances that match all its terms.
 type filter struct {
 	terms []term
-	// runningOnly leaves out instances in other states.
+	// runningOnly excludes instances in other states.
 	runningOnly bool
 	// text is what the filter was made from.
 	text []string
-	// steps is what it has taken so far. It is over when they are too many: it selects
-	// nothing more then.
+	// steps is how many steps were taken so far. When there are too many, the filter selects
+	// nothing more.
 	steps int
 }
 
@@ -131,7 +131,7 @@ type term struct {
 // filter reads the filters of a request.
 func (a args) filter(known fields) *filter {
 	f := &filter{}
-	// What is not read after a refusal is not unknown.
+	// Filters after a rejected one are not read, but not unknown either.
 	refuse := func(err error) *filter {
 		a.refuse(err)
 		a.ignore("Filter")
@@ -168,7 +168,7 @@ func (a args) filter(known fields) *filter {
 	return f
 }
 
-// named returns the field of a name; tag:KEY is the tag KEY.
+// named returns the field with a name; tag:KEY is the tag KEY.
 func (f fields) named(name string) field {
 	if key, ok := strings.CutPrefix(name, "tag:"); ok && key != "" {
 		return func(i *instance.Instance) []string {
@@ -191,7 +191,7 @@ func (t *term) add(value string) {
 	t.like = append(t.like, pattern)
 }
 
-// matchTerm reports whether one of the values of a term is that of an instance.
+// matchTerm reports whether an instance has one of the values of a term.
 func (f *filter) matchTerm(t *term, i *instance.Instance) bool {
 	for _, have := range t.field(i) {
 		f.spend(1)
@@ -225,7 +225,7 @@ func (f *filter) match(i *instance.Instance) bool {
 	return true
 }
 
-// spend counts steps, and lets others have the processor now and then.
+// spend counts steps, and yields the processor occasionally.
 func (f *filter) spend(steps int) {
 	if (f.steps+steps)/yieldInterval > f.steps/yieldInterval {
 		runtime.Gosched()
@@ -235,7 +235,7 @@ func (f *filter) spend(steps int) {
 
 func (f *filter) over() bool { return f.steps > maxFilterSteps }
 
-// err says that the filter was over before all was looked at.
+// err returns an error if the budget was used up before all instances were compared.
 func (f *filter) err() error {
 	if !f.over() {
 		return nil
@@ -244,7 +244,7 @@ func (f *filter) err() error {
 		"Use fewer values with wildcards, or name instances, tags or states without wildcards.")
 }
 
-// key names the filter, for page tokens.
+// key identifies the filter in page tokens.
 func (f *filter) key() string {
 	if f.runningOnly {
 		return strings.Join(append(f.text, "running"), " ")

@@ -5,17 +5,17 @@ import (
 	"strings"
 )
 
-// glob is a value of a filter with wildcards: * stands for any characters, ? for one or
+// glob is a value of a filter with wildcards: * matches any characters, ? matches one or
 // none. Source: EC2 User Guide, "Filter your resources".
 //
-// It is matched by all of its positions at once, each a bit: bit n is set while what was
-// read of a text may be what the first n tokens stand for. So a text is matched in time
-// proportional to its length, whatever the pattern.
+// All its positions are matched at once, each as a bit: bit n is set while the characters read
+// so far match the first n tokens. So matching takes time proportional to the length of the
+// text, whatever the pattern is.
 type glob struct {
 	// tokens is how many there are, at most maxFilterLength.
 	tokens int
-	// chars holds, by character, where it stands as itself; one and any where there is a
-	// ? and a *; skipped where there is either, which may stand for nothing.
+	// chars holds the positions of each literal character, one the positions of ?, any the
+	// positions of *, and skipped the positions of both, which may match nothing.
 	chars             map[rune]positions
 	one, any, skipped positions
 }
@@ -26,9 +26,8 @@ type positions [maxFilterLength/64 + 1]uint64
 func (p *positions) add(n int)      { p[n/64] |= 1 << (n % 64) }
 func (p *positions) has(n int) bool { return p[n/64]&(1<<(n%64)) != 0 }
 
-// parseGlob reads a value of at most maxFilterLength characters. A backslash takes the
-// meaning from the character behind it; what is left is the text to compare with when
-// there are no wildcards.
+// parseGlob parses a value of at most maxFilterLength characters. A backslash escapes the next
+// character. Without wildcards, it returns the literal text to compare with.
 func parseGlob(value string) (pattern *glob, text string) {
 	g := &glob{chars: make(map[rune]positions)}
 	var plain strings.Builder
@@ -67,8 +66,8 @@ func parseGlob(value string) (pattern *glob, text string) {
 	return g, ""
 }
 
-// match reports whether the pattern stands for a text, and in how many steps, one for a
-// character, that was found out.
+// match reports whether the pattern matches a text, and how many steps that took, one for each
+// character.
 func (g *glob) match(text string) (matches bool, steps int) {
 	var at positions
 	at.add(0)
@@ -91,8 +90,8 @@ func (g *glob) match(text string) (matches bool, steps int) {
 	return at.has(g.tokens), steps + 1
 }
 
-// skip lets wildcards stand for nothing: from a position within a row of wildcards all
-// behind it can be had, up to the end of the row. Added to the row, a position carries
+// skip lets wildcards match nothing: from a position in a row of wildcards, all later positions
+// up to the end of the row can be reached. Added to the row, a position carries
 // over to that end, and changes the bits between, except the bits of other positions.
 func (g *glob) skip(at *positions) {
 	var carry uint64

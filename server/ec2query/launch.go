@@ -9,7 +9,7 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// defaultType is EC2's.
+// defaultType is EC2's default instance type.
 const defaultType = "m1.small"
 
 // withoutEffect are parameters of RunInstances that configure what is not simulated:
@@ -45,7 +45,7 @@ func (s *Server) runInstances(ctx context.Context, c *call) (reply, error) {
 	return &runInstancesReply{reservationItem: *reservations(launched)[0]}, nil
 }
 
-// launch reads what RunInstances asks for.
+// launch reads the parameters of RunInstances.
 func (a args) launch() instance.Launch {
 	placement, market := a.group("Placement"), a.group("InstanceMarketOptions")
 	launch := instance.Launch{
@@ -76,8 +76,8 @@ func (a args) launch() instance.Launch {
 	return launch
 }
 
-// count returns how many instances to launch: the simulator has room for as many as
-// somebody would like at most.
+// count returns how many instances to launch: always the maximum, for which the simulator has
+// room.
 func (a args) count() int {
 	minCount, maxCount := a.number("MinCount"), a.number("MaxCount")
 	switch {
@@ -174,7 +174,7 @@ func (s *Server) describeInstanceAttribute(ctx context.Context, c *call) (reply,
 	if err != nil {
 		return nil, err
 	}
-	if len(found) == 0 { // it has vanished this moment
+	if len(found) == 0 { // it has just vanished
 		return nil, lifecycle.NotFound([]instance.ID{instance.ID(id)})
 	}
 	answer := &attributeReply{ID: id}
@@ -205,8 +205,8 @@ func (s *Server) modifyInstanceAttribute(ctx context.Context, c *call) (reply, e
 	return &returnReply{Return: true}, nil
 }
 
-// modification reads the one attribute that is to change. It may be given by its own
-// name, or as Attribute and Value.
+// modification reads the attribute to change. It may be given by its own name, or as Attribute
+// and Value.
 func (a args) modification() instance.Modification {
 	change := instance.Modification{IDs: []instance.ID{a.id(a.required("InstanceId"))}}
 	given := 0

@@ -13,7 +13,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Limits of what a request may hold.
+// Limits of the parameters of a request.
 const (
 	maxParameters = 5000
 	maxNameBytes  = 256
@@ -24,22 +24,22 @@ const (
 	maxIndex = 99_999
 )
 
-// node is a parameter, the name of a group of them, or both. Names are split at their
-// dots: Filter.1.Value.2 is four nodes deep.
+// node is a parameter, a group of parameters, or both. Names are split at their dots:
+// Filter.1.Value.2 is four nodes deep.
 type node struct {
 	value string
 	set   bool
 	used  bool
-	// known is whether an action has looked for it, or for something below it.
+	// known is whether the action has read it or anything below it.
 	known    bool
 	children map[string]*node
 }
 
-// parameter is a name and a value, without their escapes.
+// parameter is an unescaped name and value.
 type parameter struct{ name, value string }
 
-// form holds the parameters of a query or a body, as they were read: once, for whoever verifies
-// them and for whoever carries them out.
+// form holds the parameters of a query or a body. They are parsed once, for both verifying the
+// signature and carrying out the request.
 type form []parameter
 
 // parseForm reads parameters in the form of a URL's query.
@@ -48,7 +48,7 @@ func parseForm(text string) (form, error) {
 		return nil, errInvalid("InvalidRequest", "The request has %d parameters; at most %d are allowed.", count, maxParameters)
 	}
 	if strings.Contains(text, ";") {
-		// It separates parameters for some who read forms, and is a letter for others.
+		// Some parsers treat it as a separator, others as an ordinary character.
 		return nil, errInvalid("InvalidRequest", "The request is not well formed: want a semicolon as %%3B.")
 	}
 	var all form
@@ -78,7 +78,7 @@ func (all form) has(name string) bool {
 	return slices.ContainsFunc(all, func(p parameter) bool { return p.name == name })
 }
 
-// get returns the value of a parameter, empty when it is not there.
+// get returns the value of a parameter, empty if it is absent.
 func (all form) get(name string) string {
 	if n := slices.IndexFunc(all, func(p parameter) bool { return p.name == name }); n >= 0 {
 		return all[n].value
@@ -86,8 +86,7 @@ func (all form) get(name string) string {
 	return ""
 }
 
-// add adds parameters to those that there are. A name that comes twice is refused: there
-// is no saying which is meant.
+// add adds parameters. A duplicate name is rejected, because it is unclear which is meant.
 func (n *node) add(all form) error {
 	for _, p := range all {
 		if strings.Count(p.name, ".") >= maxParts {
@@ -110,7 +109,7 @@ func unescape(text string) (string, error) {
 	return plain, nil
 }
 
-// at returns the node of a name, and makes it if need be.
+// at returns the node with a name, and creates it if necessary.
 func (n *node) at(name string) *node {
 	for part := range strings.SplitSeq(name, ".") {
 		child := n.children[part]
@@ -161,22 +160,21 @@ func (n *node) unknown() (name string, found bool) {
 	return name, true
 }
 
-// args is what an action reads its parameters from. The first thing that is wrong with
-// them is kept for [args.err].
+// args is what an action reads its parameters from. The first error is kept for [args.err].
 type args struct {
 	node *node
-	// path is what stands before the names, such as "Filter.1."; empty at the top.
+	// path is the prefix of the names, such as "Filter.1."; empty at the top.
 	path string
 	bad  *error
-	// read is called when all have been read.
+	// read is called when all parameters have been read.
 	read func()
 }
 
 func newArgs(root *node, read func()) args { return args{node: root, bad: new(error), read: read} }
 
-// err returns what is wrong with the parameters: with one that was read, or that there
-// is one that was not. One that is missing may be there in another form: that is said
-// first. It ends the reading, and forgets them.
+// err returns the first error of the parameters that were read, or that a parameter is
+// unknown. An unknown parameter is reported before a missing one, which it may be in another
+// form. No parameter can be read after err.
 func (a args) err() error {
 	defer a.read()
 	defer func() { a.node.children = nil }()
@@ -195,7 +193,7 @@ func (a args) refuse(err error) {
 	}
 }
 
-// child returns the node of a name, which is known from then on; nil if there is none.
+// child returns the node with a name and marks it as known; nil if there is none.
 func (a args) child(name string) *node {
 	child := a.node.children[name]
 	if child != nil {
@@ -216,8 +214,7 @@ func (a args) take(name string) (string, bool) {
 // has reports whether there is a parameter of the name, or one below it.
 func (a args) has(name string) bool { return a.child(name) != nil }
 
-// ignore takes note of parameters that are known and change nothing, and of all below
-// them.
+// ignore marks parameters without effect, and all below them, as known.
 func (a args) ignore(names ...string) {
 	for _, name := range names {
 		if child := a.node.children[name]; child != nil {
@@ -226,8 +223,8 @@ func (a args) ignore(names ...string) {
 	}
 }
 
-// forget is [args.ignore] of parameters that count in whether two requests are the same.
-// It returns them in one text.
+// forget is like [args.ignore] for parameters that matter for whether two requests are the
+// same. It returns them as one string.
 func (a args) forget(names ...string) string {
 	a.ignore(names...)
 	var text strings.Builder
@@ -249,7 +246,7 @@ func (n *node) print(text *strings.Builder, name string) {
 	}
 }
 
-// text returns a parameter, empty when it is not there.
+// text returns a parameter, empty if it is absent.
 func (a args) text(name string) string {
 	value, _ := a.take(name)
 	return value
@@ -264,7 +261,7 @@ func (a args) required(name string) string {
 	return value
 }
 
-// flag returns a parameter that is true or false; nil when it is not there.
+// flag returns a parameter that is true or false; nil if it is absent.
 func (a args) flag(name string) *bool {
 	value, ok := a.take(name)
 	switch {
@@ -279,13 +276,13 @@ func (a args) flag(name string) *bool {
 	return nil
 }
 
-// on reports whether a parameter is there and true.
+// on reports whether a parameter is present and true.
 func (a args) on(name string) bool {
 	flag := a.flag(name)
 	return flag != nil && *flag
 }
 
-// number returns a whole number; nil when it is not there.
+// number returns a whole number; nil if it is absent.
 func (a args) number(name string) *int {
 	value, ok := a.take(name)
 	if !ok {
@@ -299,9 +296,8 @@ func (a args) number(name string) *int {
 	return new(int(n))
 }
 
-// indices returns the indices of a list in their order. They count from 1, or from 0 as
-// some clients do, and may have holes. What is not written as a number is written is left
-// for [args.err].
+// indices returns the indices of a list in order. They start at 1, or at 0 with some clients,
+// and may have gaps. Malformed numbers are left for [args.err] to report as unknown.
 func (a args) indices(name string) []int {
 	list := a.child(name)
 	if list == nil {
@@ -317,8 +313,8 @@ func (a args) indices(name string) []int {
 	return indices
 }
 
-// list returns a list of texts, such as InstanceId.1, InstanceId.2. A list of one may
-// come without an index.
+// list returns a list of strings, such as InstanceId.1, InstanceId.2. A list of one may have
+// no index.
 func (a args) list(name string) []string {
 	var values []string
 	if value, ok := a.take(name); ok {
@@ -342,7 +338,7 @@ func (a args) groups(name string) []args {
 	return groups
 }
 
-// group returns what stands below a name, such as Placement; nothing if nothing does.
+// group returns the parameters below a name, such as Placement.
 func (a args) group(name string) args {
 	child := a.child(name)
 	if child == nil {
@@ -351,7 +347,7 @@ func (a args) group(name string) args {
 	return args{node: child, path: a.path + name + ".", bad: a.bad}
 }
 
-// tag is a key and a value; Value is nil where none was given.
+// tag is a key and a value; Value is nil if none was given.
 type tag struct {
 	Key   string
 	Value *string
@@ -387,7 +383,7 @@ func tagMap(tags []tag) map[string]string {
 	return out
 }
 
-// clip bounds what is quoted of a caller's input.
+// clip shortens input of a caller that is quoted.
 func clip(s string) string {
 	const maxBytes = 128
 	if len(s) <= maxBytes {
@@ -400,7 +396,7 @@ func clip(s string) string {
 	return s[:end] + "…"
 }
 
-// distinct returns a list of texts, each once.
+// distinct returns a list without duplicates.
 func (a args) distinct(name string) []string {
 	seen := make(map[string]bool)
 	return slices.DeleteFunc(a.list(name), func(value string) bool {
@@ -410,8 +406,7 @@ func (a args) distinct(name string) []string {
 	})
 }
 
-// instanceIDs returns the ids that a command names, each once, or why there are none to
-// name.
+// instanceIDs returns the ids that a command names, without duplicates.
 func (a args) instanceIDs() []string {
 	ids := a.distinct("InstanceId")
 	switch {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// What Signature Version 4 writes into a request.
+// Fixed parts of Signature Version 4.
 const (
 	algorithm  = "AWS4-HMAC-SHA256"
 	terminator = "aws4_request"
@@ -22,13 +22,13 @@ const (
 )
 
 const (
-	// maxSkew is how far the clock of a caller may be off.
+	// maxSkew is how much the clock of a caller may differ.
 	maxSkew = 15 * time.Minute
-	// maxExpiry is for how long a presigned request may be valid.
+	// maxExpiry is how long a presigned request may be valid.
 	maxExpiry = 7 * 24 * time.Hour
 )
 
-// signature is what a request says of how it was signed.
+// signature is the signature of a request and how it was made.
 type signature struct {
 	accessKeyID string
 	region      string
@@ -39,8 +39,7 @@ type signature struct {
 	// date is at as it was written.
 	date string
 	at   time.Time
-	// presigned requests carry all of it in their query, and are valid for as long as
-	// expires says.
+	// presigned requests carry all of it in the query, and are valid for expires.
 	presigned bool
 	expires   time.Duration
 }
@@ -51,9 +50,8 @@ var (
 	errTwoSigned = errInvalid("IncompleteSignature", "The request is signed more than once: want one Authorization header, or a signature in the query.")
 )
 
-// readSignature returns nothing for a request that is not signed, nor for one that is
-// signed more than once, which is an error. What can be read of a signature that is wrong
-// comes with the error.
+// readSignature returns the signature of a request; nil if it has none or, with an error, more
+// than one. For a malformed signature it returns an error and what could be read.
 func readSignature(header http.Header, query form) (*signature, error) {
 	authorization := header["Authorization"]
 	presigned := query.has("X-Amz-Signature") || query.has("X-Amz-Credential")
@@ -103,8 +101,8 @@ func presignature(query form) (*signature, error) {
 	return s, s.check(scoped && valid && query.get("X-Amz-Algorithm") == algorithm)
 }
 
-// scope reads a credential scope. An access key id may have slashes in it, unless the scope
-// is not whole: then it ends at the first one.
+// scope parses a credential scope. An access key id may contain slashes; in an incomplete
+// scope it ends at the first one.
 func (s *signature) scope(text string) bool {
 	parts := strings.Split(text, "/")
 	n := len(parts)
@@ -117,7 +115,7 @@ func (s *signature) scope(text string) bool {
 	return s.accessKeyID != ""
 }
 
-// check refuses what is not well formed, has not all parts, or parts that do not fit together.
+// check rejects signatures that are malformed, incomplete or inconsistent.
 func (s *signature) check(wellFormed bool) error {
 	var err error
 	s.at, err = time.Parse(amzTime, s.date)
@@ -128,8 +126,8 @@ func (s *signature) check(wellFormed bool) error {
 	return nil
 }
 
-// verify signs the request again, with the secret, and compares. What is signed of the
-// query is what was read of it.
+// verify signs the request with the secret and compares the signatures. It signs the query as
+// it was parsed.
 func (s *signature) verify(r *http.Request, query form, body []byte, secret string, now time.Time) error {
 	from, to := s.at.Add(-maxSkew), s.at.Add(maxSkew)
 	if s.presigned {
@@ -150,8 +148,8 @@ func (s *signature) verify(r *http.Request, query form, body []byte, secret stri
 	return nil
 }
 
-// canonical returns the text of a request that is signed. It covers the body as it came,
-// the query, and the headers that the caller has signed. See "Create a signed AWS API
+// canonical returns the canonical request. It covers the body as it was sent, the query, and
+// the headers that the caller signed. See "Create a signed AWS API
 // request" in AWS' IAM User Guide.
 func (s *signature) canonical(r *http.Request, query form, body []byte) string {
 	path := r.URL.EscapedPath()
@@ -190,8 +188,7 @@ func signedValue(r *http.Request, name string) string {
 	return strings.Join(values, ",")
 }
 
-// canonical returns the parameters of a query as they are signed: all but the signature,
-// in the order of their names.
+// canonical returns the canonical query: all parameters except the signature, sorted by name.
 func (all form) canonical() string {
 	encoded := make([][2]string, 0, len(all))
 	for _, p := range all {

@@ -12,8 +12,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// tagged reads the resources of CreateTags and DeleteTags: instances alone have tags
-// here.
+// tagged reads the resources of CreateTags and DeleteTags, which must be instances.
 func (a args) tagged() []instance.ID {
 	names := a.distinct("ResourceId")
 	switch {
@@ -49,8 +48,8 @@ func (s *Server) createTags(ctx context.Context, c *call) (reply, error) {
 	return s.modifyTags(ctx, c, change)
 }
 
-// deleteTags removes tags: those that come without a value whatever theirs is, and all
-// of them where none is named.
+// deleteTags removes tags: a key without a value removes the tag whatever its value is, and a
+// request without keys removes all tags.
 func (s *Server) deleteTags(ctx context.Context, c *call) (reply, error) {
 	change := instance.Modification{IDs: c.args.tagged(), RemoveTagValues: make(map[string]string)}
 	tags := c.args.tags("Tag")
@@ -93,8 +92,8 @@ type describeTagsReply struct {
 	NextToken string               `xml:"nextToken,omitempty"`
 }
 
-// A tag is looked at as an instance that has no other, so that the filters of instances
-// serve for tags.
+// A tag is filtered as an instance with that tag only, so that the filters of instances work
+// for tags.
 var tagFilters = fields{
 	"key":           instanceFilters["tag-key"],
 	"resource-id":   instanceFilters["instance-id"],

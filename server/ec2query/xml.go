@@ -10,7 +10,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// version is the one that EC2's present clients speak.
+// version is the current protocol version.
 const version = "2016-11-15"
 
 // versions are the protocol versions of EC2 since 2012. Responses only differ in their
@@ -22,7 +22,7 @@ var versions = []string{
 	"2016-04-01", "2016-09-15", version,
 }
 
-// head begins every answer.
+// head is the beginning of every response.
 type head struct {
 	Namespace string `xml:"xmlns,attr"`
 	RequestID string `xml:"requestId"`
@@ -32,13 +32,13 @@ func (h *head) stamp(version, requestID string) {
 	h.Namespace, h.RequestID = "http://ec2.amazonaws.com/doc/"+version+"/", requestID
 }
 
-// reply is an answer: a pointer to a structure that begins with a [head].
+// reply is a response: a pointer to a struct that begins with a [head].
 type reply interface {
 	stamp(version, requestID string)
 }
 
-// encode returns the document of an answer in a version. Characters that XML cannot carry
-// become U+FFFD.
+// encode returns a response as a document of a protocol version. Characters that XML does not
+// allow become U+FFFD.
 func encode(action, version string, r reply, requestID string) ([]byte, error) {
 	r.stamp(version, requestID)
 	return document(r, action+"Response")
@@ -65,8 +65,8 @@ func document(v any, name string) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// list is a list in EC2's form: its elements are called item, and it is there even if
-// it is empty.
+// list is a list in EC2's form: its elements are called item, and it is present even if it is
+// empty.
 type list[T any] struct {
 	Items []T `xml:"item"`
 }
@@ -127,8 +127,8 @@ type configuredItem struct {
 	Configured bool `xml:"configured"`
 }
 
-// instanceItem is an instance as DescribeInstances tells it. ImageID and LaunchIndex are
-// always there: there are clients that crash without them.
+// instanceItem is an instance in DescribeInstances. ImageID and LaunchIndex are always present,
+// because some clients crash without them.
 type instanceItem struct {
 	ID               instance.ID     `xml:"instanceId"`
 	ImageID          string          `xml:"imageId"`
@@ -196,5 +196,5 @@ func publicNameOf(i *instance.Instance) string {
 	return i.PublicDNSName
 }
 
-// timestamp is how EC2 writes a time.
+// timestamp is a time in EC2's format.
 func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
