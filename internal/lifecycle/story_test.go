@@ -172,7 +172,7 @@ func (s *story) enter(b *stage, state instance.State) instance.StateChange {
 		next.Simulator.Transitions++
 	}
 	s.truth = append(s.truth, moment{at: at, image: next})
-	s.tell(b, next, at)
+	s.tellLocked(b, next, at)
 	change := instance.StateChange{ID: s.id, Previous: before.State, Current: state, At: at}
 	if s.exact {
 		change.After = next
@@ -180,8 +180,8 @@ func (s *story) enter(b *stage, state instance.State) instance.StateChange {
 	return change
 }
 
-// tell gives notice of a state. The caller holds the lock.
-func (s *story) tell(b *stage, image *instance.Instance, at time.Time) {
+// tellLocked gives notice of a state.
+func (s *story) tellLocked(b *stage, image *instance.Instance, at time.Time) {
 	n := instance.Notice{ID: s.id, State: image.State, OccurredAt: at, Source: instance.SourceSimulator, Instance: image}
 	delay := 10 * time.Millisecond
 	if !s.exact {

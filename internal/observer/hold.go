@@ -7,9 +7,9 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// blocks reports whether a command in flight may have done what happened at a time, which is
+// blocksLocked reports whether a command in flight may have done what happened at a time, which is
 // held back for that reason. A command that is slow to be answered is no reason.
-func (tr *track) blocks(at, now time.Time) bool {
+func (tr *track) blocksLocked(at, now time.Time) bool {
 	for _, list := range tr.unanswered {
 		if n := list.through(at); n > 0 && now.Sub(list[n-1].at) < maxHold {
 			return true
@@ -29,7 +29,7 @@ func (t *tracker) deferDescribe(id instance.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tr, now := t.tracks[id], time.Now()
-	if tr == nil || !tr.blocks(now, now) {
+	if tr == nil || !tr.blocksLocked(now, now) {
 		return false
 	}
 	tr.describeDeferred = true
@@ -54,7 +54,7 @@ func (t *tracker) holdBack(notices []instance.Notice) (ready []instance.Notice) 
 	now := time.Now()
 	for _, n := range notices {
 		tr := t.tracks[n.ID]
-		if tr == nil || (len(tr.held) == 0 && !tr.blocks(n.OccurredAt.Add(timePrecision(n)), now)) {
+		if tr == nil || (len(tr.held) == 0 && !tr.blocksLocked(n.OccurredAt.Add(timePrecision(n)), now)) {
 			ready = append(ready, n)
 			continue
 		}
@@ -83,7 +83,7 @@ func (t *tracker) releaseExpired() {
 	defer t.mu.Unlock()
 	now := time.Now()
 	for id, tr := range t.holding {
-		if !tr.blocks(now, now) {
+		if !tr.blocksLocked(now, now) {
 			t.releaseLocked(id, tr)
 		}
 	}

@@ -75,8 +75,8 @@ func (on *commandOnInstance) changed() bool {
 	return on.change != nil && on.change.Previous != on.change.Current
 }
 
-// active reports whether the command has not ended on the instance.
-func (on *commandOnInstance) active() bool {
+// activeLocked reports whether the command has not ended on the instance.
+func (on *commandOnInstance) activeLocked() bool {
 	return on.state == inFlight || on.state == answered || on.state == rejected
 }
 
@@ -204,7 +204,7 @@ func (c *inflightCommand) finish() {
 	defer t.mu.Unlock()
 	for i := range c.on {
 		on := &c.on[i]
-		if on.active() {
+		if on.activeLocked() {
 			t.moveLocked(on, untracked, on.at)
 		}
 		if on.state == queued {

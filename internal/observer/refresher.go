@@ -189,7 +189,7 @@ func (r *refresher) retryNow(ids []instance.ID) {
 	for _, id := range ids {
 		if w := r.wanted[id]; w != nil && w.place >= 0 {
 			w.notBefore = time.Time{}
-			heap.Fix(r.queueOf(w), w.place)
+			heap.Fix(r.queueOfLocked(w), w.place)
 		}
 	}
 	r.signal()

@@ -8,8 +8,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// queueOf returns the queue that a refresh belongs to.
-func (r *refresher) queueOf(w *refresh) *refreshQueue {
+// queueOfLocked returns the queue that a refresh belongs to.
+func (r *refresher) queueOfLocked(w *refresh) *refreshQueue {
 	if len(w.waiters) > 0 {
 		return &r.waited
 	}
@@ -18,13 +18,13 @@ func (r *refresher) queueOf(w *refresh) *refreshQueue {
 
 func (r *refresher) queueLocked(w *refresh) {
 	if w.queued {
-		heap.Push(r.queueOf(w), w)
+		heap.Push(r.queueOfLocked(w), w)
 	}
 }
 
 func (r *refresher) unqueueLocked(w *refresh) {
 	if w.place >= 0 {
-		heap.Remove(r.queueOf(w), w.place)
+		heap.Remove(r.queueOfLocked(w), w.place)
 	}
 }
 

@@ -128,12 +128,12 @@ func (t *tracker) startLocked(on *commandOnInstance, now time.Time) {
 		t.tracks[on.id] = tr
 	}
 	on.state, on.at = inFlight, now
-	tr.listOf(on).insert(on)
+	tr.listOfLocked(on).insert(on)
 	tr.active++
 }
 
-// listOf returns the list of a track that an entry belongs to by its state.
-func (tr *track) listOf(on *commandOnInstance) *timeline {
+// listOfLocked returns the list of a track that an entry belongs to by its state.
+func (tr *track) listOfLocked(on *commandOnInstance) *timeline {
 	switch {
 	case on.state == inFlight:
 		return &tr.unanswered[slices.Index(trackedTargets[:], on.command.target)]
@@ -151,15 +151,15 @@ func (tr *track) listOf(on *commandOnInstance) *timeline {
 // It signals whoever waited for the command.
 func (t *tracker) moveLocked(on *commandOnInstance, state commandState, at time.Time) {
 	tr := t.tracks[on.id]
-	tr.listOf(on).remove(on)
+	tr.listOfLocked(on).remove(on)
 	on.state, on.at = state, at
 	if state != untracked && state != queued {
-		tr.listOf(on).insert(on)
+		tr.listOfLocked(on).insert(on)
 	}
-	if !on.active() {
+	if !on.activeLocked() {
 		tr.active--
 	}
-	tr.wakeWaiters()
+	tr.wakeWaitersLocked()
 	if tr.active > 0 {
 		return
 	}

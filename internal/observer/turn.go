@@ -60,7 +60,7 @@ func (t *tracker) predecessorLocked(c *inflightCommand, change instance.StateCha
 	switch {
 	case tr == nil:
 		return nil, false
-	case tr.unansweredThrough(change.At):
+	case tr.unansweredThroughLocked(change.At):
 		if c.turn == nil {
 			c.turn = make(chan struct{}, 1)
 		}
@@ -87,9 +87,9 @@ func (t *tracker) predecessorLocked(c *inflightCommand, change instance.StateCha
 	return last.command.recorded, false
 }
 
-// unansweredThrough reports whether a command was sent at a time or before, is unanswered, and
+// unansweredThroughLocked reports whether a command was sent at a time or before, is unanswered, and
 // so may have acted on the instance then.
-func (tr *track) unansweredThrough(at time.Time) bool {
+func (tr *track) unansweredThroughLocked(at time.Time) bool {
 	for _, list := range tr.unanswered {
 		if len(list) > 0 && !list[0].at.After(at) {
 			return true
@@ -98,10 +98,10 @@ func (tr *track) unansweredThrough(at time.Time) bool {
 	return false
 }
 
-// wakeWaiters takes the commands off the waiters for which nothing unanswered is left.
-func (tr *track) wakeWaiters() {
+// wakeWaitersLocked takes the commands off the waiters for which nothing unanswered is left.
+func (tr *track) wakeWaitersLocked() {
 	ready := 0
-	for ready < len(tr.waiters) && !tr.unansweredThrough(tr.waiters[ready].turnAt) {
+	for ready < len(tr.waiters) && !tr.unansweredThroughLocked(tr.waiters[ready].turnAt) {
 		tr.waiters[ready].turn <- struct{}{}
 		ready++
 	}
