@@ -22,7 +22,7 @@
 //     from what is known. For the others the instance is described.
 //   - refresher.go decides which instances are described when, describe.go asks the backend for
 //     them, and reconcile.go for all; both go through recordDescriptions in staleness.go, which says
-//     what makes a description current, superseded or stale. poll.go asks for descriptions of
+//     what makes a description current, superseded or stale. poll.go and pollschedule.go ask for descriptions of
 //     instances in transition.
 //
 // The tracker (tracker.go) knows the commands that matter to all of this, and inflight.go is

@@ -9,10 +9,6 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// maxPollBackoff is how many times the poll interval an instance in transition waits at most
-// until it is described again.
-const maxPollBackoff = 8
-
 // poll has instances in transition described, soon after they changed and then ever less
 // often, until ctx is done.
 func (o *Observer) poll(ctx context.Context) {
@@ -93,56 +89,4 @@ func (o *Observer) logChange(ctx context.Context, c *instance.Change) {
 		attrs = append(attrs, slog.Bool("inferred", true))
 	}
 	o.log.LogAttrs(ctx, slog.LevelInfo, "state change", attrs...)
-}
-
-// pollSchedule says when each instance in transition is described next. It is safe for
-// concurrent use.
-type pollSchedule struct {
-	interval time.Duration
-
-	mu    sync.Mutex
-	polls map[instance.ID]poll
-}
-
-// poll is when an instance is described next, and how long that is after the last time.
-type poll struct {
-	at    time.Time
-	delay time.Duration
-}
-
-func newPollSchedule(interval time.Duration) *pollSchedule {
-	return &pollSchedule{interval: interval, polls: make(map[instance.ID]poll)}
-}
-
-func (p *pollSchedule) reset() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	clear(p.polls)
-}
-
-// update schedules an instance that is in transition, and drops one that is not.
-func (p *pollSchedule) update(i *instance.Instance) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !i.State.Transitional() {
-		delete(p.polls, i.ID)
-		return
-	}
-	p.polls[i.ID] = poll{at: time.Now().Add(p.interval), delay: p.interval}
-}
-
-// due returns the instances that are to be described now, and schedules them again.
-func (p *pollSchedule) due(now time.Time) (ids []instance.ID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for id, next := range p.polls {
-		if next.at.After(now) {
-			continue
-		}
-		ids = append(ids, id)
-		next.delay = min(2*next.delay, maxPollBackoff*p.interval)
-		next.at = now.Add(next.delay)
-		p.polls[id] = next
-	}
-	return ids
 }
