@@ -74,7 +74,7 @@ var growings = []growing{
 		}
 		return fmt.Errorf("got %w, want that none exists", err)
 	}},
-	{"hear of what is done from outside", func(f *fixture, ids []string) error {
+	{"notices of changes from outside", func(f *fixture, ids []string) error {
 		change := sim.Change{Action: sim.ActionTerminate}
 		for _, id := range ids {
 			change.IDs = append(change.IDs, instance.ID(id))

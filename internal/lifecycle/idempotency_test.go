@@ -167,7 +167,7 @@ func TestARetryAfterALostAnswerDoesNotRestartWhatSomebodyStopped(t *testing.T) {
 	if err != nil || r.Changes[0].Previous != instance.StateStopped || r.Changes[0].Current != instance.StatePending {
 		t.Errorf("the retry got %+v, %v; want to be told of the start that was its doing", r.Changes, err)
 	}
-	// It depends on when the instance was looked at what was seen in between.
+	// What was observed in between depends on when the instance was described.
 	starts := slices.DeleteFunc(steps(f.changes(t, first)), func(s string) bool { return !strings.HasPrefix(s, "stopped -> pending") })
 	expect(t, starts, "stopped -> pending by tester, inferred")
 }
@@ -230,7 +230,7 @@ func TestARefusalThatChangedSomethingIsNotKept(t *testing.T) {
 }
 
 // TestARebootOfUnknownOutcomeIsNotRepeated: whether a reboot took place cannot be seen, and a
-// second one would be another one, whoever is the owner now.
+// second one would be another reboot, under any owner.
 func TestARebootOfUnknownOutcomeIsNotRepeated(t *testing.T) {
 	g := newGate()
 	f := start(t, options{wrap: g.wrap})

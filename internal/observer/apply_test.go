@@ -132,10 +132,10 @@ func TestUnresolvedCommandsAreDropped(t *testing.T) {
 			t.Fatalf("%d commands are remembered, want 2", left())
 		}
 		if tr.dropResolved(trackedX, asked); left() != 1 {
-			t.Errorf("%d commands are remembered after a look before the second, want that one", left())
+			t.Errorf("%d commands are remembered after a description before the second, want that one", left())
 		}
 		if tr.dropResolved(trackedX, time.Now()); len(tr.tracks) != 0 {
-			t.Errorf("%d instances are remembered after a look at the only one", len(tr.tracks))
+			t.Errorf("%d instances are remembered after the only one was described", len(tr.tracks))
 		}
 
 		before := tr.start(trackedX)

@@ -20,14 +20,14 @@
 //     a state that is not recorded yet.
 //   - notices.go: consumeNotices classifies notices and applies those that follow directly
 //     from what is known. For the others the instance is described.
-//   - refresher.go decides which instances are described when, describe.go asks the backend for
-//     them, and reconcile.go for all; both go through recordDescriptions in staleness.go, which says
-//     what makes a description current, superseded or stale. poll.go and pollschedule.go ask for descriptions of
-//     instances in transition.
+//   - refresher.go decides which instances are described when, and describe.go asks the backend
+//     for them; reconcile.go asks for all. Both call recordDescriptions in staleness.go, which
+//     says what makes a description current, superseded or stale. poll.go and pollschedule.go
+//     request descriptions of instances in transition.
 //
 // The tracker (tracker.go) knows the commands that matter to all of this, and inflight.go is
-// the way of one command through its states. hold.go is what they hold back, turn.go the order in which answers are recorded, candidate.go which commands may
-// have caused a step.
+// the way of one command through its states. hold.go is what commands hold back, turn.go the
+// order in which answers are recorded, candidate.go which commands may have caused a step.
 //
 // # The states of a command
 //
@@ -39,12 +39,14 @@
 //
 // # What happens to a lost answer
 //
-// callAndRecord marks the outcome unknown and asks for a description. Whatever is observed
-// next, apply finds the command among the possible causes, and the reducer attributes the step
-// to it if it leads there, if [instance.MayHaveMade] allows for the times, and if no other
-// step is attributed to it. A description taken after the command ended settles the rest:
-// dropResolved drops the command. If the step is recorded while the command still runs,
-// withRecordedSteps tells its caller of it instead of an unknown outcome.
+// callAndRecord marks the outcome unknown and requests a description. Whatever is observed next
+// goes through apply, which finds the command among the possible causes. The reducer attributes
+// a step to the command (causeOf, attribute) if the verb leads directly to the new state, if no
+// other step is attributed to it, and, for a start, if [instance.MayHaveMade] says that the
+// launch time allows it. Otherwise the step has another cause, or is external. A description
+// that was requested after the command ended shows everything it did: dropResolved drops the
+// command. If the step is recorded before the backend gives up, withRecordedSteps reports the
+// change to the caller instead of an unknown outcome.
 //
 // # Goroutines
 //

@@ -121,7 +121,7 @@ func (u *updateTx) applyNotices(classes []noticeClass, notices []instance.Notice
 			at:         n.OccurredAt,
 			occurredAt: n.OccurredAt,
 			source:     n.Source,
-			// A response that was lost may have been sent before the change was dated.
+			// A command whose answer was lost did not cause it if it ended earlier than that.
 			causedAfter: n.OccurredAt.Add(-instance.ClockSkew),
 			causedUntil: n.OccurredAt.Add(timePrecision(n)),
 			image: func(known journal.Record, found bool) (*instance.Instance, bool) {

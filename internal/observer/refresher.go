@@ -298,7 +298,7 @@ func (r *refresher) nextDue() (due map[instance.ID]*refresh, next time.Time) {
 			if !ok {
 				return
 			}
-			if w := r.wanted[id]; w != nil && !w.queued { // else it was looked up for somebody else, or will be
+			if w := r.wanted[id]; w != nil && !w.queued { // else it was looked up already, or is queued
 				remove(w)
 			}
 		}

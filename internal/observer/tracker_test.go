@@ -152,8 +152,8 @@ func TestNoticesAreHeldBackInTheirOrder(t *testing.T) {
 		if len(got) != 2 || !got[0].OccurredAt.Equal(begun) || got[1].ID != trackedY {
 			t.Fatalf("admitted %v; want what happened before the command, and the other instance", got)
 		}
-		if heard := command.answerAndAwaitTurn(t.Context(), lines(late.OccurredAt, trackedX)); len(heard) != 1 || !heard[0].OccurredAt.Equal(early.OccurredAt) {
-			t.Fatalf("before the answer comes %v, want what happened before it", heard)
+		if older := command.answerAndAwaitTurn(t.Context(), lines(late.OccurredAt, trackedX)); len(older) != 1 || !older[0].OccurredAt.Equal(early.OccurredAt) {
+			t.Fatalf("before the answer comes %v, want what happened before it", older)
 		}
 		command.finish()
 		<-tr.wake
