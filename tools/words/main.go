@@ -19,7 +19,6 @@ import (
 // pending are the directories that do not use the standard terms yet. A directory is taken off
 // this list with the commit that rewrites it.
 var pending = []string{
-	"internal/backend/ec2",
 	"internal/conformance",
 	"internal/journal",
 	"internal/soak",

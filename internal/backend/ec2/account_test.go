@@ -64,7 +64,7 @@ type realm struct {
 	every time.Duration
 }
 
-// contractOn runs the contract on an account, looking at its instances so often, and
+// contractOn runs the contract on an account, polling its instances at an interval, and
 // terminates what it launched.
 func contractOn(t *testing.T, cfg aws.Config, every time.Duration) *realm {
 	a := &realm{T: t, api: awsec2.NewFromConfig(cfg), run: rand.Text(), every: every}
@@ -181,7 +181,7 @@ func (a *realm) terminate() {
 	}
 }
 
-// instances are those of the run.
+// instances returns the instances of the run.
 func (a *realm) instances(ctx context.Context) (list []types.Instance, err error) {
 	pages := awsec2.NewDescribeInstancesPaginator(a.api, &awsec2.DescribeInstancesInput{
 		Filters: []types.Filter{{Name: new("tag:" + testTag), Values: []string{a.run}}},

@@ -164,7 +164,7 @@ func TestRebootsLeaveRoomForStops(t *testing.T) {
 	})
 }
 
-func TestWhoCannotBeServedInTimeIsToldAtOnce(t *testing.T) {
+func TestARequestThatCannotBeServedInTimeFailsAtOnce(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer})
 		if _, err := b.Execute(t.Context(), start(ids(0, 1000)...)); err != nil {

@@ -14,28 +14,28 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Config is what a [Backend] needs, and what may be tuned: a zero value means its default.
+// Config configures a [Backend]. A zero value means the default.
 type Config struct {
-	// AWS has the Region, the credentials, and the endpoint if it is not AWS's own, as
-	// config.LoadDefaultConfig finds them. Its settings for retries are not used.
+	// AWS has the Region, the credentials, and any custom endpoint, as
+	// config.LoadDefaultConfig returns them. Its retry settings are ignored.
 	AWS aws.Config
-	// Manage are the tags that an instance must have to exist for callers: every key,
-	// with one of its values, or with any where there are none. When empty, all
-	// instances are managed.
+	// Manage are the tags that an instance must have to be visible to callers: every key,
+	// with one of the values listed, or any value if none are. When empty, all instances
+	// are managed.
 	Manage map[string][]string
 	// Limits are the account's raised limits.
 	Limits Limits
-	// QueueURL is the SQS queue that EventBridge sends state changes to. Without it no
-	// notices come.
+	// QueueURL is the SQS queue that EventBridge sends state changes to. Without it there
+	// are no notices.
 	QueueURL string
 	// CallTimeout is how long one call to EC2 may take; default [instance.DefaultCallTimeout]: with a
-	// look at what became of it, less than the deadline of callers that bring none.
+	// check of the outcome it takes less than the default deadline of callers.
 	CallTimeout time.Duration
-	// Logger is told what only the operator can mend; nil for nobody.
+	// Logger gets what only the operator can fix; nil discards it.
 	Logger *slog.Logger
 }
 
-// Backend is EC2 in one account and Region. It is safe for concurrent use.
+// Backend carries commands out on EC2 in one account and Region. It is safe for concurrent use.
 type Backend struct {
 	cfg        Config
 	log        *slog.Logger
@@ -46,7 +46,7 @@ type Backend struct {
 	managed    *managedCache
 	hooks      testHooks
 
-	ctx    context.Context // of the batches; no caller's end is that of the others
+	ctx    context.Context // of the batches: a caller that leaves cancels none
 	cancel context.CancelFunc
 	work   sync.WaitGroup // the dispatch loop and the batches in flight
 
@@ -54,17 +54,17 @@ type Backend struct {
 	reads   *dispatch.Bucket // requests of DescribeInstances
 }
 
-// testHooks are those that a test can break, to see that it notices, and what it watches.
+// testHooks let tests observe outcomes, and break a rule to see that they notice.
 type testHooks struct {
-	// onOutcome is told of every outcome, and when the call went out that led to it.
-	onOutcome func(it *dispatch.Item, sent time.Time, changes []instance.StateChange, refusal *instance.Error)
-	// failEveryone refuses everybody in a batch for what EC2 says of one.
+	// onOutcome is called with every outcome, and when the call that led to it was sent.
+	onOutcome func(it *dispatch.Item, sent time.Time, changes []instance.StateChange, err *instance.Error)
+	// failEveryone fails all items of a batch for what EC2 says of one.
 	failEveryone bool
-	// everyoneFirst tells every caller of an instance that its call was the first.
+	// everyoneFirst tells every caller that its call caused the change.
 	everyoneFirst bool
 }
 
-// New returns a backend that calls nobody yet. Close it in the end.
+// New returns a backend, which makes no call yet. It has to be closed.
 func New(cfg Config) *Backend {
 	if cfg.CallTimeout <= 0 {
 		cfg.CallTimeout = instance.DefaultCallTimeout
@@ -121,17 +121,16 @@ func (b *Backend) dispatchLoop() {
 	}
 }
 
-// Close ends what is in flight: callers are told that they will not hear what became of
-// their calls. It returns when nothing is left running; sequences of notices end with
-// their own context.
+// Close cancels the batches in flight and fails the requests that wait. It returns when nothing
+// is left running; sequences of notices end with their own context.
 func (b *Backend) Close() {
 	b.dispatcher.Close()
 	b.cancel()
 	b.work.Wait()
 }
 
-// Restore takes note of what is known, which tells what became of a call whose answer is
-// lost. The instances belong to EC2: nothing is changed there.
+// Restore loads the recorded states, which help to tell what became of a call whose answer was
+// lost. It changes nothing in EC2.
 func (b *Backend) Restore(known []*instance.Instance) error {
 	for _, inst := range known {
 		b.tracker.observed(inst.ID, inst.State)

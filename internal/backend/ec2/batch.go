@@ -10,30 +10,28 @@ import (
 )
 
 const (
-	// maxUnknownAttempts is how often the outcome of a batch may be unknown before its callers are
-	// told so.
+	// maxUnknownAttempts is how many calls of a batch may have an unknown outcome before callers
+	// are told so.
 	maxUnknownAttempts = 4
-	// minBackoff is how long a round waits before it repeats a call that came to nothing;
-	// it doubles.
+	// minBackoff is the first pause before a retry; it doubles.
 	minBackoff = 100 * time.Millisecond
-	// checkTimeout is how long it may take to see what became of a call that EC2 did not
-	// answer in time. Together they take less than the deadline of callers that bring none.
+	// checkTimeout bounds the check of what became of a call that timed out. Call and check
+	// take less than the default deadline of callers.
 	checkTimeout = 7 * time.Second
 )
 
-// batchRun carries a batch out: it makes the calls that it takes until every item has an
-// outcome. One goroutine owns it.
+// batchRun carries a batch out, in as many calls as it takes until every item has its outcome.
+// One goroutine owns it.
 type batchRun struct {
 	b     *Backend
 	batch *dispatch.Batch
 	work  workList
-	// sent is when the last call went out.
+	// sent is when the last call was made.
 	sent time.Time
-	// appliedUnclaimed are changes that a call made although it failed, and that no caller was
-	// told of.
+	// appliedUnclaimed are changes made by calls that failed, and not yet reported to a caller.
 	appliedUnclaimed map[instance.ID]instance.StateChange
-	// unchangedAfterFailure are the instances that a failed call had not changed, as far as
-	// could be seen.
+	// unchangedAfterFailure are the instances that a failed call had not changed when EC2
+	// described them.
 	unchangedAfterFailure map[instance.ID]unchanged
 	unknownAttempts       int // calls of unknown outcome
 	// mayHaveActed is whether a failed call may have changed instances.
@@ -50,14 +48,14 @@ func newBatchRun(b *Backend, batch *dispatch.Batch) *batchRun {
 	}
 }
 
-// unchanged is what was seen of an instance after a call that may have changed it.
+// unchanged is the description of an instance after a call that may have changed it.
 type unchanged struct {
 	state instance.State
 	sent  time.Time
 }
 
-// attempt makes calls until what is left of the group is answered, or is refused for a
-// reason that names nobody: that is returned.
+// attempt makes calls until every item of the group has its outcome. What is left when EC2 rejects
+// it without naming any item is returned with that failure.
 func (r *batchRun) attempt(ctx context.Context, group []*dispatch.Item) (rest []*dispatch.Item, f *failure) {
 	for {
 		var got map[instance.ID]instance.StateChange
@@ -98,11 +96,11 @@ func (r *batchRun) attempt(ctx context.Context, group []*dispatch.Item) (rest []
 			r.splitTooLarge(group, f)
 			return nil, nil
 		case failAll, throttled:
-			for _, u := range group {
+			for _, it := range group {
 				if f.answered {
-					r.fail(u, f.errorFor(u.IDs))
+					r.fail(it, f.errorFor(it.IDs))
 				} else {
-					r.failUnsent(u, f.errorFor(u.IDs))
+					r.failUnsent(it, f.errorFor(it.IDs))
 				}
 			}
 			return nil, nil
@@ -110,8 +108,8 @@ func (r *batchRun) attempt(ctx context.Context, group []*dispatch.Item) (rest []
 	}
 }
 
-// call makes one call, and the same again for as long as EC2 throttles. It returns those
-// of the group that are still there, whom the answer or the failure concerns.
+// call makes one call, and repeats it while EC2 throttles. It returns the items to which the
+// response or the failure applies: callers may leave before it is sent.
 func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatch.Item, map[instance.ID]instance.StateChange, *failure) {
 	var f *failure
 	for throttles := 0; ; throttles++ {
@@ -172,14 +170,14 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 	}
 }
 
-// adjust says what a failure means for a call of this kind.
+// adjust returns what a failure means for a call with this verb and options.
 func (r *batchRun) adjust(f *failure, asked int) *failure {
 	switch {
 	case r.batch.DryRun:
-		// It changes nothing, and is for one caller.
+		// It changes nothing, and concerns one caller.
 		f.reaction = failAll
 	case r.batch.Verb == instance.VerbTerminate && f.err.Code == instance.CodeOperationNotPermitted && asked > 1:
-		// EC2 spares the Availability Zones of protected instances only.
+		// EC2 has terminated the instances in the Availability Zones without protected ones.
 		f.reaction = partial
 	case f.reaction == noCapacity && r.batch.Verb != instance.VerbStart:
 		f.reaction = rejected
@@ -187,7 +185,7 @@ func (r *batchRun) adjust(f *failure, asked int) *failure {
 	return f
 }
 
-// missingIn returns the ids that an answer has no line for.
+// missingIn returns the ids that a response does not cover.
 func missingIn(got map[instance.ID]instance.StateChange, ids []instance.ID) (missing []instance.ID) {
 	for _, id := range ids {
 		if _, ok := got[id]; !ok {
@@ -197,8 +195,8 @@ func missingIn(got map[instance.ID]instance.StateChange, ids []instance.ID) (mis
 	return missing
 }
 
-// reportRejected says that the last call changed none of a group, which is to be sent again.
-// After a call that may have acted nobody can say so.
+// reportRejected reports that the last call changed nothing and the group will be sent again. It
+// does not after a call that may have been carried out.
 func (r *batchRun) reportRejected(group []*dispatch.Item) {
 	if r.mayHaveActed || r.batch.DryRun {
 		return
@@ -206,7 +204,7 @@ func (r *batchRun) reportRejected(group []*dispatch.Item) {
 	r.b.dispatcher.ReportRejected(group)
 }
 
-// pause waits; it returns why not when the round, or the term, ends first.
+// pause waits. It returns an error if the backend closes or the term ends first.
 func (r *batchRun) pause(ctx context.Context, d time.Duration) *instance.Error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -220,7 +218,7 @@ func (r *batchRun) pause(ctx context.Context, d time.Duration) *instance.Error {
 	}
 }
 
-// pause waits; it is false when ctx is done first.
+// pause waits. It returns false if ctx ends first.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -232,8 +230,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// jitter draws a pause around d, so that those who failed together do not come back
-// together.
+// jitter returns a random duration around d, so that failed calls are not retried in step.
 func jitter(d time.Duration) time.Duration {
-	return d/2 + rand.N(d) //nolint:gosec // nothing secret
+	return d/2 + rand.N(d) //nolint:gosec // not a secret
 }

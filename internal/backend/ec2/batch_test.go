@@ -92,7 +92,7 @@ func TestCallsGoOutOnTheLeadingEdge(t *testing.T) {
 	})
 }
 
-func TestIDsAreSharedAndTheFirstCallerSeesStopped(t *testing.T) {
+func TestCallersShareIDsAndTheFirstSeesStopped(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: always(time.Millisecond)}
 		b := connect(t, e)
@@ -122,7 +122,7 @@ func TestIDsAreSharedAndTheFirstCallerSeesStopped(t *testing.T) {
 	})
 }
 
-func TestWhatDiffersDoesNotTravelTogether(t *testing.T) {
+func TestDifferentOptionsDoNotShareABatch(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		e := &endpoint{latency: always(time.Millisecond), answer: func(_ context.Context, c call) (reply, error) {
 			if c.form.Get("DryRun") == "true" {
@@ -174,7 +174,7 @@ func TestWhatDiffersDoesNotTravelTogether(t *testing.T) {
 	})
 }
 
-func TestACallerThatLeavesTakesOnlyItselfAway(t *testing.T) {
+func TestACallerThatLeavesAffectsNoOther(t *testing.T) {
 	inBubble(t, "before its batch goes out", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: always(time.Second / 2)}
 		b := connect(t, e)

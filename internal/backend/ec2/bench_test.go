@@ -28,8 +28,8 @@ const (
 	// maxCalls and mostSlow are how many calls that may take, and how long.
 	maxCalls = 20
 	maxSlow  = 5 * time.Second
-	// maxPatience bounds how long the callers without the batches may take.
-	maxPatience = time.Minute
+	// maxWait bounds how long the callers without the batches may take.
+	maxWait = time.Minute
 )
 
 // counted counts the requests for an action that leave.
@@ -139,7 +139,7 @@ func BenchmarkThousandStarts(b *testing.B) {
 		b.ReportMetric(last.Seconds(), "s-to-last")
 
 		ec2 = throttling(b)
-		ctx, cancel := context.WithTimeout(b.Context(), maxPatience)
+		ctx, cancel := context.WithTimeout(b.Context(), maxWait)
 		accepted, last, all := storm(ec2.ids, func(id instance.ID) error {
 			api := awsec2.NewFromConfig(ec2.cfg, func(o *awsec2.Options) { o.Retryer = retry.NewStandard() })
 			_, err := api.StartInstances(ctx, &awsec2.StartInstancesInput{InstanceIds: []string{string(id)}})

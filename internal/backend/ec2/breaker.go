@@ -12,89 +12,88 @@ import (
 )
 
 const (
-	// openAfter is for how long calls must not have arrived before EC2 counts as out of reach:
-	// one that does not says little.
+	// openAfter is how long calls must keep failing before the circuit opens; one failure proves
+	// little.
 	openAfter = 2 * time.Second
-	// openMargin is how long EC2 stays known to be out of reach after what was let through last
-	// has taken all the time that a call may. Where calls hang, what is known must not be
-	// forgotten between the failures of two comparisons, which are 35 seconds apart then.
+	// openMargin is how long the circuit stays open after the last attempt has had its full
+	// timeout. Where calls hang, it must not close between two failed comparisons, which are 35
+	// seconds apart then.
 	openMargin = 20 * time.Second
-	// probeInterval is how often a command or a question about instances tries while EC2 is out of
-	// reach, unless something else has. The comparison of everything always does.
+	// probeInterval is how often a command or a query is let through while the circuit is open,
+	// unless something else was. The comparison of everything always is.
 	probeInterval = 5 * time.Second
 )
 
-// breaker is what is known of the way to EC2. While it is known to lead nowhere, calls are
-// refused at once, in place of waiting for connections that do not come about. It is safe
-// for concurrent use.
+// breaker is a circuit breaker for EC2. While EC2 is known to be unreachable, calls fail at once
+// instead of waiting for connections that cannot be made. It is safe for concurrent use.
 type breaker struct {
-	// onFailure is called while EC2 is out of reach, whenever a call did not arrive.
+	// onFailure is called when a call could not reach EC2 and the circuit is open.
 	onFailure func()
-	// openFor is how long EC2 stays known to be out of reach after it was tried last.
+	// openFor is how long the circuit stays open after the last attempt.
 	openFor time.Duration
 
 	mu           sync.Mutex
-	lastResponse time.Time // when EC2 last answered
-	failingSince time.Time // when it was first noticed that a call did not arrive; zero after an answer
-	target       string    // what did not answer
-	lastAttempt  time.Time // when it was noticed last, or something was let through
+	lastResponse time.Time
+	failingSince time.Time // the first failure since the last response; zero for none
+	target       string    // what could not be reached
+	lastAttempt  time.Time // the last failure, or when something was let through
 }
 
-// record takes note of how a call ended that began at a time; f is nil if it went well.
-// A call whose caller was in a hurry says nothing.
-func (r *breaker) record(ctx context.Context, began time.Time, f *failure) {
+// record notes how a call ended that began at a time; f is nil if it succeeded. A call whose own
+// context ended proves nothing.
+func (b *breaker) record(ctx context.Context, began time.Time, f *failure) {
 	now := time.Now()
-	r.mu.Lock()
+	b.mu.Lock()
 	switch {
 	case f == nil || f.answered:
-		r.lastResponse, r.failingSince = now, time.Time{}
-	case f.unreachable && ctx.Err() == nil && !began.Before(r.lastResponse):
-		if r.failingSince.IsZero() || now.Sub(r.lastAttempt) >= r.openFor {
-			r.failingSince = now
+		b.lastResponse, b.failingSince = now, time.Time{}
+	case f.unreachable && ctx.Err() == nil && !began.Before(b.lastResponse):
+		if b.failingSince.IsZero() || now.Sub(b.lastAttempt) >= b.openFor {
+			b.failingSince = now
 		}
-		r.lastAttempt, r.target = now, "EC2"
+		b.lastAttempt, b.target = now, "EC2"
 		if _, none := errors.AsType[*credentialsError](f.err.Cause); none {
-			r.target = "the source of this service's own credentials"
+			b.target = "the source of this service's own credentials"
 		}
 	}
-	away := r.openErrLocked(now) != nil
-	r.mu.Unlock()
-	if away && f.unreachable {
-		r.onFailure()
+	open := b.openErrLocked(now) != nil
+	b.mu.Unlock()
+	if open && f.unreachable {
+		b.onFailure()
 	}
 }
 
-// allow returns why nothing is worth a call. Once in a while something is all the same.
-func (r *breaker) allow() *instance.Error {
+// allow returns an error while the circuit is open, except once every probeInterval.
+func (b *breaker) allow() *instance.Error {
 	now := time.Now()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	err := r.openErrLocked(now)
-	if err != nil && now.Sub(r.lastAttempt) >= probeInterval {
-		r.lastAttempt = now
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	err := b.openErrLocked(now)
+	if err != nil && now.Sub(b.lastAttempt) >= probeInterval {
+		b.lastAttempt = now
 		return nil
 	}
 	return err
 }
 
-// openErr returns an error while EC2 is out of reach.
-func (r *breaker) openErr() *instance.Error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.openErrLocked(time.Now())
+// openErr returns an error while the circuit is open.
+func (b *breaker) openErr() *instance.Error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.openErrLocked(time.Now())
 }
 
-// openErrLocked is known for those who hold the lock. To return at different times spreads those
-// who are refused together.
-func (r *breaker) openErrLocked(now time.Time) *instance.Error {
-	if r.failingSince.IsZero() || now.Sub(r.failingSince) < openAfter || now.Sub(r.lastAttempt) >= r.openFor {
+// openErrLocked is openErr for holders of the lock. Its RetryAfter is random, to spread the
+// retries of callers that fail together.
+func (b *breaker) openErrLocked(now time.Time) *instance.Error {
+	if b.failingSince.IsZero() || now.Sub(b.failingSince) < openAfter || now.Sub(b.lastAttempt) >= b.openFor {
 		return nil
 	}
-	wait := max(retryUnavailable, probeInterval-now.Sub(r.lastAttempt))
+	wait := max(retryUnavailable, probeInterval-now.Sub(b.lastAttempt))
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
 		Reason:     instance.ReasonBackendUnavailable,
-		Message:    fmt.Sprintf("%s cannot be reached since %s; nothing was changed by this call", r.target, r.failingSince.UTC().Format(time.DateTime+" GMT")),
-		RetryAfter: wait + rand.N(wait), //nolint:gosec // to spread load takes no secret
+		Message:    fmt.Sprintf("%s cannot be reached since %s; nothing was changed by this call", b.target, b.failingSince.UTC().Format(time.DateTime+" GMT")),
+		RetryAfter: wait + rand.N(wait), //nolint:gosec // not a secret
 	}
 }

@@ -23,7 +23,7 @@ func outOfReach(t *testing.T, d *distance, b *Backend) {
 	}
 }
 
-func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
+func TestOneUnreachableCallFailsNoOther(t *testing.T) {
 	inBubble(t, "a connection that does not come about", func(t *testing.T) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
 		b := connect(t, &endpoint{answer: d.answer})
@@ -58,7 +58,7 @@ func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
 		}
 		d.set(nil)
 		if o := execute(t.Context(), b, start(id(1)))[0]; o.refusedAs(t).RetryAfter <= 0 {
-			t.Error("nobody says when to come back")
+			t.Error("the error has no RetryAfter")
 		}
 		if _, err := b.Describe(t.Context(), instance.DescribeQuery{All: true}); err != nil {
 			t.Error(err)
@@ -69,7 +69,7 @@ func TestOneCallThatDoesNotArriveRefusesNobodyElse(t *testing.T) {
 	})
 }
 
-func TestOldAndHurriedFailuresRefuseNobody(t *testing.T) {
+func TestOldAndHurriedFailuresDoNotOpenTheCircuit(t *testing.T) {
 	setUp := func(t *testing.T) (*distance, *Backend) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
 		return d, connect(t, &endpoint{answer: d.answer})
@@ -147,7 +147,7 @@ func TestEverybodyElseIsRefusedAtOnceWhileATryHangs(t *testing.T) {
 			}
 		}
 		if last == known {
-			t.Error("nobody tried")
+			t.Error("nothing was tried")
 		}
 	})
 	inBubble(t, "also when the try comes late", func(t *testing.T) {
@@ -203,7 +203,7 @@ func TestWhatATryCameTo(t *testing.T) {
 	})
 }
 
-func TestWhoIsTurnedAwayComesBackInItsOwnTime(t *testing.T) {
+func TestRejectedCallersRetryAtDifferentTimes(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		const callers = 20
 		e := &endpoint{answer: func(ctx context.Context, _ call) (reply, error) { return reply{}, silent(ctx) }}
@@ -238,7 +238,7 @@ func TestWhoIsTurnedAwayComesBackInItsOwnTime(t *testing.T) {
 	})
 }
 
-func TestWhoWaitsIsTurnedAwayOnceEC2IsOutOfReach(t *testing.T) {
+func TestQueuedRequestsFailOnceEC2IsUnreachable(t *testing.T) {
 	inBubble(t, "behind calls that hang", func(t *testing.T) {
 		var fleet []sim.Spec
 		for n := range dispatch.MaxBatches + 1 {

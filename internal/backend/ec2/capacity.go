@@ -14,9 +14,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// pool is what instances compete for: EC2's capacity and quotas are by type and
-// Availability Zone, and apart for Spot Instances, Dedicated Hosts, placement groups and
-// reservations.
+// pool is what instances compete for: EC2 has capacity and quotas for each type and Availability
+// Zone, and separate ones for Spot Instances, Dedicated Hosts, placement groups and reservations.
 type pool struct{ kind, zone, lifecycle, tenancy, host, group, reservation string }
 
 func poolOf(i *types.Instance) pool {
@@ -32,10 +31,10 @@ func poolOf(i *types.Instance) pool {
 	return p
 }
 
-// demand is how many instances of each pool a unit, or several, would start.
+// demand is how many instances of each pool items would start.
 type demand map[pool]int
 
-// size is how many instances that is.
+// size is the total number of instances.
 func (n demand) size() (sum int) {
 	for _, count := range n {
 		sum += count
@@ -53,8 +52,8 @@ func (n demand) covers(o demand) bool {
 	return true
 }
 
-// infeasible is a need for which there was no room, when nothing of it was started. There is
-// none then for any need that covers it.
+// infeasible is a demand for which there was no capacity, although none of it was started. So there
+// is none for any demand that covers it.
 type infeasible struct {
 	demand
 	f *failure
@@ -135,8 +134,9 @@ func (s *capacitySearch) rejected(ctx context.Context, rest []*dispatch.Item, f 
 
 func (s *capacitySearch) requeue(items []*dispatch.Item) { s.queue = slices.Concat(items, s.queue) }
 
-// learnFrom looks at what a call that failed has started. It returns the units that are not
-// answered by that. If nothing was started, nothing like it is tried again.
+// learnFrom finds out what a failed call has started. It returns the items that still have no
+// outcome. If nothing was started, nothing that needs as much is tried again. It is false if EC2
+// cannot be asked; the items have their outcomes then.
 func (s *capacitySearch) learnFrom(ctx context.Context, group []*dispatch.Item, f *failure) (rest []*dispatch.Item, ok bool) {
 	ids, did := dispatch.DistinctIDs(group), len(s.r.appliedUnclaimed)
 	was := make(map[instance.ID]instance.State, len(ids))
@@ -151,7 +151,7 @@ func (s *capacitySearch) learnFrom(ctx context.Context, group []*dispatch.Item, 
 	for _, id := range ids {
 		inst, found := seen[id]
 		idle := found && inst.State == instance.StateStopped
-		// What somebody else has changed is no longer what there was no room for.
+		// If somebody else changed an instance, this is no longer the demand that was rejected.
 		changed = changed || was[id] != instance.StateUnspecified && (was[id] == instance.StateStopped) != idle
 		if s.idle[id] = idle; found {
 			s.pools[id] = inst.pool
@@ -163,7 +163,7 @@ func (s *capacitySearch) learnFrom(ctx context.Context, group []*dispatch.Item, 
 	return s.r.deliverApplied(group), true
 }
 
-// demand is what units would start, an instance that several want counted once.
+// demand is what items would start. An instance that several want counts once.
 func (s *capacitySearch) demand(group []*dispatch.Item) demand {
 	n := make(demand)
 	for _, id := range dispatch.DistinctIDs(group) {
@@ -174,64 +174,64 @@ func (s *capacitySearch) demand(group []*dispatch.Item) demand {
 	return n
 }
 
-// byPool parts units by the pools that they draw on, in the order of the first of each.
+// byPool groups items by the pools that they need, in the order of the first item of each.
 func (s *capacitySearch) byPool(group []*dispatch.Item) [][]*dispatch.Item {
 	var order []string
-	piles := make(map[string][]*dispatch.Item)
-	for _, u := range group {
+	groups := make(map[string][]*dispatch.Item)
+	for _, it := range group {
 		var names []string
-		for p := range s.demand([]*dispatch.Item{u}) {
+		for p := range s.demand([]*dispatch.Item{it}) {
 			names = append(names, fmt.Sprintf("%q", p))
 		}
 		slices.Sort(names)
 		key := strings.Join(names, ",")
-		if piles[key] == nil {
+		if groups[key] == nil {
 			order = append(order, key)
 		}
-		piles[key] = append(piles[key], u)
+		groups[key] = append(groups[key], it)
 	}
 	list := make([][]*dispatch.Item, len(order))
 	for i, key := range order {
-		list[i] = piles[key]
+		list[i] = groups[key]
 	}
 	return list
 }
 
-// failInfeasible refuses the units for which there is known to be no room.
+// failInfeasible fails the items for which there is known to be no capacity.
 func (s *capacitySearch) failInfeasible(queue []*dispatch.Item) (rest []*dispatch.Item) {
-	for _, u := range queue {
-		wanted := s.demand([]*dispatch.Item{u})
+	for _, it := range queue {
+		wanted := s.demand([]*dispatch.Item{it})
 		i := slices.IndexFunc(s.infeasible, func(t infeasible) bool { return wanted.covers(t.demand) })
 		if i < 0 {
-			rest = append(rest, u)
+			rest = append(rest, it)
 			continue
 		}
-		s.r.fail(u, s.infeasible[i].f.errorFor(u.IDs))
+		s.r.fail(it, s.infeasible[i].f.errorFor(it.IDs))
 	}
 	return rest
 }
 
-// prefix returns how many units to try together: all of them, or half of what there is
-// known to be no room for.
+// prefix returns how many items to try together: all of them, or half of the smallest demand for
+// which there is known to be no capacity.
 func (s *capacitySearch) prefix(queue []*dispatch.Item) int {
-	least := 0
+	smallest := 0
 	total := s.demand(queue)
 	for _, t := range s.infeasible {
-		if size := t.size(); total.covers(t.demand) && (least == 0 || size < least) {
-			least = size
+		if size := t.size(); total.covers(t.demand) && (smallest == 0 || size < smallest) {
+			smallest = size
 		}
 	}
-	if least == 0 {
+	if smallest == 0 {
 		return len(queue)
 	}
 	n := 1
-	for n < len(queue) && s.demand(queue[:n+1]).size() <= max(1, least/2) {
+	for n < len(queue) && s.demand(queue[:n+1]).size() <= max(1, smallest/2) {
 		n++
 	}
 	return n
 }
 
-// succeeded says that there was room: there is that much less now.
+// succeeded notes that a demand was met, so that there is that much less capacity now.
 func (s *capacitySearch) succeeded(n demand) {
 	var still []infeasible
 	for _, t := range s.infeasible {

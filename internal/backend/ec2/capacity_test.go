@@ -174,9 +174,9 @@ func TestCapacityIsTriedByTypeAndZone(t *testing.T) {
 	})
 }
 
-// TestOutcomesThatNobodyToldAreLookedUp loses the answer to a call that was carried out,
+// TestLostOutcomesAreLookedUp loses the answer to a call that was carried out,
 // or not.
-func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
+func TestLostOutcomesAreLookedUp(t *testing.T) {
 	type loss struct {
 		name  string
 		reply reply
@@ -245,7 +245,7 @@ func TestOutcomesThatNobodyToldAreLookedUp(t *testing.T) {
 			t.Errorf("the second caller got %+v", o)
 		}
 	})
-	inBubble(t, "EC2 that never says is given up, and the callers are told that nobody knows", func(t *testing.T) {
+	inBubble(t, "EC2 never says: after some attempts the callers are told that the outcome is unknown", func(t *testing.T) {
 		f := &fleet{refuse: func(c call) (reply, bool) {
 			return refusal(500, "InternalError", "An internal error has occurred"), c.action == "StartInstances"
 		}}

@@ -14,7 +14,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// retryUnavailable is when a call that EC2 could not serve may be tried again.
+// retryUnavailable is when to retry a call that EC2 could not serve.
 const retryUnavailable = time.Second
 
 func ended(term instance.Term) <-chan struct{} {
@@ -24,7 +24,7 @@ func ended(term instance.Term) <-chan struct{} {
 	return term.Done()
 }
 
-// client makes single calls to EC2: it converts, and retries nothing.
+// client makes single calls to EC2 and converts the results. It retries nothing.
 type client struct {
 	api     *awsec2.Client
 	region  string
@@ -33,7 +33,7 @@ type client struct {
 	breaker *breaker
 }
 
-// markedCredentials marks the errors of a source of credentials as such.
+// markedCredentials marks errors of the source of credentials.
 type markedCredentials struct{ aws.CredentialsProvider }
 
 func (s markedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
@@ -56,7 +56,7 @@ func newClient(cfg Config) *client {
 	return &client{api: api, region: cfg.AWS.Region, timeout: cfg.CallTimeout, log: cfg.Logger, breaker: &breaker{openFor: cfg.CallTimeout + openMargin}}
 }
 
-// fail interprets an error, and says aloud what only the operator can mend.
+// fail classifies an error, and logs what only the operator can fix.
 func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *failure {
 	f := failureOf(err, asked)
 	if f.credentials {
@@ -65,8 +65,8 @@ func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *fai
 	return f
 }
 
-// mutate carries a verb out on instances. The states of a reboot are not told; what EC2 says
-// of an instance in a way that cannot be read is left out.
+// mutate carries a verb out on instances. EC2 returns no states for a reboot. Changes that cannot
+// be decoded are left out.
 func (c *client) mutate(ctx context.Context, k dispatch.Key, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
 	sent := time.Now()
 	calling, cancel := context.WithTimeout(withFence(ctx, k.Term), c.timeout)
@@ -90,7 +90,7 @@ func (c *client) mutate(ctx context.Context, k dispatch.Key, ids []instance.ID) 
 	return changes, nil
 }
 
-// send makes the call and returns the lines of its answer.
+// send makes the call and returns the changes in EC2's response.
 func (c *client) send(ctx context.Context, k dispatch.Key, ids []instance.ID) ([]types.InstanceStateChange, error) {
 	names := make([]string, len(ids))
 	for i, id := range ids {
@@ -139,28 +139,28 @@ func (c *client) send(ctx context.Context, k dispatch.Key, ids []instance.ID) ([
 	return nil, &instance.Error{Kind: instance.KindInternal, Message: "no such verb: " + string(k.Verb)}
 }
 
-// What EC2 takes. Source: EC2 API Reference, DescribeInstances.
+// Limits of DescribeInstances. Source: EC2 API Reference.
 const (
 	maxFilterValues = 200
 	minPage         = 5
 	maxPage         = 1000
 )
 
-// page is one page of what EC2 describes.
+// page is a page of DescribeInstances.
 type page struct {
 	instances []describedInstance
-	// unreadable says what is wrong with the descriptions that cannot be read.
+	// unreadable has the errors of the descriptions that cannot be decoded.
 	unreadable map[instance.ID]error
 	next       string
 }
 
-// describedInstance is an instance, and what it competes for when it starts.
+// describedInstance is an instance, and the capacity pool that it starts in.
 type describedInstance struct {
 	*instance.Instance
 	pool pool
 }
 
-// describe returns a page of the instances that pass the filters.
+// describe returns a page of the instances that match the filters.
 func (c *client) describe(ctx context.Context, filters []types.Filter, size int, token string) (page, *failure) {
 	in := &awsec2.DescribeInstancesInput{Filters: filters, MaxResults: new(int32(size))}
 	if token != "" {
@@ -202,8 +202,7 @@ func byIDs(ids []instance.ID) types.Filter {
 	return types.Filter{Name: new("instance-id"), Values: values}
 }
 
-// literal takes the special meaning from the characters that have one in the value of a
-// filter.
+// literal escapes the wildcards of filter values.
 var literal = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`)
 
 // byTags are the filters for instances with all of the tags.

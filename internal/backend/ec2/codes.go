@@ -2,39 +2,39 @@ package ec2
 
 import "github.com/instanced/instanced/internal/instance"
 
-// reaction is what a round does about an error of EC2.
+// reaction is what a batchRun does about an error of EC2.
 type reaction uint8
 
 const (
-	// rejected: some of the instances may not; the others may go on without them.
+	// rejected: EC2 rejects some of the instances; the others are retried without them.
 	rejected reaction = iota
-	// throttled: EC2 throttles; the same call is made again once the buckets allow it.
+	// throttled: EC2 throttles; the call is repeated once the buckets allow it.
 	throttled
-	// noCapacity: there is no capacity, or no quota, for all of the instances. EC2 may have
+	// noCapacity: there is not enough capacity or quota for all of the instances. EC2 may have
 	// started some.
 	noCapacity
-	// partial: like refuse, but the call may have been carried out on some instances.
+	// partial: like rejected, but the call may have been carried out on some instances.
 	partial
-	// unknownOutcome: whether the call was carried out is not known.
+	// unknownOutcome: it is unknown whether the call was carried out.
 	unknownOutcome
-	// tooMany: there are too many instances in the call.
+	// tooMany: the call has too many instances.
 	tooMany
-	// failAll: it is about the service or the account, whichever instances are meant.
+	// failAll: the error concerns the service or the account, not the instances.
 	failAll
 )
 
-// errorClass is what an error code of EC2 means.
+// errorClass is the meaning of an error code of EC2.
 type errorClass struct {
 	kind     instance.Kind
 	reaction reaction
-	// credentials is true when EC2 refuses the service itself.
+	// credentials is true when EC2 rejects this service's own credentials.
 	credentials bool
 }
 
 var (
 	classPrecondition = errorClass{kind: instance.KindPrecondition}
 	classInvalid      = errorClass{kind: instance.KindInvalid}
-	// classMalformed is a call that no choice of instances would mend.
+	// classMalformed is a call that is wrong whichever instances it names.
 	classMalformed   = errorClass{kind: instance.KindInvalid, reaction: failAll}
 	classCapacity    = errorClass{kind: instance.KindExhausted, reaction: noCapacity}
 	classThrottled   = errorClass{kind: instance.KindExhausted, reaction: throttled}
@@ -42,8 +42,8 @@ var (
 	classCredentials = errorClass{kind: instance.KindInternal, reaction: failAll, credentials: true}
 )
 
-// codes is the one table of EC2's error codes. Source: EC2 Developer Guide, "Error codes
-// for the Amazon EC2 API"; the throttles are those that AWS's own SDKs know.
+// codes is the only table of EC2's error codes. Source: EC2 Developer Guide, "Error codes
+// for the Amazon EC2 API"; the throttles are the ones that AWS's SDKs know.
 var codes = map[string]errorClass{
 	instance.CodeNotFound:    {kind: instance.KindNotFound},
 	instance.CodeMalformedID: classInvalid,
@@ -125,7 +125,7 @@ var codes = map[string]errorClass{
 	"InvalidAccessKeyId":          classCredentials,
 }
 
-// Codes that are looked at for their text too.
+// Codes whose messages matter too.
 const (
 	codeInvalidValue = "InvalidParameterValue"
 	codeVcpuLimit    = "VcpuLimitExceeded"

@@ -10,7 +10,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// stateOf converts a state by its code.
+// stateOf converts a state, by its code.
 func stateOf(s *types.InstanceState) (instance.State, error) {
 	switch {
 	case s == nil:

@@ -11,12 +11,12 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// maxReadAttempts is how often a description is asked for that EC2 does not give.
+// maxReadAttempts is how often DescribeInstances is tried.
 const maxReadAttempts = 3
 
-// Describe returns a page of managed instances as EC2 describes them. It asks by filter,
-// never by ids: one that does not exist is no error then, and the bucket is larger. A
-// page of a query by ids is for 200 of them at most.
+// Describe returns a page of managed instances as EC2 describes them. It always filters instead of
+// naming ids: then an id that does not exist is no error, and the token bucket is larger. A page of
+// a query by ids covers at most 200 of them.
 func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (instance.DescribePage, error) {
 	if err := ctx.Err(); err != nil {
 		return instance.DescribePage{}, err
@@ -36,8 +36,8 @@ func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (i
 		p, next, err := b.readPage(ctx, nil, query.PageSize, at)
 		return instance.DescribePage{Instances: p.list(), Unreadable: p.unreadable, NextPageToken: next.String()}, err
 	}
-	if away := b.client.breaker.allow(); away != nil {
-		return instance.DescribePage{}, away
+	if openErr := b.client.breaker.allow(); openErr != nil {
+		return instance.DescribePage{}, openErr
 	}
 	ids := query.IDs[from:min(len(query.IDs), from+b.span(query.PageSize))]
 	p, next, err := b.readPage(ctx, ids, query.PageSize, at)
@@ -67,7 +67,7 @@ func (p page) list() []*instance.Instance {
 	return list
 }
 
-// span is how many ids one call asks for.
+// span is how many ids fit into one call.
 func (b *Backend) span(size int) int {
 	_, values := byTags(b.cfg.Manage)
 	n := max(1, maxFilterValues-values)
@@ -77,7 +77,7 @@ func (b *Backend) span(size int) int {
 	return n
 }
 
-// pageToken says with which id of a query its next page begins, and where EC2 is in it.
+// pageToken encodes with which id of a query the next page begins, and EC2's position in it.
 func pageToken(from int, at position) string { return strconv.Itoa(from) + ":" + at.String() }
 
 func parseToken(query instance.DescribeQuery) (from int, at position, ok bool) {
@@ -91,8 +91,8 @@ func parseToken(query instance.DescribeQuery) (from int, at position, ok bool) {
 	return from, at, ok && found && err == nil && from >= 0 && from < len(query.IDs)
 }
 
-// describeAll describes instances for a round, whoever manages them; those that do not exist or
-// cannot be read are left out.
+// describeAll describes managed instances. Those that do not exist or cannot be decoded are left
+// out.
 func (b *Backend) describeAll(ctx context.Context, ids []instance.ID) (map[instance.ID]describedInstance, error) {
 	found := make(map[instance.ID]describedInstance, len(ids))
 	for part := range slices.Chunk(ids, b.span(0)) {
@@ -112,9 +112,9 @@ func (b *Backend) describeAll(ctx context.Context, ids []instance.ID) (map[insta
 	return found, nil
 }
 
-// readPage asks EC2 for a page of all managed instances, or of these, when the bucket allows
-// it. Reading changes nothing, so that it is tried again until EC2 answers or has failed
-// too often. Beside the page comes where the next one begins: nowhere behind the last.
+// readPage asks EC2 for a page of all managed instances, or of the given ones, once the bucket
+// allows it, and retries failures. It also returns the position of the next page; zero after the
+// last.
 func (b *Backend) readPage(ctx context.Context, ids []instance.ID, size int, at position) (page, position, error) {
 	filters, _ := byTags(b.cfg.Manage)
 	pages := maxPages
@@ -158,7 +158,7 @@ func (b *Backend) readPage(ctx context.Context, ids []instance.ID, size int, at 
 	}
 }
 
-// waitForRead waits for a token, unless the deadline comes first: then it says so at once.
+// waitForRead waits for a token. If the deadline comes first, it fails at once.
 func (b *Backend) waitForRead(ctx context.Context) error {
 	b.readsMu.Lock()
 	now := time.Now()
@@ -182,7 +182,7 @@ func (b *Backend) waitForRead(ctx context.Context) error {
 	return nil
 }
 
-// recordPage takes note of what EC2 described.
+// recordPage updates the tracker and the cache of managed instances.
 func (b *Backend) recordPage(p page, ids []instance.ID, at position) {
 	there := make(map[instance.ID]bool, len(ids))
 	note := func(id instance.ID) {

@@ -197,7 +197,7 @@ func statesOf(t *testing.T, ec2 *sim.Backend) map[instance.ID]instance.State {
 func (s story) oneByOne(t *testing.T, decisions []decision, batched map[instance.ID]instance.State) (differences []string) {
 	decisions = slices.Clone(decisions)
 	slices.SortStableFunc(decisions, func(x, y decision) int { return x.effective().Compare(y.effective()) })
-	// What nobody can tell of, nobody can compare, nor what came of it. A reboot changes no
+	// An unknown outcome cannot be compared, nor its consequences. A reboot changes no
 	// state.
 	tainted := map[instance.ID]bool{}
 	for before := -1; before != len(tainted); {

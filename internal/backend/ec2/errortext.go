@@ -11,15 +11,15 @@ import (
 )
 
 var (
-	// idForm finds ids in EC2's texts: bare, quoted, in lists, at the end of an ARN.
+	// idForm matches ids in EC2's messages: bare, quoted, in lists, at the end of an ARN.
 	idForm = regexp.MustCompile(`\bi-(?:[0-9a-f]{17}|[0-9a-f]{8})\b`)
-	// listForm finds lists of ids.
+	// listForm matches lists of ids.
 	listForm = regexp.MustCompile(`\bi-[0-9a-f]+(?:, ?i-[0-9a-f]+)+\b`)
-	// countForm finds how many instances a call asked for, in the text of a quota.
+	// countForm matches how many instances a call asked for, in the message of a quota.
 	countForm = regexp.MustCompile(`(more instances \()\d+(\))`)
 )
 
-// namedIn returns those of the ids of a call that a text names, in the order of the text.
+// namedIn returns the ids of a call that a message names, in the order of the message.
 func namedIn(text string, asked []instance.ID) []instance.ID {
 	var named []instance.ID
 	left := setOf(asked)
@@ -41,7 +41,7 @@ func setOf(ids []instance.ID) map[instance.ID]bool {
 	return set
 }
 
-// notFoundText is EC2's text for instances that do not exist.
+// notFoundText is EC2's message for instances that do not exist.
 func notFoundText(ids []instance.ID) string {
 	if len(ids) == 1 {
 		return fmt.Sprintf("The instance ID '%s' does not exist", ids[0])
@@ -49,8 +49,8 @@ func notFoundText(ids []instance.ID) string {
 	return fmt.Sprintf("The instance IDs '%s' do not exist", joinIDs(ids))
 }
 
-// textFor returns the text that a caller would have got for its own instances: own are
-// those that it wants of the ones that the text names.
+// textFor returns the message that a caller would have got for its own instances: own are the
+// named instances that it asked for.
 func textFor(code, text string, named, own []instance.ID) string {
 	switch {
 	case len(own) == 0 || slices.Equal(named, own):
@@ -63,7 +63,7 @@ func textFor(code, text string, named, own []instance.ID) string {
 	return listForm.ReplaceAllLiteralString(text, joinIDs(own))
 }
 
-// textForCount returns the text of a quota as a call for n instances would have got it.
+// textForCount returns the message of a quota as a call for n instances would have got it.
 func textForCount(text string, n int) string {
 	return countForm.ReplaceAllString(text, "${1}"+strconv.Itoa(n)+"${2}")
 }

@@ -75,7 +75,7 @@ func TestTextsAreRebuiltForTheCallersOwnInstances(t *testing.T) {
 			[]instance.ID{a},
 			[]instance.ID{b},
 		},
-		"nobody": {"RequestLimitExceeded", "Request limit exceeded.", "Request limit exceeded.", nil, nil},
+		"no instance": {"RequestLimitExceeded", "Request limit exceeded.", "Request limit exceeded.", nil, nil},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -20,42 +20,41 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Level says how a finding bears on the service.
+// Level is the severity of a finding.
 type Level string
 
 const (
-	// LevelOK is what is as it should be.
+	// LevelOK needs no attention.
 	LevelOK Level = "ok"
-	// LevelWarning is what the service can do without, at a price that the text tells.
+	// LevelWarning is something that the service can do without, at a price that the text names.
 	LevelWarning Level = "warning"
-	// LevelProblem is what keeps the service, or a part of it, from working.
+	// LevelProblem keeps the service, or a part of it, from working.
 	LevelProblem Level = "problem"
 )
 
-// Finding is what came of looking at one thing that a [Backend] needs.
+// Finding is the result of checking one thing that a [Backend] needs.
 type Finding struct {
 	// Check names the thing, such as "credentials" or "StartInstances".
 	Check string
 	Level Level
-	// Text says what is there, or what is wrong.
+	// Text describes what was found.
 	Text string
-	// Advice says what to grant or to mend; empty when nothing is wrong, or nothing is known.
+	// Advice says what to grant or to fix; empty if nothing is wrong, or there is none.
 	Advice string
 }
 
-// examination looks at everything that the service uses, in the way that it uses it.
+// examination checks everything that the service uses, in the way that it uses it.
 type examination struct {
 	*Backend
 	// sample is a managed instance that is not terminated; nil if there is none.
 	sample *instance.Instance
-	// stop is true once nothing further would be learned.
+	// stop is true once further checks would tell nothing.
 	stop bool
 }
 
-// Examine looks at what a [Backend] with this configuration needs, and yields a finding
-// for each thing, at least one. Nothing is changed: verbs are run dry, and one
-// message of the queue may be hidden from others for a second. Each call takes no longer
-// than cfg.CallTimeout.
+// Examine checks what a [Backend] with this configuration needs, and yields at least one finding
+// for each thing. Nothing is changed: verbs are dry runs, and one message of the queue may be
+// hidden from other consumers for a second. Each call takes at most cfg.CallTimeout.
 func Examine(ctx context.Context, cfg Config) iter.Seq[Finding] {
 	return func(yield func(Finding) bool) {
 		x := &examination{Backend: New(cfg)}
@@ -111,7 +110,7 @@ func (x *examination) credentials(ctx context.Context) []Finding {
 	return []Finding{{Check: check, Level: LevelOK, Text: text}}
 }
 
-// identity asks STS who this is. The service does not use STS, and may have no way to it.
+// identity asks STS for the caller's identity. The service does not use STS, and may not reach it.
 func (x *examination) identity(ctx context.Context) []Finding {
 	const check = "identity"
 	ctx, cancel := context.WithTimeout(ctx, x.cfg.CallTimeout)
@@ -170,7 +169,7 @@ func (x *examination) describes(ctx context.Context) []Finding {
 	return append(findings, Finding{Check: byID, Level: LevelOK, Text: fmt.Sprintf("%s is %s", x.sample.ID, p.Instances[0].State)})
 }
 
-// oddFindings names instances that are described in a way that cannot be understood.
+// oddFindings names instances whose descriptions cannot be decoded.
 func oddFindings(check string, unreadable map[instance.ID]error) (findings []Finding) {
 	const (
 		maxNamed = 5
@@ -191,7 +190,7 @@ func alive(i *instance.Instance) bool {
 	return i.State != instance.StateTerminated && i.State != instance.StateShuttingDown
 }
 
-// verbs runs each verb dry on the sample.
+// verbs makes a dry run of each verb on the sample.
 func (x *examination) verbs(ctx context.Context) (findings []Finding) {
 	for _, verb := range []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbReboot, instance.VerbTerminate} {
 		if x.sample == nil {
@@ -219,7 +218,7 @@ func (x *examination) verbs(ctx context.Context) (findings []Finding) {
 	return findings
 }
 
-// refused says what an error of EC2 means for the operator.
+// refused returns what an error of EC2 means for the operator.
 func (x *examination) refused(action string, err error) Finding {
 	f := Finding{Check: action, Level: LevelProblem, Text: sentence(err)}
 	e, ok := errors.AsType[*instance.Error](err)
@@ -248,13 +247,13 @@ func (x *examination) refused(action string, err error) Finding {
 	return f
 }
 
-// answeredSomehow reports whether an error is about an answer, and not about there being none.
+// answeredSomehow reports whether there was an HTTP response.
 func answeredSomehow(err error) bool {
 	_, ok := errors.AsType[*smithyhttp.ResponseError](err)
 	return ok
 }
 
-// partition is the part of AWS that a Region is in, as ARNs have it.
+// partition is the AWS partition of a Region, as in ARNs.
 func partition(region string) string {
 	switch {
 	case strings.HasPrefix(region, "cn-"):
@@ -265,7 +264,7 @@ func partition(region string) string {
 	return "aws"
 }
 
-// sentence is what went wrong, without what only AWS can read.
+// sentence is an error's message, without what only AWS can decode.
 func sentence(err error) string {
 	code, text := "", plainly(err)
 	if e, ok := errors.AsType[*instance.Error](err); ok {
@@ -286,7 +285,7 @@ func sentence(err error) string {
 	return strings.TrimSuffix(text, ".") + " (" + code + ")"
 }
 
-// plainly leaves out what the SDK says of the way to an error.
+// plainly is an error's message without the SDK's wrapping.
 func plainly(err error) string {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		return e.Err.Error()

@@ -17,19 +17,19 @@ import (
 )
 
 const (
-	// shortPoll is for how long the queue is asked to wait for a message.
+	// shortPoll is how long SQS waits for a message.
 	shortPoll = 2 * time.Second
-	// shortHiding is for how long a message is hidden from others that comes meanwhile. The
-	// SDK cannot ask for none.
+	// shortHiding is how long a received message is hidden from other consumers. The SDK cannot
+	// ask for zero.
 	shortHiding = time.Second
-	// minReceives is how often a message should be received before it is given up: it
-	// may come again when a process ends, or by a doctor.
+	// minReceives is how often a message should be received before it goes to the dead-letter
+	// queue: it may be delivered again when a process ends, or after an examination.
 	minReceives = 3
-	// eventBridge is who sends the state changes.
+	// eventBridge is the service that sends the state changes.
 	eventBridge = "events.amazonaws.com"
 )
 
-// mailbox looks at the queue that state changes come from.
+// mailbox checks the queue that state changes come from.
 func (x *examination) mailbox(ctx context.Context) []Finding {
 	const check = "queue"
 	if x.queue == nil {
@@ -44,7 +44,7 @@ func (x *examination) mailbox(ctx context.Context) []Finding {
 		QueueUrl: &x.cfg.QueueURL, AttributeNames: []types.QueueAttributeName{types.QueueAttributeNameAll},
 	})
 	if err != nil {
-		// What is in the queue may be readable all the same.
+		// The messages may be readable anyway.
 		return append([]Finding{x.queueRefused(check, "sqs:GetQueueAttributes", err)}, x.messages(ctx)...)
 	}
 	attributes := out.Attributes
@@ -71,7 +71,7 @@ func (l *oneOrMany) UnmarshalJSON(data []byte) error {
 	return json.Unmarshal(data, (*[]string)(l))
 }
 
-// principals are those of a statement of a policy: services, or everybody.
+// principals are the principals of a policy statement: services, or everybody.
 type principals struct {
 	everybody bool
 	services  oneOrMany
@@ -190,7 +190,7 @@ func queueKey(key string) Finding {
 
 // messages receives, and pretends to delete and to hide, as the service does.
 func (x *examination) messages(ctx context.Context) []Finding {
-	const nobodys = "looked-at-by-the-doctor" // no message has this receipt
+	const unknownReceipt = "looked-at-by-the-doctor" // no message has this receipt
 	asked := time.Now()
 	received := Finding{Check: "ReceiveMessage", Level: LevelOK, Text: "long polling works"}
 	out, err := x.queue.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
@@ -219,7 +219,7 @@ func (x *examination) messages(ctx context.Context) []Finding {
 	pretend("DeleteMessage", "sqs:DeleteMessage", func() ([]types.BatchResultErrorEntry, error) {
 		out, err := x.queue.DeleteMessageBatch(ctx, &sqs.DeleteMessageBatchInput{
 			QueueUrl: &x.cfg.QueueURL,
-			Entries:  []types.DeleteMessageBatchRequestEntry{{Id: new("0"), ReceiptHandle: new(nobodys)}},
+			Entries:  []types.DeleteMessageBatchRequestEntry{{Id: new("0"), ReceiptHandle: new(unknownReceipt)}},
 		})
 		if err != nil {
 			return nil, err
@@ -229,7 +229,7 @@ func (x *examination) messages(ctx context.Context) []Finding {
 	pretend("ChangeMessageVisibility", "sqs:ChangeMessageVisibility", func() ([]types.BatchResultErrorEntry, error) {
 		out, err := x.queue.ChangeMessageVisibilityBatch(ctx, &sqs.ChangeMessageVisibilityBatchInput{
 			QueueUrl: &x.cfg.QueueURL,
-			Entries:  []types.ChangeMessageVisibilityBatchRequestEntry{{Id: new("0"), ReceiptHandle: new(nobodys)}},
+			Entries:  []types.ChangeMessageVisibilityBatchRequestEntry{{Id: new("0"), ReceiptHandle: new(unknownReceipt)}},
 		})
 		if err != nil {
 			return nil, err

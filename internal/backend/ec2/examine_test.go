@@ -56,7 +56,7 @@ const (
 	givenUpAfter = `{"deadLetterTargetArn":"arn:aws:sqs:us-east-1:123456789012:dead","maxReceiveCount":`
 )
 
-// rightQueue is one on which nothing is to be said. It has a message, for which nobody
+// rightQueue is a queue without findings. It has a message, for which no finding
 // has to wait.
 func rightQueue() *sqstest.Queue {
 	q := &sqstest.Queue{Attributes: map[string]string{
@@ -212,7 +212,7 @@ func TestExamineFindsWhatIsWrongWithEC2(t *testing.T) {
 		{
 			"nothing is managed",
 			servertest.Options{},
-			func(c *Config, _ *exchange) { c.Manage = map[string][]string{"fleet": {"nobody's"}} },
+			func(c *Config, _ *exchange) { c.Manage = map[string][]string{"fleet": {"unused"}} },
 			append(untried, "DescribeInstances: warning: --manage-filter"),
 		},
 		{

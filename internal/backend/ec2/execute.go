@@ -8,9 +8,9 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Execute carries a command out, in one call to EC2 with others of its kind where that
-// makes no difference to anybody; see the contract at the consumer. A caller that leaves
-// takes only itself away: what has gone out is carried out.
+// Execute carries a command out, in one call to EC2 with others like it where callers cannot
+// tell the difference; the contract is documented at the consumer. When ctx ends, only what has
+// not been sent yet is withdrawn.
 func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
 	if err := ctx.Err(); err != nil {
 		return instance.Result{}, err
@@ -20,32 +20,32 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 			Kind: instance.KindInvalid, Code: "InvalidParameterCombination", Message: "No instances specified",
 		}
 	}
-	if away := b.client.breaker.allow(); away != nil {
-		return instance.Result{}, away
+	if openErr := b.client.breaker.allow(); openErr != nil {
+		return instance.Result{}, openErr
 	}
-	strangers, err := b.unmanaged(ctx, cmd.IDs)
+	unmanaged, err := b.unmanaged(ctx, cmd.IDs)
 	if err != nil {
 		return instance.Result{}, err
 	}
-	if len(strangers) == 0 {
+	if len(unmanaged) == 0 {
 		return b.execute(ctx, cmd)
 	}
 	if !cmd.PerInstance || cmd.DryRun {
-		return instance.Result{}, errNotFound(strangers...)
+		return instance.Result{}, errNotFound(unmanaged...)
 	}
 	var result instance.Result
 	order := make(map[instance.ID]int, len(cmd.IDs))
 	for i, id := range cmd.IDs {
 		order[id] = i
 	}
-	strange := setOf(strangers)
-	cmd.IDs = slices.DeleteFunc(slices.Clone(cmd.IDs), func(id instance.ID) bool { return strange[id] })
+	isUnmanaged := setOf(unmanaged)
+	cmd.IDs = slices.DeleteFunc(slices.Clone(cmd.IDs), func(id instance.ID) bool { return isUnmanaged[id] })
 	if len(cmd.IDs) > 0 {
 		if result, err = b.execute(ctx, cmd); err != nil {
 			return result, err
 		}
 	}
-	for _, id := range strangers {
+	for _, id := range unmanaged {
 		result.Failures = append(result.Failures, instance.Failure{ID: id, Err: errNotFound(id)})
 	}
 	slices.SortFunc(result.Failures, func(x, y instance.Failure) int { return order[x.ID] - order[y.ID] })
@@ -56,7 +56,7 @@ func errNotFound(ids ...instance.ID) *instance.Error {
 	return &instance.Error{Kind: instance.KindNotFound, Code: instance.CodeNotFound, Message: notFoundText(ids), InstanceIDs: ids}
 }
 
-// execute waits for a command among others of its kind.
+// execute queues a command and waits for its outcome.
 func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
 	deadline, _ := ctx.Deadline()
 	r := dispatch.NewRequest(cmd, deadline)
@@ -85,8 +85,8 @@ func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.R
 	return instance.Result{}, ctx.Err()
 }
 
-// resultOf returns the outcome of a request. One for which nothing came of it but what is
-// true of the service as a whole ends in an error as a whole.
+// resultOf returns the outcome of a request. If all instances failed for reasons that concern the
+// service, not an instance, the request fails as a whole.
 func resultOf(r *dispatch.Request) (instance.Result, error) {
 	result, err := r.Result()
 	if err != nil {

@@ -17,31 +17,31 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// failure is an error of a call to EC2, and what to do about it.
+// failure is an error of a call to EC2, classified.
 type failure struct {
 	reaction reaction
 	err      *instance.Error
-	// named are the instances of the call that the text names, and isNamed is the set of
-	// them, once it is needed.
+	// named are the instances of the call that the message names. isNamed is built from it
+	// when first needed.
 	named   []instance.ID
 	isNamed map[instance.ID]bool
-	// asked is how many instances the call was for.
+	// asked is the number of instances in the call.
 	asked int
-	// credentials is true when the service itself was refused.
+	// credentials is true when EC2 rejected this service's own credentials.
 	credentials bool
-	// answered is true when it is EC2 that says so.
+	// answered is true when the error is EC2's own.
 	answered bool
-	// unreachable is true when EC2 did not get the call, or did not answer in time.
+	// unreachable is true when EC2 could not be reached, or did not answer in time.
 	unreachable bool
 }
 
-// credentialsError is an error of the credentials' source: nothing was sent.
+// credentialsError is an error of the source of credentials: nothing was sent.
 type credentialsError struct{ err error }
 
 func (e *credentialsError) Error() string { return "no credentials: " + e.err.Error() }
 func (e *credentialsError) Unwrap() error { return e.err }
 
-// failureOf says what an error of the SDK means for a call that asked for instances.
+// failureOf classifies an error that the SDK returned for a call about instances.
 func failureOf(err error, asked []instance.ID) *failure {
 	f := &failure{asked: len(asked)}
 	if fenced, ok := errors.AsType[*instance.Error](err); ok {
@@ -85,7 +85,7 @@ func failureOf(err error, asked []instance.ID) *failure {
 	return f
 }
 
-// fromEC2 fills a failure in from EC2's code and text, and the status that came with them.
+// fromEC2 completes a failure from EC2's code and message and the HTTP status.
 func (f *failure) fromEC2(api smithy.APIError, status int, asked []instance.ID) {
 	f.answered = true
 	f.err.Code, f.err.Message, f.err.RetryAfter = api.ErrorCode(), api.ErrorMessage(), 0
@@ -105,7 +105,7 @@ func (f *failure) fromEC2(api smithy.APIError, status int, asked []instance.ID) 
 	}
 }
 
-// class looks an error of EC2 up; one that is in no table is judged by its status.
+// class returns the class of an error of EC2, by the HTTP status if the code is unknown.
 func (f *failure) class(status int) errorClass {
 	known, ok := codes[f.err.Code]
 	switch {
@@ -137,14 +137,13 @@ func (f *failure) fromStatus(status int) {
 	}
 }
 
-// sdkUnknownCode is what the SDK calls an error without a code.
+// sdkUnknownCode is the SDK's name for an error without a code.
 const sdkUnknownCode = "UnknownError"
 
 // codeForm is what an error code of AWS looks like. What does not is text from elsewhere.
 var codeForm = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]{0,99}$`)
 
-// errorFor returns the error as a caller would have got it that asked for these
-// instances alone.
+// errorFor returns the error as EC2 would have returned it for these instances alone.
 func (f *failure) errorFor(ids []instance.ID) *instance.Error {
 	e := *f.err
 	if f.isNamed == nil {
@@ -157,7 +156,7 @@ func (f *failure) errorFor(ids []instance.ID) *instance.Error {
 		}
 	}
 	if len(own) == 0 && len(f.named) == 1 {
-		// The same would have been said of its own: an error of all of a pool, told of one.
+		// EC2 would have named one of these: the error concerns a whole pool, and names one instance.
 		own = ids[:1]
 	}
 	e.Message = textFor(e.Code, e.Message, f.named, own)
@@ -171,14 +170,14 @@ func (f *failure) errorFor(ids []instance.ID) *instance.Error {
 	return &e
 }
 
-// unknownOutcome returns the error for callers that nobody can tell what became of
-// their call.
+// unknownOutcome returns the error for callers when it cannot be found out what became of the
+// call.
 func (f *failure) unknownOutcome() *instance.Error {
 	return f.err.UnknownOutcome()
 }
 
-// isServiceWide reports whether an error is about the service rather than an instance, so that
-// it ends a per-instance call as a whole when nothing else came of it.
+// isServiceWide reports whether an error concerns the service rather than an instance. If all
+// instances of a request failed with such errors, the request fails as a whole.
 func isServiceWide(e *instance.Error) bool {
 	switch e.Kind {
 	case instance.KindInternal, instance.KindUnavailable:

@@ -14,8 +14,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// fence lets the bytes of one request pass in the term in which its commands were
-// accepted, and refuses them afterwards.
+// fence allows the bytes of one request to be written during the term in which its commands were
+// accepted, and no longer.
 type fence struct {
 	term    instance.Term
 	refused atomic.Pointer[instance.Error]
@@ -35,22 +35,21 @@ func (f *fence) check() error {
 
 type fenceKey struct{}
 
-// withFence has the request that is made with a context sent in a term only.
+// withFence restricts the request made with a context to a term.
 func withFence(ctx context.Context, term instance.Term) context.Context {
 	return context.WithValue(ctx, fenceKey{}, &fence{term: term})
 }
 
-// fencedClient checks the fences of requests: each time that a connection writes any of
-// it. A request of which the end was refused is not complete, so that EC2 does not carry
-// it out: the signature covers all of it.
+// fencedClient checks the fence of a request each time that a connection writes a part of it. EC2
+// does not carry out a request whose end is missing: the signature covers all of it.
 type fencedClient struct{ inner aws.HTTPClient }
 
-// newFencedClient returns a client like another one. Where it does not know how that one
-// makes its connections, it checks before each request only.
+// newFencedClient wraps a client. If it cannot intercept that client's connections, it checks only
+// before each request.
 func newFencedClient(client aws.HTTPClient) *fencedClient {
 	switch c := client.(type) {
 	case *awshttp.BuildableClient:
-		// Its own timeouts would hide the connections; each call has one.
+		// Its read timeout would wrap the connections; each call has its own.
 		return &fencedClient{c.WithReadTimeout(0).WithTransportOptions(fenceConnections)}
 	case *http.Client:
 		if transport, ok := c.Transport.(*http.Transport); ok {
@@ -64,8 +63,7 @@ func newFencedClient(client aws.HTTPClient) *fencedClient {
 	return &fencedClient{client}
 }
 
-// fenceConnections has a transport make connections that can be fenced, and use each for
-// one request at a time.
+// fenceConnections makes a transport use fenced connections, each for one request at a time.
 func fenceConnections(t *http.Transport) {
 	t.Protocols = new(http.Protocols)
 	t.Protocols.SetHTTP1(true)
@@ -93,10 +91,10 @@ func fencedDial(dial func(context.Context, string, string) (net.Conn, error)) fu
 	}
 }
 
-// fencedConn is a connection that is used for one request after another.
+// fencedConn is a connection that carries one request at a time.
 type fencedConn struct {
 	net.Conn
-	// fence is that of the present request, nil when it needs none.
+	// fence belongs to the current request; nil for none.
 	fence atomic.Pointer[fence]
 }
 
@@ -129,8 +127,7 @@ func (c *fencedClient) Do(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// fencedUnder returns the connection that carries another one, which may be of TLS; nil if
-// it is none of ours.
+// fencedUnder returns the fenced connection under a connection, possibly of TLS; nil for none.
 func fencedUnder(conn net.Conn) *fencedConn {
 	for {
 		switch c := conn.(type) {

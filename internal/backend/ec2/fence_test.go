@@ -202,7 +202,7 @@ func TestAWriteIsRefusedInTheMiddleOfARequest(t *testing.T) {
 
 // TestNothingIsSentAfterTheTermOnAnyPath ends the term at each step of a command's way
 // through batches and retries. Once it is over, EC2 gets no command, and callers are told
-// the truth: that nothing was changed, or that nobody knows.
+// the truth: that nothing was changed, or that the outcome is unknown.
 func TestNothingIsSentAfterTheTermOnAnyPath(t *testing.T) {
 	throttled := refusal(503, "RequestLimitExceeded", "Request limit exceeded.")
 	nameless := refusal(400, "UnsupportedOperation", "Something about one of them.")
@@ -247,7 +247,7 @@ func TestNothingIsSentAfterTheTermOnAnyPath(t *testing.T) {
 			},
 			check: func(t *testing.T, o []outcome) {
 				if e := o[0].refusedAs(t); !e.OutcomeUnknown {
-					t.Errorf("got %v, want that nobody knows what became of it", e)
+					t.Errorf("got %v, want an unknown outcome", e)
 				}
 			},
 		},
@@ -280,13 +280,13 @@ func TestNothingIsSentAfterTheTermOnAnyPath(t *testing.T) {
 			},
 			check: func(t *testing.T, o []outcome) {
 				if e := o[0].refusedAs(t); !e.OutcomeUnknown {
-					t.Errorf("got %v, want that nobody knows what became of it", e)
+					t.Errorf("got %v, want an unknown outcome", e)
 				}
 			},
 		},
 	}
 	for name, test := range tests {
-		for how, finish := range map[string]func(*term){"is over": (*term).end, "may be over, and nobody says so": (*term).runOut} {
+		for how, finish := range map[string]func(*term){"is over": (*term).end, "may be over, and is not reported so": (*term).runOut} {
 			if how != "is over" && name == "while it waits for a bucket" {
 				continue // it waits on, and is refused in the end
 			}
@@ -319,7 +319,7 @@ func TestNothingIsSentAfterTheTermOnAnyPath(t *testing.T) {
 }
 
 // TestTermsDoNotTravelTogether has commands of two terms of one process wait for the same
-// bucket: those of the first are refused when it ends, and those of the second carried out.
+// bucket: commands of the first are rejected when it ends, and commands of the second carried out.
 func TestTermsDoNotTravelTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: always(time.Millisecond)}

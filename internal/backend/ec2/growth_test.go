@@ -41,9 +41,9 @@ func TestWhatABatchCostsIsInProportionToWhatItIsFor(t *testing.T) {
 					c.Limits.Start = ActionLimits{Requests: &Limit{Capacity: 1e6, Refill: 1e6}, Instances: &Limit{Capacity: 1e6, Refill: 1e6}}
 				})
 				list := ids(0, n)
-				least := math.Inf(1)
+				smallest := math.Inf(1)
 				for range 3 {
-					least = min(least, allocated(func() {
+					smallest = min(smallest, allocated(func() {
 						var working sync.WaitGroup
 						for caller := range tc.callers {
 							cmd := tc.command(slices.Clone(list))
@@ -57,7 +57,7 @@ func TestWhatABatchCostsIsInProportionToWhatItIsFor(t *testing.T) {
 						working.Wait()
 					}))
 				}
-				each := least / float64(n*tc.callers)
+				each := smallest / float64(n*tc.callers)
 				t.Logf("%d instances: %.0f bytes each", n, each)
 				if each > 2*before {
 					t.Errorf("%d instances take %.0f bytes each, want at most twice as much as before, %.0f", n, each, before)

@@ -19,19 +19,19 @@ const (
 	// maxRemembered is how many recorded events are remembered: a message of one of them is
 	// deleted when it comes again. As many messages are remembered that cannot be read.
 	maxRemembered = 16_384
-	// cleanUpTimeout is how long deleting may take when the notices end.
+	// cleanUpTimeout bounds each call that deletes or renews messages.
 	cleanUpTimeout = 5 * time.Second
 )
 
-// inbox holds the messages that were received, until what they say is recorded.
+// inbox holds received messages until their notices are recorded.
 type inbox struct {
 	b       *Backend
-	closing chan struct{} // closed when no more messages come
-	wake    chan struct{} // has room for one signal: there is something to delete
+	closing chan struct{} // closed when no more messages are received
+	wake    chan struct{} // holds one signal: there is something to delete
 
 	mu sync.Mutex
-	// waiting are the receipts of messages by the event that they tell of, which is not
-	// recorded yet. EventBridge and SQS may each deliver one twice.
+	// waiting has the receipts of messages by event, while the event is not recorded.
+	// EventBridge and SQS may each deliver an event twice.
 	waiting map[string][]string
 	// recorded are the events that were recorded recently.
 	recorded *expiring.Cache[string, struct{}]
@@ -52,14 +52,14 @@ func newInbox(b *Backend) *inbox {
 	}
 }
 
-// accept returns the notice in a message, unless it is of an event that was received before.
+// accept returns the notice in a message. news is false if the event was received before.
 func (box *inbox) accept(m types.Message) (notice instance.Notice, news bool) {
 	receipt := aws.ToString(m.ReceiptHandle)
 	event, notice, err := readMessage(m)
 	box.mu.Lock()
 	defer box.mu.Unlock()
 	if err != nil {
-		box.reportUnreadable(aws.ToString(m.MessageId), err)
+		box.reportUnreadableLocked(aws.ToString(m.MessageId), err)
 		return instance.Notice{}, false
 	}
 	if box.recorded.Has(event) {
@@ -72,9 +72,9 @@ func (box *inbox) accept(m types.Message) (notice instance.Notice, news bool) {
 	return notice, !again
 }
 
-// reportUnreadable says once of a message that it cannot be read: without a dead-letter queue it comes
-// again and again. The caller holds the lock.
-func (box *inbox) reportUnreadable(message string, err error) {
+// reportUnreadableLocked logs once that a message cannot be read: without a dead-letter queue it
+// is delivered again and again.
+func (box *inbox) reportUnreadableLocked(message string, err error) {
 	if box.unreadable.Has(message) {
 		return
 	}
@@ -95,7 +95,7 @@ func (box *inbox) acknowledge(event string) {
 	box.deleteLocked(receipts...)
 }
 
-// deleteLocked asks for messages to be deleted. The caller holds the lock.
+// deleteLocked queues messages to be deleted.
 func (box *inbox) deleteLocked(receipts ...string) {
 	box.done = append(box.done, receipts...)
 	select {
@@ -104,8 +104,8 @@ func (box *inbox) deleteLocked(receipts ...string) {
 	}
 }
 
-// maintain deletes messages whose events are recorded, and keeps the others from being
-// delivered to somebody else, until the inbox closes.
+// maintain deletes messages whose events are recorded, and keeps the others hidden from other
+// consumers, until the inbox closes.
 func (box *inbox) maintain() {
 	renew := time.NewTicker(visibilityTimeout / 3)
 	defer renew.Stop()
@@ -122,7 +122,7 @@ func (box *inbox) maintain() {
 	}
 }
 
-// delete deletes what is to be deleted. What fails comes again, and is known then.
+// delete deletes the queued messages. If that fails, they are delivered again and recognised.
 func (box *inbox) delete() {
 	box.mu.Lock()
 	receipts := box.done
@@ -138,7 +138,7 @@ func (box *inbox) delete() {
 	})
 }
 
-// renew asks SQS to go on hiding what is not recorded yet.
+// renew extends the visibility timeout of messages whose events are not recorded yet.
 func (box *inbox) renew() {
 	box.mu.Lock()
 	var receipts []string
@@ -158,7 +158,7 @@ func (box *inbox) renew() {
 	})
 }
 
-// batches makes a call for every ten receipts.
+// batches makes a call for each ten receipts.
 func (box *inbox) batches(receipts []string, call func(context.Context, []string) error) {
 	for part := range slices.Chunk(receipts, maxMessages) {
 		ctx, cancel := context.WithTimeout(context.Background(), cleanUpTimeout)

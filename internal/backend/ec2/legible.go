@@ -7,12 +7,11 @@ import (
 	"unicode/utf8"
 )
 
-// reference finds references to characters by their numbers.
+// reference matches numeric character references.
 var reference = regexp.MustCompile(`&#(?:[0-9]{1,9}|x[0-9A-Fa-f]{1,8});`)
 
-// legible returns a document with U+FFFD in place of what XML 1.0 does not allow. Whoever may
-// tag an instance may put a character into a tag that XML cannot have, and the SDK refuses all
-// that comes with it.
+// legible replaces characters that XML 1.0 does not allow by U+FFFD. Anyone who may tag an
+// instance may put one into a tag, and the SDK would then reject the whole response.
 func legible(document []byte) []byte {
 	document = reference.ReplaceAllFunc(document, func(r []byte) []byte {
 		digits, base := r[2:len(r)-1], 10

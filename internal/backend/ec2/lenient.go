@@ -16,13 +16,12 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// decoderID is the step of the SDK that decodes a response.
+// decoderID is the SDK's middleware that decodes responses.
 const decoderID = "OperationDeserializer"
 
-// withLenientDecoding lets one instance that the SDK cannot decode fail for itself alone.
-// The SDK gives up the whole response for one field, such as a launch time that is not a
-// time. Here the response is then decoded without the instances that it fails for, and
-// [undecoded] returns those.
+// withLenientDecoding keeps one instance that the SDK cannot decode from failing a response. The
+// SDK rejects the whole response for one field, such as a malformed launch time. It is then decoded
+// again without the instances that fail, which [undecoded] returns.
 func withLenientDecoding(stack *middleware.Stack) error {
 	sdk, ok := stack.Deserialize.Get(decoderID)
 	if !ok {
@@ -32,7 +31,7 @@ func withLenientDecoding(stack *middleware.Stack) error {
 	return err
 }
 
-// lenientDecoder decodes responses with the step of the SDK that it stands for.
+// lenientDecoder wraps the SDK's decoder.
 type lenientDecoder struct {
 	sdk middleware.DeserializeMiddleware
 }
@@ -84,8 +83,7 @@ func (d lenientDecoder) HandleDeserialize(ctx context.Context, in middleware.Des
 
 type undecodedKey struct{}
 
-// undecoded returns what is wrong with the instances that a response has, but its decoded
-// form has not.
+// undecoded returns the errors of the instances that could not be decoded.
 func undecoded(metadata middleware.Metadata) map[instance.ID]error {
 	bad, _ := metadata.Get(undecodedKey{}).(map[instance.ID]error)
 	return bad
@@ -118,9 +116,8 @@ func (r reservation) alone(document []byte, one record) []byte {
 	return fmt.Appendf(nil, "<response><reservationSet>%s</reservationSet></response>", bytes.Join(parts, nil))
 }
 
-// separate returns a response without the instances that cannot be decoded, and what is
-// wrong with those. Each is decoded by itself, so that it takes about twice the time of the
-// whole.
+// separate returns a response without the instances that cannot be decoded, and their errors. It
+// decodes each instance alone, which takes about twice as long as decoding the whole.
 func separate(document []byte, decode func([]byte) error) (rest []byte, bad map[instance.ID]error) {
 	bad = make(map[instance.ID]error)
 	from := 0
@@ -140,7 +137,7 @@ func separate(document []byte, decode func([]byte) error) (rest []byte, bad map[
 			}
 		}
 		if len(failed) == len(r.records) && !r.whole {
-			cut(r.span) // what fails may be the reservation
+			cut(r.span) // the reservation itself may be at fault
 			continue
 		}
 		for _, one := range failed {
@@ -150,9 +147,8 @@ func separate(document []byte, decode func([]byte) error) (rest []byte, bad map[
 	return append(rest, document[from:]...), bad
 }
 
-// reservationsOf finds the records of instances in a response; none if it is not XML. An
-// instance is an item of an instancesSet, which is part of the response itself or of an item
-// of its reservationSet.
+// reservationsOf finds the records of instances in a response; none if it is not XML. An instance
+// is an item of an instancesSet, in the response itself or in an item of its reservationSet.
 func reservationsOf(document []byte) (list []reservation) {
 	decoder := xml.NewDecoder(bytes.NewReader(document))
 	var path []string

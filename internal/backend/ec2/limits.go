@@ -18,14 +18,14 @@ import (
 type Limit = dispatch.Limit
 
 // ActionLimits are the buckets of one action: Requests has a token for each call,
-// Instances one for each instance of a call. A nil one is as documented.
+// Instances one for each instance of a call. Nil means the documented one.
 type ActionLimits struct {
 	Requests  *Limit `json:"requests"`
 	Instances *Limit `json:"instances"`
 }
 
-// Limits are an account's token buckets in one Region, where they differ from what is
-// documented. The zero value is an account without raised limits.
+// Limits are an account's token buckets in one Region, where they differ from the documented ones.
+// The zero value is an account without raised limits.
 type Limits struct {
 	Start ActionLimits
 	// Stop has the request bucket of RebootInstances too.
@@ -44,7 +44,7 @@ var documented = Limits{
 	Describe:  ActionLimits{Requests: &Limit{Capacity: 100, Refill: 20}},
 }
 
-// withDefaults completes the limits with the documented ones.
+// withDefaults fills in the documented limits.
 func (l Limits) withDefaults() Limits {
 	complete := func(own, known ActionLimits) ActionLimits {
 		if own.Requests == nil {

@@ -9,15 +9,15 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// managedTTL is how long an instance counts as managed after EC2 described it so.
+// managedTTL is how long an instance counts as managed after EC2 described it as such.
 const managedTTL = time.Minute
 
 // managedCache has the instances that were recently described as managed.
 type managedCache = expiring.Cache[instance.ID, struct{}]
 
-// unmanaged returns those of the ids that do not exist for callers: EC2 is asked about
-// the ones that it has not lately described as managed. Without a filter there are none,
-// and what does not exist at all is left for EC2 to say.
+// unmanaged returns the ids of instances that callers must not see. EC2 is asked about the ones
+// that it has not recently described as managed. Without a filter all instances are managed, and
+// EC2 itself rejects what does not exist.
 func (b *Backend) unmanaged(ctx context.Context, ids []instance.ID) ([]instance.ID, error) {
 	if len(b.cfg.Manage) == 0 {
 		return nil, nil
@@ -30,6 +30,6 @@ func (b *Backend) unmanaged(ctx context.Context, ids []instance.ID) ([]instance.
 	if err != nil {
 		return nil, err
 	}
-	// What cannot be read is known all the same.
+	// Descriptions that cannot be decoded have been cached as managed.
 	return slices.DeleteFunc(ask, func(id instance.ID) bool { return found[id].Instance != nil || b.managed.Has(id) }), nil
 }

@@ -18,21 +18,21 @@ import (
 )
 
 const (
-	// longPoll is how long SQS waits for a message, at most.
+	// longPoll is how long SQS waits for a message.
 	longPoll = 20 * time.Second
-	// visibilityTimeout is for how long SQS shows a message to nobody else. It is renewed until
-	// the message is acknowledged.
+	// visibilityTimeout is how long SQS hides a received message from other consumers. It is
+	// renewed until the message is acknowledged.
 	visibilityTimeout = time.Minute
-	// maxMessages is how many messages a call of SQS is about.
+	// maxMessages is how many messages one SQS call may cover.
 	maxMessages = 10
-	// maxBackoff bounds how long to wait after SQS could not be asked.
+	// maxBackoff bounds the pause after a failed call to SQS.
 	maxBackoff = 30 * time.Second
 )
 
 func newQueue(cfg Config) *sqs.Client {
 	return sqs.NewFromConfig(cfg.AWS, func(o *sqs.Options) {
 		o.Retryer = aws.NopRetryer{}
-		// The SDK refuses all messages that come together for one that is damaged.
+		// The SDK would reject all messages of a response if one is damaged.
 		o.DisableMessageChecksumValidation = true
 		if o.Credentials != nil {
 			o.Credentials = markedCredentials{o.Credentials}
@@ -40,10 +40,10 @@ func newQueue(cfg Config) *sqs.Client {
 	})
 }
 
-// Notices yields the state changes that EventBridge sends to the queue until ctx is
-// done; see the contract at the consumer. A message is deleted once its notice is
-// acknowledged. One that cannot be read is left alone, so that the queue's redrive policy
-// moves it to the dead-letter queue. Without a queue nothing comes.
+// Notices yields the state changes that EventBridge sends to the queue, until ctx is done; the
+// contract is documented at the consumer. A message is deleted once its notice is acknowledged.
+// One that cannot be read is left for the queue's redrive policy to move to the dead-letter
+// queue. Without a queue there are no notices.
 func (b *Backend) Notices(ctx context.Context) iter.Seq2[instance.Notice, error] {
 	return func(yield func(instance.Notice, error) bool) {
 		if b.queue == nil {
@@ -113,7 +113,7 @@ type envelope struct {
 	} `json:"detail"`
 }
 
-// readMessage reads a message of EventBridge; the error says why it is none.
+// readMessage parses a message of EventBridge.
 func readMessage(m types.Message) (eventID string, n instance.Notice, err error) {
 	body := []byte(aws.ToString(m.Body))
 	if sum := md5.Sum(body); m.MD5OfBody != nil && *m.MD5OfBody != hex.EncodeToString(sum[:]) { //nolint:gosec // SQS's checksum

@@ -61,7 +61,7 @@ func (d *distance) set(away func(context.Context) error) {
 	d.away = away
 }
 
-// refused is how calls end when nobody listens.
+// refused is how calls end when nothing listens.
 func refused(context.Context) error {
 	return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 }
@@ -94,7 +94,7 @@ func TestEC2OutOfReachForTenMinutes(t *testing.T) {
 		name string
 		away func(context.Context) error
 		// first bounds how long a refusal takes to those who came before it was known, later
-		// to all others: what tries whether EC2 is back takes so long.
+		// to all others: a probe of whether EC2 is back takes that time.
 		first, later time.Duration
 		// back is after how long everything is compared once EC2 is back: another try of the
 		// comparison that is under way takes as long as a call may.

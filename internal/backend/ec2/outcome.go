@@ -10,39 +10,39 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// deliverResponse gives every unit its lines of EC2's answer. EC2 says once what it did: of those
-// who asked for it the first caused it, and the others found it done.
+// deliverResponse gives every item its part of EC2's response. EC2 reports a change once: the first
+// item that wants it caused it, and the others found it done.
 func (r *batchRun) deliverResponse(group []*dispatch.Item, got map[instance.ID]instance.StateChange) {
 	asked := make(map[instance.ID]int)
-	for _, u := range group {
-		changes := make([]instance.StateChange, len(u.IDs))
-		for i, id := range u.IDs {
+	for _, it := range group {
+		changes := make([]instance.StateChange, len(it.IDs))
+		for i, id := range it.IDs {
 			changes[i] = r.resultFor(got[id], asked[id])
 			asked[id]++
 		}
-		r.deliver(u, changes, nil)
+		r.deliver(it, changes, nil)
 	}
 }
 
-// deliverPartial gives the units their lines that EC2's answer has all lines of, and returns the
-// others with the failure that what became of them is not known.
+// deliverPartial delivers to the items that EC2's response covers in full. It returns the others,
+// with the failure that their outcome is unknown.
 func (r *batchRun) deliverPartial(group []*dispatch.Item, got map[instance.ID]instance.StateChange) (rest []*dispatch.Item, f *failure) {
 	var told []*dispatch.Item
 	var missing []instance.ID
 	taken := make(map[instance.ID]bool)
-	for _, u := range group {
-		if unit := missingIn(got, u.IDs); len(unit) > 0 {
-			rest, missing = append(rest, u), append(missing, unit...)
+	for _, it := range group {
+		if ids := missingIn(got, it.IDs); len(ids) > 0 {
+			rest, missing = append(rest, it), append(missing, ids...)
 			continue
 		}
-		told = append(told, u)
-		for _, id := range u.IDs {
+		told = append(told, it)
+		for _, id := range it.IDs {
 			taken[id] = true
 		}
 	}
 	r.deliverResponse(told, got)
-	for _, u := range rest {
-		for _, id := range u.IDs {
+	for _, it := range rest {
+		for _, id := range it.IDs {
 			if line, ok := got[id]; ok && !taken[id] {
 				r.appliedUnclaimed[id] = r.resultFor(line, 0)
 			}
@@ -52,17 +52,17 @@ func (r *batchRun) deliverPartial(group []*dispatch.Item, got map[instance.ID]in
 	return rest, &failure{reaction: unknownOutcome, err: &instance.Error{
 		Kind:       instance.KindUnavailable,
 		Reason:     instance.ReasonAnswerLost,
-		Message:    "EC2's answer does not say, in a way that can be understood, what became of " + joinIDs(missing[:min(len(missing), maxNamed)]),
+		Message:    "EC2's response does not say, in a way that can be understood, what became of " + joinIDs(missing[:min(len(missing), maxNamed)]),
 		RetryAfter: retryUnavailable,
 	}}
 }
 
-// resultFor returns a line of EC2's answer for a caller, the n-th who asked for it.
+// resultFor returns EC2's change of an instance as the n-th item that wants it should see it.
 func (r *batchRun) resultFor(line instance.StateChange, n int) instance.StateChange {
 	if did, ok := r.appliedUnclaimed[line.ID]; ok {
 		delete(r.appliedUnclaimed, line.ID)
 		if did.Previous != did.Current {
-			// An earlier call did it, whose answer nobody got.
+			// An earlier call did it, whose answer was lost.
 			return did
 		}
 	}
@@ -70,7 +70,7 @@ func (r *batchRun) resultFor(line instance.StateChange, n int) instance.StateCha
 		doubted, ok := r.unchangedAfterFailure[line.ID]
 		delete(r.unchangedAfterFailure, line.ID)
 		if ok && line.Previous == line.Current && r.batch.Verb.DoneIn(line.Current) && !r.b.tracker.reportedSince(r.batch.Verb, line.ID, doubted.sent) {
-			// An earlier call did it after all, later than could be seen.
+			// An earlier call did it after all, after EC2 described the instance.
 			return r.transitionSince(line.ID, doubted)
 		}
 		return line
@@ -78,14 +78,13 @@ func (r *batchRun) resultFor(line instance.StateChange, n int) instance.StateCha
 	return repeated(line, n)
 }
 
-// transitionSince is the change that a call made of an instance which was in a state before.
+// transitionSince is the change that a call made to an instance, by its state before.
 func (r *batchRun) transitionSince(id instance.ID, before unchanged) instance.StateChange {
 	from, to := transition(r.batch.Verb, before.state)
 	return instance.StateChange{ID: id, Previous: from, Current: to, At: wallClock(before.sent)}
 }
 
-// repeated is a line of an answer for the n-th caller after the first, who finds done what
-// the first caused.
+// repeated is a change as the n-th item after the first sees it, which finds it done.
 func repeated(line instance.StateChange, n int) instance.StateChange {
 	if n > 0 {
 		line.Previous = line.Current
@@ -94,27 +93,27 @@ func repeated(line instance.StateChange, n int) instance.StateChange {
 	return line
 }
 
-// wallClock drops what a time says beyond the wall clock.
+// wallClock removes the monotonic reading from a time.
 func wallClock(t time.Time) time.Time { return t.Round(0).UTC() }
 
-// deliver gives a unit its outcome.
-func (r *batchRun) deliver(u *dispatch.Item, changes []instance.StateChange, refusal *instance.Error) {
+// deliver gives an item its outcome.
+func (r *batchRun) deliver(it *dispatch.Item, changes []instance.StateChange, err *instance.Error) {
 	for _, change := range changes {
 		r.b.tracker.reported(change)
 	}
-	if refusal == nil {
+	if err == nil {
 		r.answered++
 	}
 	if r.b.hooks.onOutcome != nil {
-		r.b.hooks.onOutcome(u, r.sent, changes, refusal)
+		r.b.hooks.onOutcome(it, r.sent, changes, err)
 	}
-	r.b.dispatcher.Resolve(u, changes, refusal)
+	r.b.dispatcher.Resolve(it, changes, err)
 }
 
-// fail gives a unit an error, beside what was changed of it all the same.
-func (r *batchRun) fail(u *dispatch.Item, err *instance.Error) {
+// fail gives an item an error, and with it the changes that were made anyway.
+func (r *batchRun) fail(it *dispatch.Item, err *instance.Error) {
 	var changes []instance.StateChange
-	for _, id := range u.IDs {
+	for _, id := range it.IDs {
 		if did, ok := r.appliedUnclaimed[id]; ok {
 			delete(r.appliedUnclaimed, id)
 			if did.Previous != did.Current {
@@ -122,74 +121,73 @@ func (r *batchRun) fail(u *dispatch.Item, err *instance.Error) {
 			}
 		}
 	}
-	if len(changes) == len(u.IDs) && u.Divisible() {
+	if len(changes) == len(it.IDs) && it.Divisible() {
 		err = nil
 	}
-	r.deliver(u, changes, err)
+	r.deliver(it, changes, err)
 }
 
 func (r *batchRun) failEach(group []*dispatch.Item, err *instance.Error) {
-	for _, u := range group {
-		r.fail(u, err)
+	for _, it := range group {
+		r.fail(it, err)
 	}
 }
 
-// failUnsent refuses a unit whose next call did not get to EC2. Nothing was changed, unless
-// an earlier call did of which that is not certain.
-func (r *batchRun) failUnsent(u *dispatch.Item, err *instance.Error) {
-	if slices.ContainsFunc(u.IDs, func(id instance.ID) bool { _, doubted := r.unchangedAfterFailure[id]; return doubted }) {
+// failUnsent fails an item whose next call did not reach EC2. Nothing was changed, unless an
+// earlier call of unknown outcome did.
+func (r *batchRun) failUnsent(it *dispatch.Item, err *instance.Error) {
+	if slices.ContainsFunc(it.IDs, func(id instance.ID) bool { _, doubted := r.unchangedAfterFailure[id]; return doubted }) {
 		err = &instance.Error{
 			Kind:           instance.KindUnavailable,
 			Reason:         instance.ReasonAnswerLost,
-			Message:        "whether an earlier try of the call was carried out is unknown, and EC2 could not be asked again",
+			Message:        "whether an earlier attempt was carried out is unknown, and EC2 could not be asked again",
 			RetryAfter:     err.RetryAfter,
 			OutcomeUnknown: true,
 			Cause:          err,
 		}
 	}
-	r.fail(u, err)
+	r.fail(it, err)
 }
 
 func (r *batchRun) failEachUnsent(group []*dispatch.Item, err *instance.Error) {
-	for _, u := range group {
-		r.failUnsent(u, err)
+	for _, it := range group {
+		r.failUnsent(it, err)
 	}
 }
 
-// failNamed refuses the units that want an instance which the failure names, and returns
-// the others.
+// failNamed fails the items that want an instance named by the failure, and returns the others.
 func (r *batchRun) failNamed(group []*dispatch.Item, f *failure) (rest []*dispatch.Item) {
 	named := make(map[instance.ID]bool)
 	for _, id := range f.named {
 		named[id] = true
 	}
-	for _, u := range group {
+	for _, it := range group {
 		hit := r.b.hooks.failEveryone
-		for _, id := range u.IDs {
+		for _, id := range it.IDs {
 			hit = hit || named[id]
 		}
 		if hit {
-			r.fail(u, f.errorFor(u.IDs))
+			r.fail(it, f.errorFor(it.IDs))
 		} else {
-			rest = append(rest, u)
+			rest = append(rest, it)
 		}
 	}
 	return rest
 }
 
-// retryPartialTerminate is for a termination that EC2 carried out, protected instances apart and all that
-// share a zone with them. Which zones those are depends on who travels together: a call
-// for a protected instance and others is made again alone, and the rest is returned.
+// retryPartialTerminate handles a termination that EC2 carried out except in the zones of protected
+// instances. Which zones these are depends on what else is in the batch: items that name a
+// protected instance among others are sent again alone, and the rest is returned.
 func (r *batchRun) retryPartialTerminate(ctx context.Context, group []*dispatch.Item, f *failure) (rest []*dispatch.Item) {
 	var alone []*dispatch.Item
-	for _, u := range r.checkOutcome(ctx, group, f) {
-		switch named := namedIn(f.err.Message, u.IDs); {
+	for _, it := range r.checkOutcome(ctx, group, f) {
+		switch named := namedIn(f.err.Message, it.IDs); {
 		case len(named) == 0 && !r.b.hooks.failEveryone:
-			rest = append(rest, u)
-		case len(u.IDs) == 1:
-			r.fail(u, f.errorFor(u.IDs))
+			rest = append(rest, it)
+		case len(it.IDs) == 1:
+			r.fail(it, f.errorFor(it.IDs))
 		default:
-			alone = append(alone, u)
+			alone = append(alone, it)
 		}
 	}
 	if len(alone) > 0 {
@@ -198,13 +196,13 @@ func (r *batchRun) retryPartialTerminate(ctx context.Context, group []*dispatch.
 	return rest
 }
 
-// failLate refuses the callers whose deadline comes before the buckets allow the next
-// call: with EC2's error if it throttled, else with that of its mirror.
+// failLate fails the items whose deadline comes before the buckets allow the next call: with EC2's
+// error if it throttled, otherwise with one that describes the buckets.
 func (r *batchRun) failLate(group []*dispatch.Item, wait time.Duration, f *failure) (rest []*dispatch.Item) {
 	now := time.Now()
-	for _, u := range group {
-		if u.Deadline.IsZero() || !now.Add(wait).After(u.Deadline) {
-			rest = append(rest, u)
+	for _, it := range group {
+		if it.Deadline.IsZero() || !now.Add(wait).After(it.Deadline) {
+			rest = append(rest, it)
 			continue
 		}
 		var err *instance.Error
@@ -214,12 +212,12 @@ func (r *batchRun) failLate(group []*dispatch.Item, wait time.Duration, f *failu
 		} else {
 			err = r.b.dispatcher.LimitError(r.batch, wait)
 		}
-		r.failUnsent(u, err)
+		r.failUnsent(it, err)
 	}
 	return rest
 }
 
-// splitTooLarge has a group that is too large for EC2 sent in parts.
+// splitTooLarge queues a group that is too large for EC2 to be sent in parts.
 func (r *batchRun) splitTooLarge(group []*dispatch.Item, f *failure) {
 	if len(group) == 1 {
 		r.fail(group[0], f.errorFor(group[0].IDs))
@@ -232,24 +230,23 @@ func (r *batchRun) splitTooLarge(group []*dispatch.Item, f *failure) {
 	r.push(&sequence{r: r, items: group})
 }
 
-// fitting returns how many units go into one call, at least one.
+// fitting returns how many items go into one call, at least one if there are any.
 func (r *batchRun) fitting(group []*dispatch.Item) int {
-	most := r.b.dispatcher.MaxIDs(r.batch)
+	maxIDs := r.b.dispatcher.MaxIDs(r.batch)
 	ids := make(map[instance.ID]struct{})
-	for n, u := range group {
-		for _, id := range u.IDs {
+	for n, it := range group {
+		for _, id := range it.IDs {
 			ids[id] = struct{}{}
 		}
-		if len(ids) > most {
+		if len(ids) > maxIDs {
 			return max(1, n)
 		}
 	}
 	return len(group)
 }
 
-// resolveUnknown is for a call of unknown outcome: it looks what became of it, and returns
-// the units that it did nothing for, to try again. Nobody can see whether a reboot took
-// place, and a second one would be another one.
+// resolveUnknown finds out what became of a call of unknown outcome, and returns the items that it
+// did nothing for, to be retried. A reboot leaves no trace, and must not be repeated.
 func (r *batchRun) resolveUnknown(ctx context.Context, group []*dispatch.Item, f *failure) []*dispatch.Item {
 	r.unknownAttempts++
 	if r.batch.Verb == instance.VerbReboot || r.unknownAttempts == maxUnknownAttempts {
@@ -267,16 +264,16 @@ func (r *batchRun) resolveUnknown(ctx context.Context, group []*dispatch.Item, f
 	return group
 }
 
-// checkOutcome describes the instances after a call that failed, and may have changed some all
-// the same. Units of which everything was changed have their answer; the others are
-// returned. When EC2 does not say, nobody can be told what happened.
+// checkOutcome describes the instances after a failed call that may have been carried out. Items
+// whose instances were all changed get their results; the others are returned. If EC2 cannot be
+// asked, the outcome of all is unknown.
 func (r *batchRun) checkOutcome(ctx context.Context, group []*dispatch.Item, f *failure) (rest []*dispatch.Item) {
 	seen, ok := r.observeOutcome(ctx, group, f)
 	if !ok {
 		return nil
 	}
 	if f.reaction == unknownOutcome && len(r.appliedUnclaimed) > 0 {
-		// The call was carried out: what it did not change it found where it leads.
+		// The call was carried out: what it did not change was in the target state before.
 		for id, s := range seen {
 			if _, changed := r.appliedUnclaimed[id]; !changed && r.batch.Verb.DoneIn(s.State) {
 				r.appliedUnclaimed[id] = instance.StateChange{ID: id, Previous: s.State, Current: s.State, At: wallClock(r.sent)}
@@ -286,29 +283,29 @@ func (r *batchRun) checkOutcome(ctx context.Context, group []*dispatch.Item, f *
 	return r.deliverApplied(group)
 }
 
-// deliverApplied answers the units of which failed calls changed everything, and returns the
-// others.
+// deliverApplied delivers to the items whose instances were all changed by failed calls, and
+// returns the others.
 func (r *batchRun) deliverApplied(group []*dispatch.Item) (rest []*dispatch.Item) {
 	lines := maps.Clone(r.appliedUnclaimed)
 	did := make(map[instance.ID]int)
-	for _, u := range group {
-		if slices.ContainsFunc(u.IDs, func(id instance.ID) bool { _, ok := r.appliedUnclaimed[id]; return !ok && did[id] == 0 }) {
-			rest = append(rest, u)
+	for _, it := range group {
+		if slices.ContainsFunc(it.IDs, func(id instance.ID) bool { _, ok := r.appliedUnclaimed[id]; return !ok && did[id] == 0 }) {
+			rest = append(rest, it)
 			continue
 		}
 		var changes []instance.StateChange
-		for _, id := range u.IDs {
+		for _, id := range it.IDs {
 			changes = append(changes, repeated(lines[id], did[id]))
 			did[id]++
 			delete(r.appliedUnclaimed, id)
 		}
-		r.deliver(u, changes, nil)
+		r.deliver(it, changes, nil)
 	}
 	return rest
 }
 
-// observeOutcome describes the instances of a group and notes what the last call did. If EC2 does
-// not say, it is false, and the group has its outcome.
+// observeOutcome describes the instances of a group and notes what the last call did. It is false
+// if EC2 cannot be asked; the items have their outcomes then.
 func (r *batchRun) observeOutcome(ctx context.Context, group []*dispatch.Item, f *failure) (map[instance.ID]describedInstance, bool) {
 	ids := dispatch.DistinctIDs(group)
 	was := make(map[instance.ID]instance.State, len(ids))
@@ -344,13 +341,12 @@ func (r *batchRun) observeOutcome(ctx context.Context, group []*dispatch.Item, f
 	return seen, true
 }
 
-// describeAfter describes instances after a call that failed. If EC2 did not answer that, most
-// likely it does not answer this either, and callers are to be told before their own time
-// is over.
+// describeAfter describes instances after a failed call. If that call timed out, this one probably
+// will too, and callers should hear before their own deadlines.
 func (r *batchRun) describeAfter(ctx context.Context, ids []instance.ID, f *failure) (map[instance.ID]describedInstance, error) {
 	if f.unreachable {
-		if away := r.b.client.breaker.openErr(); away != nil {
-			return nil, away
+		if openErr := r.b.client.breaker.openErr(); openErr != nil {
+			return nil, openErr
 		}
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, checkTimeout)
@@ -359,8 +355,8 @@ func (r *batchRun) describeAfter(ctx context.Context, ids []instance.ID, f *fail
 	return r.b.describeAll(ctx, ids)
 }
 
-// rebooted returns the states of instances whose reboot EC2 accepted: running, or
-// terminated, of which a reboot is ignored.
+// rebooted returns the states of instances whose reboot EC2 accepted: running, or terminated, since
+// EC2 accepts those and does nothing.
 func (r *batchRun) rebooted(ctx context.Context, ids []instance.ID) map[instance.ID]instance.StateChange {
 	states := make(map[instance.ID]instance.State, len(ids))
 	var ask []instance.ID
@@ -371,7 +367,7 @@ func (r *batchRun) rebooted(ctx context.Context, ids []instance.ID) map[instance
 		}
 	}
 	if len(ask) > 0 {
-		// If EC2 does not say, it is what EC2 reboots.
+		// If EC2 cannot be asked, they count as running, which is what EC2 reboots.
 		seen, _ := r.b.describeAll(ctx, ask)
 		for id, inst := range seen {
 			states[id] = inst.State

@@ -42,10 +42,10 @@ func TestEveryErrorIsIsolated(t *testing.T) {
 		{"malformed", 400, "InvalidInstanceID.Malformed", `Invalid id: "%s"`, instance.KindInvalid},
 		{"spot request", 400, "IncorrectSpotRequestState", "You can't start the Spot Instance '%s' because the associated Spot Instance request is not in an appropriate state to support start.", instance.KindPrecondition},
 		{"not authorized, by ARN", 403, "UnauthorizedOperation", strings.ReplaceAll(unauthorized, string(bad), "%s"), instance.KindPermission},
-		{"not authorized, nobody named", 403, "UnauthorizedOperation", "You are not authorized to perform this operation.", instance.KindPermission},
+		{"not authorized, no instance named", 403, "UnauthorizedOperation", "You are not authorized to perform this operation.", instance.KindPermission},
 		{"unsupported", 400, "Unsupported", "The requested configuration is currently not supported. Please check the documentation for supported configurations.", instance.KindPrecondition},
 		{"hibernation", 400, "UnsupportedHibernationConfiguration", "The instance can't be hibernated because it was not configured at launch for hibernation: %s", instance.KindPrecondition},
-		{"a code that nobody knows", 400, "SomethingNew", "Something about it.", instance.KindPrecondition},
+		{"an unknown code", 400, "SomethingNew", "Something about it.", instance.KindPrecondition},
 		{"capacity", 500, "InsufficientInstanceCapacity", "Insufficient capacity.", instance.KindExhausted},
 		{"capacity of a host", 400, "InsufficientCapacityOnHost", "Dedicated host h-0123456789abcdef0 has insufficient capacity", instance.KindExhausted},
 		{"spot capacity", 500, "InsufficientInstanceCapacity", "You can't start the Spot Instance '%s' because there is no available Spot capacity.", instance.KindExhausted},
@@ -161,9 +161,9 @@ func TestBisectingIsCheap(t *testing.T) {
 						t.Errorf("%s: %+v", cmds[i].IDs[0], o)
 					}
 				}
-				most := float64(k)*math.Log2(n) + float64(k)
-				if calls := len(e.of(instance.VerbStart)) - 2; float64(calls) > most { // the lead and the batch itself
-					t.Errorf("bisecting took %d calls, want at most %v", calls, most)
+				maxCalls := float64(k)*math.Log2(n) + float64(k)
+				if calls := len(e.of(instance.VerbStart)) - 2; float64(calls) > maxCalls { // the lead and the batch itself
+					t.Errorf("bisecting took %d calls, want at most %v", calls, maxCalls)
 				}
 			})
 		}
@@ -260,7 +260,7 @@ func TestWhatAnEarlierTryDidStaysUnknown(t *testing.T) {
 			defer cancel()
 			err := execute(ctx, b, start(id(1)))[0].refusedAs(t)
 			if !lost || !err.OutcomeUnknown || err.Kind != instance.KindUnavailable || strings.Contains(err.Message, "nothing was changed") {
-				t.Errorf("got %+v, want that nobody knows what became of it", err)
+				t.Errorf("got %+v, want an unknown outcome", err)
 			}
 		})
 	}

@@ -11,24 +11,23 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Bounds of how many pages one list may have.
+// How many pages a list may have.
 const (
 	maxPages      = 10_000
 	maxPagesOfIDs = 100
 )
 
-// position is where somebody is in a list that EC2 gives by pages. It travels in our page
-// tokens, so that whoever follows the pages notices that EC2 goes round in a circle, without
-// remembering all tokens: each is compared with the one before it and with that behind the
-// 1st, 2nd, 4th, 8th, … page (Brent's algorithm).
+// position is a position in a list that EC2 returns in pages. It is part of our page tokens, so
+// that a cycle is noticed without remembering all tokens: each is compared with the one before it
+// and with the one after the 1st, 2nd, 4th, 8th, … page (Brent's algorithm).
 type position struct {
 	token string // EC2's, empty for the first page
 	pages int    // so far
 	mark  uint64 // hash of the token behind the last page whose number is a power of two
 }
 
-// next returns the position behind another page. It is false if EC2 gave that token before,
-// or has given too many pages.
+// next returns the position after another page. It is false if EC2 returned that token before, or
+// too many pages.
 func (p position) next(token string, maxPages int) (position, bool) {
 	digest := fnv.New64a()
 	_, _ = digest.Write([]byte(token)) // it never fails
@@ -65,7 +64,7 @@ func parsePosition(s string) (p position, ok bool) {
 	return p, found && token != "" && pagesErr == nil && markErr == nil && p.pages > 0
 }
 
-// errEndlessPages is for a list whose end EC2 does not come to.
+// errEndlessPages is the error of a list whose pages do not end.
 func (c *client) errEndlessPages() *instance.Error {
 	return &instance.Error{
 		Kind:   instance.KindUnavailable,
@@ -76,7 +75,7 @@ func (c *client) errEndlessPages() *instance.Error {
 	}
 }
 
-// endpoint names the endpoint for people.
+// endpoint names the endpoint, for messages.
 func (c *client) endpoint() string {
 	if own := aws.ToString(c.api.Options().BaseEndpoint); own != "" {
 		return own

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// TestWhoIsBehindACallerThatLeavesGoesOut has a caller that is affordable wait behind one
+// TestRequestsBehindOneThatLeavesAreSent has a caller that is affordable wait behind one
 // that is not, of the same principal.
-func TestWhoIsBehindACallerThatLeavesGoesOut(t *testing.T) {
+func TestRequestsBehindOneThatLeavesAreSent(t *testing.T) {
 	inBubble(t, "at once", func(t *testing.T) {
 		b := connect(t, &endpoint{answer: (&fleet{}).answer})
 		if _, err := b.Execute(t.Context(), start(ids(0, 1000)...)); err != nil {

@@ -99,7 +99,7 @@ func TestCommandsAreReportedAsSentEachTimeThatTheyAre(t *testing.T) {
 }
 
 // The bucket of instances is empty, and a caller waits in front of it.
-func TestWhoLeavesBeforeItsTurnIsNotSent(t *testing.T) {
+func TestARequestThatLeavesBeforeItsTurnIsNotSent(t *testing.T) {
 	inBubble(t, "in the queue", func(t *testing.T) {
 		var r reports
 		b := connect(t, &endpoint{answer: (&fleet{}).answer})

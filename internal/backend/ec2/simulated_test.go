@@ -95,7 +95,7 @@ func (s simulated) describe(ctx context.Context, c call) (reply, error) {
 }
 
 func TestContract(t *testing.T) {
-	// Fast, but not so fast that nobody sees a transitional state.
+	// Fast, but not so fast that transitional states are missed.
 	config := sim.Config{Speed: 500, Throttle: true, Fleet: []sim.Spec{
 		{Count: backendtest.Needed},
 		{Count: backendtest.Needed, AvailabilityZone: "b"},

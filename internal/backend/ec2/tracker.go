@@ -8,9 +8,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// tracker is what was last heard of each instance, and which changes callers were told of.
-// When EC2's answer to a call is lost it tells what became of the call. It is safe for
-// concurrent use.
+// tracker holds the last known state of each instance and the changes reported to callers, which
+// together tell what became of a call whose answer was lost. It is safe for concurrent use.
 type tracker struct {
 	mu      sync.Mutex
 	entries map[instance.ID]trackedState
@@ -18,59 +17,59 @@ type tracker struct {
 
 type trackedState struct {
 	state instance.State
-	// changed is when a caller was last told of a change, and to which state.
+	// changed is when a change was last reported to a caller, and to is its new state.
 	changed time.Time
 	to      instance.State
 }
 
-func (b *tracker) state(id instance.ID) instance.State {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.entries[id].state
+func (t *tracker) state(id instance.ID) instance.State {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.entries[id].state
 }
 
-// observed notes what state an instance is in.
-func (b *tracker) observed(id instance.ID, state instance.State) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	e := b.entries[id]
+// observed notes the state of an instance.
+func (t *tracker) observed(id instance.ID, state instance.State) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entries[id]
 	e.state = state
-	b.setLocked(id, e)
+	t.setLocked(id, e)
 }
 
-// reported notes that a caller is told of a change.
-func (b *tracker) reported(change instance.StateChange) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	e := b.entries[change.ID]
+// reported notes that a change is reported to a caller.
+func (t *tracker) reported(change instance.StateChange) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entries[change.ID]
 	e.state = change.Current
 	if change.Previous != change.Current {
 		e.changed, e.to = time.Now(), change.Current
 	}
-	b.setLocked(change.ID, e)
+	t.setLocked(change.ID, e)
 }
 
-// setLocked keeps an entry; nothing comes after terminated.
-func (b *tracker) setLocked(id instance.ID, e trackedState) {
+// setLocked stores an entry, unless the instance is terminated: nothing follows that.
+func (t *tracker) setLocked(id instance.ID, e trackedState) {
 	if e.state == instance.StateTerminated {
-		delete(b.entries, id)
+		delete(t.entries, id)
 		return
 	}
-	if b.entries == nil {
-		b.entries = make(map[instance.ID]trackedState)
+	if t.entries == nil {
+		t.entries = make(map[instance.ID]trackedState)
 	}
-	b.entries[id] = e
+	t.entries[id] = e
 }
 
 // forget drops an instance that does not exist.
-func (b *tracker) forget(id instance.ID) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.entries, id)
+func (t *tracker) forget(id instance.ID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.entries, id)
 }
 
-// transition returns the states between which a verb takes an instance that was in a state
-// before; from a state that is not known, or that cannot be, the usual ones.
+// transition returns the change that a verb makes to an instance in a state; the usual one if the
+// state is unknown or impossible.
 func transition(verb instance.Verb, before instance.State) (from, to instance.State) {
 	switch verb {
 	case instance.VerbStart:
@@ -90,9 +89,9 @@ func transition(verb instance.Verb, before instance.State) (from, to instance.St
 	return before, before
 }
 
-// changedBy reports whether an instance is where a verb leads because of a call that was
-// sent at a time, and of which no caller has been told.
-func (b *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent time.Time) bool {
+// changedBy reports whether an instance is in a verb's target state because of the call that was
+// sent at a time: EC2's date of the change allows it, and it was not reported to another caller.
+func (t *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent time.Time) bool {
 	at := inst.LaunchTime
 	if verb != instance.VerbStart {
 		at = transitionTime(inst.StateTransitionReason)
@@ -100,23 +99,23 @@ func (b *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent ti
 	if at.IsZero() || !instance.MayHaveMade(at, sent, time.Time{}) {
 		return false
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	e := b.entries[inst.ID]
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entries[inst.ID]
 	return !verb.DoneIn(e.to) || e.changed.Before(at)
 }
 
-// reportedSince reports whether a caller was told, at a time or later, of a change that leads
-// where a verb does: then it was not another call that made it.
-func (b *tracker) reportedSince(verb instance.Verb, id instance.ID, since time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	e := b.entries[id]
+// reportedSince reports whether a change to a verb's target state was reported to a caller at a
+// time or later.
+func (t *tracker) reportedSince(verb instance.Verb, id instance.ID, since time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entries[id]
 	return verb.DoneIn(e.to) && !e.changed.Before(since)
 }
 
-// transitionTime is when somebody asked for the last change, by EC2's text such as
-// "User initiated (2019-10-12 20:35:03 GMT)"; zero when it does not say.
+// transitionTime parses when the last change was requested, from EC2's text such as
+// "User initiated (2019-10-12 20:35:03 GMT)"; zero if it has no time.
 func transitionTime(reason string) time.Time {
 	_, rest, found := strings.Cut(reason, "(")
 	stamp, _, closed := strings.Cut(rest, ")")

@@ -113,7 +113,7 @@ func mangle(body string, id instance.ID, name, with string) string {
 	return head + string(id) + "</instanceId>" + before + with + after
 }
 
-func TestAnInstanceInAnUnknownStateStopsNobodyElse(t *testing.T) {
+func TestAnInstanceInAnUnknownStateHoldsUpNoOther(t *testing.T) {
 	for name, odd := range oddities {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -124,7 +124,7 @@ func TestAnInstanceInAnUnknownStateStopsNobodyElse(t *testing.T) {
 			e := &endpoint{answer: r.answer}
 			srv := httptest.NewServer(e)
 			t.Cleanup(srv.Close)
-			// The journal is empty, and the service gets ready all the same.
+			// The journal is empty, and the service gets ready anyway.
 			d := serve(t, srv.URL, func(c *lifecycle.Config) { c.ReconcileInterval = 50 * time.Millisecond })
 			read, err := d.api.DescribeInstances(t.Context(), &instancedv1.DescribeInstancesRequest{})
 			if err != nil || len(read.GetInstances()) != 5 {

@@ -8,7 +8,7 @@ import (
 )
 
 // workList is a stack of the ways in which the parts of a batch are tried. The batch starts as
-// one sequence. When EC2 rejects a part without saying on whose account, a bisection or a
+// one sequence. When EC2 rejects a part without naming an item, a bisection or a
 // capacity search for that part goes on top; the ones below wait until it is empty.
 type workList []strategy
 
@@ -49,7 +49,7 @@ func (r *batchRun) isolate(ctx context.Context, part []*dispatch.Item, f *failur
 		r.pushCapacitySearch(ctx, part, f)
 		return
 	}
-	r.push(&bisection{r: r, suspects: part, f: f, certain: true, back: back})
+	r.push(&bisection{r: r, candidates: part, f: f, certain: true, back: back})
 }
 
 // sequence sends items in their order, as many at once as EC2 takes, or each alone.
@@ -74,23 +74,23 @@ func (s *sequence) rejected(ctx context.Context, rest []*dispatch.Item, f *failu
 
 func (s *sequence) requeue(items []*dispatch.Item) { s.items = slices.Concat(items, s.items) }
 
-// bisection finds an item on whose account EC2 rejects others with it, without naming it, and
-// fails that item. Half of the suspects are tried: if EC2 accepts them, they have their outcome
+// bisection finds an item because of which EC2 rejects others with it, without naming it, and
+// fails that item. Half of the candidates are tried: if EC2 accepts them, they have their outcome
 // and the bad one is among the others; if not, it is among them, and the others are put aside.
 // Those are requeued in the end, to be tried together.
 //
 // With k bad items among n that makes at most k·log2(n)+k calls after the first: log2(n) for
 // each, and one for those put aside.
 type bisection struct {
-	r        *batchRun
-	suspects []*dispatch.Item
-	aside    []*dispatch.Item
-	f        *failure // of the last call for all suspects
-	back     strategy // to which those put aside go
+	r          *batchRun
+	candidates []*dispatch.Item
+	aside      []*dispatch.Item
+	f          *failure // of the last call for all candidates
+	back       strategy // to which those put aside go
 	// certain is whether a single suspect that is left must be the bad one.
 	certain bool
 
-	// half is the part of the suspects that is being tried; none if it was rejected.
+	// half is the part of the candidates that is being tried; none if it was rejected.
 	half     []*dispatch.Item
 	answered int // what batchRun.answered was before
 }
@@ -98,36 +98,36 @@ type bisection struct {
 func (b *bisection) next() []*dispatch.Item {
 	if len(b.half) > 0 { // it has its outcomes
 		b.certain = b.certain && b.r.answered-b.answered == len(b.half)
-		b.suspects = b.suspects[len(b.half):]
+		b.candidates = b.candidates[len(b.half):]
 		b.half = nil
 	}
-	if len(b.suspects) > 1 {
-		b.half, b.answered = b.suspects[:len(b.suspects)/2], b.r.answered
+	if len(b.candidates) > 1 {
+		b.half, b.answered = b.candidates[:len(b.candidates)/2], b.r.answered
 		return b.half
 	}
 	switch {
-	case len(b.suspects) == 0:
+	case len(b.candidates) == 0:
 	case b.certain:
-		b.r.fail(b.suspects[0], b.f.errorFor(b.suspects[0].IDs))
+		b.r.fail(b.candidates[0], b.f.errorFor(b.candidates[0].IDs))
 	default:
-		b.aside = slices.Concat(b.suspects, b.aside)
+		b.aside = slices.Concat(b.candidates, b.aside)
 	}
 	b.back.requeue(b.aside)
-	b.suspects, b.aside = nil, nil
+	b.candidates, b.aside = nil, nil
 	return nil
 }
 
 func (b *bisection) rejected(ctx context.Context, rest []*dispatch.Item, f *failure) {
-	others := b.suspects[len(b.half):]
+	others := b.candidates[len(b.half):]
 	b.half = nil
 	if f.reaction == noCapacity {
-		// They are good; what they lack is another matter.
-		b.suspects, b.certain = others, false
+		// They are not at fault; what they lack is capacity.
+		b.candidates, b.certain = others, false
 		b.r.pushCapacitySearch(ctx, rest, f)
 		return
 	}
 	b.aside = append(b.aside, others...)
-	b.suspects, b.f, b.certain = rest, f, true
+	b.candidates, b.f, b.certain = rest, f, true
 }
 
 func (b *bisection) requeue(items []*dispatch.Item) { b.aside = slices.Concat(items, b.aside) }

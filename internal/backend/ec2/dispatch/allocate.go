@@ -46,7 +46,7 @@ func (a *action) tenant(principal string) *tenant {
 	return t
 }
 
-// credit is how many tokens of the instance bucket are put aside for a tenant.
+// credit is how many instance tokens a tenant has been given.
 func (a *action) credit(t *tenant) float64 {
 	if t.filling {
 		return a.shared - t.empty
@@ -54,14 +54,14 @@ func (a *action) credit(t *tenant) float64 {
 	return t.held
 }
 
-// unallocated is how many tokens are put aside for nobody; it is below zero when EC2 has
-// less than was thought.
+// unallocated is how many tokens belong to no tenant; negative when EC2 has fewer than
+// expected.
 func (a *action) unallocated() float64 {
 	filling := float64(a.filling.len())*a.shared - (a.filling.sum() - float64(a.fillingIDs))
 	return a.instances.level - a.held - filling
 }
 
-// setWaiting says for how many instances a tenant waits. Its credit is no more than that.
+// setWaiting sets for how many instances a tenant waits. Its credit is capped to that.
 func (a *action) setWaiting(t *tenant, ids int) {
 	a.ids += ids - t.ids
 	a.setShare(t, ids, a.credit(t))
@@ -105,20 +105,19 @@ func (a *action) stopFilling(t *tenant) {
 	}
 }
 
-// allocate divides the tokens that are there among the principals that wait for them: each
-// gets as much as any other, but no more than it asks for. What a principal is given
-// stays its own until a call of its has enough, so that one that asks for many
-// is not overtaken for ever, and one that asks for few need not wait for it.
+// allocate divides the available tokens among the tenants that wait: equal shares, but no more
+// than each asks for. A tenant keeps what it is given until it has enough for its next item, so that
+// large requests are not starved, and small ones need not wait for them.
 //
-// The share that everybody who lacks something has got is kept as one number, so this
-// takes a step only for each who lacks nothing any more.
+// The share of all tenants that lack tokens is one number, so this takes a step only for each
+// tenant that has enough now, and for each queue that can go out.
 func (a *action) allocate(now time.Time) {
 	if a.instances == nil {
 		return
 	}
 	a.instances.advance(now)
 	free := a.unallocated()
-	if free < -maxRoundingError { // EC2 has less than was thought
+	if free < -maxRoundingError { // EC2 has fewer than expected
 		if a.instances.level-free > epsilon {
 			a.reallocate(func(*tenant) float64 { return 0 })
 		}
@@ -172,7 +171,7 @@ func (a *action) bucketFull() bool {
 	return a.instances != nil && a.instances.capacity-a.instances.level <= epsilon
 }
 
-// allocateAllTo gives everything to one tenant: the bucket is full, and nobody has enough.
+// allocateAllTo gives everything to one tenant: the bucket is full, and no tenant has enough.
 func (a *action) allocateAllTo(favourite *tenant) {
 	a.reallocate(func(t *tenant) float64 {
 		if t == favourite {
@@ -182,8 +181,7 @@ func (a *action) allocateAllTo(favourite *tenant) {
 	})
 }
 
-// reallocate replaces all credits. It visits every tenant, and the queues have to be
-// looked at again.
+// reallocate replaces all credits. It visits every tenant.
 func (a *action) reallocate(credit func(*tenant) float64) {
 	credits := make(map[*tenant]float64, len(a.tenants))
 	for _, t := range a.tenants {
@@ -197,7 +195,7 @@ func (a *action) reallocate(credit func(*tenant) float64) {
 	}
 }
 
-// chargeCall charges the tenants of a batch for one call, which they share.
+// chargeCall charges one call to the tenants in it, in equal parts.
 func (a *action) chargeCall(tenants []*tenant, now float64) {
 	a.clock = max(a.clock, now)
 	for _, t := range tenants {
@@ -205,15 +203,14 @@ func (a *action) chargeCall(tenants []*tenant, now float64) {
 	}
 }
 
-// timeUntilShared is how long it takes until action.shared reaches a value, when all who lack
-// tokens share what comes.
+// timeUntilShared is how long it takes until action.shared reaches a value.
 func (a *action) timeUntilShared(now time.Time, value float64) time.Duration {
 	needed := a.filling.sumMin(value) - float64(a.filling.len())*a.shared
 	return a.instances.timeToGain(now, needed-a.unallocated())
 }
 
-// wait estimates when a call of a tenant would go out that is for so many instances
-// more: when tokens and calls have been shared as they are now.
+// wait estimates how long it takes until a further item of a tenant for so many instances goes
+// out, if tokens and calls are shared as now.
 func (a *action) wait(now time.Time, t *tenant, ids int, k Key) time.Duration {
 	a.allocate(now)
 	var longest time.Duration
@@ -228,7 +225,7 @@ func (a *action) wait(now time.Time, t *tenant, ids int, k Key) time.Duration {
 		longest = a.instances.timeToGain(now, needed-a.unallocated())
 		calls = math.Floor((needed - epsilon) / float64(a.maxIDs))
 	}
-	// Before its next call, others have theirs: one for each queue in which they are first.
+	// Other tenants have their calls first: one for each queue in which they are first in line.
 	own := float64(t.fronts)
 	if bq := a.batches[k]; bq == nil || bq.arrivals.len() == 0 || k.DryRun {
 		own++

@@ -11,7 +11,7 @@ import (
 )
 
 // TestCreditsAreThoseOfDividingAgainAndAgain compares the shares that are kept with
-// those of a scan over all tenants, through random events.
+// what a scan over all tenants gives, through random events.
 func TestCreditsAreThoseOfDividingAgainAndAgain(t *testing.T) {
 	for seed := range uint64(50) {
 		rng := rand.New(rand.NewPCG(seed, 3))
@@ -60,7 +60,7 @@ func TestCreditsAreThoseOfDividingAgainAndAgain(t *testing.T) {
 	}
 }
 
-// divide divides what of the level is nobody's by a scan.
+// divide divides the unallocated tokens by a scan.
 func divide(tenants []*tenant, credit map[*tenant]float64, level float64) {
 	free := level
 	for _, t := range tenants {
@@ -73,16 +73,16 @@ func divide(tenants []*tenant, credit map[*tenant]float64, level float64) {
 	}
 	for free > 1e-9 {
 		var short []*tenant
-		least := free
+		smallest := free
 		for _, t := range tenants {
 			if missing := float64(t.ids) - credit[t]; missing > 1e-9 {
-				short, least = append(short, t), min(least, missing)
+				short, smallest = append(short, t), min(smallest, missing)
 			}
 		}
 		if len(short) == 0 {
 			return
 		}
-		part := min(least, free/float64(len(short)))
+		part := min(smallest, free/float64(len(short)))
 		for _, t := range short {
 			credit[t] += part
 			free -= part

@@ -7,7 +7,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Done gives a batch back whose items have their outcomes.
+// Done ends a batch whose items all have their outcomes.
 func (d *Dispatcher) Done(b *Batch) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -87,9 +87,9 @@ func (d *Dispatcher) Refund(b *Batch, n int) {
 	}
 }
 
-// OnThrottle corrects a bucket after EC2 throttled a call for n instances, as it did so many
-// times before. EC2 does not say which of its two buckets was empty: the first time it is taken
-// to be that of requests, then they take turns, and that of instances is short of ever more.
+// OnThrottle corrects a bucket after EC2 throttled a call for n instances, for the
+// (before+1)-th time in a row. EC2 does not say which bucket was empty: the request bucket is
+// corrected first, then they take turns, and the instance bucket is lowered by ever more.
 func (d *Dispatcher) OnThrottle(b *Batch, before, n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -110,7 +110,7 @@ func (d *Dispatcher) LimitError(b *Batch, wait time.Duration) *instance.Error {
 	return b.action.errLimit(time.Now(), wait)
 }
 
-// MaxIDs returns how many instances EC2 is known to take in one call like those of a batch.
+// MaxIDs returns how many instances EC2 is known to take in one call with the verb of a batch.
 func (d *Dispatcher) MaxIDs(b *Batch) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()

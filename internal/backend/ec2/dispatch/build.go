@@ -28,7 +28,7 @@ type Batch struct {
 // batchBuilder is a batch in the making.
 type batchBuilder struct {
 	a *action
-	// ids are those of the batch; several items may want one.
+	// ids are the instances in the batch; several items may want one.
 	ids     map[instance.ID]struct{}
 	items   []*Item
 	shares  []*share

@@ -266,7 +266,7 @@ func (a *action) next(now time.Time) (*Batch, time.Duration) {
 			first := min(a.timeUntilShared(now, a.short.min().sharedNeeded), a.instances.until(now, a.instances.capacity))
 			return nil, min(wait, max(time.Millisecond, first))
 		}
-		// The bucket is full, and everybody waits for more tokens than their share.
+		// The bucket is full, and every tenant waits for more tokens than its share.
 		favourite, opens := a.favourite(now)
 		if favourite == nil || concentrated {
 			return nil, min(wait, opens)
@@ -323,8 +323,8 @@ func (a *action) reserve(k Key) float64 {
 	return math.Floor(a.requests.capacity * reservedShare)
 }
 
-// Leave removes what of a request is in no batch: its caller has gone, and nobody listens. It
-// is false if the request has its outcome already.
+// Leave removes what of a request is in no batch: its caller has left. It returns
+// false if the request has its outcome already.
 func (d *Dispatcher) Leave(r *Request) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -112,7 +112,7 @@ func TestQueueingCostsTheSameHoweverManyWait(t *testing.T) {
 }
 
 // TestABatchCostsWhatGoesIntoIt builds batches of a hundred instances while ever more requests
-// wait: those of one principal, of one each, and such as want instances that are busy. Only
+// wait: from one principal, from one each, and half of them for an instance that is busy. Only
 // the depth of a heap or tree may grow.
 func TestABatchCostsWhatGoesIntoIt(t *testing.T) {
 	const size, batches = 100, 10

@@ -29,7 +29,7 @@
 //
 // Queueing, leaving and building a batch take O(log n) steps for each item that they are about,
 // however many others wait. Some things cost more: EC2 having fewer tokens than expected, and a
-// full bucket of which nobody has enough, reallocate the tokens of all tenants; and a busy
+// full bucket of which no tenant has enough, reallocate the tokens of all tenants; and a busy
 // instance is a step for each item that wants it.
 //
 // Begin with Dispatcher.Next, action.next and action.buildBatch.

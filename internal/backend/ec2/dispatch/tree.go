@@ -2,9 +2,8 @@ package dispatch
 
 import "math/rand/v2"
 
-// tree has tenants in the order of a number each. It is a treap, in which every node
-// knows how many are below it and what they sum up to: each method takes O(log n) steps,
-// which it counts.
+// tree holds tenants in the order of a key. It is a treap whose nodes know the number and the sum
+// of the keys below them: each method takes O(log n) steps, which it counts.
 type tree struct {
 	root  *node
 	steps *int
