@@ -108,7 +108,7 @@ file of --ec2-credentials.`,
 	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "maximum number of client tokens to keep; one principal may use half of them", parseCount(1))
 	bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "maximum concurrent requests; one caller may use half of them", parseCount(2))
 	bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "maximum concurrent watches and waits; one caller may use half of them", parseCount(2))
-	bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "maximum open connections; beyond it the one idle for longest is closed", parseCount(1))
+	bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "maximum open connections; one caller may use half of them, and beyond the limit idle ones are closed", parseCount(1))
 	bind(flags, &cfg.reconcileInterval, "reconcile-interval", "duration", "5m", "interval between full reconciliations with the backend", parsePositiveDuration)
 	cfg.aws.bind(flags)
 	bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "speed of the simulator: 1 is like EC2, 0 means no delays", parseSpeed)

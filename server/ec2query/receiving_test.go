@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -94,4 +95,43 @@ func TestARequestWaitsForAPlaceOfItsKey(t *testing.T) {
 		_ = slow.conns[n].Close()
 		eventually(t, "the next one is received", func() bool { return slow.asked.Load() == int64(places+n+1) })
 	}
+}
+
+// TestACallerWhoDoesNotReadKeepsItsPlace has a caller ask for a response larger than what the
+// kernel buffers, and not read it: the call counts as in flight until it does, or leaves.
+func TestACallerWhoDoesNotReadKeepsItsPlace(t *testing.T) {
+	t.Parallel()
+	const instances = 500
+	fleet := fleetOf(instances + 1)
+	for _, spec := range fleet.GetInstances()[:instances] {
+		spec.Tags = make(map[string]string)
+		for n := range 50 {
+			spec.Tags[fmt.Sprint("tag", n)] = strings.Repeat("x", 256)
+		}
+	}
+	srv := servertest.New(t, servertest.Options{Fleet: fleet, MaxRequests: 2})
+	slow := open(t, srv, "alice")
+	if err := slow.Conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	const all = "Action=DescribeInstances&Version=2016-11-15"
+	if _, err := fmt.Fprintf(slow, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"+
+		"Authorization: AWS4-HMAC-SHA256 Credential=alice/20260101/us-east-1/ec2/aws4_request, SignedHeaders=host, Signature=0\r\n\r\n%s", len(all), all); err != nil {
+		t.Fatal(err)
+	}
+	one := func(key string) error {
+		_, err := sdk(t, srv, signedBy(key, "any", "")).DescribeInstances(patient(t), &ec2.DescribeInstancesInput{InstanceIds: []string{id(instances)}}, once)
+		return err
+	}
+	if _, err := slow.Read(make([]byte, 1)); err != nil { // it is being written
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := one("bob"); err != nil {
+			t.Fatalf("another caller: %v", err)
+		}
+	}
+	wantAPIError(t, one("alice"), http.StatusServiceUnavailable, "RequestLimitExceeded", "")
+	_ = slow.Close()
+	eventually(t, "the place is free again", func() bool { return one("alice") == nil })
 }
