@@ -205,17 +205,18 @@ func (a *action) errLimit(now time.Time, wait time.Duration) *instance.Error {
 // Next returns the next batch to send, once there is one; nil once the dispatcher is closed.
 // Every batch has to be given back by Done. One goroutine may call Next at a time.
 func (d *Dispatcher) Next() *Batch {
-	timer := time.NewTimer(never)
-	defer timer.Stop()
 	for {
 		batch, wait := d.next()
 		if batch != nil {
 			return batch
 		}
-		timer.Reset(wait)
+		var due <-chan time.Time
+		if wait < never {
+			due = time.After(wait)
+		}
 		select {
 		case <-d.wake:
-		case <-timer.C:
+		case <-due:
 		case <-d.closing:
 			return nil
 		}

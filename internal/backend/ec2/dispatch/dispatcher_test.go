@@ -95,11 +95,11 @@ func TestQueueingCostsTheSameHoweverManyWait(t *testing.T) {
 	}
 	for name, principals := range map[string]func(waiting int) int{
 		"one principal":       func(int) int { return 1 },
-		"one principal each ": func(waiting int) int { return waiting },
+		"one principal each": func(waiting int) int { return waiting },
 	} {
 		t.Run(name, func(t *testing.T) {
 			first := 0.0
-			for _, waiting := range []int{10, 100, 1_000, 10_000, 100_000} {
+			for _, waiting := range []int{10, 1_000, 100_000} {
 				cost := float64(measure(t, waiting, principals(waiting))) / math.Log2(float64(waiting)+1)
 				t.Logf("%d waiting: %.1f steps a request for each level", waiting, cost)
 				first = cmp.Or(first, cost)
@@ -149,7 +149,7 @@ func TestABatchCostsWhatGoesIntoIt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			first := 0.0
-			for _, waiting := range []int{4_000, 20_000, 100_000} {
+			for _, waiting := range []int{4_000, 100_000} {
 				cost := float64(measure(t, waiting, command)) / math.Log2(float64(waiting)+1)
 				t.Logf("%d waiting: %.1f steps an item for each level", waiting, cost)
 				first = cmp.Or(first, cost)
@@ -164,7 +164,7 @@ func TestABatchCostsWhatGoesIntoIt(t *testing.T) {
 // TestNothingWaitsThatCouldBeSent has random requests come and leave. After each event, what
 // can be sent has been sent; in the end nothing is left of requests that are gone.
 func TestNothingWaitsThatCouldBeSent(t *testing.T) {
-	for seed := range uint64(300) {
+	for seed := range uint64(150) {
 		synctest.Test(t, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 4))
 			d, a := starts(t, Limit{4, 1.5}, Limit{20, 3})
