@@ -113,7 +113,7 @@ func TestOldAndHurriedFailuresDoNotOpenTheCircuit(t *testing.T) {
 	})
 }
 
-func TestEverybodyElseIsRefusedAtOnceWhileATryHangs(t *testing.T) {
+func TestCommandsFailAtOnceWhileAProbeHangs(t *testing.T) {
 	inBubble(t, "for four minutes", func(t *testing.T) {
 		const seconds = 240
 		e := &endpoint{answer: func(ctx context.Context, _ call) (reply, error) { return reply{}, silent(ctx) }}
@@ -166,7 +166,7 @@ func TestEverybodyElseIsRefusedAtOnceWhileATryHangs(t *testing.T) {
 	})
 }
 
-func TestWhatATryCameTo(t *testing.T) {
+func TestAProbeOpensOrClosesTheCircuit(t *testing.T) {
 	setUp := func(t *testing.T) (*distance, *endpoint, *Backend) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}}})}}
 		e := &endpoint{answer: d.answer}

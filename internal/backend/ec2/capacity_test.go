@@ -34,7 +34,7 @@ func crowded(room int, inPart bool) *fleet {
 	return f
 }
 
-func TestALackOfCapacityIsFoundByHalving(t *testing.T) {
+func TestCapacityIsFoundByHalving(t *testing.T) {
 	for _, room := range []int{0, 1, 7, 64, 127, 199} {
 		for _, inPart := range []bool{false, true} {
 			inBubble(t, fmt.Sprintf("room for %d of 200, in part %v", room, inPart), func(t *testing.T) {
@@ -69,7 +69,7 @@ func TestALackOfCapacityIsFoundByHalving(t *testing.T) {
 	}
 }
 
-func TestAWholeCallThatCapacityCutsShortSaysWhatStarts(t *testing.T) {
+func TestAWholeCallStartedInPartReportsWhatStarts(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		f := crowded(2, true)
 		b := connect(t, &endpoint{answer: f.answer, latency: always(time.Millisecond)})
@@ -86,7 +86,7 @@ func TestAWholeCallThatCapacityCutsShortSaysWhatStarts(t *testing.T) {
 // The first of three callers wants an instance for which there is no room, and which
 // somebody terminates before it is tried again, by itself: that tells nothing of the room
 // for the others.
-func TestWhatIsRefusedForItsStateUsesNoRoom(t *testing.T) {
+func TestInstancesRejectedForTheirStateUseNoCapacity(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		f := &fleet{types: map[instance.ID]string{id(0): "p4d.24xlarge"}}
 		f.refuse = func(c call) (reply, bool) {
@@ -112,7 +112,7 @@ func TestWhatIsRefusedForItsStateUsesNoRoom(t *testing.T) {
 
 // An instance that is no longer stopped when it is looked at, and was not started by the
 // call, leaves open for what there was no room.
-func TestWhatSomebodyElseChangedIsNotWhatThereWasNoRoomFor(t *testing.T) {
+func TestChangesByOthersAreNotTakenForMissingCapacity(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		gone := false
 		f := &fleet{types: map[instance.ID]string{id(0): "p4d.24xlarge"}}
@@ -288,7 +288,7 @@ func TestLostOutcomesAreLookedUp(t *testing.T) {
 	})
 }
 
-func TestACallThatCapacityKeepsCutShortEnds(t *testing.T) {
+func TestACapacitySearchEnds(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		// Everything that is started of the first call leaves two calls short for good.
 		f := crowded(2, true)

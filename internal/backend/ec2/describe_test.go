@@ -109,7 +109,7 @@ func TestImagesAndHostNamesAreWhatEC2Says(t *testing.T) {
 	}
 }
 
-func TestOtherInstancesThanTheManagedDoNotExist(t *testing.T) {
+func TestUnmanagedInstancesDoNotExist(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		tagged := func(value string) map[string]string { return map[string]string{"team": value} }
 		ec2 := simulate(t, sim.Config{Speed: 1, Fleet: []sim.Spec{
@@ -144,7 +144,7 @@ func TestOtherInstancesThanTheManagedDoNotExist(t *testing.T) {
 	})
 }
 
-func TestTheServicesOwnCredentialsAreItsOwnMatter(t *testing.T) {
+func TestRejectedCredentialsAreAnInternalError(t *testing.T) {
 	for _, code := range []string{"AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch", "RequestExpired"} {
 		inBubble(t, code, func(t *testing.T) {
 			e := &endpoint{answer: func(context.Context, call) (reply, error) {

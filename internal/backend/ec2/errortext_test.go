@@ -39,7 +39,7 @@ func TestIDsAreFoundInEveryFormOfText(t *testing.T) {
 	}
 }
 
-func TestTextsAreRebuiltForTheCallersOwnInstances(t *testing.T) {
+func TestMessagesAreRewrittenForEachCallersInstances(t *testing.T) {
 	a, b, c := id(0xa), id(0xb), id(0xc)
 	const notFound = instance.CodeNotFound
 	tests := map[string]struct {

@@ -280,7 +280,7 @@ func TestExamineFindsWhatIsWrongWithTheQueue(t *testing.T) {
 	})
 }
 
-func TestWhatTheDocumentationShowsIsRight(t *testing.T) {
+func TestTheDocumentedPoliciesPassTheExamination(t *testing.T) {
 	text, err := os.ReadFile("../../../docs/aws.md")
 	if err != nil {
 		t.Fatal(err)

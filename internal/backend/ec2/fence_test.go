@@ -318,9 +318,9 @@ func TestNothingIsSentAfterTheTermOnAnyPath(t *testing.T) {
 	}
 }
 
-// TestTermsDoNotTravelTogether has commands of two terms of one process wait for the same
+// TestTermsDoNotShareABatch has commands of two terms of one process wait for the same
 // bucket: commands of the first are rejected when it ends, and commands of the second carried out.
-func TestTermsDoNotTravelTogether(t *testing.T) {
+func TestTermsDoNotShareABatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer, latency: always(time.Millisecond)}
 		b := connect(t, e, func(c *Config) { c.Limits.Start = ActionLimits{Requests: &Limit{Capacity: 1, Refill: 0.1}} })

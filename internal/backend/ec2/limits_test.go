@@ -16,7 +16,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-func TestLimitsThatAreWrongAreAllNamed(t *testing.T) {
+func TestAllWrongLimitsAreNamed(t *testing.T) {
 	_, err := ParseLimits([]byte(`{
 		"StartInstances": {"requests": {"capacity": 0, "refill": 8}},
 		"RebootInstances": {"requests": {"capacity": 1, "refill": 8}},

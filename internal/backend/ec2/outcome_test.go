@@ -88,7 +88,7 @@ func TestEveryErrorIsIsolated(t *testing.T) {
 	}
 }
 
-func TestMissingInstancesAreToldToWhoeverWantsThem(t *testing.T) {
+func TestMissingInstancesFailOnlyTheirCallers(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		missing := ids(100, 104)
 		f := &fleet{refuse: func(c call) (reply, bool) {
@@ -223,10 +223,10 @@ func TestAThrottledBatchWaitsWhole(t *testing.T) {
 	})
 }
 
-// TestWhatAnEarlierTryDidStaysUnknown loses the answer to a start, which shows only later, so
+// TestTheOutcomeOfAnEarlierAttemptStaysUnknown loses the answer to a start, which shows only later, so
 // that it is tried again, which fails before EC2 carries it out: that nothing was changed by
 // the last try says nothing of the one before.
-func TestWhatAnEarlierTryDidStaysUnknown(t *testing.T) {
+func TestTheOutcomeOfAnEarlierAttemptStaysUnknown(t *testing.T) {
 	throttled := refusal(503, "RequestLimitExceeded", "Request limit exceeded.")
 	tests := map[string]struct {
 		deadline time.Duration

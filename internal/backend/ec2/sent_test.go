@@ -57,7 +57,7 @@ func (r *reports) expect(t *testing.T, want ...string) {
 
 var requestLimit = refusal(503, "RequestLimitExceeded", "Request limit exceeded.")
 
-func TestCommandsAreReportedAsSentEachTimeThatTheyAre(t *testing.T) {
+func TestCommandsAreReportedAsSentEachTime(t *testing.T) {
 	inBubble(t, "a throttle changed nothing", func(t *testing.T) {
 		calls := 0
 		f := &fleet{refuse: func(call) (reply, bool) { calls++; return requestLimit, calls <= 2 }}
@@ -225,7 +225,7 @@ func names(ids []instance.ID) (list []string) {
 
 // A caller whose deadline comes while it waits behind a batch that EC2 throttles is told that
 // nothing was done.
-func TestWhoWaitsBehindAThrottledBatchIsToldThatNothingWasDone(t *testing.T) {
+func TestARequestBehindAThrottledBatchIsToldThatNothingWasDone(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		var throttling atomic.Bool

@@ -293,7 +293,7 @@ func (d *doors) await(t *testing.T, id instance.ID, state instance.State) {
 	}
 }
 
-func TestAnAnswerOfWhichALineCannotBeUnderstood(t *testing.T) {
+func TestAResponseWithAnUnreadableChange(t *testing.T) {
 	for name, odd := range oddities {
 		inBubble(t, name, func(t *testing.T) {
 			r := &region{states: make(map[instance.ID]instance.State), odd: map[instance.ID]string{id(3): odd}}
@@ -329,7 +329,7 @@ func TestAnAnswerOfWhichALineCannotBeUnderstood(t *testing.T) {
 	}
 }
 
-func TestAnUnreadableInstanceIsManagedAllTheSame(t *testing.T) {
+func TestAnUnreadableInstanceIsStillManaged(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		r := &region{states: map[instance.ID]instance.State{id(1): instance.StateStopped}, odd: map[instance.ID]string{id(1): oddities["no state"]}}
 		b := connect(t, &endpoint{answer: r.answer}, func(c *Config) { c.Manage = map[string][]string{"team": nil} })

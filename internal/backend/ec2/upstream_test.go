@@ -265,7 +265,7 @@ func TestTheClassOfAnUpstreamFailureSurvives(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotAnAnswerOfEC2(t *testing.T) {
+func TestResponsesThatAreNotFromEC2(t *testing.T) {
 	for _, a := range upstreamAnswers() {
 		inBubble(t, a.name, func(t *testing.T) {
 			f := &fleet{}
