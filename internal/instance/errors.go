@@ -2,6 +2,8 @@ package instance
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -136,4 +138,25 @@ func AsError(err error) *Error {
 func OutcomeKnown(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && !e.OutcomeUnknown
+}
+
+// NotFound returns EC2's error for instances that do not exist: at least one.
+func NotFound(ids ...ID) *Error {
+	text := fmt.Sprintf("The instance ID '%s' does not exist", ids[0])
+	if len(ids) > 1 {
+		text = fmt.Sprintf("The instance IDs '%s' do not exist", JoinIDs(ids))
+	}
+	return &Error{Kind: KindNotFound, Code: CodeNotFound, Message: text, InstanceIDs: slices.Clone(ids)}
+}
+
+// JoinIDs returns ids as EC2's messages list them, separated by commas and spaces.
+func JoinIDs(ids []ID) string {
+	var b strings.Builder
+	for i, id := range ids {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(string(id))
+	}
+	return b.String()
 }

@@ -2,7 +2,6 @@ package lifecycle
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -104,17 +103,4 @@ func withChanges(err error, changes []instance.StateChange) error {
 	metadata[MetadataChangedIDs] = strings.Join(ids, ",")
 	e.Metadata = metadata
 	return &e
-}
-
-// NotFound is EC2's error for instances that do not exist; nil for none.
-func NotFound(ids []instance.ID) error {
-	if len(ids) == 0 {
-		return nil
-	}
-	names := idStrings(ids)
-	text := fmt.Sprintf("The instance ID '%s' does not exist", names[0])
-	if len(ids) > 1 {
-		text = fmt.Sprintf("The instance IDs '%s' do not exist", strings.Join(names, ", "))
-	}
-	return &instance.Error{Kind: instance.KindNotFound, Code: instance.CodeNotFound, Message: text, InstanceIDs: slices.Clone(ids)}
 }

@@ -72,7 +72,10 @@ func (s *Service) requireKnown(ctx context.Context, principal string, ids []inst
 		}
 		missing = append(missing, id)
 	}
-	return NotFound(missing)
+	if len(missing) > 0 {
+		return instance.NotFound(missing...)
+	}
+	return nil
 }
 
 // resolve returns the position of a cursor. The error names the field of an unreadable one.

@@ -122,7 +122,7 @@ func (s *Server) instances(ctx context.Context, c *call, sel selection) ([]*inst
 			return nil, "", badToken(err)
 		}
 		if len(sel.ids) > 0 && len(hidden) > 0 {
-			return nil, "", lifecycle.NotFound(hidden)
+			return nil, "", instance.NotFound(hidden...)
 		}
 		for _, i := range response.Instances {
 			found = append(found, cmp.Or(looks[i.ID], i))

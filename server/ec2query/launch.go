@@ -175,7 +175,7 @@ func (s *Server) describeInstanceAttribute(ctx context.Context, c *call) (reply,
 		return nil, err
 	}
 	if len(found) == 0 { // it has just vanished
-		return nil, lifecycle.NotFound([]instance.ID{instance.ID(id)})
+		return nil, instance.NotFound(instance.ID(id))
 	}
 	answer := &attributeReply{ID: id}
 	switch i := found[0]; name {

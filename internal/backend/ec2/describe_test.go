@@ -125,7 +125,7 @@ func TestUnmanagedInstancesDoNotExist(t *testing.T) {
 		}
 		for _, cmd := range []instance.Command{start(id(2)), start(id(1), id(4), id(2))} {
 			o := execute(t.Context(), b, cmd)[0]
-			if e := o.refusedAs(t); e.Kind != instance.KindNotFound || e.Message != notFoundText(slices.DeleteFunc(slices.Clone(cmd.IDs), func(i instance.ID) bool { return i == id(1) })) {
+			if e := o.refusedAs(t); e.Kind != instance.KindNotFound || e.Message != instance.NotFound(slices.DeleteFunc(slices.Clone(cmd.IDs), func(i instance.ID) bool { return i == id(1) })...).Message {
 				t.Errorf("error is %v", e)
 			}
 		}

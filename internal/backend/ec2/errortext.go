@@ -1,7 +1,6 @@
 package ec2
 
 import (
-	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
@@ -41,14 +40,6 @@ func setOf(ids []instance.ID) map[instance.ID]bool {
 	return set
 }
 
-// notFoundText is EC2's message for instances that do not exist.
-func notFoundText(ids []instance.ID) string {
-	if len(ids) == 1 {
-		return fmt.Sprintf("The instance ID '%s' does not exist", ids[0])
-	}
-	return fmt.Sprintf("The instance IDs '%s' do not exist", joinIDs(ids))
-}
-
 // textFor returns the message that a caller would have got for its own instances: own are the
 // named instances that it asked for.
 func textFor(code, text string, named, own []instance.ID) string {
@@ -56,22 +47,14 @@ func textFor(code, text string, named, own []instance.ID) string {
 	case len(own) == 0 || slices.Equal(named, own):
 		return text
 	case code == instance.CodeNotFound:
-		return notFoundText(own)
+		return instance.NotFound(own...).Message
 	case len(named) == 1:
 		return strings.ReplaceAll(text, string(named[0]), string(own[0]))
 	}
-	return listForm.ReplaceAllLiteralString(text, joinIDs(own))
+	return listForm.ReplaceAllLiteralString(text, instance.JoinIDs(own))
 }
 
 // textForCount returns the message of a quota as a call for n instances would have got it.
 func textForCount(text string, n int) string {
 	return countForm.ReplaceAllString(text, "${1}"+strconv.Itoa(n)+"${2}")
-}
-
-func joinIDs(ids []instance.ID) string {
-	names := make([]string, len(ids))
-	for i, id := range ids {
-		names[i] = string(id)
-	}
-	return strings.Join(names, ", ")
 }

@@ -31,7 +31,7 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 		return b.execute(ctx, cmd)
 	}
 	if !cmd.PerInstance || cmd.DryRun {
-		return instance.Result{}, errNotFound(unmanaged...)
+		return instance.Result{}, instance.NotFound(unmanaged...)
 	}
 	var result instance.Result
 	order := make(map[instance.ID]int, len(cmd.IDs))
@@ -46,14 +46,10 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 		}
 	}
 	for _, id := range unmanaged {
-		result.Failures = append(result.Failures, instance.Failure{ID: id, Err: errNotFound(id)})
+		result.Failures = append(result.Failures, instance.Failure{ID: id, Err: instance.NotFound(id)})
 	}
 	slices.SortFunc(result.Failures, func(x, y instance.Failure) int { return order[x.ID] - order[y.ID] })
 	return result, nil
-}
-
-func errNotFound(ids ...instance.ID) *instance.Error {
-	return &instance.Error{Kind: instance.KindNotFound, Code: instance.CodeNotFound, Message: notFoundText(ids), InstanceIDs: ids}
 }
 
 // execute queues a command and waits for its outcome.

@@ -20,7 +20,7 @@ func TestWhatABatchCostsIsInProportionToWhatItIsFor(t *testing.T) {
 		if c.action != string(instance.VerbStart) || c.ids[0] != id(0) {
 			return reply{}, false
 		}
-		return refusal(400, instance.CodeNotFound, notFoundText(c.ids)), true
+		return refusal(400, instance.CodeNotFound, instance.NotFound(c.ids...).Message), true
 	}
 	for _, tc := range []struct {
 		name    string

@@ -52,7 +52,7 @@ func (r *batchRun) deliverPartial(group []*dispatch.Item, got map[instance.ID]in
 	return rest, &failure{reaction: unknownOutcome, err: &instance.Error{
 		Kind:       instance.KindUnavailable,
 		Reason:     instance.ReasonAnswerLost,
-		Message:    "EC2's response does not say, in a way that can be understood, what became of " + joinIDs(missing[:min(len(missing), maxNamed)]),
+		Message:    "EC2's response does not say, in a way that can be understood, what became of " + instance.JoinIDs(missing[:min(len(missing), maxNamed)]),
 		RetryAfter: retryUnavailable,
 	}}
 }

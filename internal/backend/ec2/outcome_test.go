@@ -101,7 +101,7 @@ func TestMissingInstancesFailOnlyTheirCallers(t *testing.T) {
 			if c.action != "StartInstances" || len(gone) == 0 {
 				return reply{}, false
 			}
-			return refusal(400, instance.CodeNotFound, notFoundText(gone)), true
+			return refusal(400, instance.CodeNotFound, instance.NotFound(gone...).Message), true
 		}}
 		e := &endpoint{answer: f.answer, latency: always(time.Millisecond)}
 		b := connect(t, e)

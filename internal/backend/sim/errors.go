@@ -3,7 +3,6 @@ package sim
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -98,25 +97,6 @@ func errSpotTerminationProtection(doing string) *instance.Error {
 		Code:    instance.CodeUnsupportedOperation,
 		Message: doing + " 'disableApiTermination' is not supported for spot instances.",
 	}
-}
-
-func errNotFound(ids ...instance.ID) *instance.Error {
-	message := fmt.Sprintf("The instance ID '%s' does not exist", ids[0])
-	if len(ids) > 1 {
-		message = fmt.Sprintf("The instance IDs '%s' do not exist", joinIDs(ids))
-	}
-	return &instance.Error{Kind: instance.KindNotFound, Code: instance.CodeNotFound, Message: message, InstanceIDs: ids}
-}
-
-func joinIDs(ids []instance.ID) string {
-	var s strings.Builder
-	for i, id := range ids {
-		if i > 0 {
-			s.WriteString(", ")
-		}
-		s.WriteString(string(id))
-	}
-	return s.String()
 }
 
 func errInvalid(code, message string) *instance.Error {

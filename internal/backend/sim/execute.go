@@ -223,13 +223,13 @@ func (b *Backend) find(c *call) *instance.Error {
 		switch {
 		case m != nil:
 		case c.cmd.PerInstance:
-			c.refused[i] = errNotFound(c.ids[i])
+			c.refused[i] = instance.NotFound(c.ids[i])
 		default:
 			missing = append(missing, c.ids[i])
 		}
 	}
 	if len(missing) > 0 {
-		return errNotFound(missing...)
+		return instance.NotFound(missing...)
 	}
 	return nil
 }

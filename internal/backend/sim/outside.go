@@ -153,7 +153,7 @@ func (b *Backend) rehearse(changes []Change, now time.Time) error {
 		}
 	}
 	if len(missing) > 0 {
-		return errNotFound(missing...)
+		return instance.NotFound(missing...)
 	}
 	var refusals []*instance.Error
 	for i := range changes {
