@@ -178,7 +178,7 @@ func TestAMessageIsDeletedOnlyAfterItsChangeIsRecorded(t *testing.T) {
 	for n := 1; n <= 2; n++ {
 		eventually(t, "the message is received", func() bool { return q.Received(n) == 1 })
 		eventually(t, "the look comes to nothing", func() bool {
-			return strings.Count(s.log(), "what the backend says of instances could not be learnt") == n
+			return strings.Count(s.log(), "descriptions of instances could not be fetched or recorded") == n
 		})
 		if alive, _ := q.Left(); alive != 1 || len(states(t, s, id)) > 0 {
 			t.Fatalf("%d messages are left, and recorded is\n%s", alive, steps(states(t, s, id)))
