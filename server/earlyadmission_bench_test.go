@@ -38,8 +38,12 @@ func BenchmarkEarlyAdmission(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := method(nil, ctx, receive, nil); err != nil {
+				resp, err := method(nil, ctx, receive, nil)
+				if err != nil {
 					b.Fatal(err)
+				}
+				if sent, ok := resp.(frame); ok {
+					sent.data.Free() // as the transport does
 				}
 			}
 		})
