@@ -18,12 +18,12 @@
 //     does what its reaction says: fail the named items and retry the others, check what became
 //     of a lost answer, split, or leave it to the work list to bisect the part or to search for
 //     how much of it there is capacity for (capacity.go).
-//   - batchRun.deliver gives an item its outcome, and Execute returns.
+//   - batchRun.deliver (deliver.go) gives an item its outcome, and Execute returns.
 //
 // # A lost answer
 //
 // When a call fails in a way that leaves open whether EC2 carried it out, the run describes the
-// instances (batchRun.checkOutcome). An instance in the state to which the verb leads was changed
+// instances (batchRun.checkOutcome, outcome.go). An instance in the state to which the verb leads was changed
 // by this call if EC2 dates the change accordingly (instance.MayHaveMade) and no other caller was
 // told of it, which the tracker knows; the change then goes to the first item that wants it
 // (appliedUnclaimed). Instances that were not changed are tried again. If a later call finds them

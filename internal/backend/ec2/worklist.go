@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
+	"github.com/instanced/instanced/internal/instance"
 )
 
 // workList is a stack of the ways in which the parts of a batch are tried. The batch starts as
@@ -131,3 +132,31 @@ func (b *bisection) rejected(ctx context.Context, rest []*dispatch.Item, f *fail
 }
 
 func (b *bisection) requeue(items []*dispatch.Item) { b.aside = slices.Concat(items, b.aside) }
+
+// splitTooLarge queues a group that is too large for EC2 to be sent in parts.
+func (r *batchRun) splitTooLarge(group []*dispatch.Item, f *failure) {
+	if len(group) == 1 {
+		r.fail(group[0], f.errorFor(group[0].IDs))
+		return
+	}
+	if n := max(1, f.asked/2); r.b.dispatcher.LowerMaxIDs(r.batch, n) {
+		r.b.log.Info("EC2 takes fewer instances a call than was tried", "action", string(r.batch.Verb), "from_now_on", n)
+	}
+	r.reportRejected(group)
+	r.push(&sequence{r: r, items: group})
+}
+
+// fitting returns how many items go into one call, at least one if there are any.
+func (r *batchRun) fitting(group []*dispatch.Item) int {
+	maxIDs := r.b.dispatcher.MaxIDs(r.batch)
+	ids := make(map[instance.ID]struct{})
+	for n, it := range group {
+		for _, id := range it.IDs {
+			ids[id] = struct{}{}
+		}
+		if len(ids) > maxIDs {
+			return max(1, n)
+		}
+	}
+	return len(group)
+}

@@ -94,7 +94,7 @@ func TestQueueingCostsTheSameHoweverManyWait(t *testing.T) {
 		return max(probing, (a.steps-before)/waiting)
 	}
 	for name, principals := range map[string]func(waiting int) int{
-		"one principal":       func(int) int { return 1 },
+		"one principal":      func(int) int { return 1 },
 		"one principal each": func(waiting int) int { return waiting },
 	} {
 		t.Run(name, func(t *testing.T) {
