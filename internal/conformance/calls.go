@@ -15,7 +15,7 @@ import (
 // Acknowledged is a command that was answered.
 type Acknowledged struct {
 	At time.Time
-	// Cursor and EndCursor are those of the answer.
+	// Cursor and EndCursor come from the response.
 	Cursor, EndCursor string
 }
 

@@ -21,7 +21,7 @@ type Log struct {
 	begin, end string
 	base       map[string]*instancedv1.Instance
 	batches    []batch
-	// revisions are those of the cursors behind the batches; the beginning is at 0.
+	// revisions maps the cursor after each batch to its revision; the beginning is at 0.
 	revisions map[string]uint64
 
 	mu sync.Mutex

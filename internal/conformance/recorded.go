@@ -10,11 +10,11 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// Recorded checks a connection whose filter nobody knows, and which has one snapshot at
-// most, against the history of all the instances that it mentions, between its first
-// cursor and its last: each event is as it was recorded, and of an instance that was
-// known to match none is missing. A history that is not whole begins later: what is
-// older than its first event is not compared.
+// Recorded checks a connection against the history of all instances that it mentions,
+// between its first cursor and its last. The connection's filter is unknown, and it has
+// at most one snapshot. Each event must be as recorded, and no event may be missing for an
+// instance that was known to match. If the history is not whole, nothing older than its
+// first event is compared.
 func Recorded(c *Connection, history []*instancedv1.Event, whole bool) error {
 	recorded := map[place]*instancedv1.Event{}
 	for _, e := range history {
@@ -65,10 +65,10 @@ func Recorded(c *Connection, history []*instancedv1.Event, whole bool) error {
 	return missing(nil)
 }
 
-// RecordedSnapshot checks the snapshot of a connection, whose filter nobody knows, against
-// all that a history has from before the cursor of it: each instance in it is as it was
-// recorded last. It returns how many instances it has compared, and how many others there
-// are, of which the history has nothing from before.
+// RecordedSnapshot checks the snapshot of a connection, whose filter is unknown, against
+// the history before the snapshot's cursor: each instance must be as last recorded. It
+// returns how many instances it compared, and how many it could not compare because the
+// history has no earlier event for them.
 func RecordedSnapshot(c *Connection, before []*instancedv1.Event) (compared, unknown int, err error) {
 	last := map[string]*instancedv1.Event{}
 	for _, e := range before {

@@ -62,8 +62,8 @@ const notMatching = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_UNSPECIFIE
 // order is where a subscriber has got to.
 type order struct {
 	last *instancedv1.Event
-	// states are those of the instances of which something was seen; whole is whether
-	// no other instance matches.
+	// states has the last state seen of each instance; whole is whether no other
+	// instance matches.
 	states map[string]instancedv1.InstanceStateName
 	whole  bool
 }

@@ -60,7 +60,7 @@ func (h *historian) read(ctx context.Context) {
 	defer cancel()
 	read, err := conformance.History(ctx, h.instances, h.ids, h.after)
 	if err != nil {
-		return // nobody is there at the moment
+		return // no process serves at the moment
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -127,10 +127,10 @@ func (o *outcome) check() error {
 		}
 	}
 	var errs []error
-	// Nobody changes states from outside; what follows from a command has its cause.
+	// No state is changed from outside, so each change has a command as its cause.
 	for _, e := range o.history {
 		if e.GetType() == instancedv1.EventType_EVENT_TYPE_STATE_CHANGED && e.GetCause().GetRequestId() == "" {
-			errs = append(errs, fmt.Errorf("nobody asked for event %d.%d: %s from %v to %v, inferred %v", e.GetRevision(), e.GetIndex(),
+			errs = append(errs, fmt.Errorf("no command caused event %d.%d: %s from %v to %v, inferred %v", e.GetRevision(), e.GetIndex(),
 				e.GetInstance().GetInstanceId(), e.GetPreviousState().GetName(), e.GetInstance().GetState().GetName(), e.GetInferred()))
 		}
 	}
@@ -221,13 +221,13 @@ func (o *outcome) checkAnswer(r *request, caused []*instancedv1.Event) error {
 	return nil
 }
 
-// sameAgain asks again for what was answered under client tokens, and checks that the
-// answers are those of the first time.
-func (l *load) sameAgain(t *testing.T, most int) int {
+// sameAgain retries requests that were answered under client tokens, and checks that each
+// retry gets the first response.
+func (l *load) sameAgain(t *testing.T, limit int) int {
 	t.Helper()
 	asked := 0
 	for _, r := range slices.Backward(l.done()) {
-		if r.token == "" || r.answer == nil || asked == most {
+		if r.token == "" || r.answer == nil || asked == limit {
 			continue
 		}
 		asked++

@@ -71,8 +71,8 @@ func disconnected(r round) {
 		hurt()
 		began := time.Now()
 		sub.until(r.T, "a further stream", func(c *conformance.Connection) bool { return len(c.Streams()) > before })
-		r.tally.count(what, 1)
-		r.tally.took("until the next stream after "+what, time.Since(began))
+		r.summary.count(what, 1)
+		r.summary.took("until the next stream after "+what, time.Since(began))
 	}
 	for range r.times(6, 40) {
 		goesOn("connections that were cut", l.cut)
@@ -110,7 +110,7 @@ func vanished(r round) {
 	_ = watcher.Wait()
 	began := time.Now()
 	await(r.T, "the stream of a killed process ends", func() bool { return p.ended("killed") != "" })
-	r.tally.took("until the stream of a client that was killed is freed", time.Since(began))
+	r.summary.took("until the stream of a client that was killed is freed", time.Since(began))
 
 	l := newLine(r.T, p.address)
 	silent, err := grpc.NewClient("passthrough:///service", grpc.WithTransportCredentials(insecure.NewCredentials()), l.dialer())
@@ -129,8 +129,8 @@ func vanished(r round) {
 	l.dead()
 	began = time.Now()
 	await(r.T, "the stream of a client that fell silent ends", func() bool { return p.ended("silent") != "" })
-	r.tally.count("clients that vanished", 2)
-	r.tally.took("until the stream of a client that fell silent is freed", time.Since(began))
+	r.summary.count("clients that vanished", 2)
+	r.summary.took("until the stream of a client that fell silent is freed", time.Since(began))
 	r.Logf("seed %d: the stream of a client that fell silent was freed after %v", r.seed, time.Since(began).Round(time.Millisecond))
 }
 

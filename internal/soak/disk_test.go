@@ -34,7 +34,7 @@ func fullDisk(r round) {
 		s.refuses(500*time.Millisecond, codes.ResourceExhausted, "JOURNAL_FULL")
 		s.told("JOURNAL_FULL")
 		r.fill(dir, 0)
-		r.tally.count("full disks", 1)
+		r.summary.count("full disks", 1)
 		// etcd commits every second, and must survive it.
 		s.refuses(1500*time.Millisecond, codes.ResourceExhausted, "JOURNAL_FULL")
 		s.told("JOURNAL_FULL")
@@ -44,7 +44,7 @@ func fullDisk(r round) {
 		}
 		freed := time.Now()
 		s.served(1)
-		r.tally.took("from free space to callers being served", time.Since(freed))
+		r.summary.took("from free space to callers being served", time.Since(freed))
 		s.told("")
 	}
 	s.finish()

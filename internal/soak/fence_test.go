@@ -67,7 +67,7 @@ func newRoad(t testing.TB, endpoint string) *road {
 		Transport: transport,
 	}
 	server := &http.Server{
-		ReadHeaderTimeout: patience,
+		ReadHeaderTimeout: maxWait,
 		Handler:           r.handler(proxy),
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if state == http.StateActive { // a byte of a request has come
@@ -198,7 +198,7 @@ func fenced(r round) {
 		for _, c := range roads[owner].since(over) {
 			r.Errorf("EC2 got %s of %v from a process that was %s, %v after another one had taken over", c.action, c.ids, lost, c.at.Sub(over))
 		}
-		r.tally.count("owners "+lost+" in front of EC2", 1)
+		r.summary.count("owners "+lost+" in front of EC2", 1)
 	}
 	end()
 	callers.Wait()
@@ -223,8 +223,9 @@ func (c *counter) get() int {
 	return c.n
 }
 
-// commandOne commands one instance, at either process, until ctx ends. Nobody else commands
-// it, so that what EC2 gets of it while a call is under way belongs to that.
+// commandOne commands one instance, through either process, until ctx ends. It is the only
+// caller that commands the instance, so whatever EC2 receives for it during a call was sent
+// by that call.
 func (r round) commandOne(ctx context.Context, p *pair, roads []*road, id string, seed uint64, answered, unsent *counter) {
 	for n := seed; ctx.Err() == nil; n++ {
 		at := n % 2

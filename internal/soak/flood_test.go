@@ -90,7 +90,7 @@ func TestFloodsCostWhoeverSendsThem(t *testing.T) {
 			t.Logf("memory %d MiB before, %d at the peak, %d after %v; %d calls of another caller, p99 %v",
 				before>>20, peak>>20, after>>20, time.Since(ended).Round(time.Second), len(took), p99)
 			if name == wellFormed && peak-before > server.DefaultMaxStreams*maxStreamBytes {
-				t.Errorf("%d subscriptions at the most take %d bytes", server.DefaultMaxStreams, peak-before)
+				t.Errorf("at most %d subscriptions take %d bytes", server.DefaultMaxStreams, peak-before)
 			}
 			if float64(after) > maxGrowth*float64(before) {
 				t.Errorf("a minute later %d bytes are in memory, before the flood %d were", after, before)

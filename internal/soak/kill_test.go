@@ -25,12 +25,12 @@ func killed(r round) {
 		}
 		time.Sleep(time.Duration(r.random.Int64N(int64(300 * time.Millisecond))))
 		p.kill()
-		r.tally.count("kills", 1)
+		r.summary.count("kills", 1)
 		p.start()
 	}
 	began := time.Now()
 	p.ready()
 	s.served(20)
-	r.tally.took("from a start to callers being served", time.Since(began))
+	r.summary.took("from a start to callers being served", time.Since(began))
 	s.finish()
 }

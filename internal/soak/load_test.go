@@ -33,8 +33,8 @@ type request struct {
 	token string // empty for none
 	tag   string // the key of a tag of the caller's own, which gets the id; outside only
 
-	// attempts are all tries; lost is how many of them may have been carried out
-	// although nobody heard of it.
+	// attempts counts all attempts, lost those that may have been carried out although no
+	// response arrived.
 	attempts, lost int
 	// answer is the first one, and err the last error if there is none.
 	answer *answer

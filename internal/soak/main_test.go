@@ -14,9 +14,9 @@ import (
 	"go.uber.org/goleak"
 )
 
-// patience is how long anything may take that is to happen. Nothing takes so long
-// unless it is broken.
-const patience = time.Minute
+// maxWait is how long to wait for any condition. Nothing takes that long unless it is
+// broken.
+const maxWait = time.Minute
 
 // program is where the binary is that is tested.
 var program string
@@ -58,7 +58,7 @@ func run(m *testing.M) int {
 
 // patient is the context of a test that waits for conditions.
 func patient(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -66,7 +66,7 @@ func patient(t testing.TB) context.Context {
 // await waits until it is so.
 func await(t testing.TB, what string, so func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !so(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(maxWait); !so(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it does not happen that %s", what)
 		}
@@ -74,7 +74,7 @@ func await(t testing.TB, what string, so func() bool) {
 }
 
 // lastLines returns the end of a text.
-func lastLines(text string, most int) string {
+func lastLines(text string, limit int) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return strings.Join(lines[max(0, len(lines)-most):], "\n")
+	return strings.Join(lines[max(0, len(lines)-limit):], "\n")
 }

@@ -114,8 +114,8 @@ func TestMemoryIsFlat(t *testing.T) {
 	if third, last := quarters[2], quarters[3]; last > third+third/10 {
 		t.Errorf("memory grows: %d MiB in the third quarter, %d MiB in the last one", third>>20, last>>20)
 	}
-	if most := slices.Max(used); most > flatMemory {
-		t.Errorf("the process had %d MiB, want at most %d MiB", most>>20, flatMemory>>20)
+	if peak := slices.Max(used); peak > flatMemory {
+		t.Errorf("the process had %d MiB, want at most %d MiB", peak>>20, flatMemory>>20)
 	}
 	p.terminate()
 }

@@ -80,11 +80,11 @@ func takenOver(r round) {
 		time.Sleep(time.Duration(r.random.Int64N(int64(300 * time.Millisecond))))
 		p.processes[owner].kill()
 		killed := time.Now()
-		r.tally.count("kills of the owner", 1)
+		r.summary.count("kills of the owner", 1)
 		s.served(1)
 		takeover := time.Since(killed)
-		r.tally.count("takeovers", 1)
-		r.tally.took("from the kill of an owner to callers being served", takeover)
+		r.summary.count("takeovers", 1)
+		r.summary.took("from the kill of an owner to callers being served", takeover)
 		r.Logf("seed %d: callers were served again %v after the kill", r.seed, takeover.Round(time.Millisecond))
 		if next := p.owner(); next == owner {
 			r.Errorf("the process that was killed is the owner")
@@ -121,8 +121,8 @@ func parted(r round) {
 			return err == nil && info.GetOwner().GetIsThisProcess()
 		})
 		s.served(1)
-		r.tally.count("owners parted from etcd", 1)
-		r.tally.took("from the parting of an owner to callers being served by the other process", time.Since(began))
+		r.summary.count("owners parted from etcd", 1)
+		r.summary.took("from the parting of an owner to callers being served by the other process", time.Since(began))
 		await(r.T, "the process that was the owner says what is wrong", func() bool {
 			info, err := info(r.T, p.conns[owner])
 			return err == nil && info.GetImpairment().GetReason() == "JOURNAL_UNAVAILABLE" && !info.GetOwner().GetIsThisProcess()
@@ -182,10 +182,10 @@ func rotated(r round) {
 		time.Sleep(time.Duration(r.random.Int64N(int64(300 * time.Millisecond))))
 		began := time.Now()
 		one.terminate()
-		r.tally.count("ends by SIGTERM", 1)
-		r.tally.took("from SIGTERM to the end of the process", time.Since(began))
+		r.summary.count("ends by SIGTERM", 1)
+		r.summary.took("from SIGTERM to the end of the process", time.Since(began))
 		s.served(10)
-		r.tally.took("from SIGTERM to ten callers being served by the other process", time.Since(began))
+		r.summary.took("from SIGTERM to ten callers being served by the other process", time.Since(began))
 		one.start()
 		one.ready()
 	}
@@ -201,7 +201,7 @@ func rotated(r round) {
 	if farewells == 0 {
 		r.Error("no stream was ended")
 	}
-	r.tally.count("streams that ended with a goodbye", farewells)
+	r.summary.count("streams that ended with a goodbye", farewells)
 	r.sameEverywhere(p, s)
 }
 

@@ -37,8 +37,8 @@ func (p *proxy) connect() {
 	}
 }
 
-// silence loses whatever is sent, either way, and tells nobody. Connections of before
-// never recover.
+// silence drops everything sent in either direction without closing anything. Existing
+// connections never recover.
 func (p *proxy) silence() {
 	p.t.Helper()
 	for _, stream := range []string{"upstream", "downstream"} {

@@ -31,9 +31,9 @@ type round struct {
 	*testing.T
 	seed uint64
 	// long is whether there is time.
-	long   bool
-	random *rand.Rand
-	tally  *tally
+	long    bool
+	random  *rand.Rand
+	summary *summary
 }
 
 // short runs a campaign among all other tests, once; a soak runs it by itself.
@@ -42,17 +42,17 @@ func short(t *testing.T, campaign func(round)) {
 	if os.Getenv(soakEnv) != "" {
 		t.Skip("TestSoak runs it")
 	}
-	newRound(t, firstSeed(t, 1), false, newTally()).run(campaign)
+	newRound(t, firstSeed(t, 1), false, newSummary()).run(campaign)
 }
 
-func newRound(t *testing.T, seed uint64, long bool, tally *tally) round {
-	return round{T: t, seed: seed, long: long, random: rand.New(rand.NewPCG(seed, 1<<32)), tally: tally}
+func newRound(t *testing.T, seed uint64, long bool, summary *summary) round {
+	return round{T: t, seed: seed, long: long, random: rand.New(rand.NewPCG(seed, 1<<32)), summary: summary}
 }
 
 func (r round) run(campaign func(round)) {
 	r.Cleanup(func() {
 		if r.Failed() {
-			r.tally.count("violations", 1)
+			r.summary.count("violations", 1)
 			r.Logf("seed %d; %s=%d begins with it", r.seed, seedEnv, r.seed)
 		}
 	})
@@ -101,7 +101,7 @@ func fleetFile(t *testing.T) string {
 	return name
 }
 
-// flags are those of every process: transitions that take some tenths of a second.
+// flags returns the flags of every process: transitions take some tenths of a second.
 func (r round) flags() []string {
 	return []string{
 		"--sim-speed", "60", "--sim-seed", strconv.FormatUint(r.seed, 10), "--sim-fleet", fleetFile(r.T),
@@ -210,8 +210,8 @@ func (s *scene) finish() {
 		if err := conformance.All(log, c); err != nil {
 			s.Errorf("%s: %v", sub.name, err)
 		}
-		s.tally.count("events delivered", len(c.Events()))
-		s.tally.count("streams", len(c.Streams()))
+		s.summary.count("events delivered", len(c.Events()))
+		s.summary.count("streams", len(c.Streams()))
 	}
 	history, err := conformance.History(patient(s.T), s.instances, instanceIDs(fleetSize), log.Begin())
 	if err != nil {
@@ -251,13 +251,13 @@ func (s *scene) report(o *outcome, again int) {
 			answered++
 		}
 	}
-	s.tally.count("requests", len(o.requests))
-	s.tally.count("tries", tries)
-	s.tally.count("tries without an answer", lost)
-	s.tally.count("answers", answered)
-	s.tally.count("answers asked for again", again)
-	s.tally.count("events recorded", len(o.history))
-	s.tally.count("readings of the history", s.history.reads)
+	s.summary.count("requests", len(o.requests))
+	s.summary.count("tries", tries)
+	s.summary.count("tries without an answer", lost)
+	s.summary.count("answers", answered)
+	s.summary.count("answers asked for again", again)
+	s.summary.count("events recorded", len(o.history))
+	s.summary.count("readings of the history", s.history.reads)
 	s.Logf("seed %d: %d requests, %d tries of which %d had no answer, %d answered, %d answers asked for again, %d events, %d readings of the history, streams: %v",
 		s.seed, len(o.requests), tries, lost, answered, again, len(o.history), s.history.reads,
 		slices.Collect(func(yield func(int) bool) {

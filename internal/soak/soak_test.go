@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// mostViolations is after how many a soak ends early.
-const mostViolations = 10
+// maxViolations is the number of violations after which a soak ends early.
+const maxViolations = 10
 
 // TestSoak runs all campaigns in turn, with another seed each time, for as long as
 // INSTANCED_SOAK says. What was begun then is finished.
@@ -34,11 +34,11 @@ func TestSoak(t *testing.T) {
 		{"etcd away", etcdAway},
 		{"vanished", vanished},
 	}
-	total := newTally()
+	total := newSummary()
 	began := time.Now()
 	seed := firstSeed(t, uint64(began.UnixNano()))
 	t.Logf("soaking for %v; the first seed is %d", lasts, seed)
-	for time.Since(began) < lasts && total.of("violations") < mostViolations {
+	for time.Since(began) < lasts && total.of("violations") < maxViolations {
 		ran := false
 		for _, c := range campaigns {
 			if time.Since(began) >= lasts {

@@ -9,36 +9,36 @@ import (
 	"time"
 )
 
-// tally counts what was done and found, for whoever started a soak.
-type tally struct {
+// summary counts what a soak did and found, and is printed at its end.
+type summary struct {
 	mu     sync.Mutex
 	counts map[string]int
 	spans  map[string][]time.Duration
 }
 
-func newTally() *tally {
-	return &tally{counts: map[string]int{}, spans: map[string][]time.Duration{}}
+func newSummary() *summary {
+	return &summary{counts: map[string]int{}, spans: map[string][]time.Duration{}}
 }
 
-func (t *tally) count(what string, n int) {
+func (t *summary) count(what string, n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.counts[what] += n
 }
 
-func (t *tally) of(what string) int {
+func (t *summary) of(what string) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.counts[what]
 }
 
-func (t *tally) took(what string, d time.Duration) {
+func (t *summary) took(what string, d time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.spans[what] = append(t.spans[what], d)
 }
 
-func (t *tally) String() string {
+func (t *summary) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var b strings.Builder

@@ -44,7 +44,7 @@ func (s *scene) refuses(lasts time.Duration, code codes.Code, reasons ...string)
 		} else if took := time.Since(asked); took > 5*time.Second {
 			s.Errorf("a refusal took %v", took)
 		}
-		s.tally.count("commands refused as "+reasons[0], 1)
+		s.summary.count("commands refused as "+reasons[0], 1)
 	}
 	if _, err := s.instances.DescribeInstances(patient(s.T), &instancedv1.DescribeInstancesRequest{}); err != nil {
 		s.Errorf("reads do not go on: %v", err)

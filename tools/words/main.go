@@ -19,9 +19,7 @@ import (
 // pending are the directories that do not use the standard terms yet. A directory is taken off
 // this list with the commit that rewrites it.
 var pending = []string{
-	"internal/conformance",
 	"internal/journal",
-	"internal/soak",
 	"server",
 }
 
