@@ -51,12 +51,14 @@ type awsFlags struct {
 
 // bind declares the flags.
 func (f *awsFlags) bind(flags *pflag.FlagSet) {
-	flags.StringVar(&f.region, "aws-region", "", "AWS `region` (default: from AWS_REGION or the profile)")
-	bind(flags, &f.endpointURL, "aws-endpoint-url", "url", "", "endpoint of all AWS services, such as http://127.0.0.1:8580 (default: AWS itself, or AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_EC2)", parseURL)
-	bind(flags, &f.roleARN, "assume-role-arn", "arn", "", "assume this role in AWS", parseRoleARN)
-	flags.StringVar(&f.limitsFile, "ec2-limits", "", "JSON `file` of EC2's token buckets, for an account with raised limits (default: the documented limits)")
-	flags.Var(&f.manage, "manage-filter", "manage only instances with this tag, `KEY=VALUE`, or KEY for any value; may be repeated: values of one key are alternatives, several keys must all match")
-	bind(flags, &f.queueURL, "sqs-queue-url", "url", "", "SQS queue that receives state changes from EventBridge (default: none; instances in transition are polled)", parseURL)
+	section(flags, "aws", "aws-", func(flags *pflag.FlagSet) {
+		flags.StringVar(&f.region, "aws-region", "", "AWS `region` (default: from AWS_REGION or the profile)")
+		bind(flags, &f.endpointURL, "aws-endpoint-url", "url", "", "endpoint of all AWS services, such as http://127.0.0.1:8580 (default: AWS itself, or AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_EC2)", parseURL)
+		bind(flags, &f.roleARN, "assume-role-arn", "arn", "", "assume this role in AWS", parseRoleARN)
+		flags.StringVar(&f.limitsFile, "ec2-limits", "", "JSON `file` of EC2's token buckets, for an account with raised limits (default: the documented limits)")
+		flags.Var(&f.manage, "manage-filter", "manage only instances with this tag, `KEY=VALUE`, or KEY for any value; may be repeated: values of one key are alternatives, several keys must all match")
+		bind(flags, &f.queueURL, "sqs-queue-url", "url", "", "SQS queue that receives state changes from EventBridge (default: none; instances in transition are polled)", parseURL)
+	})
 }
 
 // awsFlagNames returns the names of the flags that bind declares.
@@ -270,7 +272,7 @@ func parseURL(text string) (string, error) {
 	}
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return "", fmt.Errorf("%q is not a URL such as https://example.com", text)
+		return "", fmt.Errorf("%q is not a URL such as https://example.com", masked(text))
 	}
 	return text, nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -32,7 +33,7 @@ func TestWhatEC2HasAgainstUsIsSaid(t *testing.T) {
 				_, _ = fmt.Fprintf(w, "<Response><Errors><Error><Code>%s</Code><Message>said so</Message></Error></Errors><RequestID>r</RequestID></Response>", c.code)
 			}))
 			defer endpoint.Close()
-			log, closeLog := newLogger(serveConfig{}, t.Output())
+			log, closeLog := newLogger("text", slog.LevelInfo, t.Output())
 			defer closeLog()
 			settings, err := loadAWS(t.Context(), awsFlags{region: "us-east-1", endpointURL: endpoint.URL}, log)
 			if err != nil {

@@ -26,7 +26,7 @@ const (
 )
 
 // checkBackendFlags rejects flags that configure the other backend.
-func checkBackendFlags(backend string, flags *pflag.FlagSet) (err error) {
+func checkBackendFlags(backend string, flags *pflag.FlagSet, from sources) (err error) {
 	ofAWS := make(map[string]bool)
 	for _, name := range awsFlagNames() {
 		ofAWS[name] = true
@@ -34,9 +34,9 @@ func checkBackendFlags(backend string, flags *pflag.FlagSet) (err error) {
 	flags.Visit(func(flag *pflag.Flag) {
 		switch {
 		case backend == backendEC2 && strings.HasPrefix(flag.Name, "sim-"):
-			err = errors.Join(err, usagef("--%s configures the simulator and cannot be used with --backend ec2", flag.Name))
+			err = errors.Join(err, usagef("%s configures the simulator and cannot be used with --backend ec2", from.name(flag)))
 		case backend == backendSimulator && ofAWS[flag.Name]:
-			err = errors.Join(err, usagef("--%s needs --backend ec2; the simulator does not use AWS", flag.Name))
+			err = errors.Join(err, usagef("%s needs --backend ec2; the simulator does not use AWS", from.name(flag)))
 		}
 	})
 	return err

@@ -38,7 +38,7 @@ managed instance, counts as one.`,
 		DisableFlagsInUseLine: true,
 	}
 	flags.bind(cmd.Flags())
-	inEnvironment(cmd.Flags())
+	t.addConfig(cmd)
 	t.addAnswerFlags(cmd, "give up after this long; 0 means never, but each request to AWS has its own timeout")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t.accepted = true

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,13 +12,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/instanced/instanced/internal/config"
 )
 
 // envPrefix begins the names of all environment variables that set flags.
 const envPrefix = "INSTANCED_"
-
-// maxSlip is the maximum edit distance at which a misspelt name is suggested for another.
-const maxSlip = 3
 
 // setting is the value of a flag, parsed by parse, whose errors say what is accepted.
 type setting[T any] struct {
@@ -221,21 +219,26 @@ func inEnvironment(flags *pflag.FlagSet) {
 	})
 }
 
-// apply sets the flags of a verb from the environment, unless the command line has them.
-func (e environment) apply(cmd *cobra.Command) error {
+// apply sets flags from the environment, unless given reports that the command line has them.
+func (e environment) apply(flags *pflag.FlagSet, given func(flag *pflag.Flag) bool) error {
 	var errs []error
-	cmd.Flags().VisitAll(func(flag *pflag.Flag) {
+	flags.VisitAll(func(flag *pflag.Flag) {
 		for _, name := range flag.Annotations[envPrefix] {
 			value, ok := e[name]
-			if !ok || flag.Changed || givenBeforeVerb(cmd, flag.Name) {
+			if !ok || given(flag) {
 				continue
 			}
-			if err := cmd.Flags().Set(flag.Name, value); err != nil {
+			if err := flags.Set(flag.Name, value); err != nil {
 				errs = append(errs, usagef("%s: %v", name, reasonOf(err)))
 			}
 		}
 	})
 	return errors.Join(errs...)
+}
+
+// given returns a function that reports whether the command line has a flag of a verb.
+func given(cmd *cobra.Command) func(flag *pflag.Flag) bool {
+	return func(flag *pflag.Flag) bool { return flag.Changed || givenBeforeVerb(cmd, flag.Name) }
 }
 
 // givenBeforeVerb reports whether the command line has a flag before the verb.
@@ -263,36 +266,11 @@ func (e environment) unknown(cmds ...*cobra.Command) error {
 		if known[name] || serviceLink.MatchString(name) {
 			continue
 		}
-		nearest := slices.MinFunc(slices.Sorted(maps.Keys(known)), func(a, b string) int {
-			return cmp.Compare(distance(a, name), distance(b, name))
-		})
 		meant := ""
-		if distance(nearest, name) <= maxSlip {
+		if nearest, ok := config.Nearest(name, slices.Sorted(maps.Keys(known))); ok {
 			meant = fmt.Sprintf("; did you mean %s?", nearest)
 		}
 		errs = append(errs, usagef("the environment variable %s sets no known flag%s", name, meant))
 	}
 	return errors.Join(errs...)
-}
-
-// distance is the number of letters to insert, remove or replace to get from one word
-// to another.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replace := diagonal
-			if a[i] != b[j] {
-				replace++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(replace, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

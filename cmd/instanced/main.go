@@ -100,7 +100,7 @@ other verbs are its client.
 
 --server, --output, --timeout, --principal and the flags of serve can also be set by
 environment variables: --server by INSTANCED_SERVER, --sim-speed by INSTANCED_SIM_SPEED. The
-command line takes precedence.
+command line takes precedence. The flags of serve can also be set in a file: --config.
 
 ` + exitStatusHelp,
 		Example: `  instanced serve
@@ -123,7 +123,7 @@ command line takes precedence.
 			if err := t.environ.unknown(append(cmd.Root().Commands(), cmd.Root())...); err != nil && cmd.Name() != cobra.ShellCompRequestCmd {
 				return err
 			}
-			return t.environ.apply(cmd)
+			return t.applySettings(cmd)
 		},
 	}
 	t.addFlags(root)
@@ -141,7 +141,7 @@ command line takes precedence.
 	}
 	add("commands", newStartCommand(t), newStopCommand(t), newRebootCommand(t), newTerminateCommand(t))
 	add("questions", newDescribeCommand(t), newWaitCommand(t), newWatchCommand(t), newHistoryCommand(t))
-	add("service", newServeCommand(t), newDoctorCommand(t), newVerifyCommand(t), newUpgradeCommand(t), newVersionCommand(t))
+	add("service", newServeCommand(t), newConfigCommand(t), newDoctorCommand(t), newVerifyCommand(t), newUpgradeCommand(t), newVersionCommand(t))
 	root.SetCompletionCommandGroupID("service")
 	root.SetHelpCommandGroupID("service")
 	root.SetHelpCommand(newHelpCommand())

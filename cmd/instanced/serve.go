@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -84,14 +85,19 @@ loopback only and trusts what callers say.
 
 SIGTERM, an interrupt or closing the terminal shuts it down gracefully: health turns to
 NOT_SERVING, streams get a goodbye, requests in flight finish, the journal closes, and the
-exit status is 0. A second signal exits at once. SIGHUP reloads the AWS credentials and the
-file of --ec2-credentials.`,
+exit status is 0. A second signal exits at once.
+
+--config names a YAML file of settings; flags and environment variables take precedence over
+it. "instanced config print" shows the effective settings, "instanced config check" checks a
+file. SIGHUP reloads the file, the AWS credentials and the file of --ec2-credentials, and logs
+which changes take effect only after a restart.`,
 		Example: examples(
 			"instanced serve",
 			"instanced serve --sim-speed 1 --sim-throttle",
 			"instanced serve --sim-fleet fleet.yaml --data-dir \"$(mktemp -d)\"",
 			"instanced serve --ec2-listen 127.0.0.1:8580",
 			"instanced serve --backend ec2 --aws-region eu-central-1 --manage-filter team=payments",
+			"instanced serve --config instanced.yaml",
 			"INSTANCED_LISTEN=127.0.0.1:6000 instanced serve --log-format json",
 		),
 		Args:                  noArgs,
@@ -99,61 +105,93 @@ file of --ec2-credentials.`,
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 picks a free one", parseListen)
-	bind(flags, &cfg.backend, "backend", "name", "simulator", "what manages the instances: simulator or ec2", oneOf(backendSimulator, backendEC2))
-	cfg.bindJournal(flags)
-	bind(flags, &cfg.retention, "retention", "duration", "24h", "how long to keep history", parsePositiveDuration)
-	bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "maximum size of the history", parseJournalSize)
-	bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "reject commands when the disk has less free space; 128MiB always stay reserved for the journal", parseSize)
-	bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "maximum number of client tokens to keep; one principal may use half of them", parseCount(1))
-	bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "maximum concurrent requests; one caller may use half of them", parseCount(2))
-	bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "maximum concurrent watches and waits; one caller may use half of them", parseCount(2))
-	bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "maximum open connections; one caller may use half of them, and beyond the limit idle ones are closed", parseCount(1))
-	bind(flags, &cfg.reconcileInterval, "reconcile-interval", "duration", "5m", "interval between full reconciliations with the backend", parsePositiveDuration)
-	cfg.aws.bind(flags)
-	bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "speed of the simulator: 1 is like EC2, 0 means no delays", parseSpeed)
-	bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "seed of the simulator's delays and probabilities", parseSeed)
-	flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle requests as EC2 does")
-	flags.StringVar(&cfg.simFleet, "sim-fleet", "", "YAML or JSON `file` of the initial instances (default: the built-in fleet)")
-	bind(flags, &cfg.ec2Listen, "ec2-listen", "address", "", "also serve EC2's Query protocol on this address, such as 127.0.0.1:8580", parseEC2Listen)
-	flags.StringVar(&cfg.ec2Credentials, "ec2-credentials", "", "JSON `file` of the access keys to verify signatures with there (default: signatures are not verified)")
-	bind(flags, &cfg.logFormat, "log-format", "format", "text", "text or json", oneOf("text", "json"))
-	bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
-	bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long requests in flight may take to finish at shutdown", parseDuration)
-	inEnvironment(flags)
+	cfg.bind(flags)
+	t.addConfig(cmd)
 	completeWords(cmd, "backend", backendSimulator, backendEC2)
 	completeWords(cmd, "log-format", "text", "json")
 	completeWords(cmd, "log-level", "debug", "info", "warn", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t.accepted = true
-		if err := cfg.checkJournal(flags); err != nil {
+		if err := cfg.check(flags, t.sources); err != nil {
 			return err
 		}
-		if cfg.ec2Credentials != "" && cfg.ec2Listen == "" {
-			return usagef("--ec2-credentials needs --ec2-listen, which opens the EC2 endpoint")
-		}
-		if err := checkBackendFlags(cfg.backend, flags); err != nil {
-			return err
-		}
-		return serve(cmd.Context(), cfg, t)
+		return serve(cmd.Context(), cfg, t, &settings{flags: flags, sources: t.sources, file: t.configFile})
 	}
 	return cmd
 }
 
+// bind declares the flags of serve, and with them the keys of the configuration file: it is
+// the one table of settings.
+func (cfg *serveConfig) bind(flags *pflag.FlagSet) {
+	flags.SortFlags = false
+	section(flags, "", "", func(flags *pflag.FlagSet) {
+		bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 picks a free one", parseListen)
+		bind(flags, &cfg.backend, "backend", "name", "simulator", "what manages the instances: simulator or ec2", oneOf(backendSimulator, backendEC2))
+	})
+	cfg.bindJournal(flags)
+	section(flags, "journal", "journal-", func(flags *pflag.FlagSet) {
+		bind(flags, &cfg.retention, "retention", "duration", "24h", "how long to keep history", parsePositiveDuration)
+		bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "maximum size of the history", parseJournalSize)
+		bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "reject commands when the disk has less free space; 128MiB always stay reserved for the journal", parseSize)
+		bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "maximum number of client tokens to keep; one principal may use half of them", parseCount(1))
+	})
+	section(flags, "limits", "", func(flags *pflag.FlagSet) {
+		bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "maximum concurrent requests; one caller may use half of them", parseCount(2))
+		bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "maximum concurrent watches and waits; one caller may use half of them", parseCount(2))
+		bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "maximum open connections; one caller may use half of them, and beyond the limit idle ones are closed", parseCount(1))
+	})
+	section(flags, "", "", func(flags *pflag.FlagSet) {
+		bind(flags, &cfg.reconcileInterval, "reconcile-interval", "duration", "5m", "interval between full reconciliations with the backend", parsePositiveDuration)
+	})
+	cfg.aws.bind(flags)
+	section(flags, "simulator", "sim-", func(flags *pflag.FlagSet) {
+		bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "speed of the simulator: 1 is like EC2, 0 means no delays", parseSpeed)
+		bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "seed of the simulator's delays and probabilities", parseSeed)
+		flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle requests as EC2 does")
+		flags.StringVar(&cfg.simFleet, "sim-fleet", "", "YAML or JSON `file` of the initial instances (default: the built-in fleet)")
+	})
+	section(flags, "ec2-endpoint", "ec2-", func(flags *pflag.FlagSet) {
+		bind(flags, &cfg.ec2Listen, "ec2-listen", "address", "", "also serve EC2's Query protocol on this address, such as 127.0.0.1:8580", parseEC2Listen)
+		flags.StringVar(&cfg.ec2Credentials, "ec2-credentials", "", "JSON `file` of the access keys to verify signatures with there (default: signatures are not verified)")
+	})
+	section(flags, "log", "log-", func(flags *pflag.FlagSet) {
+		bind(flags, &cfg.logFormat, "log-format", "format", "text", "text or json", oneOf("text", "json"))
+		bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
+	})
+	section(flags, "", "", func(flags *pflag.FlagSet) {
+		bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long requests in flight may take to finish at shutdown", parseDuration)
+	})
+}
+
+// check returns an error unless the settings go together.
+func (cfg *serveConfig) check(flags *pflag.FlagSet, from sources) error {
+	if err := cfg.checkJournal(flags, from); err != nil {
+		return err
+	}
+	if cfg.ec2Credentials != "" && cfg.ec2Listen == "" {
+		return usagef("%s needs --ec2-listen, which opens the EC2 endpoint", from.name(flags.Lookup("ec2-credentials")))
+	}
+	return checkBackendFlags(cfg.backend, flags, from)
+}
+
 // bindJournal declares the flags that locate the journal.
 func (cfg *serveConfig) bindJournal(flags *pflag.FlagSet) {
-	flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal, for one process at a time")
-	bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; separate several by commas", parseEndpoints)
-	bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of the journal's keys in etcd", parsePrefix)
+	section(flags, "journal", "", func(flags *pflag.FlagSet) {
+		flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal, for one process at a time")
+	})
+	section(flags, "journal.etcd", "etcd-", func(flags *pflag.FlagSet) {
+		bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; separate several by commas", parseEndpoints)
+		bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of the journal's keys in etcd", parsePrefix)
+	})
 }
 
 // checkJournal returns an error unless the flags locate exactly one journal.
-func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet) error {
+func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet, from sources) error {
 	switch {
 	case flags.Changed("data-dir") && cfg.dataDir == "":
-		return usagef("--data-dir is empty; give a directory, such as %s", cmp.Or(defaultDataDir(), "/var/lib/instanced"))
+		return usagef("%s is empty; give a directory, such as %s", from.name(flags.Lookup("data-dir")), cmp.Or(defaultDataDir(), "/var/lib/instanced"))
 	case len(cfg.etcdEndpoints) > 0 && flags.Changed("data-dir"):
-		return usagef("--data-dir and --etcd-endpoints are mutually exclusive")
+		return usagef("%s and %s are mutually exclusive", from.name(flags.Lookup("data-dir")), from.name(flags.Lookup("etcd-endpoints")))
 	case len(cfg.etcdEndpoints) == 0 && cfg.dataDir == "":
 		return usagef("there is no home directory to keep the journal in; give another directory with --data-dir")
 	}
@@ -162,12 +200,14 @@ func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet) error {
 
 // serve is the composition root: it creates every part, connects them, and closes them in
 // reverse order.
-func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
+func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *settings) (err error) {
 	// A hangup during startup is ignored.
 	t.onHangup.Store(new(func() {}))
 	// A closed standard error must not end the process: log lines are lost instead.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	log, closeLog := newLogger(cfg, t.stderr)
+	level := new(slog.LevelVar)
+	level.Set(cfg.logLevel)
+	log, closeLog := newLogger(cfg.logFormat, level, t.stderr)
 	defer closeLog()
 	var stopping time.Time
 	defer func() {
@@ -219,7 +259,8 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		return err
 	}
 	// The drain may use the whole deadline; closing the journal gets closeGrace beyond it.
-	deadline := &drainDeadline{timeout: cfg.drainTimeout}
+	deadline := &drainDeadline{}
+	deadline.timeout.Store(int64(cfg.drainTimeout))
 	defer func() {
 		ctx, cancel := deadline.context(closeGrace)
 		defer cancel()
@@ -267,7 +308,10 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		settings.Register = func(r grpc.ServiceRegistrar) { simulation.Register(r) }
 		controls = simulation
 	}
-	reload := &reload{log: log, cfg: cfg, backend: backend}
+	reload := &reload{
+		log: log, cfg: cfg, backend: backend, settings: effective, environ: t.environ,
+		parts: changeableParts{level: level, deadline: deadline},
+	}
 	reloaded := func() { reload.run(ctx) }
 	t.onHangup.Store(&reloaded)
 	srv := server.New(settings)
@@ -278,7 +322,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 		ctx, cancel := deadline.context(0)
 		defer cancel()
 		if shutDown(ctx, drainers) != nil {
-			err = errors.Join(err, fmt.Errorf("requests did not finish within --drain-timeout %v and were cut off", cfg.drainTimeout))
+			err = errors.Join(err, fmt.Errorf("requests did not finish within --drain-timeout %v and were cut off", deadline.duration()))
 		}
 		for range drainers {
 			err = errors.Join(err, <-served)
@@ -329,7 +373,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal) (err error) {
 			return fmt.Errorf("cannot serve: %w", serveErr)
 		case <-ctx.Done():
 			stopping = time.Now()
-			log.Info("shutting down", "cause", context.Cause(ctx), "within", cfg.drainTimeout)
+			log.Info("shutting down", "cause", context.Cause(ctx), "within", deadline.duration())
 			j.Drain()
 			return nil
 		}
@@ -354,14 +398,16 @@ func shutDown(ctx context.Context, servers []drainer) error {
 
 // drainDeadline is the deadline of the shutdown, counted from the first call of context.
 type drainDeadline struct {
-	timeout time.Duration
+	timeout atomic.Int64 // a time.Duration, which a reload may change
 	at      time.Time
 }
+
+func (d *drainDeadline) duration() time.Duration { return time.Duration(d.timeout.Load()) }
 
 // context returns a context that ends at the deadline, but no sooner than minTimeout from now.
 func (d *drainDeadline) context(minTimeout time.Duration) (context.Context, context.CancelFunc) {
 	if d.at.IsZero() {
-		d.at = time.Now().Add(d.timeout)
+		d.at = time.Now().Add(d.duration())
 	}
 	at := d.at
 	if soonest := time.Now().Add(minTimeout); at.Before(soonest) {
@@ -371,10 +417,10 @@ func (d *drainDeadline) context(minTimeout time.Duration) (context.Context, cont
 }
 
 // newLogger returns the service's logger, which never blocks, and a function that flushes it.
-func newLogger(cfg serveConfig, w io.Writer) (log *slog.Logger, closeLog func()) {
-	opts := &slog.HandlerOptions{Level: cfg.logLevel}
+func newLogger(format string, level slog.Leveler, w io.Writer) (log *slog.Logger, closeLog func()) {
+	opts := &slog.HandlerOptions{Level: level}
 	handlerOf := func(w io.Writer) slog.Handler {
-		if cfg.logFormat == "json" {
+		if format == "json" {
 			return slog.NewJSONHandler(w, opts)
 		}
 		return slog.NewTextHandler(w, opts)
@@ -455,7 +501,7 @@ func parseEndpoints(text string) ([]string, error) {
 	for _, endpoint := range endpoints {
 		u, err := url.Parse(endpoint)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return nil, fmt.Errorf("%q is not a URL such as http://127.0.0.1:2379", endpoint)
+			return nil, fmt.Errorf("%q is not a URL such as http://127.0.0.1:2379", masked(endpoint))
 		}
 	}
 	return endpoints, nil

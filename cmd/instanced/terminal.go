@@ -62,6 +62,10 @@ type terminal struct {
 	// noHeaders and idsOnly are flags of the verbs that print tables.
 	noHeaders, idsOnly bool
 
+	// configFile is --config, and sources where the settings of a verb that has it came from.
+	configFile string
+	sources    sources
+
 	server    string
 	output    string
 	timeout   time.Duration
@@ -80,12 +84,20 @@ func (t *terminal) addFlags(cmd *cobra.Command) {
 
 // addAnswerFlags declares the flags for a verb's output and timeout.
 func (t *terminal) addAnswerFlags(cmd *cobra.Command, timeout string) {
+	t.addOutput(cmd)
 	answer := pflag.NewFlagSet("answer", pflag.ContinueOnError)
-	answer.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputWide, outputJSON)), "output", "o",
-		"table, cut to the width of the terminal; wide, never cut; or json, for programs")
 	bind(answer, &t.timeout, "timeout", "duration", "0", timeout, parseDuration)
 	inEnvironment(answer)
 	cmd.Flags().AddFlagSet(answer)
+}
+
+// addOutput declares the flag for a verb's output.
+func (t *terminal) addOutput(cmd *cobra.Command) {
+	output := pflag.NewFlagSet("output", pflag.ContinueOnError)
+	output.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputWide, outputJSON)), "output", "o",
+		"table, cut to the width of the terminal; wide, never cut; or json, for programs")
+	inEnvironment(output)
+	cmd.Flags().AddFlagSet(output)
 	completeWords(cmd, "output", outputTable, outputWide, outputJSON)
 }
 
@@ -326,7 +338,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 func (t *terminal) completeIDs(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
 	defer cancel()
-	if err := t.environ.apply(cmd); err != nil {
+	if err := t.environ.apply(cmd.Flags(), given(cmd)); err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
 	c, err := t.dial(client.Options{Principal: t.principal, MaxAttempts: 1})

@@ -51,11 +51,11 @@ be stopped or run this version, which is not verified.`,
 		DisableFlagsInUseLine: true,
 	}
 	cfg.bindJournal(cmd.Flags())
-	inEnvironment(cmd.Flags())
+	t.addConfig(cmd)
 	t.addAnswerFlags(cmd, "give up after this long; 0 means never")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t.accepted = true
-		if err := cfg.checkJournal(cmd.Flags()); err != nil {
+		if err := cfg.checkJournal(cmd.Flags(), t.sources); err != nil {
 			return err
 		}
 		ctx := cmd.Context()
@@ -64,7 +64,7 @@ be stopped or run this version, which is not verified.`,
 			ctx, cancel = context.WithTimeout(ctx, t.timeout)
 			defer cancel()
 		}
-		log, closeLog := newLogger(serveConfig{logLevel: slog.LevelWarn}, t.stderr)
+		log, closeLog := newLogger("text", slog.LevelWarn, t.stderr)
 		defer closeLog()
 		was, is, err := journal.Finalize(ctx, journal.Config{
 			DataDir:   cfg.dataDir,

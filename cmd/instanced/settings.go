@@ -1,0 +1,281 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/instanced/instanced/internal/config"
+)
+
+// configKey is the annotation of a flag that holds its key in the configuration file.
+const configKey = "config"
+
+// section declares flags that are settings: they have a variable, and a key in a section of the
+// configuration file, which is the name of the flag without a prefix.
+func section(flags *pflag.FlagSet, name, prefix string, declare func(flags *pflag.FlagSet)) {
+	declared := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	declared.SortFlags = false
+	declare(declared)
+	inEnvironment(declared)
+	declared.VisitAll(func(flag *pflag.Flag) {
+		key := strings.TrimPrefix(flag.Name, prefix)
+		if name != "" {
+			key = name + "." + key
+		}
+		flag.Annotations[configKey] = []string{key}
+	})
+	flags.AddFlagSet(declared)
+}
+
+// keyOf returns the key of a setting, or "" for other flags.
+func keyOf(flag *pflag.Flag) string {
+	if keys := flag.Annotations[configKey]; len(keys) > 0 {
+		return keys[0]
+	}
+	return ""
+}
+
+// textsOf returns a value as texts that set it again, one after the other.
+func textsOf(value pflag.Value) []string {
+	if tags, ok := value.(*manageFilter); ok {
+		return tags.tags()
+	}
+	return []string{value.String()}
+}
+
+// kindOf returns the type of a setting in the file.
+func kindOf(flag *pflag.Flag) config.Kind {
+	switch flag.Value.Type() {
+	case "bool":
+		return config.Switch
+	case "number":
+		return config.Number
+	case "size", "duration":
+		return config.Quantity
+	case "urls", "tag":
+		return config.List
+	}
+	return config.Text
+}
+
+// setTexts sets a flag to what the configuration file has.
+func setTexts(flags *pflag.FlagSet, flag *pflag.Flag, texts []string) error {
+	if flag.Value.Type() == "urls" {
+		if slices.ContainsFunc(texts, func(text string) bool { return text == "" || strings.Contains(text, ",") }) {
+			return errors.New("each item of the list must be one URL")
+		}
+		texts = []string{strings.Join(texts, ",")}
+	}
+	for _, text := range texts {
+		if err := flags.Set(flag.Name, text); err != nil {
+			return reasonOf(err)
+		}
+	}
+	return nil
+}
+
+// shown returns a value for people, without the passwords of URLs.
+func shown(flag *pflag.Flag) string { return strings.Join(shownTexts(flag), ",") }
+
+// shownTexts returns the items of a list, or one text, without the passwords of URLs.
+func shownTexts(flag *pflag.Flag) []string {
+	switch text := flag.Value.String(); flag.Value.Type() {
+	case "url", "urls":
+		if text == "" && flag.Value.Type() == "urls" {
+			return nil
+		}
+		return strings.Split(masked(text), ",")
+	case "tag":
+		return textsOf(flag.Value)
+	default:
+		return []string{text}
+	}
+}
+
+// masked returns comma-separated URLs without their passwords.
+func masked(text string) string {
+	urls := strings.Split(text, ",")
+	for i, u := range urls {
+		if parsed, err := url.Parse(u); err == nil && parsed.User != nil {
+			urls[i] = parsed.Redacted()
+		}
+	}
+	return strings.Join(urls, ",")
+}
+
+// source is where the value of a setting came from.
+type source struct {
+	// origin is default, file, environment or flag.
+	origin string
+	// at is the position in the file, the name of the variable, or the flag.
+	at string
+	// value is the text of the value there, as it is shown.
+	value string
+}
+
+// The origins of a setting.
+const (
+	fromDefault     = "default"
+	fromFile        = "file"
+	fromEnvironment = "environment"
+	fromFlag        = "flag"
+)
+
+// String returns the place, or "default".
+func (s source) String() string { return cmp.Or(s.at, fromDefault) }
+
+// sources are where settings came from by the name of the flag, the one that counts first.
+// A setting without any has its default.
+type sources map[string][]source
+
+// of returns where the value of a setting came from.
+func (s sources) of(flag *pflag.Flag) source {
+	if all := s[flag.Name]; len(all) > 0 {
+		return all[0]
+	}
+	return source{origin: fromDefault}
+}
+
+// name returns how a message calls a setting: by its flag, or by its key if the file has it.
+func (s sources) name(flag *pflag.Flag) string {
+	if from := s.of(flag); from.origin == fromFile {
+		return from.at + ": " + keyOf(flag)
+	}
+	return "--" + flag.Name
+}
+
+// add records a further source of a setting, of lower precedence than the ones before.
+func (s sources) add(flag *pflag.Flag, from source) { s[flag.Name] = append(s[flag.Name], from) }
+
+// addConfig adds --config to a verb that has settings.
+func (t *terminal) addConfig(cmd *cobra.Command) {
+	own := pflag.NewFlagSet("config", pflag.ContinueOnError)
+	own.StringVar(&t.configFile, "config", "", "YAML `file` of settings; flags and environment variables take precedence over it")
+	inEnvironment(own)
+	cmd.Flags().AddFlagSet(own)
+	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
+		panic(fmt.Sprintf("the completion of a flag: %v", err))
+	}
+}
+
+// applySettings sets the flags of a verb from the environment and from the file of --config,
+// unless the command line has them.
+func (t *terminal) applySettings(cmd *cobra.Command) error {
+	flags := cmd.Flags()
+	t.sources = make(sources)
+	flags.VisitAll(func(flag *pflag.Flag) {
+		if flag.Changed {
+			t.sources.add(flag, source{origin: fromFlag, at: "--" + flag.Name, value: shown(flag)})
+		}
+	})
+	if err := t.environ.apply(flags, given(cmd)); err != nil {
+		return err
+	}
+	t.sources.addEnvironment(t.environ, flags)
+	if flags.Lookup("config") == nil || t.configFile == "" {
+		return nil
+	}
+	data, err := config.Read(t.configFile)
+	if err != nil {
+		return usagef("%v", err)
+	}
+	return t.sources.applyFile(flags, t.configFile, data)
+}
+
+// addEnvironment records which settings the environment has, in effect or not.
+func (s sources) addEnvironment(environ environment, flags *pflag.FlagSet) {
+	flags.VisitAll(func(flag *pflag.Flag) {
+		value, ok := environ[envName(flag.Name)]
+		if !ok || keyOf(flag) == "" {
+			return
+		}
+		if kind := flag.Value.Type(); kind == "url" || kind == "urls" {
+			value = masked(value)
+		}
+		s.add(flag, source{origin: fromEnvironment, at: envName(flag.Name), value: value})
+	})
+}
+
+// applyFile sets the flags that have a key in a file and no other source. The whole file is
+// checked, also for settings that flags do not have or that have another source.
+func (s sources) applyFile(flags *pflag.FlagSet, name string, data []byte) error {
+	var scratch serveConfig
+	all := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	scratch.bind(all)
+	byKey := make(map[string]*pflag.Flag)
+	var known []config.Setting
+	all.VisitAll(func(flag *pflag.Flag) {
+		byKey[keyOf(flag)] = flag
+		known = append(known, config.Setting{
+			Key: keyOf(flag), Alias: flag.Name, Kind: kindOf(flag),
+			Accept: func(texts []string) error { return setTexts(all, flag, texts) },
+		})
+	})
+	values, err := config.Parse(name, data, known)
+	if err != nil {
+		return usagef("%v", err)
+	}
+	for _, v := range values {
+		parsed := byKey[v.Key]
+		flag := flags.Lookup(parsed.Name)
+		if flag == nil {
+			continue
+		}
+		if len(s[flag.Name]) == 0 {
+			if err := setTexts(flags, flag, v.Texts); err != nil {
+				return usagef("%s:%d:%d: %s: %v", name, v.Line, v.Column, v.Key, err)
+			}
+		}
+		s.add(flag, source{origin: fromFile, at: fmt.Sprintf("%s:%d:%d", name, v.Line, v.Column), value: shown(parsed)})
+	}
+	return nil
+}
+
+// settings are the effective settings of the service and where they came from.
+type settings struct {
+	flags   *pflag.FlagSet
+	sources sources
+	// file is the configuration file; "" without one.
+	file string
+}
+
+// reread returns the settings with the file read again, and flags and environment as they
+// were.
+func (s *settings) reread(environ environment) (serveConfig, *settings, error) {
+	var cfg serveConfig
+	next := &settings{flags: pflag.NewFlagSet("serve", pflag.ContinueOnError), sources: make(sources), file: s.file}
+	cfg.bind(next.flags)
+	var err error
+	next.flags.VisitAll(func(flag *pflag.Flag) {
+		old := s.flags.Lookup(flag.Name)
+		from := s.sources.of(old)
+		if from.origin != fromFlag && from.origin != fromEnvironment {
+			return
+		}
+		for _, text := range textsOf(old.Value) {
+			err = errors.Join(err, next.flags.Set(flag.Name, text))
+		}
+		if from.origin == fromFlag {
+			next.sources.add(flag, from)
+		}
+	})
+	if err != nil {
+		return cfg, nil, err
+	}
+	next.sources.addEnvironment(environ, next.flags)
+	data, err := config.Read(s.file)
+	if err == nil {
+		err = next.sources.applyFile(next.flags, s.file, data)
+	}
+	if err == nil {
+		err = cfg.check(next.flags, next.sources)
+	}
+	return cfg, next, err
+}
