@@ -33,16 +33,12 @@ func TestDocumentedSettingsAreTheOnesOfServe(t *testing.T) {
 		if flag.Name == "data-dir" {
 			value = "`~/.local/state/instanced`"
 		}
-		kind := kindOf(flag).String()
-		if kindOf(flag) == config.Quantity {
-			kind = "a " + flag.Value.Type()
-		}
 		reload := ""
 		if changeable[flag.Name] != nil {
 			reload = "yes"
 		}
 		want = append(want, fmt.Sprintf("| `%s` | `--%s` | `%s` | %s | %s | %s |",
-			keyOf(flag), flag.Name, envName(flag.Name), kind, cmp.Or(value, "-"), reload))
+			keyOf(flag), flag.Name, envName(flag.Name), whatOf(flag), cmp.Or(value, "-"), reload))
 	})
 	var got []string
 	for line := range strings.Lines(string(text)) {

@@ -65,6 +65,14 @@ func kindOf(flag *pflag.Flag) config.Kind {
 	return config.Text
 }
 
+// whatOf describes the value of a setting in the file.
+func whatOf(flag *pflag.Flag) string {
+	if kind := kindOf(flag); kind != config.Quantity {
+		return kind.String()
+	}
+	return "a " + flag.Value.Type()
+}
+
 // setTexts sets a flag to what the configuration file has.
 func setTexts(flags *pflag.FlagSet, flag *pflag.Flag, texts []string) error {
 	if flag.Value.Type() == "urls" {
@@ -214,7 +222,7 @@ func (s sources) applyFile(flags *pflag.FlagSet, name string, data []byte) error
 	all.VisitAll(func(flag *pflag.Flag) {
 		byKey[keyOf(flag)] = flag
 		known = append(known, config.Setting{
-			Key: keyOf(flag), Alias: flag.Name, Kind: kindOf(flag),
+			Key: keyOf(flag), Alias: flag.Name, Kind: kindOf(flag), What: whatOf(flag),
 			Accept: func(texts []string) error { return setTexts(all, flag, texts) },
 		})
 	})

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -66,6 +67,8 @@ type Setting struct {
 	// flag. It is not accepted in the file, only understood in order to suggest Key.
 	Alias string
 	Kind  Kind
+	// What describes the value in messages, such as "a duration"; by default the Kind does.
+	What string
 	// Accept returns an error that says what is accepted, unless the value is. Only a List
 	// has other than one text.
 	Accept func(texts []string) error
@@ -391,7 +394,7 @@ func (p *parser) value(n *yaml.Node, s *Setting) {
 			return
 		}
 		if !s.Kind.accepts(item) {
-			p.problemAt(item, "%s must be %s, not %s", s.Key, s.Kind, describe(item))
+			p.problemAt(item, "%s must be %s, not %s", s.Key, cmp.Or(s.What, s.Kind.String()), describe(item))
 			return
 		}
 		texts = append(texts, item.Value)
