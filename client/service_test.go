@@ -37,7 +37,7 @@ func TestAnErrorSaysNothingTwice(t *testing.T) {
 		want string
 	}{
 		"of one field": {
-			watch(&instancedv1.WatchInstancesRequest{FromNow: true, AfterCursor: "x"}), "INVALID_REQUEST: from_now: excludes after_cursor: want one of them",
+			watch(&instancedv1.WatchInstancesRequest{FromNow: true, AfterCursor: "x"}), "INVALID_REQUEST: from_now: excludes after_cursor: set only one of them",
 		},
 		"of EC2":         {start(&instancedv1.StartInstancesRequest{InstanceIds: []string{"x"}}), "InvalidInstanceID.Malformed: instance_ids[0]" + malformed},
 		"of more fields": {start(&instancedv1.StartInstancesRequest{InstanceIds: slices.Repeat([]string{"x"}, 22)}), "InvalidInstanceID.Malformed: " + many[2:] + " (and 2 more)"},

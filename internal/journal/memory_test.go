@@ -3,6 +3,8 @@ package journal
 import (
 	"fmt"
 	"maps"
+	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -48,7 +50,18 @@ func simulated(before *instance.Instance, turn int) *instance.Instance {
 // TestTheRingIsCountedInWhatItTakes compares what the ring says that it takes with the heap,
 // for changes as they come: from EC2, the simulator, and the log; in large batches and
 // small ones; read by nobody and by subscribers.
+//
+// It has a process of its own: what earlier tests left behind is freed at any time.
 func TestTheRingIsCountedInWhatItTakes(t *testing.T) {
+	const alone = "INSTANCED_TEST_ALONE"
+	if os.Getenv(alone) == "" {
+		cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$") //nolint:gosec // this test itself
+		cmd.Env = append(os.Environ(), alone+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
 	const instances = 200
 	cause := func(turn, n int) instance.Cause {
 		return instance.Cause{
