@@ -33,7 +33,7 @@ func TestParked(t *testing.T) {
 	const subscribers, parked, instances = 200, 20, 200
 	soak, _ := time.ParseDuration(os.Getenv("INSTANCED_SOAK"))
 	rest := min(soak, longestPark)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*rest+2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*rest+5*time.Minute)
 	t.Cleanup(cancel)
 	ended := &watchesEnded{Handler: slog.DiscardHandler}
 	srv := servertest.New(t, servertest.Options{
