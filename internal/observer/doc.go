@@ -40,33 +40,38 @@
 // # What happens to a lost answer
 //
 // callAndRecord marks the outcome unknown and requests a description. Whatever is observed next
-// goes through apply, which finds the command among the possible causes. The reducer attributes
-// a step to the command (causeOf, attribute) if the verb leads directly to the new state, if no
+// goes through apply, which finds the command among the possible causes. The reducer attributes a
+// step to the command (causeOf, attribute) if the verb leads directly to the new state, if no
 // other step is attributed to it, and, for a start, if [instance.MayHaveMade] says that the
-// launch time allows it. Otherwise the step has another cause, or is external. A description
-// that was requested after the command ended shows everything it did: dropResolved drops the
-// command. If the step is recorded before the backend gives up, withRecordedSteps reports the
-// change to the caller instead of an unknown outcome.
+// launch time allows it. Otherwise the step has another cause, or is external. A description that
+// was requested after the command ended is taken to show everything it did: dropResolved drops
+// the command. A backend that acts even later makes an external change. If the step is recorded
+// before the backend gives up, withRecordedSteps reports the change to the caller instead of an
+// unknown outcome.
 //
 // # Goroutines
 //
 // Execute, EnsureKnown, Refresh and Reconcile run in their callers' goroutines. [Observer.Serve]
 // owns the others, all of which end with the term: the refresher, the consumer of notices with
-// one goroutine that receives them, the poll with one that tails the journal, and the regular
-// reconciliation. Functions of an update run in the journal's writer, one after the other, also
-// after their caller has given up waiting. They must not wait.
+// one goroutine that receives them, the poll with one that tails the journal, the regular
+// reconciliation, and one that waits for the end of the term. Functions of an update run in the
+// journal's writer, one after the other, also after their caller has given up waiting. They must
+// not wait.
 //
 // # Locks
 //
 // In this order: the refresher's (what is to be described, and who waits), then the tracker's
-// (commands, held notices). The second is a leaf, as are the locks of unreadable and of the
-// expiring caches. No lock is held while the backend or the journal is called, while anybody
-// waits, or while a notice is acknowledged or a waiter's caller runs.
+// (commands, held notices). The backend's dispatcher comes before the tracker too, since it calls
+// markSent and markRejected. The tracker's lock is a leaf, as are the locks of unreadable, of the
+// poll schedule and of the expiring caches. No lock is held while the backend or the journal is
+// called, while anybody waits, or while a notice is acknowledged or a waiter's caller runs.
 //
 // # What it promises
 //
-//   - Whoever the journal names as the cause of a change is told of it, and no other caller.
-//   - Nothing waits longer than a second (maxHold) for a command of somebody else.
+//   - Whoever the journal names as the cause of a change is told of it, or that the outcome is
+//     unknown. No other caller is told of it.
+//   - What waits for the backend to answer a command of somebody else waits for a second (maxHold)
+//     at most. What waits for an answer to be recorded ends with the time for recording it.
 //   - A notice is acknowledged after what follows from it is recorded, and never before.
 //   - After notices were lost, the journal ends in what the backend describes: in transition
 //     within eight poll intervals, otherwise within a reconcile interval.

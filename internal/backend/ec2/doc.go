@@ -23,29 +23,32 @@
 // # A lost answer
 //
 // When a call fails in a way that leaves open whether EC2 carried it out, the run describes the
-// instances (batchRun.checkOutcome, outcome.go). An instance in the state to which the verb leads was changed
-// by this call if EC2 dates the change accordingly (instance.MayHaveMade) and no other caller was
-// told of it, which the tracker knows; the change then goes to the first item that wants it
-// (appliedUnclaimed). Instances that were not changed are tried again. If a later call finds them
-// changed after all, the earlier one did it (unchangedAfterFailure). After maxUnknownAttempts
-// such calls, when EC2 cannot be asked, and for reboots, which leave no trace, callers are told
-// that the outcome is unknown.
+// instances (batchRun.checkOutcome, outcome.go). An instance in the state to which the verb leads
+// was changed by this call if EC2 dates the change accordingly (instance.MayHaveMade) and no
+// other caller was told of it, which the tracker knows; the change then goes to the first item
+// that wants it (appliedUnclaimed). Instances that were not changed are tried again. If a later
+// call finds them changed after all, the earlier one did it (unchangedAfterFailure). After
+// maxUnknownAttempts such calls, when EC2 cannot be asked, and for reboots, which leave no trace,
+// callers are told that the outcome is unknown; package observer goes on from there.
 //
 // # Goroutines
 //
 //   - One dispatch loop, which only calls Dispatcher.Next and starts runs.
-//   - One goroutine for each batch in flight. It owns its batchRun; batches share nothing but the
-//     dispatcher, the tracker, the breaker, and the bucket of DescribeInstances.
+//   - One goroutine for each batch in flight. It owns its batchRun; batches share the
+//     dispatcher, the tracker, the breaker, the client, the managed cache and the bucket of
+//     DescribeInstances.
 //   - Callers of Execute and Describe, which wait in their own goroutines.
 //   - While [Backend.Notices] is consumed, one that deletes and renews messages (inbox.go).
 //
-// [Backend.Close] cancels the batches and waits for all but the callers.
+// [Backend.Close] cancels the batches and waits for them and the dispatch loop. Notices ends with
+// its own context.
 //
 // # Locks
 //
 // The dispatcher's lock comes before the breaker's, which it takes to fail what waits. The
 // callbacks Sent and Rejected of a command run under the dispatcher's lock and must not call the
-// backend. All other locks (tracker, managed cache, inbox, Backend.readsMu) are taken alone.
+// backend. The inbox's lock comes before its caches' locks. All others (tracker, managed cache,
+// Backend.readsMu) are taken alone.
 //
 // # Promises
 //

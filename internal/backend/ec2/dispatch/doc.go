@@ -1,7 +1,6 @@
 // Package dispatch decides which instances go into which call to EC2, and when. It knows no
-// SDK: callers queue requests with [Dispatcher.Enqueue], one goroutine carries out the batches
-// that [Dispatcher.Next] returns, each in a goroutine of its own, and gives them back with
-// [Dispatcher.Done]. One lock guards everything.
+// SDK: callers queue requests with [Dispatcher.Enqueue], one goroutine calls
+// [Dispatcher.Next] and starts a goroutine for each batch, which ends with [Dispatcher.Done]. One lock guards everything.
 //
 // # Queues
 //
@@ -11,7 +10,7 @@
 // [MaxBatches] batches of a batchQueue are in flight, a second one only once the last is older
 // than [SlowCallAfter]; dry runs travel alone.
 //
-// An instance in a batch is busy until the batch is done. Items that want it leave their queues
+// An instance in a batch is busy until the batch is done or waits for tokens to send again. Items that want it leave their queues
 // meanwhile, so that they hold up nothing behind them.
 //
 // # Fairness
@@ -28,7 +27,7 @@
 // # Cost
 //
 // Queueing, leaving and building a batch take O(log n) steps for each item that they are about,
-// however many others wait. Some things cost more: EC2 having fewer tokens than expected, and a
+// however many others wait, and a step for each Key that is ready. Some things cost more: EC2 having fewer tokens than expected, and a
 // full bucket of which no tenant has enough, reallocate the tokens of all tenants; and a busy
 // instance is a step for each item that wants it.
 //
