@@ -55,7 +55,7 @@ func simulated(before *instance.Instance, turn int) *instance.Instance {
 func TestTheRingIsCountedInWhatItTakes(t *testing.T) {
 	const alone = "INSTANCED_TEST_ALONE"
 	if os.Getenv(alone) == "" {
-		cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$") //nolint:gosec // this test itself
+		cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$")
 		cmd.Env = append(os.Environ(), alone+"=1")
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
 			t.Errorf("%v\n%s", err, out)
