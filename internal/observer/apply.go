@@ -69,7 +69,7 @@ func (u *updateTx) applyAnswer(by causeCandidate) {
 	case !found:
 		reduce(foundAs(change.After, change), nil)
 		known, _ = u.Get(change.ID)
-	case known.Position.Seq > by.command.before.Seq && alreadyRecorded(known, change):
+	case known.Position.Seq > by.command.before.Seq && (alreadyRecorded(known, change) || by.showsIn(known.Instance.State)):
 		return
 	case known.Instance.State != change.Previous:
 		reduce(foundAs(known.Instance, change), u.observer.tracker.possibleCauses(change.ID, known.ChangedAt, change.At))

@@ -186,6 +186,45 @@ func TestTheRecordedCauseIsToldOfTheChange(t *testing.T) {
 	}
 }
 
+// A change that was described while the command was in flight is recorded once, although its
+// answer, from a request that was repeated, dates it later.
+func TestAnAnswerThatComesAfterItsStepWasRecordedAddsNothing(t *testing.T) {
+	for _, state := range []instance.State{instance.StatePending, instance.StateRunning} {
+		t.Run(state.String(), func(t *testing.T) {
+			o, term := newTerm(t)
+			update := func(write func(*updateTx)) {
+				t.Helper()
+				if _, err := o.update(t.Context(), term, func(u *updateTx) error { write(u); return nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			update(func(u *updateTx) {
+				u.reduce(trackedX, imageOf(instance.StateStopped), time.Now().Add(-time.Minute), instance.SourceReconcile, nil)
+			})
+			command := o.tracker.send([]instance.ID{trackedX}, instance.Cause{Principal: "starter", Verb: instance.VerbStart}, o.journal.Head())
+			update(func(u *updateTx) {
+				u.reduce(trackedX, imageOf(state), time.Time{}, instance.SourceReconcile, o.tracker.possibleCauses(trackedX, time.Time{}, time.Now()))
+			})
+			described := o.journal.Head()
+			result := &Result{Changes: []instance.StateChange{{ID: trackedX, Previous: instance.StateStopped, Current: instance.StatePending, At: time.Now()}}}
+			if err := o.recordAnswers(t.Context(), term, command, command.markAnswered(result.Changes), result, nil); err != nil {
+				t.Fatal(err)
+			}
+			command.finish()
+			if got := result.Changes[0]; got.Previous != instance.StateStopped || got.Current != instance.StatePending {
+				t.Errorf("the caller is told %v -> %v, want stopped -> pending", got.Previous, got.Current)
+			}
+			page, err := o.journal.History(t.Context(), "", []instance.ID{trackedX}, described, 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range page.Entries {
+				t.Errorf("%v -> %v is recorded after the answer", e.Change.Before.State, e.Change.After.State)
+			}
+		})
+	}
+}
+
 // A command whose outcome the backend does not know is answered with the steps that are
 // attributed to it.
 func TestAnOutcomeThatIsRecordedIsNotUnknown(t *testing.T) {

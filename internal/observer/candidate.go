@@ -61,6 +61,15 @@ func (on *commandOnInstance) actedBefore(at time.Time) bool {
 	return on.ended.Before(at)
 }
 
+// showsIn reports whether the answer to the command is the step that is recorded as its doing
+// already, and a state is what that step leads to. A backend that sent the command more than
+// once, since an answer was lost, dates the change by a later request.
+func (on *commandOnInstance) showsIn(state instance.State) bool {
+	step, change := on.step.Load(), on.change
+	return step != nil && step.from == change.Previous && step.to == change.Current &&
+		(state == step.to || instance.Completes(step.to, state))
+}
+
 // reportedChange returns what the caller of a command is told of an instance once the answer
 // is recorded. Whoever the journal names as the cause of a step is told of it, even if the
 // backend found nothing to do, and no other caller is. Known is what is recorded of the instance.
