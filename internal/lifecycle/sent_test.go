@@ -88,3 +88,34 @@ func TestACallerWhoseCommandIsNotSentIsToldSo(t *testing.T) {
 		t.Errorf("a caller whose command was sent is told %v; want no more than that its deadline has passed", err)
 	}
 }
+
+// sentLate carries a command out just when the wait for its turn is ended, so that its caller
+// leaves while the request is being written.
+type sentLate struct{ lifecycle.Backend }
+
+func (b *sentLate) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
+	<-ctx.Done()
+	if _, err := b.Backend.Execute(context.WithoutCancel(ctx), cmd); err != nil {
+		return instance.Result{}, err
+	}
+	return instance.Result{}, ctx.Err()
+}
+
+// A command that is sent just as its time in the queue ends may have been carried out: its
+// caller is told that the outcome is unknown, and the history names it as the cause.
+func TestACommandThatIsSentJustAsItsTimeEndsHasAnUnknownOutcome(t *testing.T) {
+	f := start(t, options{wrap: func(b lifecycle.Backend) lifecycle.Backend { return &sentLate{b} }})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	before := f.Cursor()
+	_, err := f.command(ctx, instance.VerbStart, first)
+	if e, ok := errors.AsType[*instance.Error](err); !ok || !e.OutcomeUnknown || strings.Contains(e.Error(), "nothing was changed") {
+		t.Errorf("the caller is told %v; want that the outcome is unknown", err)
+	}
+	f.wait(t, before, instance.StateRunning, first)
+	for _, c := range f.changes(t, first) {
+		if c.Type == instance.ChangeState && c.Cause.Verb != instance.VerbStart {
+			t.Errorf("%v -> %v has the cause %+v, want the command", c.Before.State, c.After.State, c.Cause)
+		}
+	}
+}

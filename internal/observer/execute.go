@@ -120,8 +120,19 @@ func (o *Observer) callBackend(ctx context.Context, cmd instance.Command, comman
 		defer timer.Stop()
 	}
 	result, err := o.backend.Execute(queueing, cmd)
-	if err != nil && errors.Is(err, queueing.Err()) && !command.wasSent() {
-		err = notSent(ctx, cmd.Verb, err)
+	if err != nil && errors.Is(err, queueing.Err()) {
+		switch {
+		case !command.wasSent():
+			err = notSent(ctx, cmd.Verb, err)
+		case ctx.Err() == nil: // it was sent before the backend saw that the time in the queue was over
+			err = &instance.Error{
+				Kind:           instance.KindUnavailable,
+				Reason:         instance.ReasonAnswerLost,
+				Message:        fmt.Sprintf("%s was sent too late to be answered before its deadline; whether it was carried out is unknown", cmd.Verb),
+				OutcomeUnknown: true,
+				Cause:          err,
+			}
+		}
 	}
 	return result, err
 }
