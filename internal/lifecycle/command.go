@@ -52,7 +52,7 @@ func (s *Service) execute(ctx context.Context, term *journal.Term, cmd instance.
 	result, err := s.observer.Execute(ctx, term, cmd, cause, alsoRecord)
 	if err != nil {
 		if len(result.Changes) > 0 {
-			err = withChanges(err, s.responseOf(result, token).Changes)
+			err = withChanges(err, result.Changes)
 		}
 		return CommandResponse{}, err
 	}

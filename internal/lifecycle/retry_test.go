@@ -157,6 +157,37 @@ func TestARetryThatIsRefusedForTheRestDoesNotRepeatWhatWasDone(t *testing.T) {
 	}
 }
 
+// A retry that is carried out in part and rejected for the rest names each changed instance once.
+func TestARetryThatIsRejectedInPartNamesEachChangedInstanceOnce(t *testing.T) {
+	p := &partway{}
+	f := start(t, options{
+		sim:  sim.Config{Fleet: []sim.Spec{{ID: first}, {ID: second}, {ID: third}}},
+		wrap: func(b lifecycle.Backend) lifecycle.Backend { p.Backend = &startsOne{Backend: b}; return p },
+	})
+	req := lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: []string{first, second, third}, ClientToken: "t"}
+	if _, err := f.Command(t.Context(), caller, req); err == nil {
+		t.Fatal("the answer was not lost")
+	}
+	_, err := f.Command(t.Context(), caller, req)
+	e, ok := errors.AsType[*instance.Error](err)
+	if want := first + "," + second; !ok || e.Code != instance.CodeInsufficientCapacity || e.Metadata[lifecycle.MetadataChangedIDs] != want && e.Metadata[lifecycle.MetadataChangedIDs] != second+","+first {
+		t.Fatalf("the retry got %v with %+v, want a lack of capacity that names %s", err, e.Metadata, want)
+	}
+}
+
+// startsOne has capacity for the first instance of a command only.
+type startsOne struct{ lifecycle.Backend }
+
+func (s *startsOne) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
+	one := cmd
+	one.IDs = cmd.IDs[:1]
+	result, err := s.Backend.Execute(ctx, one)
+	if err == nil && len(cmd.IDs) > 1 {
+		err = &instance.Error{Kind: instance.KindExhausted, Code: instance.CodeInsufficientCapacity, Message: "no capacity"}
+	}
+	return result, err
+}
+
 // halfKnown carries the first command out on its first instance, answers for it, and does not
 // know what became of the others.
 type halfKnown struct {
