@@ -33,7 +33,10 @@ type batchRun struct {
 	// unchangedAfterFailure are the instances that a failed call had not changed when EC2
 	// described them.
 	unchangedAfterFailure map[instance.ID]unchanged
-	unknownAttempts       int // calls of unknown outcome
+	// unseenAfterFailure are the instances that were missing, or could not be read, when EC2
+	// described the others after a failed call.
+	unseenAfterFailure map[instance.ID]bool
+	unknownAttempts    int // calls of unknown outcome
 	// mayHaveActed is whether a failed call may have changed instances.
 	mayHaveActed bool
 	// answered counts the items that have a result, not an error.
@@ -45,6 +48,7 @@ func newBatchRun(b *Backend, batch *dispatch.Batch) *batchRun {
 		b: b, batch: batch,
 		appliedUnclaimed:      make(map[instance.ID]instance.StateChange),
 		unchangedAfterFailure: make(map[instance.ID]unchanged),
+		unseenAfterFailure:    make(map[instance.ID]bool),
 	}
 }
 

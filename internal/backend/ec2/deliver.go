@@ -128,7 +128,7 @@ func (r *batchRun) failEach(group []*dispatch.Item, err *instance.Error) {
 // failUnsent fails an item whose next call did not reach EC2. Nothing was changed, unless an
 // earlier call of unknown outcome did.
 func (r *batchRun) failUnsent(it *dispatch.Item, err *instance.Error) {
-	if slices.ContainsFunc(it.IDs, func(id instance.ID) bool { _, doubted := r.unchangedAfterFailure[id]; return doubted }) {
+	if slices.ContainsFunc(it.IDs, r.mayHaveChanged) {
 		err = &instance.Error{
 			Kind:           instance.KindUnavailable,
 			Reason:         instance.ReasonAnswerLost,
@@ -139,6 +139,13 @@ func (r *batchRun) failUnsent(it *dispatch.Item, err *instance.Error) {
 		}
 	}
 	r.fail(it, err)
+}
+
+// mayHaveChanged reports whether an earlier call may have changed an instance, and no description
+// has shown that it did.
+func (r *batchRun) mayHaveChanged(id instance.ID) bool {
+	_, unchanged := r.unchangedAfterFailure[id]
+	return unchanged || r.unseenAfterFailure[id]
 }
 
 func (r *batchRun) failEachUnsent(group []*dispatch.Item, err *instance.Error) {

@@ -113,8 +113,10 @@ func (r *batchRun) observeOutcome(ctx context.Context, group []*dispatch.Item, f
 	for _, id := range ids {
 		inst, found := seen[id]
 		if !found {
+			r.unseenAfterFailure[id] = true
 			continue
 		}
+		delete(r.unseenAfterFailure, id)
 		if _, known := r.appliedUnclaimed[id]; known {
 			continue
 		}

@@ -223,9 +223,10 @@ func TestAThrottledBatchWaitsWhole(t *testing.T) {
 	})
 }
 
-// TestTheOutcomeOfAnEarlierAttemptStaysUnknown loses the answer to a start, which shows only later, so
-// that it is tried again, which fails before EC2 carries it out: that nothing was changed by
-// the last try says nothing of the one before.
+// TestTheOutcomeOfAnEarlierAttemptStaysUnknown loses the answer to a start whose effect is not
+// described yet, or whose instance is missing from the description. It is tried again, and fails
+// before EC2 carries it out: that nothing was changed by the last try says nothing of the one
+// before.
 func TestTheOutcomeOfAnEarlierAttemptStaysUnknown(t *testing.T) {
 	throttled := refusal(503, "RequestLimitExceeded", "Request limit exceeded.")
 	tests := map[string]struct {
@@ -241,27 +242,32 @@ func TestTheOutcomeOfAnEarlierAttemptStaysUnknown(t *testing.T) {
 		}},
 	}
 	for name, test := range tests {
-		inBubble(t, name, func(t *testing.T) {
-			f, lost := &fleet{}, false
-			var b *Backend
-			e := &endpoint{latency: always(time.Millisecond)}
-			e.answer = func(ctx context.Context, c call) (reply, error) {
-				switch {
-				case c.action == "DescribeInstances":
-					return f.answer(ctx, c)
-				case !lost:
-					lost = true
-					return reply{}, errLost
+		for _, described := range []bool{true, false} {
+			inBubble(t, fmt.Sprintf("%s, described %v", name, described), func(t *testing.T) {
+				f, lost := &fleet{}, false
+				var b *Backend
+				e := &endpoint{latency: always(time.Millisecond)}
+				e.answer = func(ctx context.Context, c call) (reply, error) {
+					switch {
+					case c.action == "DescribeInstances" && !described:
+						c.ids = nil
+						return f.answer(ctx, c)
+					case c.action == "DescribeInstances":
+						return f.answer(ctx, c)
+					case !lost:
+						lost = true
+						return reply{}, errLost
+					}
+					return test.again(ctx, b)
 				}
-				return test.again(ctx, b)
-			}
-			b = connect(t, e, func(c *Config) { c.Limits.Start = ActionLimits{Requests: &Limit{Capacity: 2, Refill: 0.1}} })
-			ctx, cancel := context.WithTimeout(t.Context(), test.deadline)
-			defer cancel()
-			err := execute(ctx, b, start(id(1)))[0].refusedAs(t)
-			if !lost || !err.OutcomeUnknown || err.Kind != instance.KindUnavailable || strings.Contains(err.Message, "nothing was changed") {
-				t.Errorf("got %+v, want an unknown outcome", err)
-			}
-		})
+				b = connect(t, e, func(c *Config) { c.Limits.Start = ActionLimits{Requests: &Limit{Capacity: 2, Refill: 0.1}} })
+				ctx, cancel := context.WithTimeout(t.Context(), test.deadline)
+				defer cancel()
+				err := execute(ctx, b, start(id(1)))[0].refusedAs(t)
+				if !lost || !err.OutcomeUnknown || err.Kind != instance.KindUnavailable || strings.Contains(err.Message, "nothing was changed") {
+					t.Errorf("got %+v, want an unknown outcome", err)
+				}
+			})
+		}
 	}
 }
