@@ -77,22 +77,28 @@ func (t *tracker) holdsNotices() bool {
 	return len(t.holding) > 0
 }
 
-// releaseExpired releases the notices that were held back for long enough.
+// releaseExpired releases the notices that were held back for long enough. Commands that were
+// sent after what a notice tells do not prolong that.
 func (t *tracker) releaseExpired() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
 	for id, tr := range t.holding {
-		if !tr.blocksLocked(now, now) {
-			t.releaseLocked(id, tr)
+		n := 0
+		for n < len(tr.held) && !tr.blocksLocked(tr.held[n].OccurredAt.Add(timePrecision(tr.held[n])), now) {
+			n++
 		}
+		t.releaseLocked(id, tr, n)
 	}
 }
 
-func (t *tracker) releaseLocked(id instance.ID, tr *track) {
-	t.released = append(t.released, tr.held...)
-	tr.held = nil
-	delete(t.holding, id)
+// releaseLocked releases the first n held notices of an instance.
+func (t *tracker) releaseLocked(id instance.ID, tr *track, n int) {
+	t.released = append(t.released, tr.held[:n]...)
+	if tr.held = slices.Delete(tr.held, 0, n); len(tr.held) == 0 {
+		tr.held = nil
+		delete(t.holding, id)
+	}
 }
 
 // heldBeforeLocked removes the held notices of what happened before a time, and returns them.

@@ -169,7 +169,7 @@ func (t *tracker) moveLocked(on *commandOnInstance, state commandState, at time.
 		t.signalLocked()
 	}
 	if len(tr.held) > 0 {
-		t.releaseLocked(on.id, tr)
+		t.releaseLocked(on.id, tr, len(tr.held))
 		t.signalLocked()
 	}
 	t.dropIfIdleLocked(on.id, tr)

@@ -182,6 +182,24 @@ func TestASlowCommandHoldsNothingBackForLong(t *testing.T) {
 	})
 }
 
+func TestLaterCommandsDoNotProlongAHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := newTracker()
+		tr.start(trackedX)
+		if got := tr.holdBack([]instance.Notice{notice(trackedX, time.Now())}); len(got) != 0 {
+			t.Fatalf("admitted %v during the command", got)
+		}
+		time.Sleep(maxHold / 2)
+		tr.start(trackedX)
+		tr.holdBack([]instance.Notice{notice(trackedX, time.Now())})
+		time.Sleep(maxHold / 2)
+		tr.releaseExpired()
+		if got := tr.holdBack(nil); len(got) != 1 || !tr.holdsNotices() {
+			t.Errorf("a second after the first command %v is admitted, want the first notice alone", got)
+		}
+	})
+}
+
 func TestAnswersAreRecordedInTheOrderOfTheirChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := newTracker()
