@@ -70,8 +70,8 @@
 //
 //   - Whoever the journal names as the cause of a change is told of it, or that the outcome is
 //     unknown. No other caller is told of it.
-//   - What waits for the backend to answer a command of somebody else waits for a second (maxHold)
-//     at most. What waits for an answer to be recorded ends with the time for recording it.
+//   - What waits for the backend to answer somebody else's command waits for at most a second
+//     (maxHold). What waits for an answer to be recorded ends with the time for recording it.
 //   - A notice is acknowledged after what follows from it is recorded, and never before.
 //   - After notices were lost, the journal ends in what the backend describes: in transition
 //     within eight poll intervals, otherwise within a reconcile interval.
