@@ -32,12 +32,12 @@ type Command struct {
 	// for them may be written, each time that one is, and never for a dry run. An instance
 	// that it was not called for has not been changed by the command.
 	//
-	// Rejected is called with instances that it was called for when it is certain that no
+	// Requeued is called with instances that it was called for when it is certain that no
 	// request for them changed any, and they wait to be sent again, as after a throttle.
 	//
 	// A backend calls both before Execute returns, possibly with its own lock held, so they
 	// must not call it. Either may be nil.
-	Sent, Rejected func(ids []ID)
+	Sent, Requeued func(ids []ID)
 }
 
 // StateChange is one line of the answer to a verb: the state in which the call

@@ -21,7 +21,7 @@ type throttledOnce struct {
 
 func (b *throttledOnce) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
 	cmd.Sent(cmd.IDs)
-	cmd.Rejected(cmd.IDs)
+	cmd.Requeued(cmd.IDs)
 	b.between()
 	return b.Backend.Execute(ctx, cmd)
 }

@@ -62,7 +62,7 @@
 //
 // In this order: the refresher's (what is to be described, and who waits), then the tracker's
 // (commands, held notices). The backend's dispatcher comes before the tracker too, since it calls
-// markSent and markRejected. The tracker's lock is a leaf, as are the locks of unreadable, of the
+// markSent and markRequeued. The tracker's lock is a leaf, as are the locks of unreadable, of the
 // poll schedule and of the expiring caches. No lock is held while the backend or the journal is
 // called, while anybody waits, or while a notice is acknowledged or a waiter's caller runs.
 //

@@ -80,7 +80,7 @@ func (o *Observer) EnsureKnown(ctx context.Context, principal string, ids []inst
 func (o *Observer) callAndRecord(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, before journal.Position, alsoRecord func(*journal.Tx, Result, error)) (result Result, rejected []instance.ID, err error) {
 	command := o.tracker.track(cmd.IDs, cause, before)
 	defer command.finish()
-	cmd.Sent, cmd.Rejected = command.markSent, command.markRejected
+	cmd.Sent, cmd.Requeued = command.markSent, command.markRequeued
 	response, err := command.withRecordedSteps(o.callBackend(ctx, cmd, command))
 	o.refresher.request(command.markUnknown(unknownOutcomes(ctx, cmd, response, err))...)
 	answers := command.markAnswered(response.Changes)

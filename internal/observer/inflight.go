@@ -81,7 +81,7 @@ func (on *commandOnInstance) activeLocked() bool {
 }
 
 // track returns a command for which the backend is about to be called. It is queued; the
-// backend reports by markSent and markRejected when it is not. It must be finished.
+// backend reports by markSent and markRequeued when it is not. It must be finished.
 func (t *tracker) track(ids []instance.ID, cause instance.Cause, before journal.Position) *inflightCommand {
 	c := &inflightCommand{tracker: t, cause: cause, target: cause.Verb.Target(), before: before, on: make([]commandOnInstance, len(ids))}
 	for i, id := range ids {
@@ -108,8 +108,8 @@ func (c *inflightCommand) markSent(ids []instance.ID) {
 	}
 }
 
-// markRejected queues the command again on instances that no request for it has changed.
-func (c *inflightCommand) markRejected(ids []instance.ID) {
+// markRequeued queues the command again on instances that no request for it has changed.
+func (c *inflightCommand) markRequeued(ids []instance.ID) {
 	c.tracker.mu.Lock()
 	defer c.tracker.mu.Unlock()
 	for _, id := range ids {

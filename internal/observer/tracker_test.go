@@ -104,7 +104,7 @@ func TestACommandThatIsNotSentHasDoneNothing(t *testing.T) {
 		if tr.holdBack([]instance.Notice{notice(trackedX, sentAt)}); !tr.holdsNotices() {
 			t.Error("once it is sent, a notice is not held back")
 		}
-		c.markRejected(both[:1])
+		c.markRequeued(both[:1])
 		<-tr.wake
 		if tr.holdBack(nil); tr.holdsNotices() || candidates[0].attribute(&recordedStep{}) {
 			t.Error("after it changed nothing, a notice is held back, or it is made a cause")

@@ -269,7 +269,7 @@ func (s *suite) sent() {
 				sentAt[id] = time.Now()
 			}
 		}
-		cmd.Rejected = func(ids []instance.ID) {
+		cmd.Requeued = func(ids []instance.ID) {
 			for _, id := range ids {
 				delete(sentAt, id)
 			}

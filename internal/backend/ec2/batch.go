@@ -86,12 +86,12 @@ func (r *batchRun) attempt(ctx context.Context, group []*dispatch.Item) (rest []
 			}
 			if len(f.named) == 0 && !r.b.hooks.failEveryone {
 				if len(group) > 1 {
-					r.reportRejected(group)
+					r.reportRequeued(group)
 				}
 				return group, f
 			}
 			group = r.failNamed(group, f)
-			r.reportRejected(group)
+			r.reportRequeued(group)
 		case noCapacity:
 			return group, f
 		case unknownOutcome:
@@ -169,7 +169,7 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 			r.mayHaveActed = r.mayHaveActed || f.reaction == unknownOutcome || f.reaction == noCapacity || f.reaction == partial
 			return group, nil, f
 		}
-		r.reportRejected(group)
+		r.reportRequeued(group)
 		r.b.dispatcher.OnThrottle(r.batch, throttles, len(ids))
 	}
 }
@@ -199,13 +199,13 @@ func missingIn(got map[instance.ID]instance.StateChange, ids []instance.ID) (mis
 	return missing
 }
 
-// reportRejected reports that the last call changed nothing and the group will be sent again. It
+// reportRequeued reports that the last call changed nothing and the group will be sent again. It
 // does not after a call that may have been carried out.
-func (r *batchRun) reportRejected(group []*dispatch.Item) {
+func (r *batchRun) reportRequeued(group []*dispatch.Item) {
 	if r.mayHaveActed || r.batch.DryRun {
 		return
 	}
-	r.b.dispatcher.ReportRejected(group)
+	r.b.dispatcher.ReportRequeued(group)
 }
 
 // pause waits. It returns an error if the backend closes or the term ends first.

@@ -46,7 +46,7 @@
 // # Locks
 //
 // The dispatcher's lock comes before the breaker's, which it takes to fail what waits. The
-// callbacks Sent and Rejected of a command run under the dispatcher's lock and must not call the
+// callbacks Sent and Requeued of a command run under the dispatcher's lock and must not call the
 // backend. The inbox's lock comes before its caches' locks. All others (tracker, managed cache,
 // Backend.readsMu) are taken alone.
 //

@@ -42,7 +42,7 @@ func (r *reports) watch(name string, cmd instance.Command) instance.Command {
 			r.list = append(r.list, fmt.Sprint(name, " ", what, " ", numbers))
 		}
 	}
-	cmd.Sent, cmd.Rejected = note("sent"), note("rejected")
+	cmd.Sent, cmd.Requeued = note("sent"), note("requeued")
 	return cmd
 }
 
@@ -65,7 +65,7 @@ func TestCommandsAreReportedAsSentEachTime(t *testing.T) {
 		if o := execute(t.Context(), connect(t, &endpoint{answer: f.answer}), r.watch("a", start(id(1), id(2))))[0]; o.err != nil {
 			t.Fatal(o.err)
 		}
-		r.expect(t, "a sent [1 2]", "a rejected [1 2]", "a sent [1 2]", "a rejected [1 2]", "a sent [1 2]")
+		r.expect(t, "a sent [1 2]", "a requeued [1 2]", "a sent [1 2]", "a requeued [1 2]", "a sent [1 2]")
 	})
 	inBubble(t, "a throttle after a call that may have acted is no proof", func(t *testing.T) {
 		calls := 0
@@ -94,7 +94,7 @@ func TestCommandsAreReportedAsSentEachTime(t *testing.T) {
 		if o.err != nil || len(o.result.Failures) != 1 {
 			t.Fatalf("outcome is %+v", o)
 		}
-		r.expect(t, "a sent [1 2 3]", "a rejected [1 2]", "a sent [1 2]")
+		r.expect(t, "a sent [1 2 3]", "a requeued [1 2]", "a sent [1 2]")
 	})
 }
 
@@ -128,7 +128,7 @@ func TestARequestThatLeavesBeforeItsTurnIsNotSent(t *testing.T) {
 			t.Errorf("outcome is %+v", o)
 		}
 		time.Sleep(time.Hour)
-		r.expect(t, "a sent [1]", "a rejected [1]")
+		r.expect(t, "a sent [1]", "a requeued [1]")
 	})
 }
 

@@ -142,7 +142,7 @@ func (r *batchRun) splitTooLarge(group []*dispatch.Item, f *failure) {
 	if n := max(1, f.asked/2); r.b.dispatcher.LowerMaxIDs(r.batch, n) {
 		r.b.log.Info("EC2 takes fewer instances a call than was tried", "action", string(r.batch.Verb), "from_now_on", n)
 	}
-	r.reportRejected(group)
+	r.reportRequeued(group)
 	r.push(&sequence{r: r, items: group})
 }
 

@@ -159,12 +159,12 @@ func (d *Dispatcher) ReportSent(b *Batch, items []*Item) []*Item {
 	return items
 }
 
-// ReportRejected calls the Rejected callbacks of items: the last call changed nothing, and they
+// ReportRequeued calls the Requeued callbacks of items: the last call changed nothing, and they
 // are to be sent again.
-func (d *Dispatcher) ReportRejected(items []*Item) {
+func (d *Dispatcher) ReportRequeued(items []*Item) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	report(items, func(c *instance.Command) func([]instance.ID) { return c.Rejected })
+	report(items, func(c *instance.Command) func([]instance.ID) { return c.Requeued })
 }
 
 // report calls a callback of each request with the instances of its items.
