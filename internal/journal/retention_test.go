@@ -224,8 +224,10 @@ func TestWritesGoOnAfterEtcdsQuotaWasUsedUp(t *testing.T) {
 	j, term := own(t, config)
 	filler := noise(400_000)
 	last := j.Head()
-	for n := range 200 {
-		p, err := term.Update(t.Context(), func(tx *Tx) error {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for n := 0; n < 200 || j.Oldest().Seq == 0; { // room is made beside the writes
+		p, err := term.Update(ctx, func(tx *Tx) error {
 			c := change(id(n%3), instance.States()[n%6])
 			c.After.Tags["filler"] = filler
 			tx.Append(c)
@@ -234,9 +236,11 @@ func TestWritesGoOnAfterEtcdsQuotaWasUsedUp(t *testing.T) {
 		if err != nil {
 			// Refused at once while room is being made: nothing is lost, try again.
 			wantReason(t, err, instance.KindExhausted, instance.ReasonJournalFull)
+			time.Sleep(time.Millisecond)
 			continue
 		}
 		last = p
+		n++
 	}
 	if j.Head() != last {
 		t.Errorf("the head is %v, want %v", j.Head(), last)
@@ -244,9 +248,6 @@ func TestWritesGoOnAfterEtcdsQuotaWasUsedUp(t *testing.T) {
 	readAll(t, j, j.Oldest(), j.Head())
 	if resp, err := j.store.client.AlarmList(t.Context()); err != nil || len(resp.Alarms) > 0 {
 		t.Errorf("alarms are on: %v, %v", resp, err)
-	}
-	if j.Oldest().Seq == 0 {
-		t.Error("nothing was trimmed: the quota was never used up")
 	}
 }
 
