@@ -40,7 +40,7 @@ var errUnread = status.Error(codes.Unavailable, "the connection is closed: its p
 type unsentBudget struct {
 	mu    sync.Mutex
 	total int
-	// released is closed when there is more room; nil when nobody waits.
+	// released is closed when there is more room; nil while no response waits.
 	released chan struct{}
 	conns    map[*connection]struct{} // those with unsent bytes
 }

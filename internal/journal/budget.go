@@ -146,7 +146,7 @@ func (t *Term) compactAll(ctx context.Context) error {
 	if !j.store.embedded {
 		return nil
 	}
-	// What is freed counts as free some commits later, once nobody can read it any more, and
+	// Freed pages can be reused some commits later, when no reader needs them any more, and
 	// nothing is committed unless something was written.
 	const commits = 4
 	for range commits {

@@ -200,7 +200,7 @@ func TestAJournalThatAnEarlierVersionFilledIsWrittenAgain(t *testing.T) {
 // It takes long to make room in a large database, or may never succeed.
 func TestATermEndsAtOnceWhileItMakesRoom(t *testing.T) {
 	j, term := onBudget(t, testConfig(t), 1<<20)
-	if err := term.maintenance.lock(t.Context()); err != nil { // nobody can make room
+	if err := term.maintenance.lock(t.Context()); err != nil { // so that no room can be made
 		t.Fatal(err)
 	}
 	updates := make(chan error, 1)

@@ -19,7 +19,7 @@ import (
 // to this process alone. The view is complete up to the end of the log when it
 // returns. While a term of this journal lasts, Campaign waits for its end; after
 // [Journal.Drain] it waits until ctx ends or the journal is closed.
-// Errors are those of ctx, and [instance.ReasonJournalUnavailable] when the journal is closed.
+// It returns the error of ctx, or [instance.ReasonJournalUnavailable] when the journal is closed.
 func (j *Journal) Campaign(ctx context.Context) (*Term, error) {
 	ctx, leave, err := j.enter(ctx)
 	if err != nil {
@@ -172,9 +172,9 @@ func (s *store) awaitDeletion(ctx context.Context, key string, revision int64) e
 // errTaken means that another process became the owner first.
 var errTaken = errors.New("another process owns the journal")
 
-// claim creates the owner key, unless somebody else was faster. An external etcd may have
-// used up its quota; then, as long as nobody owns the log, what has expired goes, and
-// history, so that its operator can make room.
+// claim creates the owner key, unless another process was faster. If an external etcd has used
+// up its quota, claim deletes what has expired, and history, while the log has no owner, so that
+// the operator can make room.
 func (t *Term) claim(ctx context.Context) (err error) {
 	if err = t.tryClaim(ctx); !noSpace(err) {
 		return err
@@ -226,8 +226,8 @@ func (t *Term) grant(ctx context.Context) error {
 	return nil
 }
 
-// begin brings the view to the end of the log, which is final now that nobody
-// else can write, and appends an epoch.
+// begin brings the view to the end of the log, which is final now that no other process can
+// write, and appends an epoch.
 func (t *Term) begin(ctx context.Context) (err error) {
 	j := t.journal
 	if err := j.refreshMu.lock(ctx); err != nil {

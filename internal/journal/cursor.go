@@ -28,8 +28,8 @@ type logID [logIDSize]byte
 // exists.
 func (j *Journal) Cursor(p Position) string { return j.cursors.get(j.view.logID(), p) }
 
-// cursorCache has the cursors that were asked for last: those of a few positions about the
-// head, each of which many callers are told.
+// cursorCache has the most recent cursors: many callers are told the cursors of the same few
+// positions near the head.
 type cursorCache [8]atomic.Pointer[cachedCursor]
 
 type cachedCursor struct {

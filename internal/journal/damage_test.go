@@ -522,9 +522,9 @@ func TestAKeyThatIsMissingOrTooManyIsNoticed(t *testing.T) {
 		"the last one is missing": {func(k *keys) clientv3.Op { return clientv3.OpDelete(k.logKey(5)) }, "of batches 1 to 5 it has 4"},
 		"an instance is missing":  {func(k *keys) clientv3.Op { return clientv3.OpDelete(k.instances + string(id(3))) }, "the checkpoint is damaged: it lacks instances"},
 		"the head is missing":     {func(k *keys) clientv3.Op { return clientv3.OpDelete(k.head) }, "it ends with batch 0"},
-		"a key that nobody writes": {func(k *keys) clientv3.Op {
+		"a key that no journal writes": {func(k *keys) clientv3.Op {
 			return clientv3.OpPut(strings.Replace(k.logKey(9), "log", "lo'", 1), "")
-		}, "which nobody writes"},
+		}, "which no journal writes"},
 		"a key of no log": {func(k *keys) clientv3.Op {
 			return clientv3.OpPut("/instances"+strings.TrimPrefix(k.logKey(9), "/instanced"), "")
 		}, "there is no log that"},

@@ -195,8 +195,8 @@ func readKeyValue(e *element) (key []byte, modified uint64, ok bool, err error) 
 	return key, modified, len(key) > 0, nil
 }
 
-// known reports damage for a key that nobody writes: nothing but journals is in there. A
-// key of which a bit has flipped would be missing at its place without a word.
+// known reports damage for a key that no journal writes, since the database has nothing else. A
+// key with a flipped bit would otherwise be missing silently.
 func (d *database) known(page uint64, key []byte) error {
 	if rest, ok := bytes.CutPrefix(key, []byte(d.prefix)); ok && knownKey(rest) {
 		return nil
@@ -213,7 +213,7 @@ func (d *database) known(page uint64, key []byte) error {
 		}
 	}
 	if end == len(key) || !knownKey(key[end+1:]) {
-		return damagedPage(page, "it has a key %q, which nobody writes", key)
+		return damagedPage(page, "it has a key %q, which no journal writes", key)
 	}
 	if prefix := key[:end]; d.others[string(prefix)] == "" {
 		d.others[string(prefix)] = string(key)

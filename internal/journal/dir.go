@@ -119,8 +119,8 @@ func (d *dataDir) takeLock() error {
 	return nil
 }
 
-// close gives the lock up. The file stays: a lock on a file that was removed
-// excludes nobody.
+// close releases the lock. The file stays: a lock on a file that was removed would not exclude
+// other processes.
 func (d *dataDir) close() error { return d.lock.Close() }
 
 // check reads the format, writes it into a new directory, and makes sure that

@@ -99,7 +99,7 @@ func (d *disk) measure(age time.Duration) *measurement {
 	}
 	m := &measurement{at: time.Now()}
 	if m.free, m.err = d.statfs(d.path); m.err == nil {
-		d.tell(m)
+		d.tellLocked(m)
 		if (d.low || m.free < scarce) && m.at.Sub(d.reservedAt) >= reserveInterval {
 			d.reservedAt = m.at
 			d.reserve()
@@ -109,9 +109,9 @@ func (d *disk) measure(age time.Duration) *measurement {
 	return m
 }
 
-// tell logs when space becomes scarce, and when it no longer is, both as warnings: whoever
-// sees the one is to see the other. The caller holds mu.
-func (d *disk) tell(m *measurement) {
+// tellLocked logs when space becomes scarce, and when it no longer is. Both are warnings, so that
+// whoever sees the one sees the other.
+func (d *disk) tellLocked(m *measurement) {
 	attrs := []any{slog.String("dir", d.path), slog.Int64("free_bytes", m.free), slog.Int64("min_free_bytes", d.minFree)}
 	if m.free < d.minFree {
 		d.lowAt = m.at

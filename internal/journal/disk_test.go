@@ -281,7 +281,7 @@ func TestAJournalThatIsCreatedWithJustEnoughSpaceTakesChanges(t *testing.T) {
 	}
 }
 
-// A disk that is really full, of which a part remains to nobody but etcd.
+// TestAJournalOutlivesAFullDisk fills a real disk up to the part that is reserved for etcd.
 func TestAJournalOutlivesAFullDisk(t *testing.T) {
 	for name, asked := range map[string]int64{"with a limit": 200 << 20, "with the floor alone": -1} {
 		t.Run(name, func(t *testing.T) { outliveAFullDisk(t, asked) })

@@ -173,7 +173,7 @@ func TestTokensAreStoredInFewBytes(t *testing.T) {
 		name    string
 		ids     int
 		refused bool
-		most    int
+		limit   int
 	}{
 		{"one instance", 1, false, 180},
 		{"1,000 instances", 1000, false, 9000 + 300},
@@ -182,8 +182,8 @@ func TestTokensAreStoredInFewBytes(t *testing.T) {
 		token := token(c.ids, c.refused)
 		before, size := len(appendToken(nil, token, log, false)), len(appendToken(nil, token, log, true))
 		t.Logf("%s: %d bytes, %d in format 3", c.name, size, before)
-		if size > c.most {
-			t.Errorf("the token of %s takes %d bytes, want at most %d", c.name, size, c.most)
+		if size > c.limit {
+			t.Errorf("the token of %s takes %d bytes, want at most %d", c.name, size, c.limit)
 		}
 		if reserved := countedBytes(0, &Token{IDs: token.IDs}) + int64(len(appendToken(nil, &Token{IDs: token.IDs, Fingerprint: token.Fingerprint}, log, true))); !c.refused && reserved < int64(size) {
 			t.Errorf("the intent of %s counts for %d bytes, and the answer takes %d", c.name, reserved, size)

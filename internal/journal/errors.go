@@ -40,10 +40,10 @@ func errFull(message string) *instance.Error {
 
 // errTooManyTokens refuses a new token: it says which limit is reached, who holds how much of
 // it, and when the oldest token expires.
-func errTooManyTokens(principal string, s tokenStanding, more, most tokenUse, lifetime time.Duration) *instance.Error {
-	limit := fmt.Sprintf("of the %d that --max-client-tokens allows, %q holds %d and all callers together hold %d", most.count, principal, s.own.count, s.total.count)
-	if s.own.count+s.total.count+2*more.count <= most.count+1 {
-		limit = fmt.Sprintf("of the %d bytes that the journal keeps for them, %q holds %d and all callers together hold %d", most.bytes, principal, s.own.bytes, s.total.bytes)
+func errTooManyTokens(principal string, s tokenStanding, more, limits tokenUse, lifetime time.Duration) *instance.Error {
+	limit := fmt.Sprintf("of the %d that --max-client-tokens allows, %q holds %d and all callers together hold %d", limits.count, principal, s.own.count, s.total.count)
+	if s.own.count+s.total.count+2*more.count <= limits.count+1 {
+		limit = fmt.Sprintf("of the %d bytes that the journal keeps for them, %q holds %d and all callers together hold %d", limits.bytes, principal, s.own.bytes, s.total.bytes)
 	}
 	frees := fmt.Sprintf("Each is free again %v after it was first used", lifetime)
 	if !s.oldest.IsZero() {

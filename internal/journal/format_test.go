@@ -33,7 +33,7 @@ func format1(t testing.TB, name string) []byte {
 	return value
 }
 
-// changesOfFormat1 are those of that batch: an instance is added and started, and another
+// changesOfFormat1 are the changes of that batch: an instance is added and started, and another
 // one is removed.
 func changesOfFormat1() []instance.Change {
 	added := change(id(1), instance.StateStopped)
@@ -328,7 +328,7 @@ func TestNoJournalIsFinalizedThatIsInUseOrDoesNotExist(t *testing.T) {
 	closeJournal(t, j)
 }
 
-func TestAnExternalJournalIsFinalizedWhenNobodyOwnsIt(t *testing.T) {
+func TestAnExternalJournalIsFinalizedWhileItHasNoOwner(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
 	config := c.config("a")
@@ -481,11 +481,11 @@ func TestIDsOfImagesAreStoredWhateverTheirForm(t *testing.T) {
 func TestAStepHasWhatIsTheSameOnce(t *testing.T) {
 	c := changesOfFormat1()[1]
 	alone := instance.Change{Type: c.Type, After: c.After, Cause: c.Cause, Source: c.Source, OccurredAt: c.OccurredAt, ObservedAt: c.ObservedAt}
-	whole, most := len(codec.AppendChange(nil, &c)), len(codec.AppendChange(nil, &alone))
+	whole, limit := len(codec.AppendChange(nil, &c)), len(codec.AppendChange(nil, &alone))
 	before := codec.AppendChange(nil, &instance.Change{Before: &instance.Instance{
 		State: c.Before.State, StateReason: c.Before.StateReason, StateTransitionReason: c.Before.StateTransitionReason, LaunchTime: c.Before.LaunchTime,
 	}})
-	if most += len(before) + 10; whole > most { // the set of fields, and lengths
-		t.Errorf("the change takes %d bytes, want at most %d", whole, most)
+	if limit += len(before) + 10; whole > limit { // the set of fields, and lengths
+		t.Errorf("the change takes %d bytes, want at most %d", whole, limit)
 	}
 }

@@ -32,7 +32,7 @@ type HistoryEntry struct {
 
 // History returns the events of some instances, or of all when there are no ids,
 // after a position. A page ends with the batch that brings it to limit, so that
-// it can be a little longer. Errors are those of [Reader.Next].
+// it can be a little longer. It fails as [Reader.Next] does.
 func (j *Journal) History(ctx context.Context, caller string, ids []instance.ID, after Position, limit int) (HistoryPage, error) {
 	page := HistoryPage{Next: after}
 	p := pager{store: j.store}

@@ -57,7 +57,7 @@ func (t *Term) keepLease() {
 			t.renewed.Store(last)
 			j.noteContact()
 		case errors.Is(err, rpctypes.ErrLeaseNotFound) || last.remaining() <= 0:
-			_ = t.end(errNotOwner(errors.New("etcd was not reached for so long that another process may own the log")))
+			_ = t.end(errNotOwner(errors.New("etcd could not be reached before the lease ended, so another process may own the log")))
 			return
 		default:
 			pause = minRetryPause

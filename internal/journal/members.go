@@ -25,7 +25,7 @@ const (
 	readRetryTimeout = 3 * time.Second
 )
 
-// members are those of an external etcd cluster. All requests go to one of them, over a
+// members are the members of an external etcd cluster. All requests go to one of them, over a
 // connection of its own, until it fails: a member that is stopped while its kernel still
 // acknowledges what it is sent is noticed by probes, since gRPC would wait for it.
 type members struct {

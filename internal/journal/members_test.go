@@ -152,13 +152,13 @@ func TestAnOwnerOutlivesAMemberThatHangs(t *testing.T) {
 	}
 }
 
-// TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo: a request that failed was sooner than
-// the probes, which have to end the watches all the same.
+// TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo has a request fail before the probes do,
+// which still have to end the watches.
 func TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo(t *testing.T) {
 	m := &members{log: testLogger(t), zap: zap.NewNop(), stop: func() {}}
 	defer m.close()
 	for range 3 {
-		conn, err := m.connect("http://" + addrtest.Free(t)) // where nobody listens
+		conn, err := m.connect("http://" + addrtest.Free(t)) // where nothing listens
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/instanced/instanced/internal/journal/codec"
 )
 
-// The memory of values is estimated from their sizes and those of their strings and
+// The memory of a value is estimated from its size and the sizes of its strings and
 // maps. What an image shares with the one before it, which share and [Tx.Append] see to, is
 // counted once. A test compares the estimates with the heap.
 var (
@@ -213,7 +213,7 @@ type ring struct {
 	used    atomic.Int64
 }
 
-// add appends a batch. The caller holds the guard.
+// addLocked appends a batch.
 func (r *ring) addLocked(b *Batch) {
 	b.ring = r
 	r.batches = append(r.batches, b)

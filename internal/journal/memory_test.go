@@ -49,9 +49,9 @@ func simulated(before *instance.Instance, turn int) *instance.Instance {
 
 // TestTheRingIsCountedInWhatItTakes compares what the ring says that it takes with the heap,
 // for changes as they come: from EC2, the simulator, and the log; in large batches and
-// small ones; read by nobody and by subscribers.
+// small ones; with subscribers and without.
 //
-// It has a process of its own: what earlier tests left behind is freed at any time.
+// It runs in a process of its own, since garbage of earlier tests is freed at any time.
 func TestTheRingIsCountedInWhatItTakes(t *testing.T) {
 	const alone = "INSTANCED_TEST_ALONE"
 	if os.Getenv(alone) == "" {

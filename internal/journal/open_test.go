@@ -46,8 +46,8 @@ func TestADirectoryThatCannotBeWrittenToIsRefused(t *testing.T) {
 		// Nothing is read-only for root: let this thread be somebody else.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		const nobody = 65534
-		_ = unix.Setfsuid(nobody)
+		const unprivileged = 65534
+		_ = unix.Setfsuid(unprivileged)
 		defer func() { _ = unix.Setfsuid(0) }()
 	}
 	j, err := Open(t.Context(), Config{DataDir: dir})
@@ -93,7 +93,7 @@ func TestADirectoryOfAnotherFormatIsRefused(t *testing.T) {
 			j, err := Open(t.Context(), Config{DataDir: dir})
 			wantSentence(t, j, err, append(c.want, dir)...)
 			if _, err := os.Stat(filepath.Join(dir, "etcd")); err == nil {
-				t.Error("it was touched all the same")
+				t.Error("the directory was changed")
 			}
 		})
 	}
@@ -182,7 +182,7 @@ func TestADirectoryOfSomebodyElseIsRefused(t *testing.T) {
 	j, err := Open(t.Context(), Config{DataDir: dir})
 	wantSentence(t, j, err, dir, "thesis.tex", "not empty")
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
-		t.Errorf("it was touched all the same: %v, %v", entries, err)
+		t.Errorf("the directory was changed: %v, %v", entries, err)
 	}
 }
 

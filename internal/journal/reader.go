@@ -9,7 +9,7 @@ import (
 )
 
 // Reader reads the log onwards from a position. It is a position and, while it is
-// behind the ring, a page of the log: it has no goroutine, and holds nobody up. It
+// behind the ring, a page of the log: it has no goroutine, and delays no writer. It
 // is for one goroutine at a time, and need not be closed, except for one of [Journal.ReadOf].
 type Reader struct {
 	journal  *Journal
@@ -57,8 +57,8 @@ func (r *Reader) Close() { r.journal.view.waiters.remove(r.waiter) }
 // reader of [Journal.ReadOf] has passed over what followed it.
 func (r *Reader) Position() Position { return r.position }
 
-// Next returns the batch that follows, and waits until there is one. Errors are
-// those of ctx, and of type [instance.Error]: [instance.ReasonCursorExpired] when
+// Next returns the batch that follows, and waits until there is one. It fails
+// with the error of ctx, or with one of type [instance.Error]: [instance.ReasonCursorExpired] when
 // retention has passed the position, [instance.ReasonCursorRolledBack] when the log has
 // gone back behind it, [instance.ReasonJournalUnavailable] when the journal is closed or the log
 // cannot be read.
@@ -97,8 +97,8 @@ func (r *Reader) next(ctx context.Context) (*Batch, error) {
 }
 
 // Again returns the batch that Next returned last to a caller that has let go of it,
-// such as one that was held up for long in the midst of it: if nobody has it any more
-// it is read once more. Errors are those of Next; there is no batch before Next has
+// such as one that was delayed for long in the middle of it. A batch that is no longer in
+// memory is read again. Again fails as Next does; there is no batch before Next has
 // returned one. It is not for readers of [Journal.ReadOf].
 func (r *Reader) Again(ctx context.Context) (*Batch, error) {
 	if b := r.last.Value(); b != nil {

@@ -26,7 +26,7 @@ type Record struct {
 	// Cause is who brought the instance into its state. A change of its attributes
 	// leaves it as it was.
 	Cause instance.Cause
-	// Source and ChangedAt are those of the last change; ChangedAt is when it happened,
+	// Source and ChangedAt describe the last change; ChangedAt is when it happened,
 	// not when it was recorded.
 	Source    instance.Source
 	ChangedAt time.Time
@@ -152,7 +152,7 @@ func (r *Record) inheritCause(c *instance.Change, before *Record) {
 	}
 }
 
-// add appends a change to a batch that nobody else knows yet.
+// add appends a change to a batch that is not published yet.
 func (b *Batch) add(e *entry) {
 	e.place(b.Position, len(b.Events))
 	b.Events = append(b.Events, Event{Index: e.record.Index, Change: &e.change, batch: b, record: &e.record})

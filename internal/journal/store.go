@@ -56,8 +56,8 @@ type control struct {
 	revision int64
 	meta     *storagev1.Meta // nil when there is no log yet
 	epochs   epochs
-	// owner is nil when nobody owns the log; ownerRevision is the revision at which
-	// it began to.
+	// owner is nil if the log has no owner; ownerRevision is the revision at which it became
+	// the owner.
 	owner         *storagev1.Owner
 	ownerRevision int64
 	checkpoint    uint64

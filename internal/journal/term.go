@@ -51,7 +51,7 @@ type Term struct {
 }
 
 // owns is the comparison that only the owner's transactions pass; before the claim, only
-// those made while nobody owns the log.
+// transactions made while the log has no owner.
 func (t *Term) owns() clientv3.Cmp {
 	return clientv3.Compare(clientv3.CreateRevision(t.journal.store.keys.owner), "=", t.revision)
 }

@@ -96,8 +96,8 @@ func (s *store) loadTokens(ctx context.Context) (*tokenIndex, error) {
 }
 
 // Token returns a client token that was put during this term or an earlier one,
-// and has not expired. Errors are [instance.ReasonNotOwner] and [instance.ReasonJournalUnavailable], or
-// those of ctx.
+// and has not expired. It fails with [instance.ReasonNotOwner],
+// [instance.ReasonJournalUnavailable] or the error of ctx.
 func (t *Term) Token(ctx context.Context, key string) (Token, bool, error) {
 	if err := t.Err(); err != nil {
 		return Token{}, false, err

@@ -289,7 +289,7 @@ func TestAnUpdateWhoseCallerLeavesIsWrittenAllTheSame(t *testing.T) {
 	}
 }
 
-func TestAnUpdateThatHasNotBegunLeavesNoDoubt(t *testing.T) {
+func TestTheOutcomeOfAnUpdateThatHasNotBegunIsKnown(t *testing.T) {
 	_, term := own(t, testConfig(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

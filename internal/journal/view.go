@@ -39,8 +39,8 @@ type view struct {
 	// changed is closed, and replaced, when anything above changed.
 	changed chan struct{}
 	closed  bool
-	// waiters are those of readers who wait for some instances only. What changes
-	// them holds mu, or its read lock.
+	// waiters are the readers that wait for certain instances only. Changing them takes mu, or
+	// its read lock.
 	waiters waiters
 
 	// snapshotMu serializes Snapshot; it is taken before mu.

@@ -118,13 +118,13 @@ func TestReadersOfSomeInstancesEndWhenTheJournalIsClosed(t *testing.T) {
 	wantReason(t, (<-came).err, instance.KindUnavailable, instance.ReasonJournalUnavailable)
 }
 
-func TestNobodyIsKeptWhoIsNoLongerInterested(t *testing.T) {
+func TestAReaderThatIsClosedIsNoLongerKept(t *testing.T) {
 	j := openJournal(t, testConfig(t))
 	a, b := j.ReadOf([]instance.ID{id(1), id(2)}, j.Head()), j.ReadOf([]instance.ID{id(2)}, j.Head())
 	a.Close()
 	b.Close()
 	if n := len(j.view.waiters.of); n != 0 {
-		t.Errorf("%d instances are of interest to nobody", n)
+		t.Errorf("%d instances have waiters, want none", n)
 	}
 }
 

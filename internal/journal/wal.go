@@ -42,7 +42,7 @@ type walReader struct {
 	sum uint32
 	// buffer has the record that was read last.
 	buffer []byte
-	// index and term are those of the last entry; index is 0 before the first.
+	// index and term belong to the last entry; index is 0 before the first.
 	index, term uint64
 }
 

@@ -21,8 +21,8 @@ type writer struct {
 	wake   chan struct{}
 	// ready hands a batch to whoever commits it, once the one before is written.
 	ready chan *batch
-	// updates are those that nobody needs any more. They belong to one writer, not to the
-	// process: a channel that was made in the bubble of one test is of no use in another.
+	// updates are for reuse. They belong to one writer, not to the process, since a channel made
+	// in the bubble of one test cannot be used in another.
 	updates sync.Pool
 	// finished is closed when the last update has been answered.
 	finished chan struct{}

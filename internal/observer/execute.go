@@ -104,7 +104,8 @@ func (o *Observer) callAndRecord(ctx context.Context, term *journal.Term, cmd in
 }
 
 // callBackend calls the backend. While the command is queued there, the call ends
-// [recordMargin] before the caller's deadline, in time to report that nothing was done.
+// [recordMargin] before the caller's deadline, or a quarter of a short deadline before it, in time
+// to report that nothing was done.
 func (o *Observer) callBackend(ctx context.Context, cmd instance.Command, command *inflightCommand) (instance.Result, error) {
 	queueing := ctx
 	if deadline, ok := ctx.Deadline(); ok {

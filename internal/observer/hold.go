@@ -23,8 +23,8 @@ func (tr *track) blocksLocked(at, now time.Time) bool {
 	return tr.changed.through(at) > 0
 }
 
-// deferDescribe reports whether a description of the instance has to wait for a command. If
-// so, the instance becomes describable when the command ends.
+// deferDescribe defers the description of an instance if it has to wait for a command, and
+// reports whether it did. The instance becomes describable when the command ends.
 func (t *tracker) deferDescribe(id instance.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

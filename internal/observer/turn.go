@@ -17,7 +17,7 @@ func (c *inflightCommand) awaitTurn(ctx context.Context, changes []instance.Stat
 	defer t.mu.Unlock()
 	var timeout <-chan time.Time
 	for i := 0; i < len(changes); {
-		predecessor, waiting := t.predecessorLocked(c, changes[i])
+		predecessor, waiting := t.waitBehindLocked(c, changes[i])
 		if predecessor == nil {
 			i++
 			continue
@@ -50,12 +50,12 @@ func (c *inflightCommand) awaitTurn(ctx context.Context, changes []instance.Stat
 	return older
 }
 
-// predecessorLocked returns what to wait for before a change of a command is recorded, nil
+// waitBehindLocked returns what to wait for before a change of a command is recorded, nil
 // if it is its turn. First come the commands that may turn out to have acted earlier: the
 // command waits on the track until none of them is unanswered. Then come those that have
 // acted earlier. If several have, it returns the latest, which itself waits for the earlier
 // ones, so each waiter wakes once.
-func (t *tracker) predecessorLocked(c *inflightCommand, change instance.StateChange) (predecessor <-chan struct{}, waiting bool) {
+func (t *tracker) waitBehindLocked(c *inflightCommand, change instance.StateChange) (predecessor <-chan struct{}, waiting bool) {
 	tr := t.tracks[change.ID]
 	switch {
 	case tr == nil:

@@ -16,20 +16,6 @@ import (
 	"strings"
 )
 
-// pending are the directories that do not use the standard terms yet. A directory is taken off
-// this list with the commit that rewrites it.
-var pending = []string{
-	"internal/journal",
-	"server",
-}
-
-// done are directories below pending ones that are checked all the same.
-var done = []string{
-	"server/ec2query",
-	"server/servertest",
-	"server/simulator",
-}
-
 func main() {
 	if len(os.Args) != 2 {
 		fmt.Fprintln(os.Stderr, "usage: words DIRECTORY")
@@ -78,9 +64,6 @@ func checkTree(tree fs.FS) ([]finding, error) {
 
 // checkerOf returns what checks a file, or nil for files that are not checked.
 func checkerOf(name string) func(name string, source []byte) ([]finding, error) {
-	if within(name, pending) && !within(name, done) {
-		return nil
-	}
 	switch path := filepath.ToSlash(name); {
 	case strings.HasPrefix(path, "docs/decisions/") && !strings.HasSuffix(path, "/README.md"):
 		return checkTitle
@@ -90,13 +73,4 @@ func checkerOf(name string) func(name string, source []byte) ([]finding, error) 
 		return checkText
 	}
 	return nil
-}
-
-func within(name string, directories []string) bool {
-	for _, d := range directories {
-		if strings.HasPrefix(filepath.ToSlash(name), d+"/") {
-			return true
-		}
-	}
-	return false
 }

@@ -25,7 +25,7 @@ import (
 const (
 	// crowd is how many callers want to start an instance each, at the same time.
 	crowd = 1000
-	// maxCalls and mostSlow are how many calls that may take, and how long.
+	// maxCalls and maxSlow are how many calls that may take, and how long.
 	maxCalls = 20
 	maxSlow  = 5 * time.Second
 	// maxWait bounds how long the callers without the batches may take.

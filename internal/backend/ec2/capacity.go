@@ -138,7 +138,7 @@ func (s *capacitySearch) requeue(items []*dispatch.Item) { s.queue = slices.Conc
 // outcome. If nothing was started, nothing that needs as much is tried again. It is false if EC2
 // cannot be asked; the items have their outcomes then.
 func (s *capacitySearch) learnFrom(ctx context.Context, group []*dispatch.Item, f *failure) (rest []*dispatch.Item, ok bool) {
-	ids, did := dispatch.DistinctIDs(group), len(s.r.appliedUnclaimed)
+	ids, applied := dispatch.DistinctIDs(group), len(s.r.appliedUnclaimed)
 	was := make(map[instance.ID]instance.State, len(ids))
 	for _, id := range ids {
 		was[id] = s.r.b.tracker.state(id)
@@ -147,7 +147,7 @@ func (s *capacitySearch) learnFrom(ctx context.Context, group []*dispatch.Item, 
 	if !ok {
 		return nil, false
 	}
-	changed := len(s.r.appliedUnclaimed) > did
+	changed := len(s.r.appliedUnclaimed) > applied
 	for _, id := range ids {
 		inst, found := seen[id]
 		idle := found && inst.State == instance.StateStopped

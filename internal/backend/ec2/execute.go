@@ -9,8 +9,8 @@ import (
 )
 
 // Execute carries a command out, in one call to EC2 with others like it where callers cannot
-// tell the difference; the contract is documented at the consumer. When ctx ends, only what has
-// not been sent yet is withdrawn.
+// tell the difference; the contract is documented at the consumer. When ctx ends, what was sent
+// is still carried out, and what was not sent never is.
 func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
 	if err := ctx.Err(); err != nil {
 		return instance.Result{}, err

@@ -78,16 +78,16 @@ func (r *batchRun) checkOutcome(ctx context.Context, group []*dispatch.Item, f *
 // returns the others.
 func (r *batchRun) deliverApplied(group []*dispatch.Item) (rest []*dispatch.Item) {
 	lines := maps.Clone(r.appliedUnclaimed)
-	did := make(map[instance.ID]int)
+	delivered := make(map[instance.ID]int)
 	for _, it := range group {
-		if slices.ContainsFunc(it.IDs, func(id instance.ID) bool { _, ok := r.appliedUnclaimed[id]; return !ok && did[id] == 0 }) {
+		if slices.ContainsFunc(it.IDs, func(id instance.ID) bool { _, ok := r.appliedUnclaimed[id]; return !ok && delivered[id] == 0 }) {
 			rest = append(rest, it)
 			continue
 		}
 		var changes []instance.StateChange
 		for _, id := range it.IDs {
-			changes = append(changes, repeated(lines[id], did[id]))
-			did[id]++
+			changes = append(changes, repeated(lines[id], delivered[id]))
+			delivered[id]++
 			delete(r.appliedUnclaimed, id)
 		}
 		r.deliver(it, changes, nil)

@@ -235,7 +235,7 @@ func FuzzDecodeIDs(f *testing.F) {
 	})
 }
 
-// goldenChanges are those of testdata/format-4. Their bytes must never change.
+// goldenChanges are the changes in testdata/format-4. Their bytes must never change.
 func goldenChanges() []instance.Change {
 	at := time.Date(2026, 11, 28, 12, 0, 0, 5, time.UTC)
 	cause := instance.Cause{Principal: "alice", Verb: instance.VerbStart, RequestID: "r-1", ClientToken: "token"}

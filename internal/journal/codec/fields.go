@@ -18,7 +18,8 @@ func (f Fields) has(number protowire.Number) bool { return f&(1<<number) != 0 }
 
 // table lists the fields of an instance, in the order in which they are written. It is the
 // only place in this package that names them: encoding, decoding, Diff, Patch and Texts all
-// go through it. The numbers are those of Instance in instanced.storage.v1.
+// go through it. The numbers are the field numbers of Instance in
+// instanced.storage.v1.
 var table = [...]field{
 	textField(1, func(i *instance.Instance) *instance.ID { return &i.ID }),
 	textField(2, func(i *instance.Instance) *string { return &i.AccountID }),
