@@ -29,7 +29,7 @@ func TestRecentStatesAreKeptForAWhileAndWithinABound(t *testing.T) {
 		for n := range changes {
 			r.add(was(n, instance.StateStopped))
 		}
-		if size := r.byInstance.Size(); size != maxRecentStates {
+		if size := r.byInstance.Len(); size != maxRecentStates {
 			t.Errorf("%d states are remembered, want %d", size, maxRecentStates)
 		}
 		if !r.has(was(changes-1, instance.StateStopped)) || r.has(was(0, instance.StateStopped)) {
