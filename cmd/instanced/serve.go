@@ -27,6 +27,7 @@ import (
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
 	"github.com/instanced/instanced/server"
+	"github.com/instanced/instanced/server/admin"
 	"github.com/instanced/instanced/server/ec2query"
 	"github.com/instanced/instanced/server/simulator"
 )
@@ -36,9 +37,10 @@ const closeGrace = 2 * time.Second
 
 // serveConfig holds the flags of serve.
 type serveConfig struct {
-	listen  string
-	backend string
-	aws     awsFlags
+	listen      string
+	adminListen string
+	backend     string
+	aws         awsFlags
 
 	dataDir         string
 	etcdEndpoints   []string
@@ -126,6 +128,7 @@ func (cfg *serveConfig) bind(flags *pflag.FlagSet) {
 	flags.SortFlags = false
 	section(flags, "", "", func(flags *pflag.FlagSet) {
 		bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 picks a free one", parseListen)
+		bind(flags, &cfg.adminListen, "admin-listen", "address", "", "serve metrics and health on this address, such as 127.0.0.1:9090 (default: off)", parseAdminListen)
 		bind(flags, &cfg.backend, "backend", "name", "simulator", "what manages the instances: simulator or ec2", oneOf(backendSimulator, backendEC2))
 	})
 	cfg.bindJournal(flags)
@@ -215,6 +218,16 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 			log.Info("stopped", "took", time.Since(stopping).Round(time.Millisecond))
 		}
 	}()
+
+	registry := newRegistry()
+	adminServer, err := serveAdmin(cfg.adminListen, admin.Config{Metrics: registry, Logger: log.With("part", "admin")}, log)
+	if err != nil {
+		return err
+	}
+	if adminServer != nil {
+		// It answers until everything else has ended.
+		defer func() { _ = adminServer.Close() }() // nothing is lost with a scrape
+	}
 
 	backend, err := newBackendSetup(ctx, cfg, log)
 	if err != nil {

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/instanced/instanced/server/admin"
+)
+
+// newRegistry returns the registry of the process's metrics, with those of the process itself.
+func newRegistry() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	promauto.With(registry).NewGaugeVec(prometheus.GaugeOpts{
+		Name: "instanced_build_info",
+		Help: "Always 1. The labels say what is running.",
+	}, []string{"version", "go_version"}).WithLabelValues(buildVersion(), runtime.Version()).Set(1)
+	return registry
+}
+
+// serveAdmin serves the admin endpoints on an address. Without an address there are none, and
+// it returns nil.
+func serveAdmin(address string, cfg admin.Config, log *slog.Logger) (*admin.Server, error) {
+	if address == "" {
+		return nil, nil
+	}
+	lis, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s: %w; choose another address with --admin-listen", address, innermost(err))
+	}
+	srv := admin.New(cfg)
+	go func() {
+		if err := srv.Serve(lis); err != nil {
+			log.Error("the admin endpoints have stopped", "error", err)
+		}
+	}()
+	log.Info("serving the admin endpoints", "url", "http://"+lis.Addr().String())
+	return srv, nil
+}
+
+// parseAdminListen accepts an address, or none.
+func parseAdminListen(text string) (string, error) {
+	if text == "" {
+		return "", nil
+	}
+	return parseAddress(text, "127.0.0.1:9090")
+}
