@@ -40,7 +40,7 @@ func listenEC2(cfg serveConfig, log *slog.Logger) (net.Listener, ec2query.Creden
 func listenForEC2(address string) (net.Listener, error) {
 	lis, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen on %s: %w; choose another address with --ec2-listen", address, innermost(err))
+		return nil, errListen(address, "--ec2-listen", err)
 	}
 	return lis, nil
 }

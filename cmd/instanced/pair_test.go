@@ -30,6 +30,8 @@ type service struct {
 	dir  string
 	args []string
 	env  []string // beside that of all
+	// before is a shell command that runs first and limits the process.
+	before string
 
 	cmd     *exec.Cmd
 	ended   chan struct{}
@@ -45,7 +47,13 @@ func runService(t *testing.T, args ...string) *service {
 // runServiceIn is runService with more variables in the environment.
 func runServiceIn(t *testing.T, env []string, args ...string) *service {
 	t.Helper()
-	s := &service{t: t, dir: t.TempDir(), env: env}
+	return runServiceAfter(t, "", env, args...)
+}
+
+// runServiceAfter is runServiceIn in the process of a shell that has run a command before.
+func runServiceAfter(t *testing.T, before string, env []string, args ...string) *service {
+	t.Helper()
+	s := &service{t: t, dir: t.TempDir(), env: env, before: before}
 	s.args = append([]string{"serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(s.dir, "data")}, args...)
 	t.Cleanup(func() {
 		s.kill()
@@ -72,6 +80,9 @@ func (s *service) start() {
 	}
 	defer func() { _ = stderr.Close() }()
 	s.cmd = exec.Command("instanced", s.args...)
+	if s.before != "" {
+		s.cmd = afterCommand(s.before, s.args...)
+	}
 	s.cmd.Env = append(awsEnvironment(), s.env...)
 	s.cmd.Stdout, s.cmd.Stderr = stdout, stderr
 	if err := s.cmd.Start(); err != nil {
@@ -96,6 +107,11 @@ func (s *service) start() {
 		}
 		return found != nil
 	})
+}
+
+// afterCommand is the program in the process of a shell that has run a command before.
+func afterCommand(before string, args ...string) *exec.Cmd {
+	return exec.Command("sh", append([]string{"-c", before + ` && exec "$@"`, "sh", "instanced"}, args...)...)
 }
 
 func (s *service) kill() {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
@@ -219,6 +221,9 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		}
 	}()
 
+	if err := adoptLimits(memlimit.FromCgroup).fit(&cfg, effective, log); err != nil {
+		return err
+	}
 	registry := newRegistry()
 	adminServer, err := serveAdmin(cfg.adminListen, admin.Config{Metrics: registry, Logger: log.With("part", "admin")}, log)
 	if err != nil {
@@ -247,7 +252,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		return usagef("--listen and --ec2-listen both use port %s; give each its own", portOf(cfg.listen))
 	}
 	if err != nil {
-		return fmt.Errorf("cannot listen on %s: %w; choose another address with --listen", cfg.listen, innermost(err))
+		return errListen(cfg.listen, "--listen", err)
 	}
 	defer func() { _ = lis.Close() }() // closed already once it was served
 	if ec2Listener != nil {
@@ -268,6 +273,9 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		Version:         buildVersion(),
 		Address:         lis.Addr().String(),
 	})
+	if len(cfg.etcdEndpoints) == 0 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.ENOTDIR)) {
+		return fmt.Errorf("%w; choose another directory with --data-dir", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -443,6 +451,15 @@ func newLogger(format string, level slog.Leveler, w io.Writer) (log *slog.Logger
 		direct.Error("log lines dropped: standard error was not read fast enough", "lines", lines)
 	})
 	return slog.New(handlerOf(queue)), queue.Close
+}
+
+// errListen says why an address cannot be listened on.
+func errListen(address, flag string, err error) error {
+	cause := innermost(err)
+	if errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT) {
+		cause = fmt.Errorf("%w, so this machine does not have the address, or no IPv6", cause)
+	}
+	return fmt.Errorf("cannot listen on %s: %w; choose another address with %s", address, cause, flag)
 }
 
 // innermost returns the operating system's own error, without the path or address, which the

@@ -254,6 +254,11 @@ type settings struct {
 	file string
 }
 
+// isDefault reports whether a setting has its default because nothing else sets it.
+func (s *settings) isDefault(flag string) bool {
+	return s.sources.of(s.flags.Lookup(flag)).origin == fromDefault
+}
+
 // reread returns the settings with the file read again, and flags and environment as they
 // were.
 func (s *settings) reread(environ environment) (serveConfig, *settings, error) {
