@@ -28,13 +28,13 @@ type EventType int32
 const (
 	// Not set.
 	EventType_EVENT_TYPE_UNSPECIFIED EventType = 0
-	// The first that is known of an instance.
+	// The instance became known to the service.
 	EventType_EVENT_TYPE_ADDED EventType = 1
 	// A change of state, whatever else changed with it.
 	EventType_EVENT_TYPE_STATE_CHANGED EventType = 2
 	// A change of anything but the state.
 	EventType_EVENT_TYPE_ATTRIBUTES_CHANGED EventType = 3
-	// The backend no longer knows the instance. The event carries it as last known.
+	// The backend no longer knows the instance. The event has its last known attributes.
 	EventType_EVENT_TYPE_REMOVED EventType = 4
 )
 
@@ -89,11 +89,11 @@ type EventMatch int32
 const (
 	// Not set.
 	EventMatch_EVENT_MATCH_UNSPECIFIED EventMatch = 0
-	// The instance matches since this change.
+	// The instance matches the filter now, and did not before.
 	EventMatch_EVENT_MATCH_ENTERED EventMatch = 1
 	// It matched before and after.
 	EventMatch_EVENT_MATCH_STAYED EventMatch = 2
-	// It matched before and no longer does, or is gone.
+	// It matched before and no longer does, or was removed.
 	EventMatch_EVENT_MATCH_LEFT EventMatch = 3
 )
 
@@ -140,19 +140,19 @@ func (EventMatch) EnumDescriptor() ([]byte, []int) {
 	return file_instanced_v1_event_proto_rawDescGZIP(), []int{1}
 }
 
-// EventSource is how the service learnt of a change.
+// EventSource is how the service learned of a change.
 type EventSource int32
 
 const (
 	// Not set.
 	EventSource_EVENT_SOURCE_UNSPECIFIED EventSource = 0
-	// The backend's answer to a command.
+	// The backend's response to a command.
 	EventSource_EVENT_SOURCE_ANSWER EventSource = 1
-	// A notice of EC2 through EventBridge.
+	// A notice from EC2 through EventBridge.
 	EventSource_EVENT_SOURCE_EVENT_BRIDGE EventSource = 2
-	// A comparison with what the backend describes.
+	// A comparison with the backend's DescribeInstances.
 	EventSource_EVENT_SOURCE_RECONCILE EventSource = 3
-	// A notice of the simulator.
+	// A notice from the simulator.
 	EventSource_EVENT_SOURCE_SIMULATOR EventSource = 4
 )
 
@@ -201,20 +201,20 @@ func (EventSource) EnumDescriptor() ([]byte, []int) {
 	return file_instanced_v1_event_proto_rawDescGZIP(), []int{2}
 }
 
-// Cause is who brought a change about. The changes that follow from a command by
-// themselves, such as pending -> running after a start, inherit its cause.
+// Cause is who or what caused a change. The changes that follow from a command, such as
+// pending -> running after a start, inherit its cause.
 type Cause struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who asked. Empty when external is true.
 	Principal string `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
-	// What was asked for, such as StartInstances.
+	// The command, such as StartInstances.
 	Verb string `protobuf:"bytes,2,opt,name=verb,proto3" json:"verb,omitempty"`
 	// The id of the request, as in its "request-id" metadata and in the log.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The client token of the request, if it had one.
 	ClientToken string `protobuf:"bytes,4,opt,name=client_token,json=clientToken,proto3" json:"client_token,omitempty"`
-	// Somebody or something outside of this service: the console, a Spot
-	// interruption, the operating system of the instance.
+	// The change was caused outside this service: in the console, by a Spot interruption,
+	// or by the instance's operating system.
 	External      bool `protobuf:"varint,5,opt,name=external,proto3" json:"external,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -290,32 +290,32 @@ type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What kind of change it is.
 	Type EventType `protobuf:"varint,1,opt,name=type,proto3,enum=instanced.v1.EventType" json:"type,omitempty"`
-	// The position in the log. With index it strictly increases and can be compared
-	// within one log_id. Events of one revision were recorded together.
+	// The position in the log. Together with index it strictly increases; it can be
+	// compared within one log_id. Events of one revision were recorded together.
 	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The place within the revision.
 	Index uint32 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
-	// The instance in full as after the change; for REMOVED as last known.
+	// The whole instance after the change; for REMOVED, as last known.
 	Instance *Instance `protobuf:"bytes,4,opt,name=instance,proto3" json:"instance,omitempty"`
-	// The state before. Absent for ADDED. It is the current state of the event of
-	// this instance before this one.
+	// The state before the change, which is the state after this instance's previous
+	// event. Absent for ADDED.
 	PreviousState *InstanceState `protobuf:"bytes,5,opt,name=previous_state,json=previousState,proto3" json:"previous_state,omitempty"`
 	// How the change relates to the filter. ENTERED, STAYED or LEFT by the same rule
 	// in WatchInstances and ListEvents.
 	Match EventMatch `protobuf:"varint,6,opt,name=match,proto3,enum=instanced.v1.EventMatch" json:"match,omitempty"`
-	// Who brought it about.
+	// Who or what caused it.
 	Cause *Cause `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
-	// How the service learnt of it.
+	// How the service learned of it.
 	Source EventSource `protobuf:"varint,8,opt,name=source,proto3,enum=instanced.v1.EventSource" json:"source,omitempty"`
-	// When it happened, as far as anybody can tell. EC2 gives whole seconds. Not
-	// ordered between instances.
+	// When it happened, as precisely as is known; EC2 reports whole seconds. Not ordered
+	// across instances.
 	OccurredAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=occurred_at,json=occurredAt,proto3" json:"occurred_at,omitempty"`
-	// When this service learnt of it.
+	// When this service learned of it.
 	ObservedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=observed_at,json=observedAt,proto3" json:"observed_at,omitempty"`
 	// The state was not observed, but the instance must have passed through it.
 	Inferred bool `protobuf:"varint,11,opt,name=inferred,proto3" json:"inferred,omitempty"`
-	// What changed, for ATTRIBUTES_CHANGED: names of fields of the instance, in the order
-	// of their numbers. A tag is named as "tags.KEY".
+	// The changed fields of the instance, for ATTRIBUTES_CHANGED, in the order of their
+	// field numbers. A tag is named as "tags.KEY".
 	ChangedFields []string `protobuf:"bytes,12,rep,name=changed_fields,json=changedFields,proto3" json:"changed_fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -22,8 +22,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// InstanceStateName is EC2's name of a state. EC2 may one day send a state that
-// is not in this list; clients should treat an unknown value as "not there yet".
+// InstanceStateName is EC2's name of a state. EC2 may add states; clients should treat
+// an unknown value as a transitional state.
 type InstanceStateName int32
 
 const (
@@ -35,7 +35,7 @@ const (
 	InstanceStateName_INSTANCE_STATE_NAME_RUNNING InstanceStateName = 2
 	// EC2's "shutting-down", code 32: being terminated.
 	InstanceStateName_INSTANCE_STATE_NAME_SHUTTING_DOWN InstanceStateName = 3
-	// EC2's "terminated", code 48. It never leaves this state, and vanishes after
+	// EC2's "terminated", code 48. It never leaves this state, and EC2 removes it after
 	// about an hour.
 	InstanceStateName_INSTANCE_STATE_NAME_TERMINATED InstanceStateName = 4
 	// EC2's "stopping", code 64: being stopped or hibernated.
@@ -96,9 +96,9 @@ func (InstanceStateName) EnumDescriptor() ([]byte, []int) {
 // InstanceState is a state by code and name, as EC2 gives it.
 type InstanceState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// EC2's code: 0 pending, 16 running, 32 shutting-down, 48 terminated,
-	// 64 stopping, 80 stopped. The high byte that EC2 sends is masked off. It is
-	// always set in answers, 0 included.
+	// EC2's code: 0 pending, 16 running, 32 shutting-down, 48 terminated, 64 stopping, 80
+	// stopped. The high byte that EC2 sends is masked off. It is always set in responses,
+	// even if it is 0.
 	Code *int32 `protobuf:"varint,1,opt,name=code,proto3,oneof" json:"code,omitempty"`
 	// EC2's name.
 	Name          InstanceStateName `protobuf:"varint,2,opt,name=name,proto3,enum=instanced.v1.InstanceStateName" json:"name,omitempty"`
@@ -150,16 +150,16 @@ func (x *InstanceState) GetName() InstanceStateName {
 	return InstanceStateName_INSTANCE_STATE_NAME_UNSPECIFIED
 }
 
-// InstanceStateChange is how one instance answered a command.
+// InstanceStateChange is the effect of a command on one instance.
 type InstanceStateChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The state in which the call left the instance.
+	// The state of the instance after the call.
 	CurrentState *InstanceState `protobuf:"bytes,1,opt,name=current_state,json=currentState,proto3" json:"current_state,omitempty"`
 	// The id of the instance.
 	InstanceId string `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
-	// The state in which the call found it. Equal to current_state when there was
-	// nothing to do. Of concurrent callers that start one stopped instance exactly
-	// one sees stopped here; the others see pending. Whoever saw stopped caused the
+	// The state of the instance before the call. Equal to current_state if there was
+	// nothing to do. Of concurrent callers that start one stopped instance, exactly one
+	// sees stopped here and the others see pending: the one that sees stopped caused the
 	// start.
 	PreviousState *InstanceState `protobuf:"bytes,3,opt,name=previous_state,json=previousState,proto3" json:"previous_state,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -273,7 +273,7 @@ func (x *StateReason) GetMessage() string {
 	return ""
 }
 
-// Instance is what is known of one instance, as EC2's DescribeInstances tells it.
+// Instance is an instance as EC2's DescribeInstances describes it.
 type Instance struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id, "i-" and 8 or 17 hex digits.
@@ -288,11 +288,11 @@ type Instance struct {
 	InstanceType string `protobuf:"bytes,5,opt,name=instance_type,json=instanceType,proto3" json:"instance_type,omitempty"`
 	// The state.
 	State *InstanceState `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
-	// Why it is in this state; absent when EC2 gives no reason, as for a running
-	// instance. After a start that fell back to stopped it says why.
+	// Why it is in this state; absent if EC2 gives no reason, as for a running instance.
+	// After a start that fell back to stopped, why it did.
 	StateReason *StateReason `protobuf:"bytes,7,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
-	// EC2's free text of the last change that somebody asked for, such as
-	// "User initiated (2019-10-12 20:35:03 GMT)"; empty once it was started again.
+	// EC2's text about the last requested change of state, such as "User initiated
+	// (2019-10-12 20:35:03 GMT)"; empty after the next start.
 	StateTransitionReason string `protobuf:"bytes,8,opt,name=state_transition_reason,json=stateTransitionReason,proto3" json:"state_transition_reason,omitempty"`
 	// When it was launched or last started.
 	LaunchTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=launch_time,json=launchTime,proto3" json:"launch_time,omitempty"`
@@ -308,19 +308,19 @@ type Instance struct {
 	InstanceLifecycle string `protobuf:"bytes,14,opt,name=instance_lifecycle,json=instanceLifecycle,proto3" json:"instance_lifecycle,omitempty"`
 	// The tags, at most 50.
 	Tags map[string]string `protobuf:"bytes,15,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// What only the simulator knows; absent with every other backend.
+	// What only the simulator knows; absent with other backends.
 	Simulator *SimulatorAttributes `protobuf:"bytes,16,opt,name=simulator,proto3,oneof" json:"simulator,omitempty"`
 	// EC2's imageId, the AMI that it was launched from, such as ami-0abcdef1234567890. It
-	// never changes. Empty only in what was recorded before this field was there.
+	// never changes. Empty only in history recorded before this field existed.
 	ImageId string `protobuf:"bytes,17,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
-	// EC2's amiLaunchIndex: which one it is of those that one call launched together, from
+	// EC2's amiLaunchIndex: its index among the instances launched by the same call, from
 	// 0. It never changes.
 	AmiLaunchIndex int32 `protobuf:"varint,18,opt,name=ami_launch_index,json=amiLaunchIndex,proto3" json:"ami_launch_index,omitempty"`
-	// EC2's privateDnsName, which resolves inside of the VPC, such as
+	// EC2's privateDnsName, which resolves within the VPC, such as
 	// ip-10-0-0-1.ec2.internal; it is kept while stopped, and empty once terminated.
 	PrivateDnsName string `protobuf:"bytes,19,opt,name=private_dns_name,json=privateDnsName,proto3" json:"private_dns_name,omitempty"`
-	// EC2's dnsName, such as ec2-203-0-113-25.compute-1.amazonaws.com. Empty while it has no
-	// public address, and in a VPC without DNS hostnames; a new one comes with each new
+	// EC2's dnsName, such as ec2-203-0-113-25.compute-1.amazonaws.com. Empty without a
+	// public address, and in a VPC without DNS hostnames; it changes with the public
 	// address.
 	PublicDnsName string `protobuf:"bytes,20,opt,name=public_dns_name,json=publicDnsName,proto3" json:"public_dns_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -497,13 +497,13 @@ func (x *Instance) GetPublicDnsName() string {
 	return ""
 }
 
-// SimulatorAttributes are what the simulator tells of an instance beyond EC2's
+// SimulatorAttributes are attributes that the simulator adds to those of EC2's
 // DescribeInstances.
 type SimulatorAttributes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Stop protection: stopping and terminating it by API is refused.
+	// Stop protection: it cannot be stopped or terminated by API.
 	DisableApiStop bool `protobuf:"varint,1,opt,name=disable_api_stop,json=disableApiStop,proto3" json:"disable_api_stop,omitempty"`
-	// Termination protection: terminating it by API is refused.
+	// Termination protection: it cannot be terminated by API.
 	DisableApiTermination bool `protobuf:"varint,2,opt,name=disable_api_termination,json=disableApiTermination,proto3" json:"disable_api_termination,omitempty"`
 	// Whether it was launched with hibernation enabled.
 	HibernationConfigured bool `protobuf:"varint,3,opt,name=hibernation_configured,json=hibernationConfigured,proto3" json:"hibernation_configured,omitempty"`
@@ -514,8 +514,8 @@ type SimulatorAttributes struct {
 	// "standard" or "unlimited"; empty for types without CPU credits.
 	CpuCredits string `protobuf:"bytes,6,opt,name=cpu_credits,json=cpuCredits,proto3" json:"cpu_credits,omitempty"`
 	// The seconds of usage charged so far: at least 60 for each start, then by the
-	// second, nothing while stopped. DescribeInstances and WaitInstances charge up to the
-	// moment of the answer; events and snapshots are as recorded, up to the last change of
+	// second, nothing while stopped. In DescribeInstances and WaitInstances, up to the
+	// time of the response; in events and snapshots, up to the last recorded change of
 	// state.
 	BilledSeconds int64 `protobuf:"varint,7,opt,name=billed_seconds,json=billedSeconds,proto3" json:"billed_seconds,omitempty"`
 	// The type of the Spot request of a Spot Instance: "one-time" or "persistent". Empty
@@ -630,8 +630,7 @@ type InstanceFilter struct {
 	InstanceIds []string `protobuf:"bytes,1,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
 	// States.
 	States []InstanceStateName `protobuf:"varint,2,rep,packed,name=states,proto3,enum=instanced.v1.InstanceStateName" json:"states,omitempty"`
-	// Tags: every one of these keys must be there with one of its values. At most
-	// 50.
+	// Tags: the instance must have each of these keys with one of its values. At most 50.
 	Tags []*TagFilter `protobuf:"bytes,3,rep,name=tags,proto3" json:"tags,omitempty"`
 	// Instance types, such as t3.micro.
 	InstanceTypes []string `protobuf:"bytes,4,rep,name=instance_types,json=instanceTypes,proto3" json:"instance_types,omitempty"`
@@ -727,9 +726,9 @@ func (x *InstanceFilter) GetAccountIds() []string {
 // TagFilter selects by one tag.
 type TagFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key, 1 to 128 characters; not twice in one filter.
+	// The key, 1 to 128 characters; unique within a filter.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// The values, at most 256 characters each. Without values any will do.
+	// The values, at most 256 characters each. Without values, any value matches.
 	Values        []string `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -23,19 +23,21 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// FailureMode says what one bad instance does to a call.
+// FailureMode says what happens to a call when one of its instances fails.
 type FailureMode int32
 
 const (
 	// The same as WHOLE_CALL.
 	FailureMode_FAILURE_MODE_UNSPECIFIED FailureMode = 0
-	// One bad instance refuses the call, as with EC2, and nothing is changed, but for two
-	// exceptions that are EC2's too: after a lack of capacity it may have started some, and
-	// it terminates the instances of Availability Zones without a protected one. Nothing
-	// is rolled back, and the error says which were changed ("changed_instance_ids").
+	// One failing instance fails the call, as in EC2, and nothing is changed, with two
+	// exceptions that are EC2's as well: when capacity is insufficient it may have
+	// started some of the instances, and it terminates the instances in Availability
+	// Zones without a protected one. Nothing is rolled back, and the error names the
+	// changed instances ("changed_instance_ids").
 	FailureMode_FAILURE_MODE_WHOLE_CALL FailureMode = 1
-	// The good ones are carried out, the others are listed as failed; the status is
-	// OK even if none was good. Malformed ids still refuse the call.
+	// The call is carried out for the instances for which it can be, and the others are
+	// listed as failed; the status is OK even if all failed. A malformed id still fails
+	// the call.
 	FailureMode_FAILURE_MODE_PER_INSTANCE FailureMode = 2
 )
 
@@ -86,9 +88,9 @@ type WaitUntil int32
 const (
 	// The same as ALL_SETTLED.
 	WaitUntil_WAIT_UNTIL_UNSPECIFIED WaitUntil = 0
-	// When each instance has reached a wanted state or no longer can.
+	// When each instance has reached a wanted state or can no longer reach one.
 	WaitUntil_WAIT_UNTIL_ALL_SETTLED WaitUntil = 1
-	// The same, but at the first instance that no longer can.
+	// As above, or as soon as one instance can no longer reach a wanted state.
 	WaitUntil_WAIT_UNTIL_FIRST_FAILURE WaitUntil = 2
 )
 
@@ -139,14 +141,14 @@ type WaitOutcome int32
 const (
 	// Not set.
 	WaitOutcome_WAIT_OUTCOME_UNSPECIFIED WaitOutcome = 0
-	// It is in a wanted state, or has been in one after the cursor.
+	// It is in a wanted state, or was in one after the cursor.
 	WaitOutcome_WAIT_OUTCOME_REACHED WaitOutcome = 1
-	// It can no longer get there: it is terminated or shutting down, or its start fell
-	// back after the cursor. The instance's state reason says why.
+	// It can no longer reach a wanted state: it is terminated or shutting down, or its
+	// start fell back after the cursor. The instance's state reason says why.
 	WaitOutcome_WAIT_OUTCOME_UNREACHABLE WaitOutcome = 2
-	// The time was over first.
+	// The timeout passed first.
 	WaitOutcome_WAIT_OUTCOME_TIMED_OUT WaitOutcome = 3
-	// A FIRST_FAILURE wait ended for another instance's sake.
+	// A FIRST_FAILURE wait ended because of another instance.
 	WaitOutcome_WAIT_OUTCOME_UNSETTLED WaitOutcome = 4
 )
 
@@ -195,7 +197,7 @@ func (WaitOutcome) EnumDescriptor() ([]byte, []int) {
 	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{2}
 }
 
-// UnusableCursorPolicy says what a watch does with a cursor that it cannot serve.
+// UnusableCursorPolicy says what a watch does if its cursor cannot be served.
 type UnusableCursorPolicy int32
 
 const (
@@ -203,8 +205,8 @@ const (
 	UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_UNSPECIFIED UnusableCursorPolicy = 0
 	// End with OUT_OF_RANGE and the reason.
 	UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_FAIL UnusableCursorPolicy = 1
-	// Begin again with a snapshot that names the reason. A cursor that is not one at
-	// all is still INVALID_ARGUMENT.
+	// Start over with a snapshot that names the reason. A malformed cursor is still
+	// INVALID_ARGUMENT.
 	UnusableCursorPolicy_UNUSABLE_CURSOR_POLICY_SNAPSHOT UnusableCursorPolicy = 2
 )
 
@@ -259,7 +261,7 @@ const (
 	UnusableCursorReason_UNUSABLE_CURSOR_REASON_EXPIRED UnusableCursorReason = 1
 	// It belongs to another log.
 	UnusableCursorReason_UNUSABLE_CURSOR_REASON_OTHER_LOG UnusableCursorReason = 2
-	// The log was set back, as by a restored copy, to before the cursor.
+	// The log was rolled back to before the cursor, for example by restoring a backup.
 	UnusableCursorReason_UNUSABLE_CURSOR_REASON_ROLLED_BACK UnusableCursorReason = 3
 	// It is beyond the end of the log.
 	UnusableCursorReason_UNUSABLE_CURSOR_REASON_AHEAD UnusableCursorReason = 4
@@ -324,7 +326,7 @@ const (
 	GoodbyeReason_GOODBYE_REASON_REAUTHENTICATE GoodbyeReason = 3
 	// What the caller may see has changed.
 	GoodbyeReason_GOODBYE_REASON_POLICY_CHANGED GoodbyeReason = 4
-	// The server has too much to do.
+	// The server is overloaded.
 	GoodbyeReason_GOODBYE_REASON_OVERLOAD GoodbyeReason = 5
 )
 
@@ -375,19 +377,19 @@ func (GoodbyeReason) EnumDescriptor() ([]byte, []int) {
 	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{5}
 }
 
-// InstanceFailure is why one instance of a PER_INSTANCE call was refused.
+// InstanceFailure is why a PER_INSTANCE call failed for one instance.
 type InstanceFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of the instance.
 	InstanceId string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
-	// The code, a google.rpc.Code, that a call for this instance alone would have got.
+	// The google.rpc.Code that a call for this instance alone would have returned.
 	StatusCode int32 `protobuf:"varint,2,opt,name=status_code,json=statusCode,proto3" json:"status_code,omitempty"`
 	// EC2's error code, such as IncorrectInstanceState; empty for an error of this
 	// service.
 	Ec2ErrorCode string `protobuf:"bytes,3,opt,name=ec2_error_code,json=ec2ErrorCode,proto3" json:"ec2_error_code,omitempty"`
-	// The message, EC2's word for word.
+	// The error message; EC2's own text if EC2 returned the error.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
-	// How long to wait before a retry may succeed; absent when none is worth while.
+	// How long to wait before retrying; absent if a retry cannot succeed.
 	RetryDelay    *durationpb.Duration `protobuf:"bytes,5,opt,name=retry_delay,json=retryDelay,proto3" json:"retry_delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -465,17 +467,17 @@ type StartInstancesRequest struct {
 	InstanceIds []string `protobuf:"bytes,1,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
 	// Reserved by EC2; passed on as it is. At most 1024 bytes.
 	AdditionalInfo string `protobuf:"bytes,2,opt,name=additional_info,json=additionalInfo,proto3" json:"additional_info,omitempty"`
-	// Asks only whether the caller may. Nothing is changed and the answer is always an
-	// error: reason DRY_RUN_OPERATION if the call would have been permitted, else
-	// UNAUTHORIZED_OPERATION. Whether the instances exist or can be started is not
-	// looked at.
+	// Only check whether the caller is allowed to do this. Nothing is changed, and the
+	// result is always an error: reason DRY_RUN_OPERATION if the call would have been
+	// permitted, else UNAUTHORIZED_OPERATION. Whether the instances exist or can be
+	// started is not checked.
 	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// At most 64 printable ASCII characters, valid for this principal and verb for 24
-	// hours. A retry with the same token and request gets the first answer, and joins
-	// a call in flight; another request under the token is ALREADY_EXISTS. Errors and
-	// dry runs are not kept.
+	// hours. A retry with the same token and request returns the first response, or joins
+	// the call if it is still in flight; a different request with the token is
+	// ALREADY_EXISTS. Errors and dry runs are not kept.
 	ClientToken string `protobuf:"bytes,4,opt,name=client_token,json=clientToken,proto3" json:"client_token,omitempty"`
-	// What one bad instance does to the call.
+	// What happens to the call when one of its instances fails.
 	FailureMode   FailureMode `protobuf:"varint,5,opt,name=failure_mode,json=failureMode,proto3,enum=instanced.v1.FailureMode" json:"failure_mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -553,11 +555,11 @@ type StartInstancesResponse struct {
 	StartingInstances []*InstanceStateChange `protobuf:"bytes,1,rep,name=starting_instances,json=startingInstances,proto3" json:"starting_instances,omitempty"`
 	// The others, in the order asked for; PER_INSTANCE only.
 	FailedInstances []*InstanceFailure `protobuf:"bytes,2,rep,name=failed_instances,json=failedInstances,proto3" json:"failed_instances,omitempty"`
-	// A log position at or before the first change that this call caused: a Watch or
-	// Wait after it misses nothing of it.
+	// A log position before the first change that this call caused: a Watch or Wait after
+	// it misses none of them.
 	Cursor string `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// The position behind what was recorded before this answer: a running Watch that
-	// has passed it has shown it.
+	// The log position after everything that was recorded before this response: a Watch
+	// that has passed it has delivered the call's changes.
 	EndCursor     string `protobuf:"bytes,4,opt,name=end_cursor,json=endCursor,proto3" json:"end_cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -626,8 +628,8 @@ type StopInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The instances, 1 to 1000. An id that is repeated counts once.
 	InstanceIds []string `protobuf:"bytes,1,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
-	// Hibernate: keep the contents of RAM. An instance that was not launched with
-	// hibernation enabled refuses (UnsupportedHibernationConfiguration).
+	// Hibernate: keep the contents of RAM. The instance must have been launched with
+	// hibernation enabled (else UnsupportedHibernationConfiguration).
 	Hibernate bool `protobuf:"varint,2,opt,name=hibernate,proto3" json:"hibernate,omitempty"`
 	// Force the stop when the operating system does not shut down in time. File
 	// systems may need a check afterwards.
@@ -1110,11 +1112,12 @@ func (x *TerminateInstancesResponse) GetEndCursor() string {
 // DescribeInstancesRequest selects instances.
 type DescribeInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which instances; empty means all. An unknown id in it is NOT_FOUND.
+	// Which instances; empty means all. An unknown id is NOT_FOUND.
 	Filter *InstanceFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// The most instances of a page, 1 to 1000; 0 means 100. A page also ends at 1 MiB.
+	// The maximum number of instances in a page, 1 to 1000; 0 means 100. A page also ends
+	// at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The next_page_token of the page before; it is bound to its filter.
+	// The next_page_token of the previous page, which is valid for the same filter only.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Wait until this process has seen everything up to this cursor.
 	MinCursor     string `protobuf:"bytes,4,opt,name=min_cursor,json=minCursor,proto3" json:"min_cursor,omitempty"`
@@ -1187,8 +1190,8 @@ type DescribeInstancesResponse struct {
 	Instances []*Instance `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// The log position that this page reflects. To go on with WatchInstances, use that
-	// of the first page.
+	// The log position that this page reflects. To continue with WatchInstances, use the
+	// cursor of the first page.
 	Cursor string `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// When this process last compared everything with the backend; absent before the
 	// first time, and where another process owns the backend.
@@ -1261,14 +1264,14 @@ type WaitInstancesRequest struct {
 	// The instances, 1 to 1000. An id that is repeated counts once. One that does not
 	// exist is NOT_FOUND.
 	InstanceIds []string `protobuf:"bytes,1,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
-	// The wanted states, any of which will do; at least one.
+	// The wanted states, at least one. Any of them is sufficient.
 	States []InstanceStateName `protobuf:"varint,2,rep,packed,name=states,proto3,enum=instanced.v1.InstanceStateName" json:"states,omitempty"`
-	// The cursor of the command whose effect is awaited. With it, what counts is the
-	// present state and those recorded after it, and a start that falls back after it
-	// ends the wait. Without it, only the present state and those to come count, and
-	// only an instance that is on its way to terminated is hopeless.
+	// The cursor of the command whose effect is awaited. With it, the current state and
+	// all states recorded after the cursor count, and a start that falls back after it
+	// ends the wait. Without it, only the current state and later ones count, and only an
+	// instance that is shutting down or terminated ends the wait early.
 	AfterCursor string `protobuf:"bytes,3,opt,name=after_cursor,json=afterCursor,proto3" json:"after_cursor,omitempty"`
-	// The longest wait, more than 0, at most 1 hour; absent means 5 minutes. The
+	// How long to wait, more than 0 and at most 1 hour; absent means 5 minutes. The
 	// deadline of the call should be some seconds later.
 	Timeout *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// When the wait ends.
@@ -1349,13 +1352,13 @@ type WaitResult struct {
 	InstanceId string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// How it ended.
 	Outcome WaitOutcome `protobuf:"varint,2,opt,name=outcome,proto3,enum=instanced.v1.WaitOutcome" json:"outcome,omitempty"`
-	// The instance in full, as now; absent where the time was over before this process
+	// The whole instance as it is now; absent if the timeout passed before this process
 	// had seen the cursor.
 	Instance *Instance `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
 	// The wanted state that was reached; absent unless REACHED. The instance may have
 	// left it since.
 	ReachedState *InstanceState `protobuf:"bytes,4,opt,name=reached_state,json=reachedState,proto3" json:"reached_state,omitempty"`
-	// Why the state cannot be reached; UNREACHABLE only, as far as EC2 gives a reason.
+	// Why the state cannot be reached; only if UNREACHABLE and EC2 gives a reason.
 	StateReason   *StateReason `protobuf:"bytes,5,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1484,18 +1487,18 @@ func (x *WaitInstancesResponse) GetCursor() string {
 // WatchInstancesRequest says what to watch and from where.
 type WatchInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Go on after this cursor. Empty: begin with a snapshot.
+	// Resume after this cursor. Empty: begin with a snapshot.
 	AfterCursor string `protobuf:"bytes,1,opt,name=after_cursor,json=afterCursor,proto3" json:"after_cursor,omitempty"`
 	// Begin with what happens from now on, without a snapshot. Excludes after_cursor.
 	FromNow bool `protobuf:"varint,2,opt,name=from_now,json=fromNow,proto3" json:"from_now,omitempty"`
 	// Which instances; empty means all. An event is delivered when the instance
 	// matches before or after the change.
 	Filter *InstanceFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
-	// How often a progress message is sent at the least, 1 s to 60 s; absent means
-	// 10 s.
+	// The longest time without a message, after which a progress message is sent, 1 s to
+	// 60 s; absent means 10 s.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,4,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
-	// What to do with a cursor that cannot be served, also when that happens to a slow
-	// subscriber later on.
+	// What to do if the cursor cannot be served, at the start or later, when a slow
+	// subscriber falls behind the retained history.
 	OnUnusableCursor UnusableCursorPolicy `protobuf:"varint,5,opt,name=on_unusable_cursor,json=onUnusableCursor,proto3,enum=instanced.v1.UnusableCursorPolicy" json:"on_unusable_cursor,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -1569,10 +1572,10 @@ func (x *WatchInstancesRequest) GetOnUnusableCursor() UnusableCursorPolicy {
 // WatchInstancesResponse is one message of the stream, of at most 1 MiB.
 type WatchInstancesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A position from which it is safe to go on. Empty in the midst of a snapshot or
-	// of a batch that spreads over several messages.
+	// A position from which it is safe to resume. Empty within a snapshot or batch that
+	// spans several messages.
 	Cursor string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// What the message says.
+	// The content of the message.
 	//
 	// Types that are valid to be assigned to Message:
 	//
@@ -1680,8 +1683,8 @@ type isWatchInstancesResponse_Message interface {
 }
 
 type WatchInstancesResponse_Subscribed struct {
-	// The first message: the subscription stands, and every change recorded from now
-	// on will be delivered.
+	// The first message: the subscription is established, and every change recorded
+	// from now on will be delivered.
 	Subscribed *Subscribed `protobuf:"bytes,2,opt,name=subscribed,proto3,oneof"`
 }
 
@@ -1696,7 +1699,7 @@ type WatchInstancesResponse_Events struct {
 }
 
 type WatchInstancesResponse_Progress struct {
-	// All up to the cursor has been delivered.
+	// Everything up to the cursor has been delivered.
 	Progress *Progress `protobuf:"bytes,5,opt,name=progress,proto3,oneof"`
 }
 
@@ -1720,9 +1723,9 @@ type Subscribed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The log that cursors and revisions of this stream belong to.
 	LogId string `protobuf:"bytes,1,opt,name=log_id,json=logId,proto3" json:"log_id,omitempty"`
-	// The interval in force.
+	// The effective interval.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,2,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
-	// The largest message, in bytes.
+	// The maximum size of a message in bytes.
 	MaxMessageBytes int32 `protobuf:"varint,3,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -1784,12 +1787,11 @@ type Snapshot struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Instances, in the order of their ids.
 	Instances []*Instance `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
-	// This part begins a snapshot: forget what was known before.
+	// This part begins a snapshot: discard what was known before.
 	First bool `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
 	// This part ends it; the message has the cursor.
 	Last bool `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
-	// Why there is a snapshot in place of the changes that were asked for; in the first
-	// part.
+	// Why a snapshot is sent instead of the requested changes; set in the first part.
 	Reason        UnusableCursorReason `protobuf:"varint,4,opt,name=reason,proto3,enum=instanced.v1.UnusableCursorReason" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1853,7 +1855,7 @@ func (x *Snapshot) GetReason() UnusableCursorReason {
 	return UnusableCursorReason_UNUSABLE_CURSOR_REASON_UNSPECIFIED
 }
 
-// Events are changes, in their order.
+// Events are changes, in log order.
 type Events struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The changes.
@@ -1905,8 +1907,8 @@ type Progress struct {
 	// When this process last compared everything with the backend; absent before the
 	// first time, and where another process owns the backend.
 	LastReconciled *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=last_reconciled,json=lastReconciled,proto3" json:"last_reconciled,omitempty"`
-	// Set while changes cannot be recorded, or not be learnt by this process, so that
-	// nothing is delivered although something may happen. What happens meanwhile follows
+	// Set while changes cannot be recorded, or do not reach this process, so that nothing
+	// is delivered although something may be happening. Those changes are delivered
 	// afterwards.
 	Impairment    *Impairment `protobuf:"bytes,2,opt,name=impairment,proto3" json:"impairment,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1957,7 +1959,7 @@ func (x *Progress) GetImpairment() *Impairment {
 	return nil
 }
 
-// Impairment is why what happens is not recorded, or not known here, at the moment.
+// Impairment is why changes are currently not recorded, or do not reach this process.
 type Impairment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reason of the error that a command would get: JOURNAL_FULL,
@@ -2018,7 +2020,8 @@ type Goodbye struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Why.
 	Reason GoodbyeReason `protobuf:"varint,1,opt,name=reason,proto3,enum=instanced.v1.GoodbyeReason" json:"reason,omitempty"`
-	// How long to wait before connecting again; it differs from stream to stream.
+	// How long to wait before reconnecting; jittered, so that streams do not all
+	// reconnect at once.
 	RetryDelay    *durationpb.Duration `protobuf:"bytes,2,opt,name=retry_delay,json=retryDelay,proto3" json:"retry_delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2073,12 +2076,14 @@ type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The instances, 1 to 1000.
 	InstanceIds []string `protobuf:"bytes,1,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
-	// Only what was recorded after this cursor; empty: everything that is kept.
+	// Only changes recorded after this cursor; empty: the whole retained history.
 	AfterCursor string `protobuf:"bytes,2,opt,name=after_cursor,json=afterCursor,proto3" json:"after_cursor,omitempty"`
-	// The most events of a page, 1 to 1000; 0 means 100. A page also ends at 1 MiB, or
-	// when much of the log has been read, and may then be empty although others follow.
+	// The maximum number of events in a page, 1 to 1000; 0 means 100. A page also ends at
+	// 1 MiB, or after reading a large part of the log; it may then be empty although more
+	// pages follow.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The next_page_token of the page before; it is bound to its instance_ids.
+	// The next_page_token of the previous page, which is valid for the same instance_ids
+	// only.
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2149,8 +2154,8 @@ type ListEventsResponse struct {
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// On the last page, the log position up to which this is the whole history; empty
-	// on the others.
+	// On the last page, the log position up to which the history is complete; empty on
+	// all other pages.
 	Cursor        string `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2207,7 +2212,7 @@ func (x *ListEventsResponse) GetCursor() string {
 	return ""
 }
 
-// GetServerInfoRequest asks for nothing in particular.
+// GetServerInfoRequest has no fields.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2244,7 +2249,7 @@ func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
 	return file_instanced_v1_instance_service_proto_rawDescGZIP(), []int{24}
 }
 
-// GetServerInfoResponse tells what is running here.
+// GetServerInfoResponse describes the service and this process.
 type GetServerInfoResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The version of the service.
@@ -2253,7 +2258,7 @@ type GetServerInfoResponse struct {
 	Backend string `protobuf:"bytes,2,opt,name=backend,proto3" json:"backend,omitempty"`
 	// The identity of the log: cursors and revisions can be compared within it.
 	LogId string `protobuf:"bytes,3,opt,name=log_id,json=logId,proto3" json:"log_id,omitempty"`
-	// The limits in force.
+	// The effective limits.
 	Limits *Limits `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"`
 	// Who owns the backend.
 	Owner *Owner `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
@@ -2268,12 +2273,12 @@ type GetServerInfoResponse struct {
 	JournalBytes int64 `protobuf:"varint,9,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
 	// The instances that are known.
 	InstanceCount int64 `protobuf:"varint,10,opt,name=instance_count,json=instanceCount,proto3" json:"instance_count,omitempty"`
-	// Set while changes cannot be recorded, or not be learnt by this process.
+	// Set while changes cannot be recorded, or do not reach this process.
 	Impairment *Impairment `protobuf:"bytes,11,opt,name=impairment,proto3" json:"impairment,omitempty"`
 	// EC2's token buckets as this process mirrors them; empty with the simulator, and where
 	// another process owns the backend.
 	TokenBuckets []*TokenBucket `protobuf:"bytes,12,rep,name=token_buckets,json=tokenBuckets,proto3" json:"token_buckets,omitempty"`
-	// What takes memory in this process.
+	// The memory use of this process.
 	Memory        *MemoryUse `protobuf:"bytes,13,opt,name=memory,proto3" json:"memory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2400,28 +2405,28 @@ func (x *GetServerInfoResponse) GetMemory() *MemoryUse {
 	return nil
 }
 
-// MemoryUse is about how much memory this process uses, in bytes, by what it is for. While it
-// collects garbage the heap is up to twice what is in use.
+// MemoryUse is the approximate memory use of this process in bytes, by purpose. Before
+// garbage is collected the heap is up to twice the size of what is in use.
 type MemoryUse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The end of the log, which is held for subscribers with what it is encoded to for them.
+	// The recent end of the log, which is held for subscribers, with its encoded form.
 	RecentHistoryBytes int64 `protobuf:"varint,1,opt,name=recent_history_bytes,json=recentHistoryBytes,proto3" json:"recent_history_bytes,omitempty"`
-	// The limit of recent_history_bytes: what is older is read from disk when it is wanted.
+	// The limit of recent_history_bytes; older history is read from disk when needed.
 	MaxRecentHistoryBytes int64 `protobuf:"varint,2,opt,name=max_recent_history_bytes,json=maxRecentHistoryBytes,proto3" json:"max_recent_history_bytes,omitempty"`
-	// What is known of the instances.
+	// The current instances.
 	InstancesBytes int64 `protobuf:"varint,3,opt,name=instances_bytes,json=instancesBytes,proto3" json:"instances_bytes,omitempty"`
-	// Which client tokens there are; 0 where another process owns the backend.
+	// The index of client tokens; 0 if another process owns the backend.
 	ClientTokensBytes int64 `protobuf:"varint,4,opt,name=client_tokens_bytes,json=clientTokensBytes,proto3" json:"client_tokens_bytes,omitempty"`
 	// The index of an embedded journal's keys: mostly one for each batch of the log and for
 	// each client token; 0 where the journal is in an etcd cluster.
 	IndexBytes int64 `protobuf:"varint,5,opt,name=index_bytes,json=indexBytes,proto3" json:"index_bytes,omitempty"`
-	// The subscriptions and waits that are under way, each of which may hold 256 KiB beside the
-	// window of its connection; one that keeps up holds about 16 KiB.
+	// The number of open watches and waits. Each may hold 256 KiB beside the window of
+	// its connection; one that keeps up holds about 16 KiB.
 	Streams int64 `protobuf:"varint,6,opt,name=streams,proto3" json:"streams,omitempty"`
-	// The heap of the process: all of the above, what else is in use, and garbage.
+	// The heap of the process: all of the above, everything else in use, and garbage.
 	HeapBytes int64 `protobuf:"varint,7,opt,name=heap_bytes,json=heapBytes,proto3" json:"heap_bytes,omitempty"`
-	// What the process has from the system, without etcd's cache of its database, which the
-	// system takes back when it needs memory.
+	// The resident memory of the process, without the pages of etcd's memory-mapped
+	// database, which the kernel reclaims when needed.
 	ProcessBytes  int64 `protobuf:"varint,8,opt,name=process_bytes,json=processBytes,proto3" json:"process_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2513,21 +2518,22 @@ func (x *MemoryUse) GetProcessBytes() int64 {
 	return 0
 }
 
-// TokenBucket is one of EC2's limits of rates: calls, or their instances, take tokens from
-// it, and wait when there are none.
+// TokenBucket is one of EC2's rate limits: calls, or their instances, take tokens from
+// it and wait while there are none.
 type TokenBucket struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What takes the tokens, such as "requests of StartInstances" or "instances of
 	// StopInstances".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The tokens that there are now; below zero when some are taken in advance.
+	// The current number of tokens; below zero if some were taken in advance.
 	Level float64 `protobuf:"fixed64,2,opt,name=level,proto3" json:"level,omitempty"`
-	// The most tokens that there can be.
+	// The maximum number of tokens.
 	Capacity float64 `protobuf:"fixed64,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	// The tokens that it gains in a second at present: fewer than the account's limits say
+	// The number of tokens currently added per second: fewer than the account's limit
 	// while EC2 throttles although there should be tokens.
 	RefillPerSecond float64 `protobuf:"fixed64,4,opt,name=refill_per_second,json=refillPerSecond,proto3" json:"refill_per_second,omitempty"`
-	// The instances that wait for tokens, of all callers; 0 of a bucket of requests.
+	// The number of instances waiting for tokens, of all callers; 0 for a bucket of
+	// requests.
 	WaitingInstances int64 `protobuf:"varint,5,opt,name=waiting_instances,json=waitingInstances,proto3" json:"waiting_instances,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -2598,34 +2604,33 @@ func (x *TokenBucket) GetWaitingInstances() int64 {
 	return 0
 }
 
-// Limits are what the service allows.
+// Limits are the limits of the service.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most ids of a call.
+	// The maximum number of ids in a call.
 	MaxInstanceIds int32 `protobuf:"varint,1,opt,name=max_instance_ids,json=maxInstanceIds,proto3" json:"max_instance_ids,omitempty"`
-	// The most values of a filter.
+	// The maximum number of values in a filter.
 	MaxFilterValues int32 `protobuf:"varint,2,opt,name=max_filter_values,json=maxFilterValues,proto3" json:"max_filter_values,omitempty"`
-	// The most items of a page.
+	// The maximum number of items in a page.
 	MaxPageSize int32 `protobuf:"varint,3,opt,name=max_page_size,json=maxPageSize,proto3" json:"max_page_size,omitempty"`
-	// The most characters of a client token.
+	// The maximum length of a client token in characters.
 	MaxClientTokenLength int32 `protobuf:"varint,4,opt,name=max_client_token_length,json=maxClientTokenLength,proto3" json:"max_client_token_length,omitempty"`
 	// How long client tokens are kept.
 	ClientTokenLifetime *durationpb.Duration `protobuf:"bytes,5,opt,name=client_token_lifetime,json=clientTokenLifetime,proto3" json:"client_token_lifetime,omitempty"`
-	// How long the log is kept, unless its size ends it first.
+	// How long history is kept, unless its size limit is reached first.
 	Retention *durationpb.Duration `protobuf:"bytes,6,opt,name=retention,proto3" json:"retention,omitempty"`
-	// The size, in bytes, to which the log is kept.
+	// The maximum size of the log in bytes.
 	JournalMaxBytes int64 `protobuf:"varint,7,opt,name=journal_max_bytes,json=journalMaxBytes,proto3" json:"journal_max_bytes,omitempty"`
 	// The longest wait.
 	MaxWait *durationpb.Duration `protobuf:"bytes,8,opt,name=max_wait,json=maxWait,proto3" json:"max_wait,omitempty"`
-	// The largest request, in bytes.
+	// The maximum size of a request in bytes.
 	MaxRequestBytes int32 `protobuf:"varint,9,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
-	// The most calls that may be under way at once, without subscriptions and waits. A
-	// principal or connection may have as many as are left over: half of them if it is
-	// the only one.
+	// The maximum number of calls in flight, without watches and waits. A principal or
+	// connection may use as many as are free: half of them if it is the only one.
 	MaxRequests int32 `protobuf:"varint,10,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
-	// The most subscriptions and waits that may be under way at once, in the same way.
+	// The maximum number of watches and waits in flight, shared in the same way.
 	MaxStreams int32 `protobuf:"varint,11,opt,name=max_streams,json=maxStreams,proto3" json:"max_streams,omitempty"`
-	// The most connections.
+	// The maximum number of open connections.
 	MaxConnections int32 `protobuf:"varint,12,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -2745,10 +2750,10 @@ func (x *Limits) GetMaxConnections() int32 {
 	return 0
 }
 
-// Owner is the process that commands the backend and writes the log.
+// Owner is the process that sends commands to the backend and writes the log.
 type Owner struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The address that it serves on; empty when there is no owner at the moment.
+	// The address on which it serves; empty if there is no owner at the moment.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
 	// Whether it is this process.
 	IsThisProcess bool `protobuf:"varint,2,opt,name=is_this_process,json=isThisProcess,proto3" json:"is_this_process,omitempty"`

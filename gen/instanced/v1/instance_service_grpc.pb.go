@@ -43,55 +43,55 @@ const (
 // lists what is wrong with a request, all together; google.rpc.RetryInfo says when
 // a retry may succeed. docs/errors.md lists the reasons.
 //
-// A request of a verb with fields that the server does not know, in nested messages too,
-// is refused with INVALID_ARGUMENT and the reason UNKNOWN_FIELD, which names their
-// numbers: an older server never leaves out a condition that a newer client asked for.
-// Requests that only read are answered without regard to such fields.
+// A command with fields that the server does not know, in nested messages too, is
+// rejected with INVALID_ARGUMENT and the reason UNKNOWN_FIELD, which names their
+// numbers, so that an older server never ignores a condition that a newer client asked
+// for. Read-only requests ignore such fields.
 //
-// Metadata of a request: "instanced-principal" (who calls, at most 128 printable
-// ASCII characters; unverified, default "anonymous"), "request-id" (at most 64
-// printable ASCII characters; default a new one; it comes back in the header).
+// Request metadata: "instanced-principal" names the caller (at most 128 printable ASCII
+// characters; unverified; default "anonymous"), "request-id" the request (at most 64
+// printable ASCII characters; generated if absent; returned in the response header).
 type InstanceServiceClient interface {
 	// StartInstances starts EBS-backed instances that were stopped.
 	//
-	// An answer means that EC2 accepted, not that the instances run: use
-	// WaitInstances or WatchInstances after the cursor of the answer. Starting a
-	// running or pending instance is no error and changes nothing. Every start is
-	// charged for at least one minute. What was in RAM at the stop is lost unless the
-	// instance was hibernated.
+	// A response means that EC2 accepted the request, not that the instances are running:
+	// call WaitInstances or WatchInstances with the cursor of the response. Starting a
+	// running or pending instance is not an error and changes nothing. Every start is
+	// charged for at least one minute. The contents of RAM at the stop are lost unless
+	// the instance was hibernated.
 	//
-	// Refused with FAILED_PRECONDITION: an instance whose root device is an instance
+	// Rejected with FAILED_PRECONDITION: an instance whose root device is an instance
 	// store (UnsupportedOperation); a T3 instance with host tenancy and unlimited CPU
-	// credits; one that is stopping, shutting down or terminated
-	// (IncorrectInstanceState). With RESOURCE_EXHAUSTED: InsufficientInstanceCapacity,
+	// credits; an instance that is stopping, shutting down or terminated
+	// (IncorrectInstanceState). With RESOURCE_EXHAUSTED: insufficient capacity, exceeded
 	// limits, throttling.
 	StartInstances(ctx context.Context, in *StartInstancesRequest, opts ...grpc.CallOption) (*StartInstancesResponse, error)
 	// StopInstances stops or hibernates EBS-backed instances. Without hibernation the
-	// contents of RAM are lost. Stopping a stopped instance is no error.
+	// contents of RAM are lost. Stopping a stopped instance is not an error.
 	StopInstances(ctx context.Context, in *StopInstancesRequest, opts ...grpc.CallOption) (*StopInstancesResponse, error)
-	// RebootInstances asks the operating systems to reboot. It changes no state and
-	// makes no event, and it is not idempotent: use a client token.
+	// RebootInstances asks the operating systems to reboot. It changes no state, causes
+	// no event, and is not idempotent: use a client token.
 	RebootInstances(ctx context.Context, in *RebootInstancesRequest, opts ...grpc.CallOption) (*RebootInstancesResponse, error)
-	// TerminateInstances ends instances for good. Terminating a terminated instance
-	// is no error. Where some Availability Zones of a call hold a protected instance,
-	// EC2 terminates the instances of the others and still reports an error.
+	// TerminateInstances ends instances for good. Terminating a terminated instance is
+	// not an error. If one of the instances is protected from termination, EC2 terminates
+	// the instances in the other Availability Zones and still returns an error.
 	TerminateInstances(ctx context.Context, in *TerminateInstancesRequest, opts ...grpc.CallOption) (*TerminateInstancesResponse, error)
-	// DescribeInstances returns instances from the journal, in the order of their
-	// ids. It reflects every change that this process has acknowledged and costs the
-	// backend nothing, except for ids that are not known yet: those are looked up
-	// once, and NOT_FOUND names all that do not exist.
+	// DescribeInstances returns instances from the journal, in the order of their ids. It
+	// reflects every change that this process has acknowledged, and makes no call to the
+	// backend except for ids that are not known yet: those are looked up once, and
+	// NOT_FOUND names all that do not exist.
 	DescribeInstances(ctx context.Context, in *DescribeInstancesRequest, opts ...grpc.CallOption) (*DescribeInstancesResponse, error)
-	// WaitInstances returns when every instance has reached one of the wanted states,
-	// or no longer can, or the time is over. A timeout is an answer, not an error. It
-	// costs the backend nothing.
+	// WaitInstances returns when every instance has reached one of the wanted states or
+	// can no longer reach it, or when the timeout has passed. A timeout is a result, not
+	// an error. It makes no call to the backend.
 	WaitInstances(ctx context.Context, in *WaitInstancesRequest, opts ...grpc.CallOption) (*WaitInstancesResponse, error)
 	// WatchInstances streams changes, from a cursor, from a snapshot, or from now on.
-	// docs/guarantees.md says what is promised. The server ends streams with a goodbye
-	// message and UNAVAILABLE; go on with the last cursor.
+	// docs/guarantees.md says what is promised. The server ends a stream with a goodbye
+	// message and UNAVAILABLE; resume with the last cursor.
 	WatchInstances(ctx context.Context, in *WatchInstancesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchInstancesResponse], error)
 	// ListEvents returns the recorded history of instances, oldest first.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
-	// GetServerInfo tells what is running here.
+	// GetServerInfo returns the version, backend, limits, owner and state of the service.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
 
@@ -215,55 +215,55 @@ func (c *instanceServiceClient) GetServerInfo(ctx context.Context, in *GetServer
 // lists what is wrong with a request, all together; google.rpc.RetryInfo says when
 // a retry may succeed. docs/errors.md lists the reasons.
 //
-// A request of a verb with fields that the server does not know, in nested messages too,
-// is refused with INVALID_ARGUMENT and the reason UNKNOWN_FIELD, which names their
-// numbers: an older server never leaves out a condition that a newer client asked for.
-// Requests that only read are answered without regard to such fields.
+// A command with fields that the server does not know, in nested messages too, is
+// rejected with INVALID_ARGUMENT and the reason UNKNOWN_FIELD, which names their
+// numbers, so that an older server never ignores a condition that a newer client asked
+// for. Read-only requests ignore such fields.
 //
-// Metadata of a request: "instanced-principal" (who calls, at most 128 printable
-// ASCII characters; unverified, default "anonymous"), "request-id" (at most 64
-// printable ASCII characters; default a new one; it comes back in the header).
+// Request metadata: "instanced-principal" names the caller (at most 128 printable ASCII
+// characters; unverified; default "anonymous"), "request-id" the request (at most 64
+// printable ASCII characters; generated if absent; returned in the response header).
 type InstanceServiceServer interface {
 	// StartInstances starts EBS-backed instances that were stopped.
 	//
-	// An answer means that EC2 accepted, not that the instances run: use
-	// WaitInstances or WatchInstances after the cursor of the answer. Starting a
-	// running or pending instance is no error and changes nothing. Every start is
-	// charged for at least one minute. What was in RAM at the stop is lost unless the
-	// instance was hibernated.
+	// A response means that EC2 accepted the request, not that the instances are running:
+	// call WaitInstances or WatchInstances with the cursor of the response. Starting a
+	// running or pending instance is not an error and changes nothing. Every start is
+	// charged for at least one minute. The contents of RAM at the stop are lost unless
+	// the instance was hibernated.
 	//
-	// Refused with FAILED_PRECONDITION: an instance whose root device is an instance
+	// Rejected with FAILED_PRECONDITION: an instance whose root device is an instance
 	// store (UnsupportedOperation); a T3 instance with host tenancy and unlimited CPU
-	// credits; one that is stopping, shutting down or terminated
-	// (IncorrectInstanceState). With RESOURCE_EXHAUSTED: InsufficientInstanceCapacity,
+	// credits; an instance that is stopping, shutting down or terminated
+	// (IncorrectInstanceState). With RESOURCE_EXHAUSTED: insufficient capacity, exceeded
 	// limits, throttling.
 	StartInstances(context.Context, *StartInstancesRequest) (*StartInstancesResponse, error)
 	// StopInstances stops or hibernates EBS-backed instances. Without hibernation the
-	// contents of RAM are lost. Stopping a stopped instance is no error.
+	// contents of RAM are lost. Stopping a stopped instance is not an error.
 	StopInstances(context.Context, *StopInstancesRequest) (*StopInstancesResponse, error)
-	// RebootInstances asks the operating systems to reboot. It changes no state and
-	// makes no event, and it is not idempotent: use a client token.
+	// RebootInstances asks the operating systems to reboot. It changes no state, causes
+	// no event, and is not idempotent: use a client token.
 	RebootInstances(context.Context, *RebootInstancesRequest) (*RebootInstancesResponse, error)
-	// TerminateInstances ends instances for good. Terminating a terminated instance
-	// is no error. Where some Availability Zones of a call hold a protected instance,
-	// EC2 terminates the instances of the others and still reports an error.
+	// TerminateInstances ends instances for good. Terminating a terminated instance is
+	// not an error. If one of the instances is protected from termination, EC2 terminates
+	// the instances in the other Availability Zones and still returns an error.
 	TerminateInstances(context.Context, *TerminateInstancesRequest) (*TerminateInstancesResponse, error)
-	// DescribeInstances returns instances from the journal, in the order of their
-	// ids. It reflects every change that this process has acknowledged and costs the
-	// backend nothing, except for ids that are not known yet: those are looked up
-	// once, and NOT_FOUND names all that do not exist.
+	// DescribeInstances returns instances from the journal, in the order of their ids. It
+	// reflects every change that this process has acknowledged, and makes no call to the
+	// backend except for ids that are not known yet: those are looked up once, and
+	// NOT_FOUND names all that do not exist.
 	DescribeInstances(context.Context, *DescribeInstancesRequest) (*DescribeInstancesResponse, error)
-	// WaitInstances returns when every instance has reached one of the wanted states,
-	// or no longer can, or the time is over. A timeout is an answer, not an error. It
-	// costs the backend nothing.
+	// WaitInstances returns when every instance has reached one of the wanted states or
+	// can no longer reach it, or when the timeout has passed. A timeout is a result, not
+	// an error. It makes no call to the backend.
 	WaitInstances(context.Context, *WaitInstancesRequest) (*WaitInstancesResponse, error)
 	// WatchInstances streams changes, from a cursor, from a snapshot, or from now on.
-	// docs/guarantees.md says what is promised. The server ends streams with a goodbye
-	// message and UNAVAILABLE; go on with the last cursor.
+	// docs/guarantees.md says what is promised. The server ends a stream with a goodbye
+	// message and UNAVAILABLE; resume with the last cursor.
 	WatchInstances(*WatchInstancesRequest, grpc.ServerStreamingServer[WatchInstancesResponse]) error
 	// ListEvents returns the recorded history of instances, oldest first.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
-	// GetServerInfo tells what is running here.
+	// GetServerInfo returns the version, backend, limits, owner and state of the service.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedInstanceServiceServer()
 }

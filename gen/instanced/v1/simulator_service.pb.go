@@ -22,7 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// OutsideAction is what happens to an instance from outside of this service.
+// OutsideAction is what happens to an instance outside this service.
 type OutsideAction int32
 
 const (
@@ -99,7 +99,7 @@ func (OutsideAction) EnumDescriptor() ([]byte, []int) {
 	return file_instanced_v1_simulator_service_proto_rawDescGZIP(), []int{0}
 }
 
-// FaultKind is what goes wrong.
+// FaultKind is the kind of an injected fault.
 type FaultKind int32
 
 const (
@@ -117,23 +117,23 @@ const (
 	FaultKind_FAULT_KIND_REQUEST_LIMIT_EXCEEDED FaultKind = 5
 	// The call fails: UnauthorizedOperation; a dry run too.
 	FaultKind_FAULT_KIND_UNAUTHORIZED FaultKind = 6
-	// The call takes as long as delay says.
+	// The call is delayed by delay.
 	FaultKind_FAULT_KIND_SLOW_CALL FaultKind = 7
 	// The call fails: Unavailable. Nothing was done.
 	FaultKind_FAULT_KIND_UNAVAILABLE FaultKind = 8
 	// The call fails: InternalError. Nothing was done, but the outcome is unknown to the caller.
 	FaultKind_FAULT_KIND_INTERNAL_ERROR FaultKind = 9
-	// The call is carried out and its answer is lost.
+	// The call is carried out, but its response is lost.
 	FaultKind_FAULT_KIND_ANSWER_LOST FaultKind = 10
 	// The notice of a change is lost.
 	FaultKind_FAULT_KIND_NOTICE_LOST FaultKind = 11
-	// The notice of a change comes later, by delay.
+	// The notice of a change is delayed by delay.
 	FaultKind_FAULT_KIND_NOTICE_LATE FaultKind = 12
-	// The notice of a change comes twice.
+	// The notice of a change is delivered twice.
 	FaultKind_FAULT_KIND_NOTICE_DOUBLED FaultKind = 13
-	// The notice of a change comes after the one that follows it.
+	// The notice of a change is delivered after the next one.
 	FaultKind_FAULT_KIND_NOTICE_REORDERED FaultKind = 14
-	// Describe shows the state of delay ago.
+	// DescribeInstances returns the state of delay ago.
 	FaultKind_FAULT_KIND_DESCRIBE_LAG FaultKind = 15
 	// The instance stays in its transitional state.
 	FaultKind_FAULT_KIND_STUCK_TRANSITION FaultKind = 16
@@ -211,13 +211,13 @@ func (FaultKind) EnumDescriptor() ([]byte, []int) {
 // InstanceSpec describes instances to create.
 type InstanceSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id; empty: a new one. Not with a count above 1.
+	// The id; empty: a new one. Not allowed with a count above 1.
 	InstanceId string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// The instance type; empty: t3.micro.
 	InstanceType string `protobuf:"bytes,2,opt,name=instance_type,json=instanceType,proto3" json:"instance_type,omitempty"`
 	// The Availability Zone within the simulator's Region; empty: its zone "a".
 	AvailabilityZone string `protobuf:"bytes,3,opt,name=availability_zone,json=availabilityZone,proto3" json:"availability_zone,omitempty"`
-	// The state to be in; unspecified: stopped.
+	// The initial state; unspecified: stopped.
 	State InstanceStateName `protobuf:"varint,4,opt,name=state,proto3,enum=instanced.v1.InstanceStateName" json:"state,omitempty"`
 	// The tags, at most 50.
 	Tags map[string]string `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -235,7 +235,7 @@ type InstanceSpec struct {
 	DisableApiStop bool `protobuf:"varint,11,opt,name=disable_api_stop,json=disableApiStop,proto3" json:"disable_api_stop,omitempty"`
 	// Termination protection.
 	DisableApiTermination bool `protobuf:"varint,12,opt,name=disable_api_termination,json=disableApiTermination,proto3" json:"disable_api_termination,omitempty"`
-	// How many to create of this kind, 0 means 1. At most 10,000 instances in a call,
+	// How many such instances to create; 0 means 1. At most 10,000 instances in a call,
 	// and 1,000,000 in a fleet file.
 	Count int32 `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`
 	// "one-time" or "persistent", for Spot Instances; empty: persistent, so that it can be
@@ -383,12 +383,12 @@ func (x *InstanceSpec) GetInstanceInterruptionBehavior() string {
 	return ""
 }
 
-// CreateInstancesRequest is also the form of a fleet file, in YAML or JSON.
+// CreateInstancesRequest is also the format of a fleet file, in YAML or JSON.
 type CreateInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The instances.
 	Instances []*InstanceSpec `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
-	// Faults to add to the plan.
+	// Faults to add to the fault plan.
 	Faults        []*Fault `protobuf:"bytes,2,rep,name=faults,proto3" json:"faults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -438,12 +438,12 @@ func (x *CreateInstancesRequest) GetFaults() []*Fault {
 	return nil
 }
 
-// CreateInstancesResponse has the instances as created.
+// CreateInstancesResponse names the created instances.
 type CreateInstancesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The ids, in the order of the specifications.
 	InstanceIds []string `protobuf:"bytes,1,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
-	// The log position behind what was recorded.
+	// The log position after the recorded changes.
 	Cursor        string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -498,17 +498,17 @@ type OutsideChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The instances, 1 to 1000.
 	InstanceIds []string `protobuf:"bytes,1,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
-	// What happens to them.
+	// The action.
 	Action OutsideAction `protobuf:"varint,2,opt,name=action,proto3,enum=instanced.v1.OutsideAction" json:"action,omitempty"`
 	// Tags to set.
 	SetTags map[string]string `protobuf:"bytes,3,rep,name=set_tags,json=setTags,proto3" json:"set_tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Keys of tags to remove.
 	RemoveTags []string `protobuf:"bytes,4,rep,name=remove_tags,json=removeTags,proto3" json:"remove_tags,omitempty"`
-	// Set or lift stop protection; absent: leave it.
+	// Enable or disable stop protection; absent: no change.
 	DisableApiStop *bool `protobuf:"varint,5,opt,name=disable_api_stop,json=disableApiStop,proto3,oneof" json:"disable_api_stop,omitempty"`
-	// Set or lift termination protection; absent: leave it.
+	// Enable or disable termination protection; absent: no change.
 	DisableApiTermination *bool `protobuf:"varint,6,opt,name=disable_api_termination,json=disableApiTermination,proto3,oneof" json:"disable_api_termination,omitempty"`
-	// Another instance type, of stopped instances only; empty: leave it.
+	// The new instance type; stopped instances only. Empty: no change.
 	InstanceType  string `protobuf:"bytes,7,opt,name=instance_type,json=instanceType,proto3" json:"instance_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -593,10 +593,10 @@ func (x *OutsideChange) GetInstanceType() string {
 	return ""
 }
 
-// ChangeInstancesRequest says what happens.
+// ChangeInstancesRequest lists the changes to make.
 type ChangeInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The changes, 1 to 1000, made in their order.
+	// The changes, 1 to 1000, made in order.
 	Changes       []*OutsideChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -639,7 +639,7 @@ func (x *ChangeInstancesRequest) GetChanges() []*OutsideChange {
 	return nil
 }
 
-// ChangeInstancesResponse says that it happened.
+// ChangeInstancesResponse is the result of ChangeInstances.
 type ChangeInstancesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A log position before the changes: a Watch or Wait after it sees them.
@@ -768,23 +768,24 @@ func (x *FaultMatch) GetAvailabilityZones() []string {
 	return nil
 }
 
-// Fault is one thing that goes wrong.
+// Fault is an injected fault.
 type Fault struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What goes wrong.
+	// The kind.
 	Kind FaultKind `protobuf:"varint,1,opt,name=kind,proto3,enum=instanced.v1.FaultKind" json:"kind,omitempty"`
 	// What it applies to.
 	Match *FaultMatch `protobuf:"bytes,2,opt,name=match,proto3" json:"match,omitempty"`
-	// How often, above 0 and up to 1; 0 means always. Drawn from the simulator's seed.
+	// The probability, above 0 and up to 1; 0 means always. Random numbers come from the
+	// simulator's seed.
 	Probability float64 `protobuf:"fixed64,3,opt,name=probability,proto3" json:"probability,omitempty"`
-	// How many more times; 0 means until the plan is replaced.
+	// How many more times it occurs; 0 means until the plan is replaced.
 	Remaining int32 `protobuf:"varint,4,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	// The delay of SLOW_CALL, NOTICE_LATE and DESCRIBE_LAG, at most 1 hour.
 	Delay *durationpb.Duration `protobuf:"bytes,5,opt,name=delay,proto3" json:"delay,omitempty"`
 	// The reason of FALL_BACK_TO_STOPPED; absent: Client.InternalError.
 	StateReason *StateReason `protobuf:"bytes,6,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
-	// With INSUFFICIENT_CAPACITY: start the instances of the call that the fault does
-	// not match are started anyway, as EC2 may.
+	// With INSUFFICIENT_CAPACITY: the instances of the call that the fault does not match
+	// are started anyway, as EC2 may do.
 	Partial       bool `protobuf:"varint,7,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -869,10 +870,10 @@ func (x *Fault) GetPartial() bool {
 	return false
 }
 
-// SetFaultsRequest is a plan of faults.
+// SetFaultsRequest is a fault plan.
 type SetFaultsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The plan, at most 1000 faults; empty: nothing goes wrong.
+	// The faults, at most 1000; empty: none.
 	Faults        []*Fault `protobuf:"bytes,1,rep,name=faults,proto3" json:"faults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -915,7 +916,7 @@ func (x *SetFaultsRequest) GetFaults() []*Fault {
 	return nil
 }
 
-// SetFaultsResponse says that the plan is in force.
+// SetFaultsResponse is the result of SetFaults.
 type SetFaultsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -952,7 +953,7 @@ func (*SetFaultsResponse) Descriptor() ([]byte, []int) {
 	return file_instanced_v1_simulator_service_proto_rawDescGZIP(), []int{9}
 }
 
-// GetFaultsRequest asks for the plan.
+// GetFaultsRequest has no fields.
 type GetFaultsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -989,10 +990,10 @@ func (*GetFaultsRequest) Descriptor() ([]byte, []int) {
 	return file_instanced_v1_simulator_service_proto_rawDescGZIP(), []int{10}
 }
 
-// GetFaultsResponse is the plan in force.
+// GetFaultsResponse is the current fault plan.
 type GetFaultsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The plan; a fault that is used up is left out.
+	// The faults; one that will not occur again is left out.
 	Faults        []*Fault `protobuf:"bytes,1,rep,name=faults,proto3" json:"faults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1035,7 +1036,7 @@ func (x *GetFaultsResponse) GetFaults() []*Fault {
 	return nil
 }
 
-// ResetRequest asks for a fresh simulator.
+// ResetRequest has no fields.
 type ResetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1072,10 +1073,10 @@ func (*ResetRequest) Descriptor() ([]byte, []int) {
 	return file_instanced_v1_simulator_service_proto_rawDescGZIP(), []int{12}
 }
 
-// ResetResponse says that it is as it was at the beginning.
+// ResetResponse is the result of Reset.
 type ResetResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The log position behind what was recorded.
+	// The log position after the recorded changes.
 	Cursor        string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -30,21 +30,22 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SimulatorService drives the simulator: it populates it, does to instances what
-// happens to them from outside, and makes things fail. It is served only when the
-// simulator is the backend. Each call returns when what it did is recorded, so that
-// DescribeInstances shows it.
+// SimulatorService controls the simulator: it creates instances, changes them as from
+// outside the service, and injects faults. It is served only if the backend is the
+// simulator. Each call returns after its changes are recorded, so that
+// DescribeInstances shows them.
 type SimulatorServiceClient interface {
 	// CreateInstances adds instances. All are added or none.
 	CreateInstances(ctx context.Context, in *CreateInstancesRequest, opts ...grpc.CallOption) (*CreateInstancesResponse, error)
-	// ChangeInstances does what happens from outside. All changes are made or none.
+	// ChangeInstances changes instances as from outside the service. All changes are made
+	// or none.
 	ChangeInstances(ctx context.Context, in *ChangeInstancesRequest, opts ...grpc.CallOption) (*ChangeInstancesResponse, error)
-	// SetFaults replaces the plan of faults.
+	// SetFaults replaces the fault plan.
 	SetFaults(ctx context.Context, in *SetFaultsRequest, opts ...grpc.CallOption) (*SetFaultsResponse, error)
-	// GetFaults returns the plan of faults, with what is left of each.
+	// GetFaults returns the fault plan, with how often each fault will still occur.
 	GetFaults(ctx context.Context, in *GetFaultsRequest, opts ...grpc.CallOption) (*GetFaultsResponse, error)
-	// Reset returns to the fleet and the faults with which the simulator was started.
-	// The journal keeps its history: instances that are no more are recorded as removed.
+	// Reset restores the instances and faults with which the simulator was started. The
+	// journal keeps its history: instances that no longer exist are recorded as removed.
 	Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (*ResetResponse, error)
 }
 
@@ -110,21 +111,22 @@ func (c *simulatorServiceClient) Reset(ctx context.Context, in *ResetRequest, op
 // All implementations must embed UnimplementedSimulatorServiceServer
 // for forward compatibility.
 //
-// SimulatorService drives the simulator: it populates it, does to instances what
-// happens to them from outside, and makes things fail. It is served only when the
-// simulator is the backend. Each call returns when what it did is recorded, so that
-// DescribeInstances shows it.
+// SimulatorService controls the simulator: it creates instances, changes them as from
+// outside the service, and injects faults. It is served only if the backend is the
+// simulator. Each call returns after its changes are recorded, so that
+// DescribeInstances shows them.
 type SimulatorServiceServer interface {
 	// CreateInstances adds instances. All are added or none.
 	CreateInstances(context.Context, *CreateInstancesRequest) (*CreateInstancesResponse, error)
-	// ChangeInstances does what happens from outside. All changes are made or none.
+	// ChangeInstances changes instances as from outside the service. All changes are made
+	// or none.
 	ChangeInstances(context.Context, *ChangeInstancesRequest) (*ChangeInstancesResponse, error)
-	// SetFaults replaces the plan of faults.
+	// SetFaults replaces the fault plan.
 	SetFaults(context.Context, *SetFaultsRequest) (*SetFaultsResponse, error)
-	// GetFaults returns the plan of faults, with what is left of each.
+	// GetFaults returns the fault plan, with how often each fault will still occur.
 	GetFaults(context.Context, *GetFaultsRequest) (*GetFaultsResponse, error)
-	// Reset returns to the fleet and the faults with which the simulator was started.
-	// The journal keeps its history: instances that are no more are recorded as removed.
+	// Reset restores the instances and faults with which the simulator was started. The
+	// journal keeps its history: instances that no longer exist are recorded as removed.
 	Reset(context.Context, *ResetRequest) (*ResetResponse, error)
 	mustEmbedUnimplementedSimulatorServiceServer()
 }
