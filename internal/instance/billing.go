@@ -6,9 +6,8 @@ import "time"
 // API Reference, StartInstances: "a one-minute minimum", thereafter by the second.
 const minimumCharge = 60
 
-// Billed returns the seconds of usage charged up to now: what was charged at
-// earlier changes of state, and what has run up since BilledFrom. A second that
-// has begun counts.
+// Billed returns the seconds of usage charged up to now: those charged at earlier changes
+// of state and those since BilledFrom. A started second counts.
 func (s *SimulatorAttributes) Billed(now time.Time) int64 {
 	if s == nil {
 		return 0

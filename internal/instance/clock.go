@@ -2,20 +2,22 @@ package instance
 
 import "time"
 
-// ClockSkew is how far two times of one change may be apart, of which this host's clock gave
-// one and the backend's clock the other, or of which one was rounded to a whole second. It
-// is also how long after the end of a call the backend may still act on it. Whatever compares
-// the two clocks uses it.
+// ClockSkew is the maximum difference between two times of one change if one is from this
+// host's clock and the other from the backend's, or if one was rounded to a whole second.
+// It is also how long after the end of a call the backend may still act on it. Every
+// comparison of the two clocks uses it.
 const ClockSkew = 3 * time.Second
 
-// sentSkew is how much earlier than a command was sent a change of it may be dated, before the
-// date is rounded down to a whole second. Within it, a change that somebody else made just
-// before is taken for that of the command; so it is as short as synchronized clocks allow.
+// sentSkew is how much earlier than the sending of a command its change may be dated,
+// before the date is rounded down to a whole second. A change that another caller made
+// within this time before is attributed to the command, so it is as short as synchronized
+// clocks allow.
 const sentSkew = time.Second
 
-// MayHaveMade reports whether a command may have made a change that the backend dates: one
-// that was sent and ended at times of this host, ended being zero while it has not. It is the
-// one rule by which a change is attributed to a command whose answer was lost.
+// MayHaveMade reports whether a command may have made a change, given when the command was
+// sent and ended by this host's clock and when the change occurred by the backend's. The
+// zero value of ended means that the command is in flight. It is the one rule that
+// attributes a change to a command whose answer was lost.
 func MayHaveMade(change, sent, ended time.Time) bool {
 	return !change.Before(sent.Add(-sentSkew).Truncate(time.Second)) && (ended.IsZero() || !change.After(ended.Add(ClockSkew)))
 }

@@ -6,8 +6,8 @@ import "strings"
 // address and the Region, as it does unless a subnet says otherwise; empty without an
 // address. Source: EC2 User Guide, "EC2 instance hostnames and domains".
 //
-// The journal leaves out names that are the usual ones: what this method and
-// [Instance.UsualPublicDNSName] return must stay the same in all versions.
+// The journal does not store names that are the usual ones: the results of this method and
+// [Instance.UsualPublicDNSName] must stay the same in all versions.
 func (i *Instance) UsualPrivateDNSName() string { return i.privateHost().String() }
 
 // UsualPublicDNSName returns the public host name that EC2 makes from the public address

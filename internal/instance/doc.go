@@ -1,6 +1,6 @@
-// Package instance is the vocabulary of the service: what an EC2 instance is,
-// which states it can be in and which may follow which, what a recorded change
-// says, and the kinds of error that every layer speaks of.
+// Package instance is the vocabulary of the service: what an EC2 instance is, which states
+// it can be in and which may follow which, what a recorded change says, and the kinds of
+// error of every layer.
 //
 // It imports the standard library only and holds no behaviour that needs a
 // clock, a goroutine or a connection. Values are plain data. An [Instance] that

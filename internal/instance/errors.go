@@ -16,28 +16,28 @@ type Kind uint8
 const (
 	// KindInternal is a bug, or an unexpected condition.
 	KindInternal Kind = iota
-	// KindInvalid is a request that can never succeed as it is.
+	// KindInvalid is an invalid request, which can never succeed unchanged.
 	KindInvalid
 	// KindNotFound is an instance that does not exist.
 	KindNotFound
-	// KindPrecondition is a request that the present state of an instance forbids.
+	// KindPrecondition is a request that the current state of an instance does not allow.
 	KindPrecondition
 	// KindDryRun is a dry run that would have succeeded.
 	KindDryRun
-	// KindPermission is a caller who may not do what it asked for.
+	// KindPermission is a caller without permission.
 	KindPermission
-	// KindExhausted is a lack of capacity, of quota or of tokens.
+	// KindExhausted is a lack of capacity, quota or tokens.
 	KindExhausted
 	// KindConflict is a client token used with another request.
 	KindConflict
-	// KindOutOfRange is a cursor that cannot be served from here.
+	// KindOutOfRange is a cursor that cannot be served.
 	KindOutOfRange
 	// KindUnavailable is a part of the system that cannot be reached.
 	KindUnavailable
 )
 
-// EC2's error codes that this service names itself. Source: EC2 Developer Guide,
-// "Error codes for the Amazon EC2 API".
+// EC2's error codes that this service returns itself. Source: EC2 Developer Guide, "Error
+// codes for the Amazon EC2 API".
 const (
 	CodeMalformedID            = "InvalidInstanceID.Malformed"
 	CodeMissingParameter       = "MissingParameter"
@@ -56,11 +56,11 @@ const (
 	CodeInternalError          = "InternalError"
 )
 
-// Violation is one thing wrong with one field of a request.
+// Violation is one problem with one field of a request.
 type Violation struct {
 	// Field is the path of the field, such as "instance_ids[3]".
 	Field string
-	// Description says what is wrong and what is right.
+	// Description says what is wrong and what would be right.
 	Description string
 	// Reason is the EC2 code that stands for the violation, if there is one.
 	Reason string
@@ -69,31 +69,27 @@ type Violation struct {
 // Error is the error of every layer below the edge. Match it with errors.AsType.
 type Error struct {
 	Kind Kind
-	// Code is EC2's error code, as it is on the wire; empty for an error of this
-	// service.
+	// Code is EC2's error code, as on the wire; empty for an error of this service.
 	Code string
-	// Reason is this service's own reason, in UPPER_SNAKE_CASE; empty where Code
-	// says it.
+	// Reason is this service's own reason, in UPPER_SNAKE_CASE; empty if Code says it.
 	Reason string
-	// Message is for the caller. For EC2's errors it is EC2's text word for word.
+	// Message is for the caller. For EC2's errors it is EC2's own text.
 	Message string
 	// InstanceIDs are the instances that the error names, if any.
 	InstanceIDs []ID
 	// Violations are set for [KindInvalid] only.
 	Violations []Violation
-	// RetryAfter is how long to wait before the same call may succeed; zero when
-	// a retry is not worth while.
+	// RetryAfter is how long to wait before retrying; zero if a retry cannot succeed.
 	RetryAfter time.Duration
-	// OutcomeUnknown is true when the command may have been executed
-	// although it failed.
+	// OutcomeUnknown is whether the command may have been executed although it failed.
 	OutcomeUnknown bool
-	// Metadata is handed to the caller in the error's details.
+	// Metadata is returned to the caller in the error's details.
 	Metadata map[string]string
 	// Cause is for the log only.
 	Cause error
 }
 
-// Error returns the code and the message, and the cause for those who log it.
+// Error returns the code, the message and, for the log, the cause.
 func (e *Error) Error() string {
 	var b strings.Builder
 	switch {
@@ -133,8 +129,8 @@ func AsError(err error) *Error {
 	return &Error{Kind: KindInternal, Message: "unexpected backend error", Cause: err}
 }
 
-// OutcomeKnown reports whether an error says of itself that the command did not change more
-// than is reported.
+// OutcomeKnown reports whether an error is certain that the command changed nothing beyond
+// what is reported.
 func OutcomeKnown(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && !e.OutcomeUnknown

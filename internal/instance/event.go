@@ -18,8 +18,8 @@ const (
 	ChangeRemoved
 )
 
-// Cause is who brought a change about. The zero value is an external cause:
-// somebody or something outside of this service.
+// Cause is who or what caused a change. The zero value is an external cause: someone or
+// something outside this service.
 type Cause struct {
 	Principal   string
 	Verb        Verb
@@ -27,10 +27,10 @@ type Cause struct {
 	ClientToken string
 }
 
-// External reports whether the change came from outside of this service.
+// External reports whether the change was caused outside this service.
 func (c Cause) External() bool { return c == Cause{} }
 
-// Source is how the service learnt of a change.
+// Source is how the service learned of a change.
 type Source uint8
 
 // The sources.
@@ -55,11 +55,11 @@ type Change struct {
 	After  *Instance
 	Cause  Cause
 	Source Source
-	// OccurredAt is when the change happened, as far as anybody can tell: EC2
-	// gives whole seconds, and an inferred change has the time of what it was
-	// inferred from.
+	// OccurredAt is when the change happened, as precisely as is known: EC2 reports whole
+	// seconds, and an inferred change has the time of the change from which it was
+	// inferred.
 	OccurredAt time.Time
-	// ObservedAt is when this service learnt of it.
+	// ObservedAt is when this service learned of it.
 	ObservedAt time.Time
 	// Inferred is true for a state that was not observed but that the instance must
 	// have passed through.
@@ -74,8 +74,7 @@ func (c *Change) ID() ID {
 	return c.Before.ID
 }
 
-// Subject returns the instance as after the change, or as last known when it was
-// removed.
+// Subject returns the instance after the change or, if it was removed, as last known.
 func (c *Change) Subject() *Instance {
 	if c.After != nil {
 		return c.After

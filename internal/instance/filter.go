@@ -23,8 +23,8 @@ func (f *Filter) Empty() bool {
 	return f == nil || len(f.IDs)+len(f.States)+len(f.Tags)+len(f.Types)+len(f.AvailabilityZones)+len(f.Regions)+len(f.AccountIDs) == 0
 }
 
-// Match reports whether the filter selects the instance. No filter selects nil.
-// A key of Tags without values asks for the key with whatever value.
+// Match reports whether the filter selects the instance. No filter selects nil. A key of
+// Tags without values matches any value of the tag.
 func (f *Filter) Match(i *Instance) bool {
 	if i == nil {
 		return false
@@ -49,7 +49,7 @@ func (f *Filter) Match(i *Instance) bool {
 	return true
 }
 
-// matches looks among sorted values.
+// matches reports whether sorted values contain a value; an empty list matches everything.
 func matches[T cmp.Ordered](wanted []T, have T) bool {
 	if len(wanted) == 0 {
 		return true

@@ -41,8 +41,7 @@ func isLowerHex(s string) bool {
 	return true
 }
 
-// clip bounds what is quoted of a caller's input in an error text, and leaves out what
-// cannot be printed.
+// clip shortens a caller's input for an error message, and drops unprintable characters.
 func clip(s string, maxBytes int) string {
 	more := ""
 	if len(s) > maxBytes {
@@ -60,7 +59,7 @@ func clip(s string, maxBytes int) string {
 	}, s) + more
 }
 
-// Instance is what is known of one instance, as EC2's DescribeInstances tells it.
+// Instance is an instance as EC2's DescribeInstances describes it.
 type Instance struct {
 	ID               ID
 	AccountID        string
@@ -69,20 +68,19 @@ type Instance struct {
 	Type             string
 	State            State
 
-	// StateReason is why the instance is in its state; nil when EC2 gives none,
-	// as it does for a running instance.
+	// StateReason is why the instance is in its state; nil if EC2 gives no reason, as for a
+	// running instance.
 	StateReason *StateReason
-	// StateTransitionReason is EC2's free text of the last change that somebody
-	// asked for, such as "User initiated (2019-10-12 20:35:03 GMT)". Empty once
-	// the instance was started again.
+	// StateTransitionReason is EC2's text about the last requested change of state, such as
+	// "User initiated (2019-10-12 20:35:03 GMT)". Empty after the next start.
 	StateTransitionReason string
 	// LaunchTime is when the instance was launched or last started, in UTC.
 	LaunchTime time.Time
 
 	// ImageID is the AMI that it was launched from, such as ami-0abcdef1234567890. It is
-	// empty only in what was recorded before it was kept.
+	// empty only in history recorded before this field existed.
 	ImageID string
-	// AMILaunchIndex is which one it is of those that were launched together, from 0.
+	// AMILaunchIndex is the index among the instances launched together, from 0.
 	AMILaunchIndex int32
 
 	PrivateIPAddress string
@@ -113,8 +111,8 @@ type StateReason struct {
 	Message string
 }
 
-// SimulatorAttributes are what the simulator knows of an instance beyond what
-// EC2's DescribeInstances would tell, and what it needs to go on after a restart.
+// SimulatorAttributes are attributes that the simulator adds to those of EC2's
+// DescribeInstances, and its state of the instance, which it needs after a restart.
 type SimulatorAttributes struct {
 	DisableAPIStop        bool
 	DisableAPITermination bool
@@ -134,37 +132,36 @@ type SimulatorAttributes struct {
 	// BilledSeconds is the usage charged up to the last change of state: at least
 	// 60 seconds for each start, then by the second, nothing while stopped.
 	BilledSeconds int64
-	// BilledFrom is since when usage runs up that is not in BilledSeconds yet; zero
-	// while nothing is charged. See [SimulatorAttributes.Billed].
+	// BilledFrom is the start of the usage that is not in BilledSeconds yet; zero while
+	// nothing is charged. See [SimulatorAttributes.Billed].
 	BilledFrom time.Time
 	// EverRunning is whether the instance has been running since its launch.
 	EverRunning bool
-	// Launched is how it was launched; nil for one that was put there otherwise. It is
-	// never modified.
+	// Launched is the launch that created it; nil if it was created otherwise. It is never
+	// modified.
 	Launched *Launched
 	// LaunchIndex is where earlier versions kept [Instance.AMILaunchIndex].
 	LaunchIndex uint64
 
-	// The transition under way. NextState is [StateUnspecified] when the instance
-	// is at rest, or stuck in a transitional state. NextAt of a terminated instance
-	// is when it vanishes, and of a Spot Instance that a user has stopped when its Spot
-	// request lets it be started again.
+	// The next transition. NextState is [StateUnspecified] if the instance is in a stable
+	// state, or stuck in a transitional one. NextAt is also when a terminated instance is
+	// removed, and when the Spot request of a Spot Instance that a user has stopped allows
+	// the next start.
 	NextState  State
 	NextAt     time.Time
 	NextReason *StateReason
-	// Transitions counts the changes of state so far; with the seed it
-	// determines the delays to come.
+	// Transitions counts the changes of state so far; with the seed it determines later
+	// delays.
 	Transitions uint64
 }
 
-// Launched is what is kept of the launch of an instance.
+// Launched is what the simulator keeps of the launch of an instance.
 type Launched struct {
 	// ReservationID is shared by all instances of one launch.
 	ReservationID string
 	// ImageID is where earlier versions kept [Instance.ImageID].
 	ImageID string
-	// ClientToken made the launch happen once; empty for none. Digest is of what was
-	// asked for under it.
+	// ClientToken is that of the launch; empty for none. Digest identifies the request.
 	ClientToken string
 	Digest      string
 }
@@ -191,8 +188,8 @@ func (i *Instance) Clone() *Instance {
 	return &c
 }
 
-// Equal reports whether two instances say the same. Times are compared as
-// instants, and an empty map of tags equals none.
+// Equal reports whether all attributes of two instances are equal. Times are compared as
+// instants, and an empty map of tags equals a nil one.
 func (i *Instance) Equal(o *Instance) bool {
 	if i == nil || o == nil || i == o {
 		return i == o

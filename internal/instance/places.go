@@ -6,37 +6,37 @@ import (
 	"sync"
 )
 
-// Places bound what takes much of the processor or of memory and is over soon, so that
-// callers wait for a place in place of being refused. They are divided as [Shares]
-// are, and those who wait take turns by caller: one that fills the line is passed by others.
-// Places are safe for concurrent use.
+// Places limit the concurrency of work that is expensive but short, so that callers wait
+// for a place instead of being rejected. They are divided like [Shares], and waiting
+// callers take turns, so that one with many requests does not delay the others. Places are
+// safe for concurrent use.
 type Places struct {
 	mu     sync.Mutex
 	shares Shares
 	held   map[any]int
-	// lines are those who wait, of each caller in the order of arrival; none is empty.
-	// turns has their callers, in the order of their turns.
+	// lines holds the waiters of each caller in the order of arrival; none is empty. turns
+	// holds these callers in the order of their turns.
 	lines map[caller][]*placeWaiter
 	turns []caller
 }
 
-// caller is all holders of one who takes a place.
+// caller is the holders of a place.
 type caller [2]any
 
-// placeWaiter is one who waits; entered is closed when it has its place.
+// placeWaiter is a waiting request; entered is closed when it has its place.
 type placeWaiter struct {
 	caller  caller
 	entered chan struct{}
 }
 
-// NewPlaces returns so many places, none of which is taken.
+// NewPlaces returns a number of free places.
 func NewPlaces(places int) *Places {
 	return &Places{shares: NewShares(places), held: make(map[any]int), lines: make(map[caller][]*placeWaiter)}
 }
 
-// Enter waits for a place, and returns what gives it back, however often it is called. A
-// caller may be two holders at most, such as a principal and a connection, of which each
-// must have room. The error is that of ctx.
+// Enter waits for a place and returns a function that releases it, which may be called more
+// than once. A caller has at most two holders, such as a principal and a connection, and
+// each of them must have room. The error is that of ctx.
 func (p *Places) Enter(ctx context.Context, holders ...any) (leave func(), err error) {
 	w := &placeWaiter{entered: make(chan struct{})}
 	copy(w.caller[:], holders)
@@ -77,7 +77,7 @@ func (p *Places) enterLocked(w *placeWaiter) bool {
 	return true
 }
 
-// leave gives up a place, or the wait for one.
+// leave releases a place, or stops waiting for one.
 func (p *Places) leave(w *placeWaiter) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -103,7 +103,7 @@ func (p *Places) leave(w *placeWaiter) {
 	p.admitLocked()
 }
 
-// admitLocked gives free places to those who wait, one caller after another.
+// admitLocked gives free places to waiting callers in turn.
 func (p *Places) admitLocked() {
 	for i := 0; i < len(p.turns) && p.shares.Taken() < p.shares.Max(); {
 		next := p.turns[i]

@@ -64,8 +64,7 @@ func StateFromCode(code int32) (State, error) {
 	return State(low/16) + StatePending, nil
 }
 
-// Transitional reports whether EC2 leaves the state by itself, so that the
-// instance is expected to change without anybody's doing.
+// Transitional reports whether an instance leaves the state without a further command.
 func (s State) Transitional() bool {
 	switch s {
 	case StatePending, StateStopping, StateShuttingDown:
@@ -94,10 +93,9 @@ func CanFollow(from, to State) bool {
 	return slices.Contains(transitions[from], to)
 }
 
-// Path returns the shortest legal chain of states that leads from one state to
-// another: the states passed through, ending with to. It is empty when from and
-// to are the same, and ok is false when to cannot be reached, as nothing can be
-// from terminated.
+// Path returns the shortest legal sequence of states from one state to another, without
+// from and ending with to. It is empty if from and to are equal, and ok is false if to
+// cannot be reached; from terminated, no state can.
 func Path(from, to State) (path []State, ok bool) {
 	if from == to {
 		return nil, true
@@ -122,17 +120,16 @@ func Path(from, to State) (path []State, ok bool) {
 	return nil, false
 }
 
-// Reachable reports whether an instance in state from is, or can still come to
-// be, in state to.
+// Reachable reports whether an instance in state from is in state to, or can still reach
+// it.
 func Reachable(from, to State) bool {
 	_, ok := Path(from, to)
 	return ok
 }
 
-// Completes reports whether going from one state to another is how the earlier
-// change ends by itself: a start that reaches running or falls back, a stop that
-// reaches stopped, a termination that reaches terminated. Such a change inherits
-// the cause of the change that it completes.
+// Completes reports whether a change from one state to another completes an earlier change:
+// a start that reaches running or falls back, a stop that reaches stopped, a termination
+// that reaches terminated. Such a change inherits the cause of the one that it completes.
 func Completes(from, to State) bool {
 	switch from {
 	case StatePending:

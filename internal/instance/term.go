@@ -2,18 +2,17 @@ package instance
 
 import "time"
 
-// MinTermLeft is how long a term must be certain to last for a command to be sent to the
+// MinTermLeft is the minimum remaining time of a term in which a command may be sent to the
 // backend.
 const MinTermLeft = 500 * time.Millisecond
 
 // Term is a time during which no other process commands the backend. It is safe for
 // concurrent use.
 type Term interface {
-	// Remaining is how long the term is certain to last, by the monotonic clock; zero or
-	// less once another process may command the backend.
+	// Remaining returns how long the term is certain to last, by the monotonic clock; zero
+	// or less once another process may command the backend.
 	Remaining() time.Duration
-	// Done is closed when this process knows that the term is over; nothing remains of it
-	// then.
+	// Done is closed when this process knows that the term is over; Remaining is zero then.
 	Done() <-chan struct{}
 }
 

@@ -13,8 +13,8 @@ const (
 	VerbTerminate Verb = "TerminateInstances"
 )
 
-// goals are the states in which there is nothing left for a verb to do. It leads directly to
-// the first of them.
+// goals are the states in which a verb has nothing to do. It leads directly to the first of
+// them.
 var goals = map[Verb][]State{
 	VerbStart:     {StatePending, StateRunning},
 	VerbStop:      {StateStopping, StateStopped},
@@ -37,7 +37,7 @@ func (v Verb) Target() State {
 	return StateUnspecified
 }
 
-// DoneIn reports whether a state is one in which there is nothing left for the verb to do.
+// DoneIn reports whether the verb has nothing to do in a state.
 func (v Verb) DoneIn(s State) bool { return slices.Contains(goals[v], s) }
 
 // RejectedIn reports whether EC2 rejects the verb for an instance in a state.
