@@ -5,6 +5,6 @@
 //   - /metrics: the metrics, in the Prometheus and the OpenMetrics text format
 //   - /livez: whether the process is alive
 //
-// Nothing here asks who calls. Endpoints that change the process or show its memory are
+// Callers are not authenticated. Endpoints that change the process or show its memory are
 // served on loopback only.
 package admin
