@@ -13,7 +13,7 @@ import (
 	"github.com/instanced/instanced/server/admin"
 )
 
-// newRegistry returns the registry of the process's metrics, with those of the process itself.
+// newRegistry returns the registry of the process's metrics, including the ones about the process itself.
 func newRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(

@@ -111,7 +111,7 @@ type StateReason struct {
 	Message string
 }
 
-// SimulatorAttributes are attributes that the simulator adds to those of EC2's
+// SimulatorAttributes are attributes that the simulator adds to the ones of EC2's
 // DescribeInstances, and its state of the instance, which it needs after a restart.
 type SimulatorAttributes struct {
 	DisableAPIStop        bool

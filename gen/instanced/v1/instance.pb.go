@@ -497,7 +497,7 @@ func (x *Instance) GetPublicDnsName() string {
 	return ""
 }
 
-// SimulatorAttributes are attributes that the simulator adds to those of EC2's
+// SimulatorAttributes are attributes that the simulator adds to the ones of EC2's
 // DescribeInstances.
 type SimulatorAttributes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
