@@ -9,9 +9,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// Create adds instances, and faults to the plan: all or none. It returns them as
-// created, in the order of the specifications. All problems are reported
-// together.
+// Create adds instances, and faults to the plan: all or none. It returns the created
+// instances in the order of the specifications. All problems are reported together.
 func (b *Backend) Create(ctx context.Context, specs []Spec, faults ...Fault) ([]*instance.Instance, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -68,7 +67,7 @@ func (b *Backend) expand(specs []Spec, maxSpecs int, where string, problems *vio
 	return fleet
 }
 
-// add creates what was checked.
+// add creates instances from checked specifications.
 func (b *Backend) add(specs []Spec, now time.Time, l *launching) []*instance.Instance {
 	taken := map[instance.ID]bool{}
 	for _, s := range specs {
@@ -88,10 +87,10 @@ func (b *Backend) add(specs []Spec, now time.Time, l *launching) []*instance.Ins
 	return created
 }
 
-// defaultImage is the image of instances that were not launched from any.
+// defaultImage is the AMI of instances that were created without one.
 const defaultImage = "ami-0abcdef1234567890"
 
-// launching is what all instances of one launch have in common.
+// launching is what all instances of a launch share.
 type launching struct {
 	imageID  string
 	launched instance.Launched
@@ -133,14 +132,14 @@ func (b *Backend) launch(s Spec, id instance.ID, now time.Time, l *launching, in
 	return inst
 }
 
-// name gives an image the host names of its addresses, as in a default VPC.
+// name sets the host names of an image as in a default VPC.
 func name(inst *instance.Instance) {
 	inst.PrivateDNSName, inst.PublicDNSName = inst.UsualPrivateDNSName(), inst.UsualPublicDNSName()
 }
 
-// settleIn gives a new instance what belongs to its state.
+// settleIn sets the attributes of a new instance that depend on its state.
 func (b *Backend) settleIn(m *machine, inst *instance.Instance, now time.Time) {
-	// The delay is drawn from the image, which has to be there for it.
+	// The delay depends on the image, which must be set first.
 	m.inst = inst
 	sim := inst.Simulator
 	var due time.Time

@@ -14,9 +14,9 @@ const (
 	maxPage = 1000
 )
 
-// Describe returns instances as they are now, or as a fault says that they were.
-// Pages are sorted by id: whatever is created or vanishes meanwhile, no instance
-// comes twice, and none that was there all the time is left out.
+// Describe returns instances as they are now or, with a fault, as they were. Pages are
+// sorted by id, so that no instance is repeated and no existing one is missed if instances
+// are created or removed meanwhile.
 func (b *Backend) Describe(ctx context.Context, query instance.DescribeQuery) (instance.DescribePage, error) {
 	if err := checkQuery(query); err != nil {
 		return instance.DescribePage{}, err
@@ -60,7 +60,7 @@ func checkQuery(query instance.DescribeQuery) error {
 	return nil
 }
 
-// page collects what follows after an id. The ids are sorted.
+// page returns the instances after an id. The ids are sorted.
 func (b *Backend) page(o op, query instance.DescribeQuery, ids []instance.ID, after instance.ID) instance.DescribePage {
 	size := query.PageSize
 	if size == 0 {
@@ -87,7 +87,7 @@ func (b *Backend) page(o op, query instance.DescribeQuery, ids []instance.ID, af
 	return page
 }
 
-// view returns what Describe shows of an instance, nil if nothing.
+// view returns an instance as Describe shows it; nil if it is not visible.
 func (b *Backend) view(o op, id instance.ID) *instance.Instance {
 	m := b.machines[id]
 	if m == nil {

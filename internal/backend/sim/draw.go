@@ -8,7 +8,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// purpose keeps draws for different things apart.
+// purpose separates the random numbers of different decisions.
 type purpose uint64
 
 const (
@@ -20,8 +20,8 @@ const (
 	drawFault // and all above: one for each fault of the plan
 )
 
-// draw returns the number that belongs to the seed, a purpose, an id and a
-// counter: FNV-1a over the id, then the finalizer of SplitMix64.
+// draw returns the random number for a seed, a purpose, an id and a counter: FNV-1a over
+// the id, then the finalizer of SplitMix64.
 func draw(seed uint64, p purpose, id instance.ID, counter uint64) uint64 {
 	const offset, prime, gamma = 14695981039346656037, 1099511628211, 0x9e3779b97f4a7c15
 	h := uint64(offset)
@@ -50,14 +50,14 @@ func (b *Backend) newID() instance.ID {
 	return instance.ID(fmt.Sprintf("i-0%016x", draw(b.config.Seed^b.idSalt, drawID, "", b.created)))
 }
 
-// privateAddress is of 10.0.0.0/8; it belongs to the instance for good.
+// privateAddress returns an address in 10.0.0.0/8, which the instance keeps.
 func (b *Backend) privateAddress(id instance.ID) string {
 	n := draw(b.config.Seed, drawPrivateAddress, id, 0)
 	return fmt.Sprintf("10.%d.%d.%d", byte(n), byte(n>>8), 4+byte(n>>16)%250)
 }
 
-// publicAddress is of 198.18.0.0/15, which is reserved (RFC 2544), so that
-// no test ever talks to a stranger's machine. Every start draws another.
+// publicAddress returns an address in 198.18.0.0/15, which is reserved (RFC 2544), so that
+// no test ever connects to a real host. Each start draws a new one.
 func (b *Backend) publicAddress(id instance.ID, transitions uint64) string {
 	n := draw(b.config.Seed, drawPublicAddress, id, transitions)
 	return netip.AddrFrom4([4]byte{198, 18 + byte(n&1), byte(n >> 8), 1 + byte(n>>16)%254}).String()

@@ -11,10 +11,10 @@ import (
 // maxTerminateIDs is documented. Source: EC2 API Reference, TerminateInstances.
 const maxTerminateIDs = 1000
 
-// The texts below are EC2's own wherever they are known. Sources are replies
-// that were recorded or reported; "inferred" marks the others.
+// The texts below are EC2's own as far as they are known, from recorded or reported
+// responses; the others are marked "inferred".
 
-// refused is a request that the state or an attribute of an instance forbids.
+// refused is a request that the state or an attribute of an instance does not allow.
 func refused(code string, id instance.ID, format string, args ...any) *instance.Error {
 	return &instance.Error{
 		Kind:        instance.KindPrecondition,
@@ -65,7 +65,7 @@ func errNoHibernation(id instance.ID) *instance.Error {
 		"The instance can't be hibernated because it was not configured at launch for hibernation: %s", id)
 }
 
-// errUnlimitedOnHost is inferred from the words of StartInstances.
+// errUnlimitedOnHost is inferred from the documentation of StartInstances.
 func errUnlimitedOnHost(code string, id instance.ID) *instance.Error {
 	return refused(code, id,
 		"The instance '%s' cannot be started: the unlimited CPU credit option is not supported on Dedicated Hosts. "+
@@ -110,7 +110,7 @@ func errNoIDs(missingParameter bool) *instance.Error {
 	return errInvalid("InvalidParameterCombination", "No instances specified")
 }
 
-// malformed returns the error of an id that has not the form of one.
+// malformed returns the error for a malformed id.
 func malformed(id instance.ID) *instance.Error {
 	_, err := instance.ParseID(string(id))
 	if refusal, ok := errors.AsType[*instance.Error](err); ok {
@@ -170,7 +170,7 @@ func errCapacity(inst *instance.Instance) *instance.Error {
 	return err
 }
 
-// The quotas that the limit faults speak of.
+// The quotas in the messages of limit faults.
 const (
 	instanceQuota = 20
 	vcpuQuota     = 32
@@ -196,7 +196,7 @@ func (b *Backend) errThrottled(action instance.Verb, retryAfter time.Duration) *
 	return err
 }
 
-// retryUnavailable is when a call that EC2 could not serve may be tried again.
+// retryUnavailable is when to retry a call that EC2 could not serve.
 const retryUnavailable = time.Second
 
 func errUnavailable() *instance.Error {
@@ -208,7 +208,7 @@ func errUnavailable() *instance.Error {
 	}
 }
 
-// errInternal leaves the outcome unknown, as a 500 of EC2 does.
+// errInternal leaves the outcome unknown, as EC2's status 500 does.
 func errInternal() *instance.Error {
 	return &instance.Error{
 		Kind:           instance.KindUnavailable,
@@ -228,7 +228,7 @@ func errAnswerLost() *instance.Error {
 	}
 }
 
-// errInvalidValue has the text of EC2 for a value that is none.
+// errInvalidValue has EC2's text for an invalid value.
 func errInvalidValue(format string, value string) *instance.Error {
 	return errInvalid("InvalidParameterValue", fmt.Sprintf(format, value))
 }

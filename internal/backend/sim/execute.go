@@ -7,31 +7,31 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// call is one command on its way through the steps. Its slices run in parallel.
+// call is a command that passes through the steps. Its slices are parallel.
 type call struct {
 	op
 	cmd      instance.Command
 	ids      []instance.ID // distinct
 	machines []*machine    // nil where there is no such instance
 	refused  []*instance.Error
-	// partial goes beside the result when the command is carried out on some
-	// instances only, though it was not asked for an answer for each.
+	// partial is the error beside the result if a whole call was carried out for some
+	// instances only.
 	partial *instance.Error
 }
 
-// step decides about the instances of a call that are not refused yet. It marks
-// them as refused, or refuses the call as a whole.
+// step checks the instances of a call that are not rejected yet. It marks them as rejected,
+// or rejects the whole call.
 type step func(*Backend, *call) *instance.Error
 
-// The order of checks. EC2 does not document it; a dry run is known to end before
-// existence and state are looked at.
+// The order of checks. EC2 does not document it; a dry run is known to end before existence
+// and state are checked.
 var (
 	permissionFirst = []step{(*Backend).permit, (*Backend).endDryRun, (*Backend).find, (*Backend).examine, (*Backend).reserve, (*Backend).provide}
 	existenceFirst  = []step{(*Backend).find, (*Backend).permit, (*Backend).endDryRun, (*Backend).examine, (*Backend).reserve, (*Backend).provide}
 )
 
-// Execute carries a command out as EC2 does; see the contract at the consumer.
-// Of concurrent calls exactly one finds a stopped instance stopped.
+// Execute carries out a command as EC2 does; the observer's Backend interface has the
+// contract. Of concurrent calls, exactly one finds a stopped instance stopped.
 func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
 	if err := b.stall(ctx, cmd.Verb, cmd.IDs); err != nil {
 		return instance.Result{}, err
@@ -58,8 +58,7 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 	return result, nil
 }
 
-// stall waits for as long as a fault makes the call slow. The context is
-// respected: nothing has happened by then.
+// stall waits for the delay of a slow-call fault. If ctx ends first, nothing has happened.
 func (b *Backend) stall(ctx context.Context, verb instance.Verb, ids []instance.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -121,7 +120,7 @@ func (b *Backend) executeLocked(c *call) (instance.Result, *instance.Error) {
 	return result, c.partial
 }
 
-// resolve checks the form of the command and looks its ids up.
+// resolve checks the form of the command and looks up its ids.
 func (b *Backend) resolve(c *call) *instance.Error {
 	maxIDs := b.config.Options.MaxIDs
 	switch c.verb {
@@ -173,7 +172,8 @@ func (b *Backend) resolve(c *call) *instance.Error {
 	return nil
 }
 
-// admit is what EC2's front door does before it looks at what is asked for.
+// admit applies throttling and the faults of the call as a whole, as EC2 does before it
+// reads a request.
 func (b *Backend) admit(o op, ids []instance.ID, machines []*machine, requests *bucket) *instance.Error {
 	if b.strikeCallLocked(o, Unavailable, ids, machines) != nil {
 		return errUnavailable()
@@ -192,7 +192,7 @@ func (b *Backend) admit(o op, ids []instance.ID, machines []*machine, requests *
 	return nil
 }
 
-// permit refuses what the caller may not do.
+// permit rejects calls without permission.
 func (b *Backend) permit(c *call) *instance.Error {
 	return c.sift(func(m *machine, id instance.ID) *instance.Error {
 		if m != nil && b.strikeLocked(c.op, Unauthorized, m) != nil {
@@ -202,8 +202,8 @@ func (b *Backend) permit(c *call) *instance.Error {
 	})
 }
 
-// endDryRun answers a dry run; a single instance that the caller may not touch
-// makes it fail.
+// endDryRun answers a dry run, which fails if the caller lacks permission for a single
+// instance.
 func (b *Backend) endDryRun(c *call) *instance.Error {
 	if !c.cmd.DryRun {
 		return nil
@@ -216,7 +216,7 @@ func (b *Backend) endDryRun(c *call) *instance.Error {
 	return errDryRun()
 }
 
-// find refuses ids that do not exist; a whole call names all of them.
+// find rejects ids that do not exist; the error of a whole call names all of them.
 func (b *Backend) find(c *call) *instance.Error {
 	var missing []instance.ID
 	for i, m := range c.machines {
@@ -234,7 +234,7 @@ func (b *Backend) find(c *call) *instance.Error {
 	return nil
 }
 
-// examine refuses what the state or an attribute of an instance forbids.
+// examine rejects what the state or an attribute of an instance does not allow.
 func (b *Backend) examine(c *call) *instance.Error {
 	first := c.sift(func(m *machine, _ instance.ID) *instance.Error { return b.check(c.cmd, m.inst, c.now) })
 	if first == nil || c.verb != instance.VerbTerminate {
@@ -243,9 +243,8 @@ func (b *Backend) examine(c *call) *instance.Error {
 	return c.spareZones(first)
 }
 
-// spareZones refuses all instances in the Availability Zones of those that are
-// protected from termination, and lets the others go. Source: EC2 API Reference,
-// TerminateInstances.
+// spareZones rejects all instances in the Availability Zones of protected instances, and
+// accepts the others. Source: EC2 API Reference, TerminateInstances.
 func (c *call) spareZones(first *instance.Error) *instance.Error {
 	spared := map[string]bool{}
 	for i, m := range c.machines {
@@ -311,7 +310,7 @@ func (b *Backend) reserve(c *call) *instance.Error {
 	return throttled
 }
 
-// provide refuses starts for which there is no room.
+// provide rejects starts for which capacity is insufficient.
 func (b *Backend) provide(c *call) *instance.Error {
 	if c.verb != instance.VerbStart || len(b.plan) == 0 {
 		return nil
@@ -336,7 +335,8 @@ func (b *Backend) provide(c *call) *instance.Error {
 	return nil
 }
 
-// shortage returns the fault that leaves no room for a machine, if one does.
+// shortage returns the fault because of which capacity for a machine is insufficient, if
+// there is one.
 func (b *Backend) shortage(c *call, m *machine) (*planned, *instance.Error) {
 	if f := b.strikeLocked(c.op, InsufficientCapacity, m); f != nil {
 		return f, errCapacity(m.inst)
@@ -350,8 +350,8 @@ func (b *Backend) shortage(c *call, m *machine) (*planned, *instance.Error) {
 	return nil, nil
 }
 
-// sift applies a check to what is not refused yet. Of a whole call it returns the
-// first refusal.
+// sift applies a check to the instances that are not rejected yet. For a whole call it
+// returns the first error.
 func (c *call) sift(check func(*machine, instance.ID) *instance.Error) *instance.Error {
 	var first *instance.Error
 	for i, m := range c.machines {

@@ -10,32 +10,32 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// FaultKind is what goes wrong.
+// FaultKind is the kind of a fault.
 type FaultKind uint8
 
 // The kinds of fault.
 const (
 	FaultUnspecified FaultKind = iota
-	// InsufficientCapacity refuses starts: InsufficientInstanceCapacity.
+	// InsufficientCapacity rejects starts with InsufficientInstanceCapacity.
 	InsufficientCapacity
-	// InstanceLimitExceeded refuses starts.
+	// InstanceLimitExceeded rejects starts.
 	InstanceLimitExceeded
-	// VcpuLimitExceeded refuses starts.
+	// VcpuLimitExceeded rejects starts.
 	VcpuLimitExceeded
 	// FallBackToStopped accepts a start that then ends in stopped, with
 	// Fault.StateReason.
 	FallBackToStopped
 	// RequestLimitExceeded throttles the call.
 	RequestLimitExceeded
-	// Unauthorized refuses the call, dry runs included.
+	// Unauthorized rejects the call, dry runs included.
 	Unauthorized
 	// SlowCall delays the call by Fault.Delay, before anything is done.
 	SlowCall
-	// Unavailable refuses the call; nothing is done.
+	// Unavailable rejects the call; nothing is done.
 	Unavailable
 	// InternalError fails the call; nothing is done, but the error leaves that open.
 	InternalError
-	// AnswerLost carries the call out and loses its answer.
+	// AnswerLost carries out the call and loses its response.
 	AnswerLost
 	// NoticeLost loses the notice of a change.
 	NoticeLost
@@ -46,7 +46,7 @@ const (
 	// NoticeReordered delivers the notice of a change after the next one of the same
 	// instance, or after a minute if there is none.
 	NoticeReordered
-	// DescribeLag makes Describe show what was Fault.Delay ago.
+	// DescribeLag makes Describe show the instance as it was Fault.Delay ago.
 	DescribeLag
 	// StuckTransition keeps an instance in the transitional state that it enters,
 	// until a stop or a termination is forced.
@@ -73,7 +73,7 @@ var faultNames = [...]string{
 	StuckTransition:       "stuck transition",
 }
 
-// String returns the kind in words.
+// String returns a readable name of the kind.
 func (k FaultKind) String() string {
 	if int(k) < len(faultNames) {
 		return faultNames[k]
@@ -81,7 +81,7 @@ func (k FaultKind) String() string {
 	return fmt.Sprintf("fault(%d)", uint8(k))
 }
 
-// verbs returns the calls that faults of the kind can strike.
+// verbs returns the calls to which faults of the kind can apply.
 func (k FaultKind) verbs() []instance.Verb {
 	commands := []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbReboot, instance.VerbTerminate}
 	switch k {
@@ -103,17 +103,17 @@ func (k FaultKind) verbs() []instance.Verb {
 // delayed reports whether faults of the kind have a delay.
 func (k FaultKind) delayed() bool { return k == SlowCall || k == NoticeLate || k == DescribeLag }
 
-// ofNotices reports whether faults of the kind strike notices, not calls.
+// ofNotices reports whether faults of the kind apply to notices, not calls.
 func (k FaultKind) ofNotices() bool { return k >= NoticeLost && k <= NoticeReordered }
 
 // Match says what a fault applies to. All fields must match; values within a
 // field are alternatives; an empty field matches everything.
 type Match struct {
-	// Verbs are the calls: the four commands, and DescribeInstances. When empty, the
-	// four commands: whoever reads in the background uses up no fault.
+	// Verbs are the calls: the four commands and DescribeInstances. Empty means the four
+	// commands only, so that background reads use up no fault.
 	Verbs []instance.Verb
 	IDs   []instance.ID
-	// Tags must all be there, with these values.
+	// Tags must all be present with these values.
 	Tags              map[string]string
 	Types             []string
 	AvailabilityZones []string
@@ -121,7 +121,7 @@ type Match struct {
 
 var commands = []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbReboot, instance.VerbTerminate}
 
-// covers reports whether the call is one of those meant.
+// covers reports whether the call matches.
 func (m *Match) covers(verb instance.Verb) bool {
 	if len(m.Verbs) == 0 {
 		return slices.Contains(commands, verb)
@@ -129,12 +129,12 @@ func (m *Match) covers(verb instance.Verb) bool {
 	return slices.Contains(m.Verbs, verb)
 }
 
-// anyInstance reports whether it does not matter which instances a call names.
+// anyInstance reports whether every instance matches.
 func (m *Match) anyInstance() bool {
 	return len(m.IDs)+len(m.Tags)+len(m.Types)+len(m.AvailabilityZones) == 0
 }
 
-// selects reports whether the instance is one of those meant.
+// selects reports whether the instance matches.
 func (m *Match) selects(inst *instance.Instance) bool {
 	for key, value := range m.Tags {
 		if have, ok := inst.Tags[key]; !ok || have != value {
@@ -148,32 +148,33 @@ func among[T comparable](wanted []T, have T) bool {
 	return len(wanted) == 0 || slices.Contains(wanted, have)
 }
 
-// Fault is one thing that goes wrong.
+// Fault is an injected fault.
 type Fault struct {
 	Kind  FaultKind
 	Match Match
-	// Probability is how often, above 0 and up to 1; 0 means always.
+	// Probability is above 0 and up to 1; 0 means always.
 	Probability float64
-	// Remaining is for how many more calls, or notices; 0 means without end.
+	// Remaining is the number of calls or notices to which it still applies; 0 means no
+	// limit.
 	Remaining int
 	// Delay is for SlowCall, NoticeLate and DescribeLag, at most an hour.
 	Delay time.Duration
-	// StateReason is for FallBackToStopped: Client.InternalError when nil, as when
-	// the key of an encrypted volume cannot be used. An empty message is filled in.
+	// StateReason is for FallBackToStopped. Nil means Client.InternalError, as if the key
+	// of an encrypted volume could not be used. An empty message is completed.
 	StateReason *instance.StateReason
-	// Partial is for InsufficientCapacity: the instances of the call that the fault
-	// does not strike are started anyway, as EC2 may do.
+	// Partial is for InsufficientCapacity: the instances of the call that the fault does
+	// not match are started anyway, as EC2 may do.
 	Partial bool
 }
 
-// The bounds of a plan.
+// The limits of a plan.
 const (
 	maxFaults     = 1000
 	maxFaultDelay = time.Hour
 )
 
-// SetFaults replaces the plan. All problems are reported together, and leave the
-// plan as it is.
+// SetFaults replaces the plan. All problems are reported together, and the plan is then
+// unchanged.
 func (b *Backend) SetFaults(faults []Fault) error {
 	now, closed := b.lock()
 	if closed != nil {
@@ -194,7 +195,7 @@ func (b *Backend) setPlan(faults []Fault) error {
 	return nil
 }
 
-// checkFaults is for faults alone and for those that come with instances.
+// checkFaults checks faults, whether set alone or created with instances.
 func checkFaults(faults []Fault, problems *violations) {
 	if len(faults) > maxFaults {
 		problems.add("faults", "are %d: want at most %d", len(faults), maxFaults)
@@ -260,8 +261,8 @@ func (f *Fault) checkReason(path string, problems *violations) {
 	}
 }
 
-// Faults returns the plan, with what is left of each fault; those that are used
-// up are left out.
+// Faults returns the plan with the current Remaining of each fault, without the ones that
+// are used up.
 func (b *Backend) Faults() []Fault {
 	b.mu.Lock()
 	defer b.mu.Unlock()

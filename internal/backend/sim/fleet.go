@@ -2,7 +2,7 @@ package sim
 
 import "github.com/instanced/instanced/internal/instance"
 
-// The instances of the built-in fleet that faults are planned for.
+// The instances of the built-in fleet that have faults.
 const (
 	fallsBack  instance.ID = "i-0a0000000000000fa"
 	noCapacity instance.ID = "i-0a0000000000000ca"
@@ -11,9 +11,9 @@ const (
 // deniedTag marks instances on which every verb is unauthorized.
 const deniedTag = "access"
 
-// BuiltinFleet is a dozen instances, one for each warning in EC2's documentation
-// of StartInstances and for what surprises its users. The tag "about" says what each
-// is for. Use it with [BuiltinFaults].
+// BuiltinFleet is a dozen instances, one for each warning in EC2's documentation of
+// StartInstances and for each common surprise. The tag "about" says what each is for. Use
+// it with [BuiltinFaults].
 func BuiltinFleet() []Spec {
 	tags := func(name, about string) map[string]string { return map[string]string{"Name": name, "about": about} }
 	return []Spec{
@@ -34,7 +34,7 @@ func BuiltinFleet() []Spec {
 	}
 }
 
-// BuiltinFaults are what goes wrong in [BuiltinFleet].
+// BuiltinFaults are the faults of [BuiltinFleet].
 func BuiltinFaults() []Fault {
 	return []Fault{
 		{Kind: FallBackToStopped, Match: Match{IDs: []instance.ID{fallsBack}}},

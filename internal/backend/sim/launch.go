@@ -14,15 +14,16 @@ import (
 )
 
 const (
-	// maxLaunch is how many instances one launch makes.
+	// maxLaunch is the maximum number of instances of a launch.
 	maxLaunch = 1000
 	// statusDelay is how long after its launch an instance passes its status checks.
 	statusDelay = 90 * time.Second
 )
 
-// Launch launches instances, as EC2's RunInstances does, and returns them as launched:
-// pending, and running after a while, in the order of their ids. The client token of an earlier launch of the same
-// returns the instances of that, as they are now, for as long as EC2 shows any of them.
+// Launch launches instances as EC2's RunInstances does, and returns them in the order of
+// their ids: they are pending, and running after a delay. If the client token was used for
+// the same launch before, it returns the instances of that launch as they are now, for as
+// long as any of them is visible.
 func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instance.Instance, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -75,7 +76,7 @@ func (b *Backend) Launch(ctx context.Context, launch instance.Launch) ([]*instan
 // StatusDelay is how long after its launch an instance passes its status checks.
 func (b *Backend) StatusDelay() time.Duration { return b.scale(statusDelay) }
 
-// launchError returns what EC2 has to say against the Spot request of a launch.
+// launchError returns EC2's error for the Spot request of a launch, if it is invalid.
 func launchError(s Spec) error {
 	if s.Lifecycle != lifecycleSpot {
 		return nil
@@ -111,7 +112,7 @@ func specOf(l instance.Launch) Spec {
 	}
 }
 
-// digestOf names a launch that has a client token.
+// digestOf identifies the request of a launch with a client token.
 func digestOf(l instance.Launch) string {
 	if l.ClientToken == "" {
 		return ""
@@ -120,7 +121,7 @@ func digestOf(l instance.Launch) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// noteLaunch keeps an instance under the client token of its launch.
+// noteLaunch records an instance under the client token of its launch.
 func (b *Backend) noteLaunch(inst *instance.Instance) {
 	l := inst.Simulator.Launched
 	if l == nil || l.ClientToken == "" {

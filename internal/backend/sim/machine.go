@@ -19,17 +19,17 @@ type machine struct {
 	past    []version // what it was, while Describe may lag
 }
 
-// version is an earlier image, nil before the instance was created.
+// version is an earlier image; nil before the instance was created.
 type version struct {
 	inst  *instance.Instance
 	until time.Time
 }
 
-// wall drops what a time says beyond the wall clock, as storing it would.
+// wall removes the monotonic reading from a time, as storing it would.
 func wall(t time.Time) time.Time { return t.Round(0).UTC() }
 
-// stamp is the time of a change that is made now: times of one machine strictly
-// increase, whatever the clock does.
+// stamp returns the time of a change that is made now. The times of one machine strictly
+// increase, even if the clock does not.
 func (m *machine) stamp(now time.Time) time.Time {
 	at := wall(now)
 	if !at.After(m.changed) {
@@ -38,15 +38,15 @@ func (m *machine) stamp(now time.Time) time.Time {
 	return at
 }
 
-// draft returns a copy of the image, to modify and hand to [Backend.replaceLocked].
-// Its tags and reasons are shared: they may be exchanged only.
+// draft returns a copy of the image, to modify and hand to [Backend.replaceLocked]. Its
+// tags and reasons are shared: they may be replaced, not modified.
 func (m *machine) draft() *instance.Instance {
 	next := *m.inst
 	next.Simulator = new(*m.inst.Simulator)
 	return &next
 }
 
-// asOf returns the image at an earlier time, nil before the creation.
+// asOf returns the image at an earlier time; nil before the creation.
 func (m *machine) asOf(t time.Time) *instance.Instance {
 	for _, v := range m.past {
 		if v.until.After(t) {
@@ -56,14 +56,14 @@ func (m *machine) asOf(t time.Time) *instance.Instance {
 	return m.inst
 }
 
-// replaceLocked puts a new image in place and tells of it.
+// replaceLocked replaces the image and publishes a notice.
 func (b *Backend) replaceLocked(m *machine, next *instance.Instance, at time.Time) {
 	b.keepPastLocked(m, at)
 	m.inst, m.changed = next, at
 	b.publishLocked(m, at)
 }
 
-// keepPastLocked keeps the present image for as long as Describe may lag.
+// keepPastLocked keeps the current image for as long as Describe may lag.
 func (b *Backend) keepPastLocked(m *machine, at time.Time) {
 	if b.lag == 0 {
 		m.past = nil
@@ -74,7 +74,7 @@ func (b *Backend) keepPastLocked(m *machine, at time.Time) {
 	m.past = append(m.past, version{inst: m.inst, until: at})
 }
 
-// adoptLocked takes over an instance that the journal knows.
+// adoptLocked adds an instance from the journal.
 func (b *Backend) adoptLocked(inst *instance.Instance, now time.Time) {
 	if inst.ImageID == "" {
 		inst = identify(inst)
@@ -99,8 +99,8 @@ func (b *Backend) adoptLocked(inst *instance.Instance, now time.Time) {
 	}
 }
 
-// identify returns what an earlier version recorded with an image, a launch index and host
-// names: it kept the first two in other places, and made the names up when it was asked.
+// identify adds an image id, a launch index and host names to an instance recorded by an
+// earlier version, which kept the first two elsewhere and did not record the names.
 func identify(inst *instance.Instance) *instance.Instance {
 	inst = inst.Clone()
 	inst.ImageID = defaultImage
@@ -121,7 +121,7 @@ func (b *Backend) machinesLocked(ids []instance.ID) []*machine {
 	return machines
 }
 
-// dropLocked forgets a machine.
+// dropLocked removes a machine.
 func (b *Backend) dropLocked(m *machine) {
 	delete(b.machines, m.inst.ID)
 	b.unsorted = true
@@ -132,8 +132,8 @@ func (b *Backend) dropLocked(m *machine) {
 	}
 }
 
-// sortedIDsLocked returns the ids of all machines in their order. They are put in order only when
-// somebody asks for that: whoever creates or drops an instance does not pay for all others.
+// sortedIDsLocked returns the sorted ids of all machines. They are sorted only here, so
+// that the cost of creating or removing an instance does not grow with the fleet.
 func (b *Backend) sortedIDsLocked() []instance.ID {
 	if b.unsorted {
 		b.ids = slices.DeleteFunc(b.ids, func(id instance.ID) bool { return b.machines[id] == nil })

@@ -8,14 +8,14 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// reorderedMost is how long a reordered notice waits for the next one.
+// reorderedMost is the longest time that a reordered notice waits for the next one.
 const reorderedMost = time.Minute
 
-// Notices yields a notice of every change that the simulator makes, including
-// Execute included, until ctx is done or the simulator closed. There is one
-// consumer: a second call takes over from the first. What was not acknowledged is
-// yielded again to the next. At most 16,384 notices wait; the oldest are dropped
-// then, and it takes a reconcile to learn of what they said.
+// Notices yields a notice of every change, including the changes of Execute, until ctx is
+// done or the simulator is closed. There is one consumer: a second call replaces the first.
+// Notices that were not acknowledged are yielded again to the next consumer. At most 16,384
+// notices wait; beyond that the oldest are dropped, and only a reconciliation finds their
+// changes.
 func (b *Backend) Notices(ctx context.Context) iter.Seq2[instance.Notice, error] {
 	return func(yield func(instance.Notice, error) bool) {
 		mine := b.notices.attach()
@@ -34,7 +34,7 @@ func (b *Backend) Notices(ctx context.Context) iter.Seq2[instance.Notice, error]
 	}
 }
 
-// publishLocked queues the notice of a change, or what faults make of it.
+// publishLocked queues the notice of a change, as modified by faults.
 func (b *Backend) publishLocked(m *machine, at time.Time) {
 	m.heard++
 	notice := instance.Notice{

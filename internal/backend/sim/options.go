@@ -6,23 +6,23 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// ThrottledBatch is what becomes of a call for which the resource bucket does not
-// hold a token for each instance. EC2 does not document it.
+// ThrottledBatch is the result of a call for which the resource bucket does not have a
+// token for each instance. EC2 does not document it.
 type ThrottledBatch uint8
 
-// What may become of it.
+// The possible results.
 const (
-	// ThrottledBatchTakesNothing refuses the call and leaves the bucket as it is.
+	// ThrottledBatchTakesNothing rejects the call and leaves the bucket unchanged.
 	ThrottledBatchTakesNothing ThrottledBatch = iota
-	// ThrottledBatchTakesTokens refuses the call and empties the bucket.
+	// ThrottledBatchTakesTokens rejects the call and empties the bucket.
 	ThrottledBatchTakesTokens
-	// ThrottledBatchIsCarriedOutInPart carries the call out on as many instances as
-	// there are tokens, in the order of the ids, and reports the refusal beside it.
+	// ThrottledBatchIsCarriedOutInPart carries out the call for as many instances as there
+	// are tokens, in the order of the ids, and also returns the error.
 	ThrottledBatchIsCarriedOutInPart
 )
 
-// Options settle what is not known of EC2. The zero value of each is the
-// documented default.
+// Options choose among possible behaviours where that of EC2 is unknown. The zero value of
+// each is the documented default.
 //
 // When checks are made is an order, too: the form of the request, the health of
 // the service, the request bucket, permission (where a dry run ends), existence,

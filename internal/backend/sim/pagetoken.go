@@ -16,8 +16,8 @@ func pageToken(query instance.DescribeQuery, last instance.ID) string {
 	return base64.RawURLEncoding.EncodeToString(append(raw, last...))
 }
 
-// parsePageToken returns the id after which the page begins, empty for the first
-// page. A token of another query is refused.
+// parsePageToken returns the id after which the page begins, empty for the first page. A
+// token of another query is rejected.
 func parsePageToken(query instance.DescribeQuery) (after instance.ID, err error) {
 	if query.PageToken == "" {
 		return "", nil

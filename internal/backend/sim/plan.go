@@ -9,7 +9,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// planned is a fault in force.
+// planned is a fault of the plan.
 type planned struct {
 	Fault
 	number  purpose // keeps its draws independent of other faults
@@ -53,8 +53,7 @@ func fallBackReason(f Fault) *instance.StateReason {
 
 func (f *planned) spent() bool { return f.counted && f.Remaining == 0 }
 
-// use counts a call that the fault strikes, once however many of the instances of
-// the call it strikes.
+// use counts a call to which the fault applies, once for all of its instances.
 func (f *planned) use(call uint64) {
 	if f.counted && f.last != call {
 		f.Remaining--
@@ -62,7 +61,7 @@ func (f *planned) use(call uint64) {
 	f.last = call
 }
 
-// falls draws whether the fault strikes now.
+// falls draws whether the fault applies now.
 func (b *Backend) falls(f *planned, call uint64, id instance.ID, counter uint64) bool {
 	if f.spent() && f.last != call {
 		return false
@@ -70,7 +69,7 @@ func (b *Backend) falls(f *planned, call uint64, id instance.ID, counter uint64)
 	return f.Probability == 0 || unit(draw(b.config.Seed, f.number, id, counter)) < f.Probability
 }
 
-// strikeLocked returns the first fault of a kind that strikes one machine of a call.
+// strikeLocked returns the first fault of a kind that applies to one machine of a call.
 func (b *Backend) strikeLocked(o op, kind FaultKind, m *machine) *planned {
 	for _, f := range b.plan {
 		if f.Kind == kind && f.Match.covers(o.verb) && f.Match.selects(m.inst) && b.falls(f, o.number, m.inst.ID, m.calls) {
@@ -81,7 +80,7 @@ func (b *Backend) strikeLocked(o op, kind FaultKind, m *machine) *planned {
 	return nil
 }
 
-// strikeCallLocked returns the first fault of a kind that strikes a call as a whole.
+// strikeCallLocked returns the first fault of a kind that applies to a call as a whole.
 func (b *Backend) strikeCallLocked(o op, kind FaultKind, ids []instance.ID, machines []*machine) *planned {
 	for _, f := range b.plan {
 		if f.Kind != kind || !f.Match.covers(o.verb) || !f.Match.names(machines) {
@@ -102,7 +101,7 @@ func (b *Backend) strikeCallLocked(o op, kind FaultKind, ids []instance.ID, mach
 	return nil
 }
 
-// strikeNoticeLocked returns the first fault of a kind that strikes the notice of a
+// strikeNoticeLocked returns the first fault of a kind that applies to the notice of a
 // machine.
 func (b *Backend) strikeNoticeLocked(o op, kind FaultKind, m *machine) *planned {
 	for _, f := range b.plan {
@@ -114,7 +113,7 @@ func (b *Backend) strikeNoticeLocked(o op, kind FaultKind, m *machine) *planned 
 	return nil
 }
 
-// names reports whether a call that names these machines is meant.
+// names reports whether the fault matches a call for these machines.
 func (m *Match) names(machines []*machine) bool {
 	return m.anyInstance() || slices.ContainsFunc(machines, func(named *machine) bool {
 		return named != nil && m.selects(named.inst)

@@ -6,7 +6,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// violations collects all that is wrong with a request.
+// violations collects all problems of a request.
 type violations []instance.Violation
 
 func (v *violations) add(field, format string, args ...any) {
@@ -18,7 +18,7 @@ func (v *violations) refuse(field string, err *instance.Error) {
 	*v = append(*v, instance.Violation{Field: field, Description: err.Message, Reason: err.Code})
 }
 
-// err returns nil when nothing is wrong.
+// err returns nil if there is no problem.
 func (v violations) err() error {
 	if len(v) == 0 {
 		return nil

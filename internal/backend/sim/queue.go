@@ -12,7 +12,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// maxNotices bounds the queue, whether anybody consumes it or not.
+// maxNotices is the maximum length of the queue, with or without a consumer.
 const maxNotices = 16384
 
 // queue holds notices until they are acknowledged.
@@ -64,7 +64,7 @@ func (q *lateQueue) Pop() any {
 	return l
 }
 
-// consumer is whoever ranges over the notices.
+// consumer is the current range over the notices.
 type consumer struct {
 	wake  chan struct{} // holds one token when there may be something new
 	ended chan struct{} // closed when the consumer has no business any more
@@ -76,7 +76,7 @@ func newQueue(log *slog.Logger, bestEffort bool) *queue {
 	return q
 }
 
-// clear drops all notices. Acknowledgements of them have no effect any more.
+// clear drops all notices. Acknowledging them then has no effect.
 func (q *queue) clear() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -84,7 +84,7 @@ func (q *queue) clear() {
 	q.overtaken = map[instance.ID][]*lateNotice{}
 }
 
-// close ends the consumer and all that come after it.
+// close ends the consumer, and all later ones at once.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -115,7 +115,7 @@ func (q *queue) replaceConsumerLocked(c *consumer) {
 	q.consumer = c
 }
 
-// push queues a notice, and behind it those that it overtakes.
+// push queues a notice, followed by the ones that it overtakes.
 func (q *queue) push(n instance.Notice) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -151,7 +151,7 @@ func (q *queue) appendLocked(n instance.Notice) {
 	q.wakeConsumerLocked()
 }
 
-// boundLocked drops the oldest notice when there are too many.
+// boundLocked drops the oldest notice if there are too many.
 func (q *queue) boundLocked() {
 	if q.waiting.Len()+len(q.late) <= maxNotices {
 		q.dropping = false
@@ -168,7 +168,7 @@ func (q *queue) boundLocked() {
 	}
 }
 
-// popLateLocked takes the first due one of the late notices.
+// popLateLocked removes and returns the first late notice that is due.
 func (q *queue) popLateLocked() instance.Notice {
 	l := heap.Pop(&q.late).(*lateNotice)
 	if of := q.overtaken[l.ID]; len(of) > 0 {
@@ -181,7 +181,7 @@ func (q *queue) popLateLocked() instance.Notice {
 	return l.Notice
 }
 
-// removeLocked takes a notice off the queue. It may be gone already.
+// removeLocked removes a notice from the queue, unless it is already gone.
 func (q *queue) removeLocked(e *list.Element) {
 	if e == q.next {
 		q.next = e.Next()
@@ -199,8 +199,8 @@ func (q *queue) wakeConsumerLocked() {
 	}
 }
 
-// take returns the next notice for the consumer. If there is none it returns how
-// long it is until a late one is due; zero when none is late.
+// take returns the next notice for the consumer. If there is none it returns the time until
+// a late one is due, or zero if none is late.
 func (q *queue) take(c *consumer) (n instance.Notice, ok bool, wait time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -233,8 +233,7 @@ func (q *queue) take(c *consumer) (n instance.Notice, ok bool, wait time.Duratio
 	return n, true, 0
 }
 
-// sleep waits for something new, or for a late notice. It returns false when the
-// consumer is to end.
+// sleep waits for a new or late notice. It returns false if the consumer must end.
 func (c *consumer) sleep(ctx context.Context, wait time.Duration) bool {
 	var late <-chan time.Time
 	if wait > 0 {

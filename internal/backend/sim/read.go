@@ -12,11 +12,11 @@ type readBucket struct {
 	unfiltered bool
 }
 
-// Read admits a read by callers that is answered from what was recorded: faults that
-// name its action strike it, and it takes from a request bucket that callers have beside
-// that of the observer, so that neither empties the other's. What it returns is how an
-// instance looks to this read while Describe may lag, nil where it is not to be seen yet;
-// it is nil itself when all are seen as they are recorded.
+// Read admits a read by callers that is answered from the journal. Faults for its action
+// apply to it, and it takes a token from a request bucket of the callers, which is separate
+// from the observer's. The returned function maps a recorded instance to what the read sees
+// while Describe lags, which is nil if the instance is not visible yet; the function is nil
+// if all instances look as recorded.
 func (b *Backend) Read(ctx context.Context, read instance.Read) (func(*instance.Instance) *instance.Instance, error) {
 	if err := b.stall(ctx, read.Action, read.IDs); err != nil {
 		return nil, err
@@ -38,7 +38,7 @@ func (b *Backend) Read(ctx context.Context, read instance.Read) (func(*instance.
 	return func(recorded *instance.Instance) *instance.Instance { return b.seen(o, recorded) }, nil
 }
 
-// seen returns how a recorded instance looks to a read.
+// seen returns a recorded instance as the read sees it.
 func (b *Backend) seen(o op, recorded *instance.Instance) *instance.Instance {
 	now, closed := b.lock()
 	if closed != nil {
@@ -55,8 +55,8 @@ func (b *Backend) seen(o op, recorded *instance.Instance) *instance.Instance {
 	return recorded
 }
 
-// read returns the request bucket of a read by callers. Only two actions have one of
-// their own for what is neither filtered nor paginated.
+// read returns the request bucket of a read by callers. Only two actions have a separate
+// one for requests that are neither filtered nor paginated.
 func (b *buckets) read(action instance.Verb, unfiltered bool) *bucket {
 	if action != verbDescribe && action != verbDescribeStatus {
 		unfiltered = false

@@ -6,9 +6,9 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// The reasons that the simulator gives. Codes are from the EC2 API Reference,
-// StateReason; texts are from recorded responses, except Server.ScheduledStop and
-// of the Spot interruptions excepted, which are inferred.
+// The reasons that the simulator gives. Codes are from the EC2 API Reference, StateReason;
+// texts are from recorded responses, except for Server.ScheduledStop and the Spot
+// interruptions, which are inferred.
 var (
 	reasonUserStop      = reason("Client.UserInitiatedShutdown", "User initiated shutdown")
 	reasonUserHibernate = reason("Client.UserInitiatedHibernate", "User initiated hibernate")
@@ -24,10 +24,10 @@ func reason(code, text string) *instance.StateReason {
 	return &instance.StateReason{Code: code, Message: code + ": " + text}
 }
 
-// userInitiated is the state transition reason of what somebody asked for.
+// userInitiated is the state transition reason of a requested change.
 func userInitiated(at time.Time) string { return initiated("User", at) }
 
-// serviceInitiated is that of what EC2 did by itself.
+// serviceInitiated is the state transition reason of a change by EC2.
 func serviceInitiated(at time.Time) string { return initiated("Service", at) }
 
 // fallBackTransition is the state transition reason of a start that fell back. That of a
@@ -39,7 +39,7 @@ func fallBackTransition(r *instance.StateReason) string {
 	return r.Code
 }
 
-// userStopped reports whether it was a user who stopped an instance.
+// userStopped reports whether a user stopped the instance.
 func userStopped(inst *instance.Instance) bool {
 	return inst.StateReason != nil && (inst.StateReason.Code == reasonUserStop.Code || inst.StateReason.Code == reasonUserHibernate.Code)
 }

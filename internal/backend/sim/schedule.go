@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// schedule holds the machines that will change by themselves, the first due one
-// on top. One timer serves them all, so that machines that are due together
-// change in one order, that of their ids.
+// schedule is a heap of the machines that will change by themselves, with the first due one
+// on top. They share one timer, so that machines that are due together change in the order
+// of their ids.
 type schedule []*machine
 
 func (s schedule) Len() int { return len(s) }
@@ -39,8 +39,8 @@ func (s *schedule) Pop() any {
 	return m
 }
 
-// scheduleLocked schedules a machine, in place of whatever it was scheduled for. A zero time
-// takes it off the schedule.
+// scheduleLocked schedules a machine, replacing its earlier schedule. A zero time removes
+// it from the schedule.
 func (b *Backend) scheduleLocked(m *machine, due time.Time) {
 	m.due = due
 	switch {
@@ -70,7 +70,7 @@ func (b *Backend) armTimerLocked() {
 	b.timer.Reset(time.Until(b.armed))
 }
 
-// tick is what the timer does. One tick too many does no harm.
+// tick runs when the timer fires. A superfluous tick is harmless.
 func (b *Backend) tick() {
 	now, closed := b.lock()
 	if closed != nil {

@@ -15,27 +15,27 @@ import (
 // DefaultSpeed brings a start to running in 2 to 5 seconds.
 const DefaultSpeed = 5
 
-// Config is how the simulator behaves. The zero value is an empty simulator
-// without delays, throttles and faults.
+// Config configures a [Backend]. The zero value is an empty simulator without delays,
+// throttling and faults.
 type Config struct {
-	// Seed determines everything that is drawn.
+	// Seed determines all random numbers.
 	Seed uint64
 	// Speed divides the delays between states: at 1 they are like EC2's, a start
 	// takes 10 to 25 seconds. At 0 there are none. Otherwise at least 0.001.
 	Speed float64
-	// Throttle turns EC2's documented token buckets on.
+	// Throttle turns on EC2's documented token buckets.
 	Throttle bool
-	// AccountID owns the instances; 123456789012 when empty.
+	// AccountID is the account of the instances; 123456789012 if empty.
 	AccountID string
-	// Region is where they are; us-east-1 when empty.
+	// Region is their Region; us-east-1 if empty.
 	Region string
-	// Fleet is created when there is nothing to restore, and by Reset.
+	// Fleet is created if there is nothing to restore, and by Reset.
 	Fleet []Spec
-	// Faults are in force from the beginning, and after Reset.
+	// Faults are the initial fault plan, also after Reset.
 	Faults []Fault
-	// Options settle what is not known of EC2.
+	// Options choose among behaviours where that of EC2 is unknown.
 	Options Options
-	// Logger is told of injected faults and dropped notices; nil discards them.
+	// Logger logs injected faults and dropped notices; nil discards them.
 	Logger *slog.Logger
 }
 
@@ -65,8 +65,8 @@ type Backend struct {
 	created  uint64 // counts the ids generated
 }
 
-// New returns a simulator without instances: call [Backend.Restore] next, which
-// also reports what is wrong with the configuration. Close it in the end.
+// New returns a simulator without instances: call [Backend.Restore] next, which also
+// reports problems of the configuration. Close it after use.
 func New(config Config) *Backend {
 	config.AccountID = cmp.Or(config.AccountID, "123456789012")
 	config.Region = cmp.Or(config.Region, "us-east-1")
@@ -85,11 +85,10 @@ func New(config Config) *Backend {
 	return b
 }
 
-// Err returns all that is wrong with the configuration: nothing can be restored then.
+// Err returns all problems of the configuration. If there are any, nothing can be restored.
 func (b *Backend) Err() error { return b.wrong }
 
-// Close stops the timers and ends the sequences of notices. Calls are refused
-// afterwards.
+// Close stops the timer and ends the sequences of notices. Later calls are rejected.
 func (b *Backend) Close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -98,11 +97,11 @@ func (b *Backend) Close() {
 	b.notices.close()
 }
 
-// Restore replaces all instances by what the journal knows of them, transitions
-// under way included: an overdue one is completed at once, with the time for
-// which it was planned. When nothing is known it creates Config.Fleet. Notices
-// that were not acknowledged are dropped. Faults and token buckets are left as
-// they are: they belong to EC2, which does not care who owns the service.
+// Restore replaces all instances by the ones in the journal, with their pending
+// transitions: an overdue transition is completed at once, with its planned time. If the
+// journal has no instances it creates Config.Fleet. Notices that were not acknowledged are
+// dropped. Faults and token buckets are unchanged: they represent EC2, which does not
+// depend on the owner of the service.
 func (b *Backend) Restore(known []*instance.Instance) error {
 	now, closed := b.lock()
 	if closed != nil {
@@ -129,8 +128,8 @@ func (b *Backend) Restore(known []*instance.Instance) error {
 	return nil
 }
 
-// Reset drops all instances and returns to Config.Fleet and Config.Faults, with
-// full buckets. No notice tells of the instances that are gone.
+// Reset removes all instances and restores Config.Fleet and Config.Faults, with full
+// buckets. Removed instances have no notice.
 func (b *Backend) Reset() error {
 	now, closed := b.lock()
 	if closed != nil {
@@ -167,7 +166,7 @@ func (b *Backend) populateLocked(now time.Time) {
 	b.add(b.fleet, now, nil)
 }
 
-// clearLocked forgets all instances and all notices of them.
+// clearLocked removes all instances and their notices.
 func (b *Backend) clearLocked() {
 	b.machines = map[instance.ID]*machine{}
 	b.launches = map[string]map[instance.ID]struct{}{}
@@ -177,8 +176,8 @@ func (b *Backend) clearLocked() {
 	b.notices.clear()
 }
 
-// lock takes the lock and makes the transitions that are due. It fails, and
-// leaves the lock free, when the simulator is closed.
+// lock takes the lock and makes the transitions that are due. If the simulator is closed it
+// fails without taking the lock.
 func (b *Backend) lock() (now time.Time, closed error) {
 	b.mu.Lock()
 	if b.closed {

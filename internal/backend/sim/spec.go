@@ -11,7 +11,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// The values that EC2 knows of some attributes.
+// EC2's values of some attributes.
 const (
 	tenancyDefault    = "default"
 	tenancyDedicated  = "dedicated"
@@ -29,24 +29,24 @@ const (
 )
 
 const (
-	// maxCreate is how many instances one call creates.
+	// maxCreate is the maximum number of instances in a call.
 	maxCreate = 10_000
-	// maxFleet is how many instances a fleet has to begin with: more than a journal of the
-	// default size keeps.
+	// maxFleet is the maximum number of instances in a fleet: more than a journal of the
+	// default size can hold.
 	maxFleet = 1_000_000
 )
 
 // Spec describes instances to create. The zero value is one stopped t3.micro.
 type Spec struct {
-	// ID is generated when empty, and must be when Count is above 1.
+	// ID is generated if empty; it must be empty if Count is above 1.
 	ID instance.ID
-	// Type is t3.micro when empty.
+	// Type is t3.micro if empty.
 	Type string
-	// AvailabilityZone is of Config.Region, such as us-east-1b. A single letter is
-	// the zone of that letter; a when empty.
+	// AvailabilityZone is a zone of Config.Region, such as us-east-1b, or just its letter;
+	// a if empty.
 	AvailabilityZone string
-	// State is [instance.StateStopped] when unspecified. From a transitional one the
-	// instance goes on by itself, from pending as one that is launched.
+	// State is [instance.StateStopped] if unspecified. In a transitional state the instance
+	// continues by itself; in pending, as if it was being launched.
 	State instance.State
 	// Tags are at most 50.
 	Tags map[string]string
@@ -61,13 +61,13 @@ type Spec struct {
 	// persistent ones. For Spot Instances only.
 	SpotInstanceType     string
 	InterruptionBehavior string
-	// CPUCredits is standard or unlimited, of burstable types only. When empty it is
-	// as EC2 has it: unlimited, but standard for a T2 and on a Dedicated Host.
+	// CPUCredits is standard or unlimited, for burstable types only. Empty means EC2's
+	// default: unlimited, but standard for T2 and on a Dedicated Host.
 	CPUCredits            string
 	HibernationConfigured bool
 	DisableAPIStop        bool
 	DisableAPITermination bool
-	// Count is how many to create; 0 means 1.
+	// Count is the number of instances to create; 0 means 1.
 	Count int
 }
 
@@ -122,7 +122,7 @@ func defaultCredits(instanceType, tenancy string) string {
 	return creditsUnlimited
 }
 
-// check reports what is wrong with a completed specification.
+// check reports the problems of a completed specification.
 func (s *Spec) check(path, region string, problems *violations) {
 	oneOf := func(field, value string, wanted ...string) {
 		if !slices.Contains(wanted, value) {
@@ -171,7 +171,7 @@ func (s *Spec) check(path, region string, problems *violations) {
 	}
 }
 
-// checkSpot reports what is wrong with the Spot request.
+// checkSpot reports the problems of the Spot request.
 func (s *Spec) checkSpot(path string, problems *violations) {
 	if s.Lifecycle != lifecycleSpot {
 		if s.SpotInstanceType+s.InterruptionBehavior != "" {
@@ -189,7 +189,7 @@ func (s *Spec) checkSpot(path string, problems *violations) {
 	}
 }
 
-// spotError returns EC2's error for a Spot request that cannot be.
+// spotError returns EC2's error for an impossible Spot request.
 func (s *Spec) spotError() *instance.Error {
 	switch {
 	case s.SpotInstanceType != spotOneTime && s.SpotInstanceType != spotPersistent:
@@ -214,15 +214,14 @@ func inRegion(zone, region string) bool {
 	return last >= 'a' && last <= 'z' && utf8.ValidString(rest)
 }
 
-// maxTags is how many tags an instance can have, and codeTagLimit what more are refused
-// with.
+// maxTags is the maximum number of tags of an instance, and codeTagLimit the error code
+// beyond it.
 const (
 	maxTags      = 50
 	codeTagLimit = "TagLimitExceeded"
 )
 
-// checkTags holds tags to EC2's limits. Source: EC2 User Guide, "Tag
-// restrictions".
+// checkTags checks tags against EC2's limits. Source: EC2 User Guide, "Tag restrictions".
 func checkTags(path string, tags map[string]string, problems *violations) {
 	const longestKey, longestValue = 128, 256
 	if len(tags) > maxTags {

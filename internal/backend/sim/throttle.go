@@ -14,10 +14,10 @@ const (
 	verbRun            instance.Verb = "RunInstances"
 )
 
-// retryThrottled is when to come back after a throttle that a fault made up.
+// retryThrottled is when to retry after a throttle caused by a fault.
 const retryThrottled = time.Second
 
-// bucket is a token bucket that is full at first. What does not fit is lost.
+// bucket is a token bucket, which is full at first. Tokens beyond its capacity are lost.
 type bucket struct {
 	capacity, refill float64 // refill is in tokens a second
 	tokens           float64
@@ -28,14 +28,14 @@ func newBucket(capacity, refill float64) *bucket {
 	return &bucket{capacity: capacity, refill: refill, tokens: capacity}
 }
 
-// take takes n tokens, or none if there are fewer: then it returns when there
-// will be enough.
+// take takes n tokens or, if there are fewer, none; then it returns how long it takes until
+// there are enough.
 func (b *bucket) take(now time.Time, n int) (wait time.Duration) {
 	if !b.at.IsZero() {
 		b.tokens = min(b.capacity, b.tokens+now.Sub(b.at).Seconds()*b.refill)
 	}
 	b.at = now
-	// A epsilon less than a token is one: sums of fractions come out short.
+	// Slightly less than a token counts as one, because of rounding errors.
 	const epsilon = 1e-6
 	if short := float64(n) - b.tokens; short > epsilon {
 		return time.Duration(short / b.refill * float64(time.Second))
@@ -44,7 +44,7 @@ func (b *bucket) take(now time.Time, n int) (wait time.Duration) {
 	return 0
 }
 
-// drain takes the whole tokens that are there and returns how many.
+// drain takes all whole tokens and returns their number.
 func (b *bucket) drain() int {
 	n := int(b.tokens)
 	b.tokens -= float64(n)

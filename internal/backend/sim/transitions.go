@@ -14,7 +14,7 @@ const terminatedVisible = time.Hour
 // Source: EC2 User Guide, "Hibernate your instance", about two minutes.
 const hibernationWarmUp = 2 * time.Minute
 
-// After a user's stop the Spot request of a Spot Instance takes a while until it supports a
+// After a user's stop it takes a while until the Spot request of a Spot Instance supports a
 // start. Source: EC2 User Guide, "Troubleshoot EC2 instance hibernation", about two minutes
 // after a hibernation; reports say less after a stop.
 const (
@@ -36,7 +36,7 @@ var (
 	terminateStoppedSpan = span{2 * time.Second, 6 * time.Second}
 )
 
-// op is one call's way of changing machines.
+// op changes machines on behalf of one call.
 type op struct {
 	verb   instance.Verb
 	number uint64 // of the call
@@ -51,14 +51,14 @@ func (b *Backend) scale(d time.Duration) time.Duration {
 	return time.Duration(float64(d) / b.config.Speed)
 }
 
-// delay draws how long the transition that begins now will take.
+// delay draws the duration of the transition that begins now.
 func (b *Backend) delay(m *machine, s span) time.Duration {
 	share := unit(draw(b.config.Seed, drawDelay, m.inst.ID, m.inst.Simulator.Transitions))
 	return b.scale(s.minimum + time.Duration(share*float64(s.maximum-s.minimum)))
 }
 
-// start takes a stopped machine to pending, on its way to running. What it
-// changes is from the EC2 User Guide, "How EC2 instance stop and start works".
+// start moves a stopped machine to pending, and later running. Source of what changes: EC2
+// User Guide, "How EC2 instance stop and start works".
 func (b *Backend) start(o op, m *machine) {
 	next := m.draft()
 	next.State = instance.StatePending
@@ -78,7 +78,7 @@ func (b *Backend) start(o op, m *machine) {
 	b.begin(o, m, next, delay)
 }
 
-// ending is how a machine is stopped or terminated.
+// ending says how a machine is stopped or terminated.
 type ending struct {
 	reason       *instance.StateReason
 	transition   string // the state transition reason
@@ -86,7 +86,7 @@ type ending struct {
 	skipShutdown bool
 }
 
-// stop takes a machine to stopping, on its way to stopped.
+// stop moves a machine to stopping, and later stopped.
 func (b *Backend) stop(o op, m *machine, e ending) {
 	next := m.draft()
 	next.State = instance.StateStopping
@@ -104,7 +104,7 @@ func (b *Backend) stop(o op, m *machine, e ending) {
 	b.begin(o, m, next, b.delay(m, d))
 }
 
-// terminate takes a machine to shutting-down, on its way to terminated.
+// terminate moves a machine to shutting-down, and later terminated.
 func (b *Backend) terminate(o op, m *machine, e ending) {
 	next := m.draft()
 	next.State = instance.StateShuttingDown
@@ -120,8 +120,8 @@ func (b *Backend) terminate(o op, m *machine, e ending) {
 	b.begin(o, m, next, b.delay(m, d))
 }
 
-// begin puts a transitional image in place, to be completed after a delay, or
-// never if a fault makes it stick.
+// begin sets a transitional image, which is completed after a delay or, with a fault,
+// never.
 func (b *Backend) begin(o op, m *machine, next *instance.Instance, delay time.Duration) {
 	due := o.now.Add(delay)
 	next.Simulator.NextAt = wall(due)
@@ -134,7 +134,7 @@ func (b *Backend) begin(o op, m *machine, next *instance.Instance, delay time.Du
 	b.enter(m, next, m.stamp(o.now), due)
 }
 
-// unstick completes a transition that is stuck, as forcing it does.
+// unstick completes a stuck transition, as a forced stop or termination does.
 func (b *Backend) unstick(o op, m *machine, to instance.State) {
 	if m.inst.Simulator.NextState != instance.StateUnspecified {
 		return
@@ -146,7 +146,7 @@ func (b *Backend) unstick(o op, m *machine, to instance.State) {
 	b.scheduleLocked(m, due)
 }
 
-// advanceLocked does what a machine is due for.
+// advanceLocked makes the transition of a machine that is due.
 func (b *Backend) advanceLocked(m *machine) {
 	if m.inst.State == instance.StateTerminated {
 		b.dropLocked(m)
@@ -182,7 +182,7 @@ func (b *Backend) advanceLocked(m *machine) {
 	b.enter(m, next, m.stamp(m.due), vanishes)
 }
 
-// enter puts an image of another state in place.
+// enter sets an image of another state.
 func (b *Backend) enter(m *machine, next *instance.Instance, at, due time.Time) {
 	next.Simulator.Transitions++
 	meter(next, at)

@@ -7,8 +7,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// check says whether the state and the attributes of an instance allow a verb.
-// The two functions here, check and apply, are the table of results by state.
+// check returns an error unless the state and attributes of an instance allow a verb.
+// Together with apply it is the table of results by state.
 func (b *Backend) check(cmd instance.Command, inst *instance.Instance, now time.Time) *instance.Error {
 	switch cmd.Verb {
 	case instance.VerbStart:
@@ -45,15 +45,15 @@ func (b *Backend) checkStart(inst *instance.Instance, now time.Time) *instance.E
 	return nil
 }
 
-// unlimitedOnHost reports a T3 with host tenancy and unlimited CPU credits. EC2's
-// documentation of StartInstances speaks of T3 alone: no other burstable type
-// runs on a Dedicated Host with credits of this kind.
+// unlimitedOnHost reports whether an instance is a T3 with host tenancy and unlimited CPU
+// credits. EC2's documentation of StartInstances mentions T3 only: no other burstable type
+// runs on a Dedicated Host with unlimited credits.
 func unlimitedOnHost(inst *instance.Instance) bool {
 	return family(inst.Type) == "t3" && inst.Tenancy == tenancyHost && inst.Simulator.CPUCredits == creditsUnlimited
 }
 
-// interrupted reports a Spot Instance that EC2 stopped, and that EC2 alone can
-// start again. Source: EC2 User Guide, "Spot Instance interruptions".
+// interrupted reports whether an instance is a Spot Instance that EC2 stopped, and that
+// only EC2 can start again. Source: EC2 User Guide, "Spot Instance interruptions".
 func interrupted(inst *instance.Instance) bool {
 	return inst.Lifecycle == lifecycleSpot && inst.StateReason != nil && inst.StateReason.Code == reasonSpotStop.Code
 }
@@ -101,7 +101,7 @@ func checkTerminate(inst *instance.Instance) *instance.Error {
 	return nil
 }
 
-// apply carries a verb out on an instance that allows it.
+// apply carries out a verb on an instance that allows it.
 func (b *Backend) apply(c *call, m *machine) instance.StateChange {
 	before := m.inst
 	switch c.verb {
@@ -138,8 +138,8 @@ func (b *Backend) applyStop(c *call, m *machine) {
 	}
 }
 
-// canHibernate reports whether an instance that is configured for it is also
-// ready: a while after its start. One that was created running is.
+// canHibernate reports whether an instance that is configured for hibernation is ready for
+// it: some time after its start, or if it was created running.
 func (b *Backend) canHibernate(m *machine, now time.Time) bool {
 	return m.inst.State == instance.StateRunning &&
 		(m.inst.Simulator.Transitions == 0 || now.Sub(m.inst.LaunchTime) >= b.scale(hibernationWarmUp))
