@@ -20,21 +20,21 @@ const (
 	DefaultMaxConnections = 5000
 )
 
-// logInterval is how often the log mentions refused calls.
+// logInterval is the minimum interval between log lines about rejected calls.
 const logInterval = time.Second
 
 // Kind is a kind of call. Each has places of its own.
 type Kind uint8
 
-// The kinds: calls that are answered as soon as possible, and streams and waits, which last
-// as long as their callers like.
+// The kinds: unary calls, which end as soon as possible, and streams and waits, whose
+// callers decide how long they last.
 const (
 	Unary Kind = iota
 	LongLived
 	kinds
 )
 
-// Limits are how much a server admits at once.
+// Limits are the maximum numbers of concurrent calls and connections.
 type Limits struct {
 	Requests    int // unary calls
 	Streams     int // long-lived calls
@@ -50,18 +50,18 @@ type Admission struct {
 	calls [kinds]instance.Shares // by principal; connections count their own calls
 	open  int                    // connections
 	owned instance.Shares        // of the connections, those that belong to a principal
-	// idle are the owned connections without a call in flight, unowned those without an
-	// owner; in each the first is the one that has been idle for longest.
+	// idle are the owned connections without a call in flight, unowned the connections
+	// without an owner. The first of each has been idle for longest.
 	idle    Queue[*Connection]
 	unowned Queue[*Connection]
 	// drained is closed when the last call has ended after [Admission.Drain]; nil before.
 	drained chan struct{}
-	// refused counts refusals since the log last mentioned them, at loggedAt.
+	// refused counts rejections since the last log line about them, at loggedAt.
 	refused  int
 	loggedAt time.Time
 }
 
-// New returns an admission that has admitted nothing.
+// New returns an admission without calls and connections.
 func New(log *slog.Logger, limits Limits) *Admission {
 	return &Admission{
 		limits: limits,
@@ -71,18 +71,18 @@ func New(log *slog.Logger, limits Limits) *Admission {
 	}
 }
 
-// Limits returns how much is admitted at once.
+// Limits returns the limits.
 func (a *Admission) Limits() Limits { return a.limits }
 
-// InFlight returns how many calls of a kind are in flight.
+// InFlight returns the number of calls of a kind in flight.
 func (a *Admission) InFlight(kind Kind) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.calls[kind].Taken()
 }
 
-// Drain refuses all calls from now on. It returns a channel that is closed when no call is in
-// flight any more.
+// Drain rejects all calls from now on. It returns a channel that is closed when no call is
+// in flight.
 func (a *Admission) Drain() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -93,7 +93,7 @@ func (a *Admission) Drain() <-chan struct{} {
 	return a.drained
 }
 
-// endDrainLocked is called when calls may have ended, none of which begin any more.
+// endDrainLocked closes the channel of [Admission.Drain] if no call is in flight.
 func (a *Admission) endDrainLocked() {
 	if a.calls[Unary].Taken()+a.calls[LongLived].Taken() == 0 {
 		close(a.drained)
@@ -106,16 +106,16 @@ type Connection struct {
 	conn      io.Closer
 	calls     [kinds]int // in flight
 	entry     Entry[*Connection]
-	// owner is meaningless before the connection is owned.
+	// owner is valid only if the connection is owned.
 	owner         string
 	owned, closed bool
 }
 
 var errTooManyConnections = errors.New("too many connections, each with a call in flight")
 
-// Connect admits a connection. If there are too many, it closes an idle one to make room:
-// the client of that, if there still is one, connects again for its next call. The error is
-// that none is idle. [Connection.Disconnect] must be called in the end.
+// Connect admits a connection. If there are too many, it closes an idle one, whose client
+// reconnects for its next call. It fails if none is idle. [Connection.Disconnect] must be
+// called when the connection has ended.
 func (a *Admission) Connect(conn io.Closer) (*Connection, error) {
 	a.mu.Lock()
 	var victim *Connection
@@ -137,9 +137,9 @@ func (a *Admission) Connect(conn io.Closer) (*Connection, error) {
 	return c, nil
 }
 
-// victimLocked returns the connection that makes room for another; nil if none is idle.
-// Connections on which no call was admitted go first, but a tenth of all may always be such:
-// each client needs one before its first call.
+// victimLocked returns the connection to close to make room for another; nil if none is
+// idle. Connections on which no call was admitted come first, except for a tenth of all
+// connections, because each client needs one before its first call.
 func (a *Admission) victimLocked() *Connection {
 	unowned, idle := a.unowned.First(), a.idle.First()
 	switch {
@@ -151,8 +151,8 @@ func (a *Admission) victimLocked() *Connection {
 	return nil
 }
 
-// Disconnect ends the account of a connection that is closed. It may be called more than
-// once, and before the last calls on the connection have ended.
+// Disconnect removes a closed connection. It may be called more than once, and before the
+// last calls on the connection have ended.
 func (c *Connection) Disconnect() {
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
@@ -176,7 +176,7 @@ func (c *Connection) removeLocked() {
 	}
 }
 
-// Ticket is the place of a call in flight. Its zero value is none.
+// Ticket is the place of a call in flight. The zero value is no place.
 type Ticket struct {
 	conn      *Connection
 	kind      Kind
@@ -184,9 +184,9 @@ type Ticket struct {
 	left      bool // guarded by the admission
 }
 
-// Admit gives a call a place among the unary ones, as all calls are until their request was
-// received. Callers who cannot be told apart have the principal "": they share what there is
-// by connection alone. The error is an [instance.Error] for the caller.
+// Admit gives a call a unary place, which every call has until its request was received.
+// Callers that cannot be told apart have the principal "": only their connections limit
+// their shares. The error is an [instance.Error] for the caller.
 func (c *Connection) Admit(principal string) (Ticket, error) {
 	a := c.admission
 	a.mu.Lock()
@@ -213,8 +213,9 @@ func (c *Connection) Admit(principal string) (Ticket, error) {
 	return Ticket{conn: c, kind: Unary, principal: principal}, nil
 }
 
-// ownLocked makes a principal the owner of a connection that has none. One that has its share
-// of connections must give up the one that has been idle for longest: it is returned.
+// ownLocked makes a principal the owner of a connection without an owner. If the principal
+// already has its share of connections, it returns the one to close, which has been idle
+// for longest.
 func (c *Connection) ownLocked(principal string) (victim *Connection, ok bool) {
 	a := c.admission
 	if c.owned || c.closed {
@@ -227,7 +228,7 @@ func (c *Connection) ownLocked(principal string) (victim *Connection, ok bool) {
 		}
 		victim = idle.Value
 		victim.removeLocked()
-		// Its place, even if that is beyond the share: another principal may have taken many since.
+		// It replaces the closed one, even beyond the share, which may have shrunk since.
 		a.owned.Force(principal, 1)
 	}
 	a.unowned.Remove(&c.entry)
@@ -235,9 +236,9 @@ func (c *Connection) ownLocked(principal string) (victim *Connection, ok bool) {
 	return victim, true
 }
 
-// Promote exchanges the place of a call for a long-lived one. A call that is refused keeps
-// the place that it has. A request may be received when its call has ended already, because
-// the caller has gone: the error is [context.Canceled] then.
+// Promote exchanges the place of a call for a long-lived one. If that fails the call keeps
+// its place. If the call has already ended, because the caller left before its request was
+// received, the error is [context.Canceled].
 func (t *Ticket) Promote() error {
 	a := t.conn.admission
 	a.mu.Lock()
@@ -260,10 +261,10 @@ func (t *Ticket) Promote() error {
 // Kind returns the kind of the call.
 func (t *Ticket) Kind() Kind { return t.kind }
 
-// Admitted reports whether there is a place to give back.
+// Admitted reports whether the call has a place.
 func (t *Ticket) Admitted() bool { return t.conn != nil }
 
-// Leave gives the place back.
+// Leave releases the place.
 func (t *Ticket) Leave() {
 	c, a := t.conn, t.conn.admission
 	a.mu.Lock()
@@ -278,7 +279,7 @@ func (t *Ticket) Leave() {
 	}
 }
 
-// takeLocked takes a place if both the principal and the connection may have one more.
+// takeLocked takes a place if both the principal and the connection may have another.
 func (c *Connection) takeLocked(kind Kind, principal string) bool {
 	shares := &c.admission.calls[kind]
 	if !shares.MayTake(c.calls[kind], 1) || !shares.Take(principal, 1) {
@@ -293,8 +294,7 @@ func (c *Connection) giveLocked(kind Kind, principal string) {
 	c.calls[kind]--
 }
 
-// ErrDraining is what callers are told who come while the server shuts down. Zero means that
-// it does not say when to try again.
+// ErrDraining returns the error for calls during shutdown. A delay of zero means none.
 func ErrDraining(retryAfter time.Duration) error {
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
@@ -304,8 +304,8 @@ func ErrDraining(retryAfter time.Duration) error {
 	}
 }
 
-// refuse returns what a caller is told for whom there is no place. The delays differ, so
-// that those who were refused together do not come back together.
+// refuse returns the error for a call without a place. Its retry delay is jittered, so that
+// callers that were rejected together do not retry together.
 func (a *Admission) refuse(kind Kind, principal string) error {
 	a.logRefusal(principal, kind)
 	if kind == LongLived {
@@ -334,7 +334,7 @@ func (a *Admission) refuseConnection(principal string) error {
 	}
 }
 
-// logRefusal counts a refused call. Of a flood, the log has one line an interval.
+// logRefusal counts a rejected call, and logs at most once an interval.
 func (a *Admission) logRefusal(principal string, kind Kind) {
 	a.mu.Lock()
 	a.refused++

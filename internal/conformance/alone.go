@@ -7,7 +7,7 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// place is that of an event in the log.
+// place is the position of an event in the log.
 type place struct {
 	revision uint64
 	index    uint32
@@ -15,8 +15,8 @@ type place struct {
 
 func placeOf(e *instancedv1.Event) place { return place{e.GetRevision(), e.GetIndex()} }
 
-// unique checks that no event is delivered twice, and that what goes on by itself goes on
-// where it was.
+// unique checks that no event is delivered twice, and that a connection of several streams
+// resumes where it was.
 func unique(connections []*Connection) error {
 	seen := map[place]bool{}
 	for i, c := range connections {
@@ -49,11 +49,10 @@ func unique(connections []*Connection) error {
 	return nil
 }
 
-// atomic checks that nothing comes after a cursor that was recorded together with
-// something before it.
+// atomic checks that no cursor separates events that were recorded together.
 func atomic(connections []*Connection) error {
 	for i, c := range connections {
-		// The highest revisions that were begun, and that a cursor was behind.
+		// The highest revision that began, and the highest before a cursor.
 		var begun, closed uint64
 		for n, m := range c.Messages {
 			if s := m.GetSnapshot(); s.GetFirst() && otherHistory(s.GetReason()) {
@@ -73,9 +72,9 @@ func atomic(connections []*Connection) error {
 	return nil
 }
 
-// snapshot checks the form of snapshots: their parts follow one another, the first and
-// the last are marked, the last has the cursor, and each instance is there once, in the
-// order of the ids.
+// snapshot checks the form of snapshots: their parts are consecutive, the first and the
+// last are marked, the last has the cursor, and each instance occurs once, in the order of
+// the ids.
 func snapshot(connections []*Connection) error {
 	for i, c := range connections {
 		fail := func(format string, args ...any) error {
@@ -114,8 +113,8 @@ func snapshot(connections []*Connection) error {
 	return nil
 }
 
-// forward checks that cursors only go forward: one from before an event never comes
-// again behind it, since all up to a cursor was delivered, and nothing after it.
+// forward checks that cursors never go back: everything up to a cursor was delivered, and
+// nothing after it, so that a cursor from before an event never follows the event.
 func forward(connections []*Connection) error {
 	for i, c := range connections {
 		seen := map[string]int{}
@@ -137,7 +136,7 @@ func forward(connections []*Connection) error {
 	return nil
 }
 
-// goodbyes checks the form of those that there are.
+// goodbyes checks the form of goodbye messages.
 func goodbyes(connections []*Connection) error {
 	for i, c := range connections {
 		cursor := c.Request.GetAfterCursor()

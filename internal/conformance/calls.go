@@ -12,16 +12,16 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// Acknowledged is a command that was answered.
+// Acknowledged is a command with a response.
 type Acknowledged struct {
 	At time.Time
 	// Cursor and EndCursor come from the response.
 	Cursor, EndCursor string
 }
 
-// Live checks that a change acknowledged after the subscription stood is delivered,
-// unless it is from before the cursor at which the subscription began. The connection
-// must have passed the last of the answers.
+// Live checks that a change acknowledged after the subscription was established is
+// delivered, unless it precedes the cursor at which the subscription began. The connection
+// must have passed the last response.
 func Live(log *Log, c *Connection, answers ...Acknowledged) error {
 	if len(c.Messages) == 0 {
 		return errors.New("live: the stream is empty")
@@ -65,9 +65,8 @@ func beginning(log *Log, c *Connection) (uint64, error) {
 	return 0, errors.New("there is no cursor")
 }
 
-// Progress checks that there is at least one progress message each interval, in each
-// stream, up to now or to the end of the stream. Slack is for the clock of the one who
-// looked.
+// Progress checks that each stream has at least one message in each interval, up to now or
+// to the end of the stream. Slack allows for delays of the recording process.
 func Progress(c *Connection, now time.Time, slack time.Duration) error {
 	if len(c.Messages) == 0 {
 		return errors.New("progress: the stream is empty")
@@ -137,7 +136,7 @@ func ReadYourStart(c *Connection, start *instancedv1.StartInstancesResponse, req
 	return nil
 }
 
-// Refused checks that an error is of a code and a reason, and carries the request id.
+// Refused checks that an error has a code, a reason and the request id.
 func Refused(err error, code codes.Code, reason string) error {
 	s := status.Convert(err)
 	if s.Code() != code {
@@ -158,7 +157,7 @@ func Refused(err error, code codes.Code, reason string) error {
 }
 
 // Goodbye checks that a stream that the server ended has a goodbye as its last message,
-// with a cursor and a delay, and ended as UNAVAILABLE with the same delay.
+// with a cursor and a delay, and ended with UNAVAILABLE and the same delay.
 func Goodbye(c *Connection, reason instancedv1.GoodbyeReason) error {
 	if len(c.Messages) == 0 {
 		return errors.New("goodbye: the stream is empty")
@@ -187,13 +186,13 @@ func Goodbye(c *Connection, reason instancedv1.GoodbyeReason) error {
 	return fmt.Errorf("goodbye: the status has not the retry delay of the message: %v", s.Details())
 }
 
-// Durable checks that what was recorded before a crash is the beginning of what is
-// recorded after it. Both are histories of the same instances.
+// Durable checks that the history before a crash is the beginning of the history after it.
+// Both are of the same instances.
 func Durable(before, after []*instancedv1.Event) error {
 	return same("durable: the history after the crash", after[:min(len(after), len(before))], before)
 }
 
-// Truthful checks that what was recorded ends in what the backend says of itself.
+// Truthful checks that the history ends in the states that the backend itself reports.
 func Truthful(log *Log, backend map[string]instancedv1.InstanceStateName) error {
 	fold := log.At(log.Head())
 	if len(backend) != len(fold) {

@@ -1,17 +1,17 @@
 package conformance
 
-// Finding is how a promise fared.
+// Finding is the result of checking a guarantee.
 type Finding struct {
 	Promise string
-	// Checked is how many of its unit were looked at. Of none nothing is known.
+	// Checked is the number of units that were checked. If it is 0 the guarantee was not
+	// checked.
 	Checked int
 	Unit    string
-	// Err is what breaks the promise, nil if nothing does.
+	// Err is the violation of the guarantee; nil if there is none.
 	Err error
 }
 
-// Alone checks what a subscriber's connections show by themselves: without a log to
-// compare with, and whatever the filter is.
+// Alone checks a subscriber's connections without a log to compare with, for any filter.
 func Alone(connections ...*Connection) []Finding {
 	n := count(connections)
 	return []Finding{
@@ -24,7 +24,7 @@ func Alone(connections ...*Connection) []Finding {
 	}
 }
 
-// Against checks all of a subscriber's connections that can be compared with a log.
+// Against compares a subscriber's connections with a log.
 func Against(log *Log, connections ...*Connection) []Finding {
 	n := count(connections)
 	return []Finding{
@@ -38,8 +38,8 @@ func Against(log *Log, connections ...*Connection) []Finding {
 	}
 }
 
-// Together puts the findings of several subscribers together, promise by promise in the
-// order in which they occur.
+// Together merges the findings of several subscribers by guarantee, in the order in which
+// they occur.
 func Together(findings ...[]Finding) []Finding {
 	var all []Finding
 	at := map[string]int{}
@@ -60,7 +60,7 @@ func Together(findings ...[]Finding) []Finding {
 	return all
 }
 
-// counts are how much there is to be checked.
+// counts are the numbers of units to check.
 type counts struct{ events, cursors, snapshots, progress, goodbyes int }
 
 func count(connections []*Connection) counts {

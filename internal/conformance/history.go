@@ -8,12 +8,12 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// maxIDs is the most ids that ListEvents takes.
+// maxIDs is the maximum number of ids in ListEvents.
 const maxIDs = 1000
 
-// History reads by ListEvents, page by page, all that was recorded of instances after a
-// cursor, oldest first; an empty cursor means all that is kept. Of more than 1000
-// instances, what is recorded meanwhile may be seen of some and not of others.
+// History returns the history of instances after a cursor, oldest first, which it reads
+// from ListEvents page by page. An empty cursor means the whole retained history. With more
+// than 1000 instances, changes recorded meanwhile may be included for some of them only.
 func History(ctx context.Context, client instancedv1.InstanceServiceClient, ids []string, after string) ([]*instancedv1.Event, error) {
 	return HistoryBy(ids, after, func(req *instancedv1.ListEventsRequest) iter.Seq2[*instancedv1.ListEventsResponse, error] {
 		return func(yield func(*instancedv1.ListEventsResponse, error) bool) {
@@ -28,8 +28,8 @@ func History(ctx context.Context, client instancedv1.InstanceServiceClient, ids 
 	})
 }
 
-// HistoryBy is [History] for those who have another way to read all pages of a request,
-// such as client.Client.Events.
+// HistoryBy is [History] with another way to read all pages of a request, such as
+// client.Client.Events.
 func HistoryBy(ids []string, after string, pages func(*instancedv1.ListEventsRequest) iter.Seq2[*instancedv1.ListEventsResponse, error]) ([]*instancedv1.Event, error) {
 	var events []*instancedv1.Event
 	for some := range slices.Chunk(ids, maxIDs) {

@@ -13,11 +13,11 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// Log is all that was recorded since some position: the truth that subscribers are
-// compared with. It may be used by any number of goroutines.
+// Log is everything that was recorded after some position, with which subscribers are
+// compared. It is safe for concurrent use.
 type Log struct {
-	// begin is the cursor at which the log begins, base what was known there, and end the
-	// cursor behind the last batch.
+	// begin is the cursor at which the log begins, base the instances at that position, and
+	// end the cursor after the last batch.
 	begin, end string
 	base       map[string]*instancedv1.Instance
 	batches    []batch
@@ -25,9 +25,9 @@ type Log struct {
 	revisions map[string]uint64
 
 	mu sync.Mutex
-	// matching has, for each filter that was asked for, all that a subscriber is to see.
+	// matching has, for each filter used so far, everything that a subscriber must receive.
 	matching map[string][]*instancedv1.Event
-	// fold is the one that was asked for last: the next is often a later one.
+	// fold is the last one requested: the next request is often for a later one.
 	fold fold
 }
 
@@ -37,8 +37,8 @@ type batch struct {
 	events   []*instancedv1.Event
 }
 
-// NewLog makes a log of an unfiltered subscription that began with a snapshot, and of
-// those that went on where it ended.
+// NewLog returns the log of an unfiltered subscription that began with a snapshot, and of
+// its resumed connections.
 func NewLog(reference ...*Connection) (*Log, error) {
 	l := &Log{
 		base:      map[string]*instancedv1.Instance{},
@@ -90,8 +90,8 @@ func (l *Log) add(c *Connection) error {
 			open.revision = e.GetRevision()
 			open.events = append(open.events, e)
 		}
-		// A stream that goes on says where it does, which is before a batch that the one
-		// before has left unfinished.
+		// A resumed stream says where it begins, which is before a batch that the previous
+		// stream left unfinished.
 		if m.GetCursor() != "" && open.revision != 0 && m.GetSubscribed() == nil {
 			l.end = m.GetCursor()
 			l.revisions[l.end] = open.revision
@@ -102,7 +102,7 @@ func (l *Log) add(c *Connection) error {
 	return nil
 }
 
-// Revision returns the revision that a cursor stands behind.
+// Revision returns the revision before a cursor.
 func (l *Log) Revision(cursor string) (uint64, error) {
 	revision, ok := l.revisions[cursor]
 	if !ok {
@@ -122,7 +122,7 @@ func (l *Log) Head() uint64 {
 	return l.batches[len(l.batches)-1].revision
 }
 
-// At returns the fold of all that was recorded up to a revision.
+// At returns the instances after a revision.
 func (l *Log) At(revision uint64) map[string]*instancedv1.Instance {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -139,7 +139,7 @@ func (l *Log) At(revision uint64) map[string]*instancedv1.Instance {
 	return maps.Clone(f.state)
 }
 
-// fold is what the first so many batches add up to.
+// fold is the state of the instances after a number of batches.
 type fold struct {
 	revision uint64
 	batches  int
@@ -155,8 +155,8 @@ func apply(state map[string]*instancedv1.Instance, e *instancedv1.Event) {
 	state[id] = e.GetInstance()
 }
 
-// Matching returns what a subscriber with a filter is to see of what was recorded
-// after one revision and up to another.
+// Matching returns the events that a subscriber with a filter must receive of those
+// recorded after one revision and up to another.
 func (l *Log) Matching(filter *instancedv1.InstanceFilter, after, upTo uint64) []*instancedv1.Event {
 	all := l.allMatching(filter)
 	behind := func(revision uint64) int {
@@ -166,8 +166,8 @@ func (l *Log) Matching(filter *instancedv1.InstanceFilter, after, upTo uint64) [
 	return slices.Clip(all[begin:max(begin, behind(upTo))])
 }
 
-// allMatching returns all that a subscriber with a filter is to see. It is made once:
-// a test asks for it at each cut of a stream.
+// allMatching returns all events that a subscriber with a filter must receive. The result
+// is cached, because tests request it at each cut of a stream.
 func (l *Log) allMatching(filter *instancedv1.InstanceFilter) []*instancedv1.Event {
 	key := filter.String()
 	l.mu.Lock()
@@ -201,7 +201,7 @@ func (l *Log) allMatching(filter *instancedv1.InstanceFilter) []*instancedv1.Eve
 	return events
 }
 
-// matches is what the contract says of filters.
+// matches implements filters as the contract defines them.
 func matches(f *instancedv1.InstanceFilter, i *instancedv1.Instance) bool {
 	if i == nil {
 		return false
@@ -225,7 +225,7 @@ func among[T comparable](wanted []T, have T) bool {
 }
 
 // Agrees compares the log with the history of all its instances after [Log.Begin], as
-// ListEvents gave it.
+// returned by ListEvents.
 func (l *Log) Agrees(history []*instancedv1.Event) error {
 	return same("the history", history, l.Matching(nil, 0, l.Head()))
 }

@@ -11,9 +11,9 @@ import (
 )
 
 // Recorded checks a connection against the history of all instances that it mentions,
-// between its first cursor and its last. The connection's filter is unknown, and it has
-// at most one snapshot. Each event must be as recorded, and no event may be missing for an
-// instance that was known to match. If the history is not whole, nothing older than its
+// between its first cursor and its last. The connection's filter is unknown, and it has at
+// most one snapshot. Each event must be as recorded, and no event may be missing for an
+// instance that was known to match. If the history is incomplete, nothing older than its
 // first event is compared.
 func Recorded(c *Connection, history []*instancedv1.Event, whole bool) error {
 	recorded := map[place]*instancedv1.Event{}
@@ -22,7 +22,7 @@ func Recorded(c *Connection, history []*instancedv1.Event, whole bool) error {
 	}
 	matching := map[string]bool{}
 	next := 0
-	// missing looks for what was recorded before a place and is not delivered.
+	// missing finds events that were recorded before a place and not delivered.
 	missing := func(before *instancedv1.Event) error {
 		for ; next < len(history) && (before == nil || compare(history[next], before) < 0); next++ {
 			if e := history[next]; matching[e.GetInstance().GetInstanceId()] {
@@ -90,7 +90,7 @@ func RecordedSnapshot(c *Connection, before []*instancedv1.Event) (compared, unk
 	return compared, unknown, err
 }
 
-// snapshot returns the instances of the last snapshot that is whole.
+// snapshot returns the instances of the last complete snapshot.
 func (c *Connection) snapshot() []*instancedv1.Instance {
 	var whole, parts []*instancedv1.Instance
 	for _, m := range c.Messages {
@@ -106,7 +106,7 @@ func (c *Connection) snapshot() []*instancedv1.Instance {
 	return whole
 }
 
-// Mentioned returns the ids of all instances of which connections tell.
+// Mentioned returns the ids of all instances that occur in connections.
 func Mentioned(connections ...*Connection) []string {
 	ids := map[string]bool{}
 	for _, c := range connections {

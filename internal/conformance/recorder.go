@@ -17,25 +17,25 @@ import (
 // Message is one message of a stream.
 type Message struct {
 	*instancedv1.WatchInstancesResponse
-	// At is when it arrived.
+	// At is the time of its arrival.
 	At time.Time
 }
 
-// Connection is one stream from its request to its end. A sequence that goes on over
+// Connection is one stream from its request to its end. A sequence that resumes over
 // several streams by itself is one connection too: each of its streams begins with a
-// message subscribed, and a batch or a snapshot that one of them left unfinished is
-// finished by the next.
+// subscribed message, and the next stream completes a batch or snapshot that the previous
+// one left unfinished.
 type Connection struct {
 	Request  *instancedv1.WatchInstancesRequest
 	Messages []Message
 	// Followed is whether there may be several streams.
 	Followed bool
-	// Err is how it ended, at Ended; nil and zero while it lasts.
+	// Err is the error with which it ended, at Ended; nil and zero while it is open.
 	Err   error
 	Ended time.Time
 }
 
-// Events returns all events in the order in which they came.
+// Events returns all events in the order of their arrival.
 func (c *Connection) Events() []*instancedv1.Event {
 	var events []*instancedv1.Event
 	for _, m := range c.Messages {
@@ -44,7 +44,7 @@ func (c *Connection) Events() []*instancedv1.Event {
 	return events
 }
 
-// Cursor returns the last cursor from which it is safe to go on.
+// Cursor returns the last cursor from which it is safe to resume.
 func (c *Connection) Cursor() string {
 	for _, m := range slices.Backward(c.Messages) {
 		if m.GetCursor() != "" {
@@ -67,7 +67,7 @@ func (c *Connection) Streams() [][]Message {
 	return append(streams, c.Messages[begin:])
 }
 
-// Recorder receives messages and keeps what it sees.
+// Recorder receives and keeps messages.
 type Recorder struct {
 	mu      sync.Mutex
 	conn    Connection
@@ -95,9 +95,8 @@ func received(stream grpc.ServerStreamingClient[instancedv1.WatchInstancesRespon
 	}
 }
 
-// Follow records a sequence that goes on over several streams by itself, such as that of
-// client.Client.Watch, from its request to its end: to end it, end the context that it
-// was made with.
+// Follow records a sequence that resumes over several streams by itself, such as
+// client.Client.Watch, until it ends. To end it, cancel the context with which it was made.
 func Follow(req *instancedv1.WatchInstancesRequest, seq iter.Seq2[*instancedv1.WatchInstancesResponse, error]) *Recorder {
 	return record(Connection{Request: req, Followed: true}, seq)
 }
@@ -116,7 +115,7 @@ func record(c Connection, seq iter.Seq2[*instancedv1.WatchInstancesResponse, err
 	return r
 }
 
-// take records a message, or how the messages ended: then it is false.
+// take records a message, or the end of the messages, for which it returns false.
 func (r *Recorder) take(m *instancedv1.WatchInstancesResponse, err error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -130,7 +129,7 @@ func (r *Recorder) take(m *instancedv1.WatchInstancesResponse, err error) bool {
 	return err == nil
 }
 
-// Seen returns what was seen so far.
+// Seen returns what was received so far.
 func (r *Recorder) Seen() *Connection {
 	c, _ := r.seen()
 	return c
@@ -144,8 +143,8 @@ func (r *Recorder) seen() (*Connection, <-chan struct{}) {
 	return &c, r.changed
 }
 
-// Until waits until what was seen is enough, and returns it. It fails when the stream
-// ends, or ctx is done, before that.
+// Until waits until enough was received, and returns it. It fails if the stream or ctx ends
+// first.
 func (r *Recorder) Until(ctx context.Context, enough func(*Connection) bool) (*Connection, error) {
 	for {
 		c, changed := r.seen()
@@ -163,8 +162,8 @@ func (r *Recorder) Until(ctx context.Context, enough func(*Connection) bool) (*C
 	}
 }
 
-// UntilCursor waits for a message with this very cursor. A subscriber with a filter need
-// not get each of them: of such, the one of the end of the log will come in a progress
+// UntilCursor waits for a message with exactly this cursor. A subscriber with a filter does
+// not receive every cursor, but the one at the end of the log always arrives in a progress
 // message.
 func (r *Recorder) UntilCursor(ctx context.Context, cursor string) (*Connection, error) {
 	looked := 0
@@ -178,7 +177,7 @@ func (r *Recorder) UntilCursor(ctx context.Context, cursor string) (*Connection,
 	})
 }
 
-// End waits for the end of the stream and returns all that was seen.
+// End waits for the end of the stream and returns everything received.
 func (r *Recorder) End(ctx context.Context) (*Connection, error) {
 	select {
 	case <-r.done:
@@ -188,7 +187,7 @@ func (r *Recorder) End(ctx context.Context) (*Connection, error) {
 	}
 }
 
-// Subscribed reports whether the subscription stands.
+// Subscribed reports whether the subscription is established.
 func Subscribed(c *Connection) bool { return len(c.Messages) > 0 }
 
 // SnapshotSeen reports whether a whole snapshot has arrived.

@@ -13,8 +13,8 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// All checks everything that one subscriber, over all its connections, can be checked
-// for against the log. Each connection went on at the cursor of the one before.
+// All runs every check of one subscriber, over all its connections, against the log. Each
+// connection resumed at the cursor of the previous one.
 func All(log *Log, connections ...*Connection) error {
 	var errs []error
 	for _, f := range Against(log, connections...) {
@@ -33,7 +33,7 @@ func Ordered(connections ...*Connection) error {
 		if err := o.follow(c.Messages[:sure]); err != nil {
 			return err
 		}
-		// What came behind the last cursor comes again in the next connection.
+		// What followed the last cursor is repeated in the next connection.
 		rest := order{last: o.last, states: maps.Clone(o.states), whole: o.whole}
 		if err := rest.follow(c.Messages[sure:]); err != nil {
 			return err
@@ -42,28 +42,28 @@ func Ordered(connections ...*Connection) error {
 	return nil
 }
 
-// Order checks what [Ordered] does of one connection, message by message, and keeps
-// none of them. It is for one goroutine.
+// Order runs the checks of [Ordered] on one connection, message by message, without keeping
+// the messages. It is not safe for concurrent use.
 type Order struct{ order }
 
-// NewOrder returns an order that has seen nothing.
+// NewOrder returns an order without messages.
 func NewOrder() *Order {
 	return &Order{order{states: map[string]instancedv1.InstanceStateName{}}}
 }
 
-// Follow takes the next message. After an error it is not to be used any more.
+// Follow checks the next message. It must not be called after an error.
 func (o *Order) Follow(m *instancedv1.WatchInstancesResponse) error {
 	return o.follow([]Message{{WatchInstancesResponse: m}})
 }
 
-// notMatching stands for the state of an instance that is known not to match.
+// notMatching represents the state of an instance that is known not to match.
 const notMatching = instancedv1.InstanceStateName_INSTANCE_STATE_NAME_UNSPECIFIED
 
-// order is where a subscriber has got to.
+// order is the position of a subscriber.
 type order struct {
 	last *instancedv1.Event
-	// states has the last state seen of each instance; whole is whether no other
-	// instance matches.
+	// states has the last state of each instance; whole is whether no other instance
+	// matches.
 	states map[string]instancedv1.InstanceStateName
 	whole  bool
 }
@@ -95,7 +95,7 @@ func (o *order) follow(messages []Message) error {
 	return nil
 }
 
-// chained checks that an event follows from what was before it, and keeps it.
+// chained checks that an event follows from the previous ones, and records it.
 func (o *order) chained(e *instancedv1.Event) error {
 	id := e.GetInstance().GetInstanceId()
 	previous, current := e.GetPreviousState().GetName(), e.GetInstance().GetState().GetName()
@@ -141,8 +141,8 @@ func stateOf(name instancedv1.InstanceStateName) instance.State {
 	return instance.State(name)
 }
 
-// otherHistory reports whether what follows a snapshot is not what followed the cursor:
-// revisions can then not be compared.
+// otherHistory reports whether a snapshot begins another history than that of the cursor,
+// so that revisions cannot be compared.
 func otherHistory(reason instancedv1.UnusableCursorReason) bool {
 	switch reason {
 	case instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_OTHER_LOG,
@@ -155,9 +155,8 @@ func otherHistory(reason instancedv1.UnusableCursorReason) bool {
 	return false
 }
 
-// Complete checks that every recorded change after the cursor that matches is
-// delivered, once and as it was recorded. Behind the last cursor of a connection it may
-// have ended anywhere.
+// Complete checks that every matching change recorded after the cursor is delivered once,
+// as recorded. After the last cursor of a connection it may have ended anywhere.
 func Complete(log *Log, connections ...*Connection) error {
 	for i, c := range connections {
 		spans, err := split(log, c)
@@ -184,11 +183,11 @@ func Complete(log *Log, connections ...*Connection) error {
 type span struct {
 	after, upTo uint64
 	events      []*instancedv1.Event
-	// sure is how many of the events are before the last cursor, which is that of upTo.
+	// sure is the number of events before the last cursor, which is the one of upTo.
 	sure int
 }
 
-// split cuts a connection where it begins again with a snapshot.
+// split divides a connection where it starts over with a snapshot.
 func split(log *Log, c *Connection) ([]span, error) {
 	var spans []span
 	begin := func(cursor string) error {
@@ -234,7 +233,7 @@ func beginsAgain(c *Connection) bool {
 	return false
 }
 
-// sure returns how many of the messages are before the last cursor, or have it.
+// sure returns the number of messages up to and including the last cursor.
 func (c *Connection) sure() int {
 	for n, m := range slices.Backward(c.Messages) {
 		if m.GetCursor() != "" && !goesOn(c, n) {
@@ -244,15 +243,15 @@ func (c *Connection) sure() int {
 	return 0
 }
 
-// goesOn reports whether a message is the beginning of a further stream of a connection
-// that has several. Its cursor is behind what the next one goes on after, which may have
-// been the beginning of a batch.
+// goesOn reports whether a message begins another stream of a connection that has several.
+// It may begin at an earlier position than the previous stream ended, namely before an
+// unfinished batch.
 func goesOn(c *Connection, n int) bool {
 	return c.Followed && n > 0 && c.Messages[n].GetSubscribed() != nil
 }
 
-// Unique checks that resuming after a cursor never delivers what was at or before it,
-// and that no connection delivers an event twice.
+// Unique checks that resuming after a cursor delivers nothing at or before it, and that no
+// connection delivers an event twice.
 func Unique(log *Log, connections ...*Connection) error {
 	for i, c := range connections {
 		cursor := c.Request.GetAfterCursor()
@@ -324,7 +323,7 @@ func Snapshot(log *Log, connections ...*Connection) error {
 	return nil
 }
 
-// isFold compares instances with what of a fold matches a filter.
+// isFold compares instances with the ones of a fold that match a filter.
 func isFold(got []*instancedv1.Instance, fold map[string]*instancedv1.Instance, filter *instancedv1.InstanceFilter) error {
 	wanted := 0
 	for _, i := range fold {

@@ -1,10 +1,10 @@
-// Package servertest runs the whole service inside a test: the gRPC server on an
-// in-memory connection, the simulator, and the journal on disk in a directory of the
-// test. Nothing in it is a fake, so that what a test sees is what a server does;
-// without delays, unless a test asks for them.
+// Package servertest runs the whole service inside a test: the gRPC server on an in-memory
+// connection, the simulator, and the journal on disk in a directory of the test. Nothing in
+// it is a fake. Instances change their states without delays, unless a test sets
+// Options.Speed.
 //
-// Drive the simulator, and make things fail, through [Server.Simulator]. The server
-// and its connections are closed when the test ends.
+// Control the simulator and inject faults through [Server.Simulator]. The server and its
+// connections are closed when the test ends.
 package servertest
 
 import (
@@ -30,48 +30,48 @@ import (
 	"github.com/instanced/instanced/server/simulator"
 )
 
-// timeout is how long a server may take to start or to shut down.
+// timeout is the time limit for starting and shutting down.
 const timeout = 30 * time.Second
 
-// Options say what the server is like. The zero value is the built-in fleet with its
-// faults, without delays.
+// Options configure a [Server]. The zero value is the built-in fleet with its faults,
+// without delays.
 type Options struct {
-	// Fleet is what there is at the beginning, and what is planned to go wrong. Nil
-	// means the built-in fleet, an empty one no instances and no faults.
+	// Fleet is the initial instances and faults. Nil means the built-in fleet, an empty one
+	// no instances and no faults.
 	Fleet *instancedv1.CreateInstancesRequest
-	// Seed determines what the simulator draws.
+	// Seed determines the simulator's random numbers.
 	Seed uint64
 	// Speed divides the delays between states: at 1 they are like EC2's, at 5 a start
 	// takes 2 to 5 seconds. At 0 there are none.
 	Speed float64
-	// Throttle turns EC2's documented limits of requests on.
+	// Throttle turns on EC2's documented request limits.
 	Throttle bool
-	// DataDir is where the journal is; empty for a directory of the test. Two servers,
-	// one after the other, on one directory are one server that was restarted.
+	// DataDir is the directory of the journal; empty for a temporary one. A second server
+	// on the directory of a closed one is that server restarted.
 	DataDir string
 	// Endpoints are the endpoints of an external etcd, in place of DataDir. Servers that share one
 	// share the journal: the first commands the backend, the others follow.
 	Endpoints []string
-	// JournalMaxBytes and Retention are how much of the history is kept; zero for what
-	// a server keeps by default.
+	// JournalMaxBytes and Retention limit the history; zero for the defaults of the
+	// journal.
 	JournalMaxBytes int64
 	Retention       time.Duration
-	// RingBytes is how much of the end of the log is held in memory for those who watch;
-	// zero for what a server holds by default.
+	// RingBytes is how much of the recent log is held in memory for watches; zero for the
+	// default.
 	RingBytes int64
-	// PollInterval is how soon an instance in transition is looked at when nothing was
-	// heard of it; zero for what a server does by default.
+	// PollInterval is when an instance in transition is polled if there was no notice; zero
+	// for the default.
 	PollInterval time.Duration
-	// MaxRequests, MaxStreams and MaxConnections are how much may be under way at once;
-	// zero for what a server allows by default.
+	// MaxRequests, MaxStreams and MaxConnections are the limits of the server; zero for its
+	// defaults.
 	MaxRequests, MaxStreams, MaxConnections int
-	// EC2Credentials are those that the EC2 endpoint verifies; nil for an endpoint that
-	// believes its callers.
+	// EC2Credentials are the access keys with which the EC2 endpoint verifies signatures;
+	// nil for an endpoint that does not verify them.
 	EC2Credentials ec2query.Credentials
-	// Deadline is that of calls that bring none, and how long a request may take to
-	// arrive; zero for what a server does by default.
+	// Deadline is for calls that have none, and limits how long a request may take to
+	// arrive; zero for the default.
 	Deadline time.Duration
-	// Logger gets the log of the server; nil for none.
+	// Logger is the server's; nil discards its log.
 	Logger *slog.Logger
 	// Register registers further services of the test.
 	Register func(grpc.ServiceRegistrar)
@@ -187,7 +187,7 @@ func simulatorConfig(opts Options) sim.Config {
 	return config
 }
 
-// Dial makes a further connection, which is closed when the test ends.
+// Dial opens another connection, which is closed when the test ends.
 func (s *Server) Dial(opts ...grpc.DialOption) *grpc.ClientConn {
 	s.t.Helper()
 	opts = append([]grpc.DialOption{
@@ -215,8 +215,8 @@ func (s *Server) Simulator() instancedv1.SimulatorServiceClient {
 	return instancedv1.NewSimulatorServiceClient(s.conn)
 }
 
-// Serve serves on a further listener, such as one that a process outside of the test
-// can reach, until the server is closed.
+// Serve serves on another listener, such as one that other processes can reach, until the
+// server is closed.
 func (s *Server) Serve(lis net.Listener) {
 	s.running.Go(func() {
 		if err := s.server.Serve(lis); err != nil {
@@ -242,8 +242,8 @@ func (s *Server) serveEC2() string {
 	return "http://" + lis.Addr().String()
 }
 
-// BackendStates asks the simulator itself, past the journal, for the states of all
-// instances.
+// BackendStates returns the states of all instances from the simulator itself, not from the
+// journal.
 func (s *Server) BackendStates(ctx context.Context) (map[string]instancedv1.InstanceStateName, error) {
 	states := make(map[string]instancedv1.InstanceStateName)
 	for query := (instance.DescribeQuery{All: true}); ; {
@@ -261,12 +261,12 @@ func (s *Server) BackendStates(ctx context.Context) (map[string]instancedv1.Inst
 	}
 }
 
-// Shutdown begins to shut the server down, as a signal would, and returns when all
-// calls have ended, or ctx has.
+// Shutdown shuts the server down as a signal would, and returns when all calls, or ctx,
+// have ended.
 func (s *Server) Shutdown(ctx context.Context) error {
 	return errors.Join(s.ec2.Shutdown(ctx), s.server.Shutdown(ctx))
 }
 
-// Close shuts the server down altogether. A test needs it only to start another one on
+// Close shuts the server down completely. A test needs it only to start another server on
 // the same directory.
 func (s *Server) Close() { s.stop() }

@@ -1,6 +1,6 @@
-// Package backendtest is the contract that every backend passes: what callers of
-// a lifecycle.Backend rely on, whichever carries their commands out. It holds in
-// real time, so that it can be run against a backend that talks over a network.
+// Package backendtest tests the contract of every backend: what callers of a
+// lifecycle.Backend rely on. It holds in real time, so that it can be run against a backend
+// that talks over a network.
 package backendtest
 
 import (
@@ -14,19 +14,19 @@ import (
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
-// Needed is how many instances the backend has to have at the beginning of each
-// test: stopped, with an EBS root, unprotected, startable, and the tests' own to
-// start, stop and terminate.
+// Needed is the number of instances that the backend must have at the beginning of each
+// test: stopped, with an EBS root, unprotected, startable, and free for the tests to start,
+// stop and terminate.
 const Needed = 6
 
 // storyTimeout is how long an instance may take to reach a state.
 const storyTimeout = 10 * time.Minute
 
-// missing are well-formed ids of instances that no backend has.
+// missing are well-formed ids of instances that do not exist.
 var missing = []instance.ID{"i-0fffffffffffffff0", "i-0fffffffffffffff1"}
 
-// Run tests the backends that open returns, each in a test of its own. They are
-// restored, and closed by open's own cleanup.
+// Run tests the backends that open returns, each in a subtest. They are already restored,
+// and open's cleanup closes them.
 func Run(t *testing.T, open func(t *testing.T) lifecycle.Backend) {
 	t.Helper()
 	tests := []struct {

@@ -1,6 +1,6 @@
-// Package sqstest is SQS for tests: one standard queue with a dead-letter queue, with the
-// actions that the service uses, in the JSON protocol; and state changes as EventBridge
-// puts them into it.
+// Package sqstest is a fake SQS for tests: one standard queue with a dead-letter queue and
+// the actions that the service uses, in the JSON protocol, and state changes as EventBridge
+// sends them.
 package sqstest
 
 import (
@@ -18,20 +18,20 @@ import (
 	"time"
 )
 
-// URL is that of the queue, whatever the address of the endpoint.
+// URL is the URL of the queue, independent of the endpoint.
 const URL = "http://sqs.test/123456789012/changes"
 
 // Queue is the queue. It is an HTTP handler, and an HTTP client of the SDK that needs no
-// network. The zero value is an empty queue that gives nothing up.
+// network. The zero value is an empty queue without a dead-letter queue.
 type Queue struct {
-	// MaxReceives is how often a message is received before it goes to the dead-letter
-	// queue; 0 for as often as anybody likes.
+	// MaxReceives is how often a message is received before it is moved to the dead-letter
+	// queue; 0 for no limit.
 	MaxReceives int
-	// Attributes are what GetQueueAttributes tells.
+	// Attributes are the result of GetQueueAttributes.
 	Attributes map[string]string
 	// Denied is an action that is denied to everyone.
 	Denied string
-	// Damage is what becomes of a body on its way; nil for nothing.
+	// Damage changes a message body in transit; nil for no change.
 	Damage func(body string) string
 	// Hasty is whether it does not wait for messages.
 	Hasty bool
@@ -70,8 +70,8 @@ func Event(id, instanceID, state string, at time.Time) string {
 		`"detail":{"instance-id":%[3]q,"state":%[4]q}}`, id, at.UTC().Format(time.RFC3339), instanceID, state)
 }
 
-// Left returns how many messages are in the queue, received or not, and in the
-// dead-letter queue.
+// Left returns the number of messages in the queue, received or not, and in the dead-letter
+// queue.
 func (q *Queue) Left() (alive, dead int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -142,7 +142,7 @@ func (q *Queue) Purge() {
 	q.messages = nil
 }
 
-// tell wakes those who wait for messages. The caller holds the lock.
+// tell wakes the calls that wait for messages. The caller holds the lock.
 func (q *Queue) tell() {
 	if q.news != nil {
 		close(q.news)
@@ -301,7 +301,7 @@ func (q *Queue) take(maxMessages int, hidden time.Duration) (taken []message, ne
 	return taken, next, q.news
 }
 
-// settle removes a message, or hides it for a while from now.
+// settle removes a message, or changes its visibility timeout.
 func (q *Queue) settle(receipt string, remove bool, hidden time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
