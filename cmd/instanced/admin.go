@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/server/admin"
 )
 
@@ -23,7 +24,7 @@ func newRegistry() *prometheus.Registry {
 	promauto.With(registry).NewGaugeVec(prometheus.GaugeOpts{
 		Name: "instanced_build_info",
 		Help: "Always 1. The labels say what is running.",
-	}, []string{"version", "go_version"}).WithLabelValues(buildVersion(), runtime.Version()).Set(1)
+	}, []string{"version", "go_version"}).WithLabelValues(cli.Version(), runtime.Version()).Set(1)
 	return registry
 }
 

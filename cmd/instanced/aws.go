@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/instanced/instanced/internal/backend/ec2"
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -53,11 +54,11 @@ type awsFlags struct {
 func (f *awsFlags) bind(flags *pflag.FlagSet) {
 	section(flags, "aws", "aws-", func(flags *pflag.FlagSet) {
 		flags.StringVar(&f.region, "aws-region", "", "AWS `region` (default: from AWS_REGION or the profile)")
-		bind(flags, &f.endpointURL, "aws-endpoint-url", "url", "", "endpoint of all AWS services, such as http://127.0.0.1:8580 (default: AWS itself, or AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_EC2)", parseURL)
-		bind(flags, &f.roleARN, "assume-role-arn", "arn", "", "assume this role in AWS", parseRoleARN)
+		cli.Bind(flags, &f.endpointURL, "aws-endpoint-url", "url", "", "endpoint of all AWS services, such as http://127.0.0.1:8580 (default: AWS itself, or AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_EC2)", parseURL)
+		cli.Bind(flags, &f.roleARN, "assume-role-arn", "arn", "", "assume this role in AWS", parseRoleARN)
 		flags.StringVar(&f.limitsFile, "ec2-limits", "", "JSON `file` of EC2's token buckets, for an account with raised limits (default: the documented limits)")
 		flags.Var(&f.manage, "manage-filter", "manage only instances with this tag, `KEY=VALUE`, or KEY for any value; may be repeated: values of one key are alternatives, several keys must all match")
-		bind(flags, &f.queueURL, "sqs-queue-url", "url", "", "SQS queue that receives state changes from EventBridge (default: none; instances in transition are polled)", parseURL)
+		cli.Bind(flags, &f.queueURL, "sqs-queue-url", "url", "", "SQS queue that receives state changes from EventBridge (default: none; instances in transition are polled)", parseURL)
 	})
 }
 
@@ -199,11 +200,11 @@ func readLimits(name string) (ec2.Limits, error) {
 	}
 	file, err := os.ReadFile(name)
 	if err != nil {
-		return ec2.Limits{}, usagef("cannot read the limits file %s: %v", name, innermost(err))
+		return ec2.Limits{}, cli.Usagef("cannot read the limits file %s: %v", name, innermost(err))
 	}
 	limits, err := ec2.ParseLimits(file)
 	if err != nil {
-		return ec2.Limits{}, usagef("invalid limits file %s: %v", name, err)
+		return ec2.Limits{}, cli.Usagef("invalid limits file %s: %v", name, err)
 	}
 	return limits, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/instanced/instanced/internal/backend/ec2"
 	"github.com/instanced/instanced/internal/backend/sim"
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
@@ -34,9 +35,9 @@ func checkBackendFlags(backend string, flags *pflag.FlagSet, from sources) (err 
 	flags.Visit(func(flag *pflag.Flag) {
 		switch {
 		case backend == backendEC2 && strings.HasPrefix(flag.Name, "sim-"):
-			err = errors.Join(err, usagef("%s configures the simulator and cannot be used with --backend ec2", from.name(flag)))
+			err = errors.Join(err, cli.Usagef("%s configures the simulator and cannot be used with --backend ec2", from.name(flag)))
 		case backend == backendSimulator && ofAWS[flag.Name]:
-			err = errors.Join(err, usagef("%s needs --backend ec2; the simulator does not use AWS", from.name(flag)))
+			err = errors.Join(err, cli.Usagef("%s needs --backend ec2; the simulator does not use AWS", from.name(flag)))
 		}
 	})
 	return err
@@ -142,13 +143,13 @@ func (b *backendSetup) belongs(i *instance.Instance) error {
 func fleetError(name string, err error) error {
 	e, ok := errors.AsType[*instance.Error](err)
 	if !ok || len(e.Violations) == 0 {
-		return usagef("invalid fleet file %s: %v", name, err)
+		return cli.Usagef("invalid fleet file %s: %v", name, err)
 	}
 	lines := make([]string, len(e.Violations))
 	for i, v := range e.Violations {
 		lines[i] = v.Field + ": " + v.Description
 	}
-	return usagef("invalid fleet file %s: %s", name, strings.Join(lines, "; "))
+	return cli.Usagef("invalid fleet file %s: %s", name, strings.Join(lines, "; "))
 }
 
 // readFleet returns the initial instances and faults.
@@ -158,11 +159,11 @@ func readFleet(name string) ([]sim.Spec, []sim.Fault, error) {
 	}
 	file, err := os.ReadFile(name)
 	if err != nil {
-		return nil, nil, usagef("cannot read the fleet file %s: %v", name, innermost(err))
+		return nil, nil, cli.Usagef("cannot read the fleet file %s: %v", name, innermost(err))
 	}
 	req, err := simulator.ParseFleet(file)
 	if err != nil {
-		return nil, nil, usagef("invalid fleet file %s: %v", name, err)
+		return nil, nil, cli.Usagef("invalid fleet file %s: %v", name, err)
 	}
 	fleet, faults := simulator.Fleet(req)
 	return fleet, faults, nil

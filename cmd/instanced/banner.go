@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
@@ -40,7 +41,7 @@ func (g *banner) role() string {
 
 // logAttrs returns the attributes of the log line.
 func (g *banner) logAttrs() []any {
-	list := []any{"version", buildVersion(), "address", g.address}
+	list := []any{"version", cli.Version(), "address", g.address}
 	if len(g.cfg.etcdEndpoints) > 0 {
 		list = append(list, "etcd", strings.Join(g.cfg.etcdEndpoints, ","), "prefix", g.cfg.etcdPrefix)
 	} else {
@@ -57,7 +58,7 @@ func (g *banner) logAttrs() []any {
 
 // instances says how many instances there are and where they came from.
 func (g *banner) instances() string {
-	text := counted(len(g.records), "instance")
+	text := cli.Counted(len(g.records), "instance")
 	switch {
 	case g.awsRegion != "":
 		text += " in " + g.awsRegion
@@ -91,7 +92,7 @@ func (g *banner) print(w io.Writer) {
 	fmt.Fprintf(&out, `instanced %s serves gRPC on %s
   backend   %s: %s
   journal   %s
-`, buildVersion(), g.address, g.cfg.backend, g.instances(), where)
+`, cli.Version(), g.address, g.cfg.backend, g.instances(), where)
 	if g.awsRegion != "" {
 		fmt.Fprintf(&out, "  managed   %s\n  queue     %s\n", g.managed(), g.queue())
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/config"
 )
 
@@ -20,10 +21,10 @@ func newConfigCommand(t *terminal) *cobra.Command {
 		Long: `Settings of "instanced serve" come from, in the order of precedence, flags, environment
 variables, the file of --config, and defaults. "instanced config print" shows what is in
 effect and where it came from; "instanced config check" checks a file.`,
-		Example: examples("instanced config print --config instanced.yaml", "instanced config check instanced.yaml"),
+		Example: t.Examples("instanced config print --config instanced.yaml", "instanced config check instanced.yaml"),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown subcommand %q; \"instanced config --help\" lists the subcommands", args[0])
+				return cli.Usagef("unknown subcommand %q; \"instanced config --help\" lists the subcommands", args[0])
 			}
 			return nil
 		},
@@ -43,32 +44,32 @@ func newConfigPrintCommand(t *terminal) *cobra.Command {
 environment: as YAML, which --config accepts, with the source of each value as a comment. What
 the value takes precedence over is there as well. Passwords in URLs are replaced by xxxxx.
 Settings of the backend that is not used are left out.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced config print",
 			"instanced config print --config instanced.yaml --log-level debug",
 			"instanced config print -o json | jq -r '.settings[] | select(.origin != \"default\") | .key'",
 		),
-		Args:                  noArgs,
+		Args:                  cli.NoArgs,
 		DisableFlagsInUseLine: true,
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	cfg.bind(flags)
 	t.addConfig(cmd)
-	t.addOutput(cmd)
-	completeWords(cmd, "backend", backendSimulator, backendEC2)
-	completeWords(cmd, "log-format", "text", "json")
-	completeWords(cmd, "log-level", "debug", "info", "warn", "error")
+	t.AddOutput(cmd)
+	cli.CompleteWords(cmd, "backend", backendSimulator, backendEC2)
+	cli.CompleteWords(cmd, "log-format", "text", "json")
+	cli.CompleteWords(cmd, "log-level", "debug", "info", "warn", "error")
 	cmd.RunE = func(*cobra.Command, []string) error {
-		t.accepted = true
+		t.Accept()
 		if err := cfg.check(flags, t.sources); err != nil {
 			return err
 		}
 		used := cfg.used(flags)
-		if t.output == outputJSON {
+		if t.JSON() {
 			return t.printSettingsJSON(used)
 		}
-		return printSettings(t.stdout, used, t.sources)
+		return printSettings(t.Stdout, used, t.sources)
 	}
 	return cmd
 }
@@ -82,10 +83,10 @@ settings are then checked together, with those that the environment variables of
 "instanced serve" have here. Files that a setting names are not read.
 
 Exits with 2 if there is a problem.`,
-		Example: examples("instanced config check instanced.yaml"),
+		Example: t.Examples("instanced config check instanced.yaml"),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usagef("config check takes one file, got %d", len(args))
+				return cli.Usagef("config check takes one file, got %d", len(args))
 			}
 			return nil
 		},
@@ -94,19 +95,19 @@ Exits with 2 if there is a problem.`,
 			return []cobra.Completion{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
 		},
 		RunE: func(_ *cobra.Command, args []string) error {
-			t.accepted = true
+			t.Accept()
 			data, err := config.Read(args[0])
 			if err != nil {
-				return usagef("%v", err)
+				return cli.Usagef("%v", err)
 			}
 			var cfg serveConfig
 			flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 			cfg.bind(flags)
-			if err := t.environ.apply(flags, func(*pflag.Flag) bool { return false }); err != nil {
+			if err := t.Environ.Apply(flags, func(*pflag.Flag) bool { return false }); err != nil {
 				return err
 			}
 			from := make(sources)
-			from.addEnvironment(t.environ, flags)
+			from.addEnvironment(t.Environ, flags)
 			if err := from.applyFile(flags, args[0], data); err != nil {
 				return err
 			}
@@ -119,7 +120,7 @@ Exits with 2 if there is a problem.`,
 					n++
 				}
 			}
-			_, err = fmt.Fprintf(t.stdout, "%s is valid: %s\n", args[0], counted(n, "setting"))
+			_, err = fmt.Fprintf(t.Stdout, "%s is valid: %s\n", args[0], cli.Counted(n, "setting"))
 			return err
 		},
 	}
@@ -151,7 +152,7 @@ func (s sources) comment(flag *pflag.Flag) string {
 			parts = append(parts, fmt.Sprintf("takes precedence over %s: %s", from, from.value))
 		}
 	}
-	return printable(strings.Join(parts, "; "))
+	return cli.Printable(strings.Join(parts, "; "))
 }
 
 // printSettings prints settings as YAML.
@@ -239,5 +240,5 @@ func (t *terminal) printSettingsJSON(used []*pflag.Flag) error {
 	if err != nil {
 		return err
 	}
-	return t.printRaw(raw)
+	return t.PrintRaw(raw)
 }

@@ -11,6 +11,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
 
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/config"
 )
 
@@ -38,7 +39,7 @@ func TestDocumentedSettingsAreTheOnesOfServe(t *testing.T) {
 			reload = "yes"
 		}
 		want = append(want, fmt.Sprintf("| `%s` | `--%s` | `%s` | %s | %s | %s |",
-			keyOf(flag), flag.Name, envName(flag.Name), whatOf(flag), cmp.Or(value, "-"), reload))
+			keyOf(flag), flag.Name, cli.EnvName(flag.Name), whatOf(flag), cmp.Or(value, "-"), reload))
 	})
 	var got []string
 	for line := range strings.Lines(string(text)) {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/instanced/instanced/internal/backend/ec2"
+	"github.com/instanced/instanced/internal/cli"
 )
 
 func newDoctorCommand(t *terminal) *cobra.Command {
@@ -29,23 +30,23 @@ in the queue may be hidden from other consumers for a second.
 
 Exits with 1 if there is a problem. What cannot be checked, such as the verbs without a
 managed instance, counts as one.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced doctor --aws-region eu-central-1",
 			"AWS_PROFILE=ops instanced doctor --manage-filter team=payments --sqs-queue-url https://sqs.eu-central-1.amazonaws.com/123456789012/instanced",
 			"instanced doctor -o json | jq -r '.findings[] | select(.level != \"ok\") | .advice'",
 		),
-		Args:                  noArgs,
+		Args:                  cli.NoArgs,
 		DisableFlagsInUseLine: true,
 	}
 	flags.bind(cmd.Flags())
 	t.addConfig(cmd)
-	t.addAnswerFlags(cmd, "give up after this long; 0 means never, but each request to AWS has its own timeout")
+	t.AddAnswerFlags(cmd, "give up after this long; 0 means never, but each request to AWS has its own timeout")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		t.accepted = true
+		t.Accept()
 		ctx := cmd.Context()
-		if t.timeout > 0 {
+		if t.Timeout > 0 {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, t.timeout)
+			ctx, cancel = context.WithTimeout(ctx, t.Timeout)
 			defer cancel()
 		}
 		findings, err := diagnose(ctx, flags)
@@ -61,7 +62,7 @@ managed instance, counts as one.`,
 // error.
 func diagnose(ctx context.Context, flags awsFlags) (iter.Seq[ec2.Finding], error) {
 	settings, err := loadAWS(ctx, flags, slog.New(slog.DiscardHandler))
-	if _, ok := errors.AsType[*usageError](err); ok {
+	if _, ok := errors.AsType[*cli.UsageError](err); ok {
 		return nil, err
 	}
 	if err != nil {
@@ -92,7 +93,7 @@ func (t *terminal) printDiagnosis(ctx context.Context, findings iter.Seq[ec2.Fin
 		if f.Level == ec2.LevelProblem {
 			problems = append(problems, f.Check)
 		}
-		if t.output == outputJSON {
+		if t.JSON() {
 			document.Findings = append(document.Findings, findingDocument(f))
 			continue
 		}
@@ -101,14 +102,14 @@ func (t *terminal) printDiagnosis(ctx context.Context, findings iter.Seq[ec2.Fin
 			text += "; " + f.Advice
 		}
 		level := string(f.Level)
-		if _, err := fmt.Fprintf(t.stdout, "%s%*s  %-23s  %s\n", t.coloured(level), len(ec2.LevelProblem)-len(level), "", f.Check, printable(text)); err != nil {
+		if _, err := fmt.Fprintf(t.Stdout, "%s%*s  %-23s  %s\n", t.Coloured(level), len(ec2.LevelProblem)-len(level), "", f.Check, cli.Printable(text)); err != nil {
 			return err
 		}
 	}
-	if t.output == outputJSON {
+	if t.JSON() {
 		raw, err := json.Marshal(document)
 		if err == nil {
-			err = t.printRaw(raw)
+			err = t.PrintRaw(raw)
 		}
 		if err != nil {
 			return err
@@ -116,11 +117,11 @@ func (t *terminal) printDiagnosis(ctx context.Context, findings iter.Seq[ec2.Fin
 	}
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return &verdict{status: exitTimedOut, lines: []string{fmt.Sprintf("the timeout of %v passed before everything was checked", t.timeout)}}
+		return &cli.StatusError{Status: cli.ExitTimedOut, Err: fmt.Errorf("the timeout of %v passed before everything was checked", t.Timeout)}
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case len(problems) > 0:
-		return &verdict{status: exitInternal, lines: []string{counted(len(problems), "problem") + ": " + strings.Join(problems, ", ")}}
+		return &cli.StatusError{Status: cli.ExitInternal, Err: errors.New(cli.Counted(len(problems), "problem") + ": " + strings.Join(problems, ", "))}
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/server/ec2query"
 )
@@ -31,7 +32,7 @@ func listenEC2(cfg serveConfig, log *slog.Logger) (net.Listener, ec2query.Creden
 		return nil, nil, err
 	}
 	if host, _, _ := net.SplitHostPort(cfg.ec2Listen); credentials == nil && !onLoopback(host) {
-		return nil, nil, usagef("--ec2-listen: %q is not on loopback, and callers are not authenticated; give a file of access keys with --ec2-credentials", cfg.ec2Listen)
+		return nil, nil, cli.Usagef("--ec2-listen: %q is not on loopback, and callers are not authenticated; give a file of access keys with --ec2-credentials", cfg.ec2Listen)
 	}
 	lis, err := listenForEC2(cfg.ec2Listen)
 	return lis, credentials, err
@@ -53,7 +54,7 @@ func readCredentials(name string, log *slog.Logger) (ec2query.Credentials, error
 	}
 	file, err := os.Open(name)
 	if err != nil {
-		return nil, usagef("cannot read the credentials file %s: %v", name, innermost(err))
+		return nil, cli.Usagef("cannot read the credentials file %s: %v", name, innermost(err))
 	}
 	defer func() { _ = file.Close() }()
 	if info, err := file.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o006 != 0 {
@@ -62,7 +63,7 @@ func readCredentials(name string, log *slog.Logger) (ec2query.Credentials, error
 	}
 	credentials, err := ec2query.ParseCredentials(file)
 	if err != nil {
-		return nil, usagef("invalid credentials file %s: %v", name, err)
+		return nil, cli.Usagef("invalid credentials file %s: %v", name, err)
 	}
 	return credentials, nil
 }

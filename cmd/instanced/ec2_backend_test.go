@@ -28,6 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/cli"
 )
 
 const (
@@ -54,7 +55,7 @@ func TestAStartGoesThroughTheWholeChain(t *testing.T) {
 	_, endpoint := simulated(t, trouble, "--sim-throttle", "--sim-speed", "20")
 	s := fronting(t, "http://"+endpoint)
 	stdout, stderr, status := s.ask("start", "i-0000000000000000a", "--wait")
-	if status != exitOK || !strings.Contains(stdout, "i-0000000000000000a  stopped -> pending") || !strings.Contains(stdout, "is running at ") {
+	if status != cli.ExitOK || !strings.Contains(stdout, "i-0000000000000000a  stopped -> pending") || !strings.Contains(stdout, "is running at ") {
 		t.Errorf("the start ended with %d:\n%s%s", status, stdout, stderr)
 	}
 	if stdout, _, _ := s.ask("version"); !strings.Contains(stdout, "backend   ec2, ") || !strings.Contains(stdout, "requests of StartInstances: ") || !strings.Contains(stdout, " of 5, gains ") {
@@ -155,7 +156,7 @@ func TestAnInstanceLaunchedAMinuteAgoIsFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := aws.ToString(launched.Instances[0].InstanceId)
-	if stdout, stderr, status := s.ask("describe", id); status != exitOK || !strings.Contains(stdout, id) {
+	if stdout, stderr, status := s.ask("describe", id); status != cli.ExitOK || !strings.Contains(stdout, id) {
 		t.Errorf("describing it ended with %d:\n%s%s", status, stdout, stderr)
 	}
 }
@@ -381,7 +382,7 @@ func TestEC2OutOfReach(t *testing.T) {
 
 	// What happened meanwhile is seen on return, by few calls.
 	first.start()
-	if stdout, stderr, status := first.ask("stop", ids[7], "--wait"); status != exitOK {
+	if stdout, stderr, status := first.ask("stop", ids[7], "--wait"); status != cli.ExitOK {
 		t.Fatalf("the stop at EC2 itself ended with %d:\n%s%s", status, stdout, stderr)
 	}
 	since := len(road.calls(0))
@@ -398,7 +399,7 @@ func TestEC2OutOfReach(t *testing.T) {
 	if calls := road.calls(since); len(calls) > 10 || actions(calls)["DescribeInstances"] != len(calls) {
 		t.Errorf("on return EC2 was asked %v", actions(calls))
 	}
-	if stdout, stderr, status := s.ask("start", ids[0], "--wait"); status != exitOK {
+	if stdout, stderr, status := s.ask("start", ids[0], "--wait"); status != cli.ExitOK {
 		t.Errorf("the start on return ended with %d:\n%s%s", status, stdout, stderr)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/cli"
 )
 
 // endsAtOnce runs serve after a shell command, and returns what it says when it does not start.
@@ -56,8 +57,8 @@ func endsSaying(t *testing.T, sentence, before string, env []string, args ...str
 			sentences = append(sentences, strings.TrimSuffix(line, "\n"))
 		}
 	}
-	if want := regexp.MustCompile("^instanced: " + sentence + "$"); status != exitInternal || len(sentences) != 1 || !want.MatchString(sentences[0]) {
-		t.Errorf("exit status %d, want %d and %q:\n%s", status, exitInternal, want, stderr)
+	if want := regexp.MustCompile("^instanced: " + sentence + "$"); status != cli.ExitInternal || len(sentences) != 1 || !want.MatchString(sentences[0]) {
+		t.Errorf("exit status %d, want %d and %q:\n%s", status, cli.ExitInternal, want, stderr)
 	}
 }
 
@@ -304,7 +305,7 @@ func TestAHomeThatCannotBeWrittenIsSaidInOneSentence(t *testing.T) {
 	}
 	t.Run("none", func(t *testing.T) {
 		stderr, status := endsAtOnce(t, "unset HOME", []string{"XDG_STATE_HOME="})
-		if status != exitUsage || stderr != "instanced: there is no home directory to keep the journal in; give another directory with --data-dir\n" {
+		if status != cli.ExitUsage || stderr != "instanced: there is no home directory to keep the journal in; give another directory with --data-dir\n" {
 			t.Errorf("exit status %d: %s", status, stderr)
 		}
 	})
@@ -343,7 +344,7 @@ func TestWithoutANetworkTheClientSaysWhy(t *testing.T) {
 	cmd := afterCommand(before, "describe", "--server", "127.0.0.1:50051")
 	cmd.Env = awsEnvironment()
 	said, err := cmd.CombinedOutput()
-	if err == nil || cmd.ProcessState.ExitCode() != exitUnavailable || !strings.HasPrefix(string(said), "instanced: cannot reach the service at 127.0.0.1:50051 (") ||
+	if err == nil || cmd.ProcessState.ExitCode() != cli.ExitUnavailable || !strings.HasPrefix(string(said), "instanced: cannot reach the service at 127.0.0.1:50051 (") ||
 		!strings.Contains(string(said), "network is unreachable") {
 		t.Errorf("%v: %s", err, said)
 	}

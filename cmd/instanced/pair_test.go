@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/cli"
 )
 
 // service is `instanced serve` in a process of its own, which keeps its flags and its
@@ -163,7 +164,7 @@ func (s *service) ask(args ...string) (stdout, stderr string, status int) {
 func awsEnvironment() []string {
 	var env []string
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "AWS_") && !strings.HasPrefix(v, envPrefix) {
+		if !strings.HasPrefix(v, "AWS_") && !strings.HasPrefix(v, cli.EnvPrefix) {
 			env = append(env, v)
 		}
 	}

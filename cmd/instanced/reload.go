@@ -11,6 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/spf13/pflag"
 
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/server/ec2query"
 )
 
@@ -23,7 +24,7 @@ type reload struct {
 	// door is nil without an EC2 endpoint.
 	door atomic.Pointer[ec2query.Server]
 
-	environ environment
+	environ cli.Environment
 	// settings are the ones in effect.
 	settings *settings
 	parts    changeableParts

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/instanced/instanced/internal/backend/sim"
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
 	"github.com/instanced/instanced/server"
@@ -95,7 +96,7 @@ exit status is 0. A second signal exits at once.
 it. "instanced config print" shows the effective settings, "instanced config check" checks a
 file. SIGHUP reloads the file, the AWS credentials and the file of --ec2-credentials, and logs
 which changes take effect only after a restart.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced serve",
 			"instanced serve --sim-speed 1 --sim-throttle",
 			"instanced serve --sim-fleet fleet.yaml --data-dir \"$(mktemp -d)\"",
@@ -104,22 +105,22 @@ which changes take effect only after a restart.`,
 			"instanced serve --config instanced.yaml",
 			"INSTANCED_LISTEN=127.0.0.1:6000 instanced serve --log-format json",
 		),
-		Args:                  noArgs,
+		Args:                  cli.NoArgs,
 		DisableFlagsInUseLine: true,
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	cfg.bind(flags)
 	t.addConfig(cmd)
-	completeWords(cmd, "backend", backendSimulator, backendEC2)
-	completeWords(cmd, "log-format", "text", "json")
-	completeWords(cmd, "log-level", "debug", "info", "warn", "error")
+	cli.CompleteWords(cmd, "backend", backendSimulator, backendEC2)
+	cli.CompleteWords(cmd, "log-format", "text", "json")
+	cli.CompleteWords(cmd, "log-level", "debug", "info", "warn", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		t.accepted = true
+		t.Accept()
 		if err := cfg.check(flags, t.sources); err != nil {
 			return err
 		}
-		return serve(cmd.Context(), cfg, t, &settings{flags: flags, sources: t.sources, file: t.configFile})
+		return journalError(serve(cmd.Context(), cfg, t, &settings{flags: flags, sources: t.sources, file: t.configFile}))
 	}
 	return cmd
 }
@@ -129,42 +130,42 @@ which changes take effect only after a restart.`,
 func (cfg *serveConfig) bind(flags *pflag.FlagSet) {
 	flags.SortFlags = false
 	section(flags, "", "", func(flags *pflag.FlagSet) {
-		bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 picks a free one", parseListen)
-		bind(flags, &cfg.adminListen, "admin-listen", "address", "", "serve metrics and health on this address, such as 127.0.0.1:9090 (default: off)", parseAdminListen)
-		bind(flags, &cfg.backend, "backend", "name", "simulator", "what manages the instances: simulator or ec2", oneOf(backendSimulator, backendEC2))
+		cli.Bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 picks a free one", parseListen)
+		cli.Bind(flags, &cfg.adminListen, "admin-listen", "address", "", "serve metrics and health on this address, such as 127.0.0.1:9090 (default: off)", parseAdminListen)
+		cli.Bind(flags, &cfg.backend, "backend", "name", "simulator", "what manages the instances: simulator or ec2", cli.OneOf(backendSimulator, backendEC2))
 	})
 	cfg.bindJournal(flags)
 	section(flags, "journal", "journal-", func(flags *pflag.FlagSet) {
-		bind(flags, &cfg.retention, "retention", "duration", "24h", "how long to keep history", parsePositiveDuration)
-		bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "maximum size of the history", parseJournalSize)
-		bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "reject commands when the disk has less free space; 128MiB always stay reserved for the journal", parseSize)
-		bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "maximum number of client tokens to keep; one principal may use half of them", parseCount(1))
+		cli.Bind(flags, &cfg.retention, "retention", "duration", "24h", "how long to keep history", cli.ParsePositiveDuration)
+		cli.Bind(flags, &cfg.journalMaxBytes, "journal-max-bytes", "size", "1GiB", "maximum size of the history", parseJournalSize)
+		cli.Bind(flags, &cfg.minFreeDisk, "min-free-disk", "size", "512MiB", "reject commands when the disk has less free space; 128MiB always stay reserved for the journal", parseSize)
+		cli.Bind(flags, &cfg.maxClientTokens, "max-client-tokens", "number", "200000", "maximum number of client tokens to keep; one principal may use half of them", cli.ParseCount(1))
 	})
 	section(flags, "limits", "", func(flags *pflag.FlagSet) {
-		bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "maximum concurrent requests; one caller may use half of them", parseCount(2))
-		bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "maximum concurrent watches and waits; one caller may use half of them", parseCount(2))
-		bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "maximum open connections; one caller may use half of them, and beyond the limit idle ones are closed", parseCount(1))
+		cli.Bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "maximum concurrent requests; one caller may use half of them", cli.ParseCount(2))
+		cli.Bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "maximum concurrent watches and waits; one caller may use half of them", cli.ParseCount(2))
+		cli.Bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "maximum open connections; one caller may use half of them, and beyond the limit idle ones are closed", cli.ParseCount(1))
 	})
 	section(flags, "", "", func(flags *pflag.FlagSet) {
-		bind(flags, &cfg.reconcileInterval, "reconcile-interval", "duration", "5m", "interval between full reconciliations with the backend", parsePositiveDuration)
+		cli.Bind(flags, &cfg.reconcileInterval, "reconcile-interval", "duration", "5m", "interval between full reconciliations with the backend", cli.ParsePositiveDuration)
 	})
 	cfg.aws.bind(flags)
 	section(flags, "simulator", "sim-", func(flags *pflag.FlagSet) {
-		bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "speed of the simulator: 1 is like EC2, 0 means no delays", parseSpeed)
-		bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "seed of the simulator's delays and probabilities", parseSeed)
+		cli.Bind(flags, &cfg.simSpeed, "sim-speed", "number", strconv.FormatFloat(sim.DefaultSpeed, 'f', -1, 64), "speed of the simulator: 1 is like EC2, 0 means no delays", parseSpeed)
+		cli.Bind(flags, &cfg.simSeed, "sim-seed", "number", "1", "seed of the simulator's delays and probabilities", parseSeed)
 		flags.BoolVar(&cfg.simThrottle, "sim-throttle", false, "throttle requests as EC2 does")
 		flags.StringVar(&cfg.simFleet, "sim-fleet", "", "YAML or JSON `file` of the initial instances (default: the built-in fleet)")
 	})
 	section(flags, "ec2-endpoint", "ec2-", func(flags *pflag.FlagSet) {
-		bind(flags, &cfg.ec2Listen, "ec2-listen", "address", "", "also serve EC2's Query protocol on this address, such as 127.0.0.1:8580", parseEC2Listen)
+		cli.Bind(flags, &cfg.ec2Listen, "ec2-listen", "address", "", "also serve EC2's Query protocol on this address, such as 127.0.0.1:8580", parseEC2Listen)
 		flags.StringVar(&cfg.ec2Credentials, "ec2-credentials", "", "JSON `file` of the access keys to verify signatures with there (default: signatures are not verified)")
 	})
 	section(flags, "log", "log-", func(flags *pflag.FlagSet) {
-		bind(flags, &cfg.logFormat, "log-format", "format", "text", "text or json", oneOf("text", "json"))
-		bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
+		cli.Bind(flags, &cfg.logFormat, "log-format", "format", "text", "text or json", cli.OneOf("text", "json"))
+		cli.Bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
 	})
 	section(flags, "", "", func(flags *pflag.FlagSet) {
-		bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long requests in flight may take to finish at shutdown", parseDuration)
+		cli.Bind(flags, &cfg.drainTimeout, "drain-timeout", "duration", "10s", "how long requests in flight may take to finish at shutdown", cli.ParseDuration)
 	})
 }
 
@@ -174,7 +175,7 @@ func (cfg *serveConfig) check(flags *pflag.FlagSet, from sources) error {
 		return err
 	}
 	if cfg.ec2Credentials != "" && cfg.ec2Listen == "" {
-		return usagef("%s needs --ec2-listen, which opens the EC2 endpoint", from.name(flags.Lookup("ec2-credentials")))
+		return cli.Usagef("%s needs --ec2-listen, which opens the EC2 endpoint", from.name(flags.Lookup("ec2-credentials")))
 	}
 	return checkBackendFlags(cfg.backend, flags, from)
 }
@@ -185,8 +186,8 @@ func (cfg *serveConfig) bindJournal(flags *pflag.FlagSet) {
 		flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal, for one process at a time")
 	})
 	section(flags, "journal.etcd", "etcd-", func(flags *pflag.FlagSet) {
-		bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; separate several by commas", parseEndpoints)
-		bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of the journal's keys in etcd", parsePrefix)
+		cli.Bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; separate several by commas", parseEndpoints)
+		cli.Bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of the journal's keys in etcd", parsePrefix)
 	})
 }
 
@@ -194,11 +195,11 @@ func (cfg *serveConfig) bindJournal(flags *pflag.FlagSet) {
 func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet, from sources) error {
 	switch {
 	case flags.Changed("data-dir") && cfg.dataDir == "":
-		return usagef("%s is empty; give a directory, such as %s", from.name(flags.Lookup("data-dir")), cmp.Or(defaultDataDir(), "/var/lib/instanced"))
+		return cli.Usagef("%s is empty; give a directory, such as %s", from.name(flags.Lookup("data-dir")), cmp.Or(defaultDataDir(), "/var/lib/instanced"))
 	case len(cfg.etcdEndpoints) > 0 && flags.Changed("data-dir"):
-		return usagef("%s and %s are mutually exclusive", from.name(flags.Lookup("data-dir")), from.name(flags.Lookup("etcd-endpoints")))
+		return cli.Usagef("%s and %s are mutually exclusive", from.name(flags.Lookup("data-dir")), from.name(flags.Lookup("etcd-endpoints")))
 	case len(cfg.etcdEndpoints) == 0 && cfg.dataDir == "":
-		return usagef("there is no home directory to keep the journal in; give another directory with --data-dir")
+		return cli.Usagef("there is no home directory to keep the journal in; give another directory with --data-dir")
 	}
 	return nil
 }
@@ -207,12 +208,12 @@ func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet, from sources) error {
 // reverse order.
 func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *settings) (err error) {
 	// A hangup during startup is ignored.
-	t.onHangup.Store(new(func() {}))
+	t.OnHangup(func() {})
 	// A closed standard error must not end the process: log lines are lost instead.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	level := new(slog.LevelVar)
 	level.Set(cfg.logLevel)
-	log, closeLog := newLogger(cfg.logFormat, level, t.stderr)
+	log, closeLog := newLogger(cfg.logFormat, level, t.Stderr)
 	defer closeLog()
 	var stopping time.Time
 	defer func() {
@@ -249,7 +250,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 	}
 	lis, err := net.Listen("tcp", cfg.listen)
 	if errors.Is(err, syscall.EADDRINUSE) && ec2Listener != nil && portOf(cfg.listen) == portOf(ec2Listener.Addr().String()) {
-		return usagef("--listen and --ec2-listen both use port %s; give each its own", portOf(cfg.listen))
+		return cli.Usagef("--listen and --ec2-listen both use port %s; give each its own", portOf(cfg.listen))
 	}
 	if err != nil {
 		return errListen(cfg.listen, "--listen", err)
@@ -270,7 +271,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		MaxBytes:        cfg.journalMaxBytes,
 		MinFreeDisk:     cmp.Or(cfg.minFreeDisk, -1),
 		MaxClientTokens: cfg.maxClientTokens,
-		Version:         buildVersion(),
+		Version:         cli.Version(),
 		Address:         lis.Addr().String(),
 	})
 	if len(cfg.etcdEndpoints) == 0 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.ENOTDIR)) {
@@ -315,7 +316,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 
 	settings := server.Config{
 		Lifecycle: svc,
-		Version:   buildVersion(),
+		Version:   cli.Version(),
 		Backend:   cfg.backend,
 		Logger:    log.With("part", "server"),
 
@@ -330,11 +331,10 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		controls = simulation
 	}
 	reload := &reload{
-		log: log, cfg: cfg, backend: backend, settings: effective, environ: t.environ,
+		log: log, cfg: cfg, backend: backend, settings: effective, environ: t.Environ,
 		parts: changeableParts{level: level, deadline: deadline},
 	}
-	reloaded := func() { reload.run(ctx) }
-	t.onHangup.Store(&reloaded)
+	t.OnHangup(func() { reload.run(ctx) })
 	srv := server.New(settings)
 	served := make(chan error, 2)
 	go func() { served <- srv.Serve(lis) }()
@@ -382,7 +382,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 				go func() { served <- door.Serve(again) }()
 			}
 			log.Info("serving", g.logAttrs()...)
-			g.print(t.stdout)
+			g.print(t.Stdout)
 		case runErr := <-ended:
 			ended <- nil
 			if runErr == nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/config"
 )
 
@@ -23,7 +24,7 @@ func section(flags *pflag.FlagSet, name, prefix string, declare func(flags *pfla
 	declared := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	declared.SortFlags = false
 	declare(declared)
-	inEnvironment(declared)
+	cli.InEnvironment(declared)
 	declared.VisitAll(func(flag *pflag.Flag) {
 		key := strings.TrimPrefix(flag.Name, prefix)
 		if name != "" {
@@ -83,7 +84,7 @@ func setTexts(flags *pflag.FlagSet, flag *pflag.Flag, texts []string) error {
 	}
 	for _, text := range texts {
 		if err := flags.Set(flag.Name, text); err != nil {
-			return reasonOf(err)
+			return cli.ReasonOf(err)
 		}
 	}
 	return nil
@@ -166,7 +167,7 @@ func (s sources) add(flag *pflag.Flag, from source) { s[flag.Name] = append(s[fl
 func (t *terminal) addConfig(cmd *cobra.Command) {
 	own := pflag.NewFlagSet("config", pflag.ContinueOnError)
 	own.StringVar(&t.configFile, "config", "", "YAML `file` of settings; flags and environment variables take precedence over it")
-	inEnvironment(own)
+	cli.InEnvironment(own)
 	cmd.Flags().AddFlagSet(own)
 	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
 		panic(fmt.Sprintf("the completion of a flag: %v", err))
@@ -183,31 +184,31 @@ func (t *terminal) applySettings(cmd *cobra.Command) error {
 			t.sources.add(flag, source{origin: fromFlag, at: "--" + flag.Name, value: shown(flag)})
 		}
 	})
-	if err := t.environ.apply(flags, given(cmd)); err != nil {
+	if err := t.Environ.Apply(flags, cli.Given(cmd)); err != nil {
 		return err
 	}
-	t.sources.addEnvironment(t.environ, flags)
+	t.sources.addEnvironment(t.Environ, flags)
 	if flags.Lookup("config") == nil || t.configFile == "" {
 		return nil
 	}
 	data, err := config.Read(t.configFile)
 	if err != nil {
-		return usagef("%v", err)
+		return cli.Usagef("%v", err)
 	}
 	return t.sources.applyFile(flags, t.configFile, data)
 }
 
 // addEnvironment records which settings the environment has, in effect or not.
-func (s sources) addEnvironment(environ environment, flags *pflag.FlagSet) {
+func (s sources) addEnvironment(environ cli.Environment, flags *pflag.FlagSet) {
 	flags.VisitAll(func(flag *pflag.Flag) {
-		value, ok := environ[envName(flag.Name)]
+		value, ok := environ[cli.EnvName(flag.Name)]
 		if !ok || keyOf(flag) == "" {
 			return
 		}
 		if kind := flag.Value.Type(); kind == "url" || kind == "urls" {
 			value = masked(value)
 		}
-		s.add(flag, source{origin: fromEnvironment, at: envName(flag.Name), value: value})
+		s.add(flag, source{origin: fromEnvironment, at: cli.EnvName(flag.Name), value: value})
 	})
 }
 
@@ -228,7 +229,7 @@ func (s sources) applyFile(flags *pflag.FlagSet, name string, data []byte) error
 	})
 	values, err := config.Parse(name, data, known)
 	if err != nil {
-		return usagef("%v", err)
+		return cli.Usagef("%v", err)
 	}
 	for _, v := range values {
 		parsed := byKey[v.Key]
@@ -238,7 +239,7 @@ func (s sources) applyFile(flags *pflag.FlagSet, name string, data []byte) error
 		}
 		if len(s[flag.Name]) == 0 {
 			if err := setTexts(flags, flag, v.Texts); err != nil {
-				return usagef("%s:%d:%d: %s: %v", name, v.Line, v.Column, v.Key, err)
+				return cli.Usagef("%s:%d:%d: %s: %v", name, v.Line, v.Column, v.Key, err)
 			}
 		}
 		s.add(flag, source{origin: fromFile, at: fmt.Sprintf("%s:%d:%d", name, v.Line, v.Column), value: shown(parsed)})
@@ -261,7 +262,7 @@ func (s *settings) isDefault(flag string) bool {
 
 // reread returns the settings with the file read again, and flags and environment as they
 // were.
-func (s *settings) reread(environ environment) (serveConfig, *settings, error) {
+func (s *settings) reread(environ cli.Environment) (serveConfig, *settings, error) {
 	var cfg serveConfig
 	next := &settings{flags: pflag.NewFlagSet("serve", pflag.ContinueOnError), sources: make(sources), file: s.file}
 	cfg.bind(next.flags)

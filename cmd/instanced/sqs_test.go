@@ -13,6 +13,7 @@ import (
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/backend/sqstest"
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/conformance"
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -274,7 +275,7 @@ func TestDoubledReorderedAndLateMessagesGiveOneLegalChain(t *testing.T) {
 				}
 				launched = time.Now()
 				for _, verb := range []string{"start", "stop"} {
-					if _, stderr, status := first.ask(verb, id, "--wait"); status != exitOK {
+					if _, stderr, status := first.ask(verb, id, "--wait"); status != cli.ExitOK {
 						t.Errorf("%s %s at EC2 itself ended with %d: %s", verb, id, status, stderr)
 						return
 					}

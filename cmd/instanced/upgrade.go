@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/journal"
 )
 
@@ -18,10 +19,10 @@ func newUpgradeCommand(t *terminal) *cobra.Command {
 		Long: `A new version of the service reads and writes the journal in the format of the previous
 version, so that you can go back to that. "instanced upgrade finalize" raises the journal to
 the format of this version.`,
-		Example: examples("instanced upgrade finalize"),
+		Example: t.Examples("instanced upgrade finalize"),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown subcommand %q; \"instanced upgrade --help\" lists the subcommands", args[0])
+				return cli.Usagef("unknown subcommand %q; \"instanced upgrade --help\" lists the subcommands", args[0])
 			}
 			return nil
 		},
@@ -42,46 +43,46 @@ restore a copy.
 
 The service must be stopped. With an external etcd, all processes that share the journal must
 be stopped or run this version, which is not verified.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced upgrade finalize",
 			"instanced upgrade finalize --data-dir /var/lib/instanced -o json",
 			"instanced upgrade finalize --etcd-endpoints http://127.0.0.1:2379",
 		),
-		Args:                  noArgs,
+		Args:                  cli.NoArgs,
 		DisableFlagsInUseLine: true,
 	}
 	cfg.bindJournal(cmd.Flags())
 	t.addConfig(cmd)
-	t.addAnswerFlags(cmd, "give up after this long; 0 means never")
+	t.AddAnswerFlags(cmd, "give up after this long; 0 means never")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		t.accepted = true
+		t.Accept()
 		if err := cfg.checkJournal(cmd.Flags(), t.sources); err != nil {
 			return err
 		}
 		ctx := cmd.Context()
-		if t.timeout > 0 {
+		if t.Timeout > 0 {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, t.timeout)
+			ctx, cancel = context.WithTimeout(ctx, t.Timeout)
 			defer cancel()
 		}
-		log, closeLog := newLogger("text", slog.LevelWarn, t.stderr)
+		log, closeLog := newLogger("text", slog.LevelWarn, t.Stderr)
 		defer closeLog()
 		was, is, err := journal.Finalize(ctx, journal.Config{
 			DataDir:   cfg.dataDir,
 			Endpoints: cfg.etcdEndpoints,
 			Prefix:    cfg.etcdPrefix,
-			Version:   buildVersion(),
+			Version:   cli.Version(),
 			Logger:    log,
 		})
 		if err != nil {
-			return err
+			return journalError(err)
 		}
-		if t.output == outputJSON {
+		if t.JSON() {
 			raw, err := json.Marshal(map[string]int{"was": was, "format": is})
 			if err != nil {
 				return err
 			}
-			return t.printRaw(raw)
+			return t.PrintRaw(raw)
 		}
 		text := fmt.Sprintf("was raised from format %d to format %d", was, is)
 		if was == is {
@@ -91,7 +92,7 @@ be stopped or run this version, which is not verified.`,
 		if len(cfg.etcdEndpoints) > 0 {
 			where = "etcd, below " + cfg.etcdPrefix + ","
 		}
-		_, err = fmt.Fprintf(t.stdout, "the journal in %s %s\n", where, text)
+		_, err = fmt.Fprintf(t.Stdout, "the journal in %s %s\n", where, text)
 		return err
 	}
 	return cmd

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bufio"
@@ -37,7 +37,7 @@ type recording struct {
 }
 
 // readRecording reads what `watch -o json` printed.
-func (t *terminal) readRecording(name string) (*recordings, error) {
+func (t *Terminal) readRecording(name string) (*recordings, error) {
 	f, err := t.open(name)
 	if err != nil {
 		return nil, err
@@ -52,10 +52,10 @@ func (t *terminal) readRecording(name string) (*recordings, error) {
 		line, err := in.ReadBytes('\n')
 		last := errors.Is(err, io.EOF)
 		if errors.Is(err, syscall.EISDIR) {
-			return nil, usagef("%s is a directory; verify reads what \"instanced watch -o json\" prints, one message a line", name)
+			return nil, Usagef("%s is a directory; verify reads %s", name, t.watchOutput())
 		}
 		if err != nil && !last {
-			return nil, fmt.Errorf("cannot read %s: %w", name, innermost(err))
+			return nil, fmt.Errorf("cannot read %s: %w", name, errors.Unwrap(err))
 		}
 		if text := bytes.TrimSpace(line); len(text) > 0 {
 			wrong := all.add(text)
@@ -63,7 +63,7 @@ func (t *terminal) readRecording(name string) (*recordings, error) {
 			if wrong != nil && last && all.lines > 0 {
 				all.cut = true
 			} else if wrong != nil {
-				return nil, usagef("%s, line %d: %v; verify reads what \"instanced watch -o json\" prints, one message a line", name, number, wrong)
+				return nil, Usagef("%s, line %d: %v; verify reads %s", name, number, wrong, t.watchOutput())
 			}
 		}
 		if last {
@@ -71,7 +71,7 @@ func (t *terminal) readRecording(name string) (*recordings, error) {
 		}
 	}
 	if all.lines == 0 {
-		return nil, usagef("%s is empty; verify reads what \"instanced watch -o json\" prints, one message a line", name)
+		return nil, Usagef("%s is empty; verify reads %s", name, t.watchOutput())
 	}
 	return all, nil
 }
@@ -127,7 +127,7 @@ func (all *recordings) alone() *verification {
 			}
 		}
 	}
-	r := &verification{Checked: fmt.Sprintf("Read %s of %s.", counted(all.lines, "message"), counted(streams, "stream"))}
+	r := &verification{Checked: fmt.Sprintf("Read %s of %s.", Counted(all.lines, "message"), Counted(streams, "stream"))}
 	if all.watches[0].parts[0].Messages[0].GetSubscribed() == nil {
 		r.Checked += " The beginning is missing: each stream starts with a message \"subscribed\"."
 	}
@@ -148,7 +148,7 @@ func (all *recordings) compare(ctx context.Context, c *client.Client, r *verific
 		return err
 	}
 	if all.logID != info.GetLogId() {
-		return &verdict{status: exitRefused, lines: []string{fmt.Sprintf(
+		return &verdict{status: ExitRefused, lines: []string{fmt.Sprintf(
 			"the recording is of log %s but the service has log %s: they cannot be compared", cmp.Or(all.logID, "(unknown)"), info.GetLogId())}}
 	}
 	var findings [][]conformance.Finding

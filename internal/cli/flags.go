@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"errors"
@@ -16,8 +16,8 @@ import (
 	"github.com/instanced/instanced/internal/config"
 )
 
-// envPrefix begins the names of all environment variables that set flags.
-const envPrefix = "INSTANCED_"
+// EnvPrefix begins the names of all environment variables that set flags.
+const EnvPrefix = "INSTANCED_"
 
 // setting is the value of a flag, parsed by parse, whose errors say what is accepted.
 type setting[T any] struct {
@@ -27,8 +27,8 @@ type setting[T any] struct {
 	parse  func(text string) (T, error)
 }
 
-// bind declares a flag with a default, which parse must accept.
-func bind[T any](flags *pflag.FlagSet, target *T, name, kind, text, usage string, parse func(string) (T, error)) {
+// Bind declares a flag with a default, which parse must accept.
+func Bind[T any](flags *pflag.FlagSet, target *T, name, kind, text, usage string, parse func(string) (T, error)) {
 	flags.Var(newSetting(target, kind, text, parse), name, usage)
 }
 
@@ -112,8 +112,8 @@ func someWord(what string) func(string) (string, error) {
 	}
 }
 
-// oneOf accepts one of the given words.
-func oneOf(words ...string) func(string) (string, error) {
+// OneOf accepts one of the given words.
+func OneOf(words ...string) func(string) (string, error) {
 	return func(text string) (string, error) {
 		if slices.Contains(words, text) {
 			return text, nil
@@ -122,8 +122,8 @@ func oneOf(words ...string) func(string) (string, error) {
 	}
 }
 
-// parseDuration accepts a duration that is not negative.
-func parseDuration(text string) (time.Duration, error) {
+// ParseDuration accepts a duration that is not negative.
+func ParseDuration(text string) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil || d < 0 {
 		return 0, fmt.Errorf("%q is not a duration of 0 or more, such as 30s, 5m or 24h", text)
@@ -131,8 +131,8 @@ func parseDuration(text string) (time.Duration, error) {
 	return d, nil
 }
 
-// parsePositiveDuration accepts a duration above 0.
-func parsePositiveDuration(text string) (time.Duration, error) {
+// ParsePositiveDuration accepts a duration above 0.
+func ParsePositiveDuration(text string) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil || d <= 0 {
 		return 0, fmt.Errorf("%q is not a duration above 0, such as 30s, 5m or 24h", text)
@@ -143,8 +143,8 @@ func parsePositiveDuration(text string) (time.Duration, error) {
 // maxCount bounds every count: twice as many still fit into the 32 bits of the wire format.
 const maxCount = 1 << 30
 
-// parseCount accepts a whole number from minCount to maxCount.
-func parseCount(minCount int) func(string) (int, error) {
+// ParseCount accepts a whole number from minCount to maxCount.
+func ParseCount(minCount int) func(string) (int, error) {
 	return func(text string) (int, error) {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < minCount || n > maxCount {
@@ -154,32 +154,20 @@ func parseCount(minCount int) func(string) (int, error) {
 	}
 }
 
-// parseSize accepts a number of bytes, such as 1048576, 512MiB or 1GiB.
-func parseSize(text string) (int64, error) {
-	factors := map[string]int64{"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-	digits := strings.TrimRight(text, "BKMGTi")
-	factor, ok := factors[text[len(digits):]]
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if !ok || err != nil || n < 0 || n > (1<<62)/factor {
-		return 0, fmt.Errorf("%q is not a size, such as 512MiB, 1GiB or a number of bytes", text)
-	}
-	return n * factor, nil
-}
-
 // flagError turns the errors of cobra and pflag into messages that say what is accepted.
 func flagError(err error) error {
-	if _, ok := errors.AsType[*usageError](err); ok {
+	if _, ok := errors.AsType[*UsageError](err); ok {
 		return err
 	}
 	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
-		return usagef("--%s: %v", e.GetFlag().Name, reasonOf(e))
+		return Usagef("--%s: %v", e.GetFlag().Name, ReasonOf(e))
 	}
-	return usagef("%v; --help lists the flags", err)
+	return Usagef("%v; --help lists the flags", err)
 }
 
-// reasonOf returns the error of the value's own parser, and for a switch, which Go parses,
+// ReasonOf returns the error of the value's own parser, and for a switch, which Go parses,
 // what is accepted.
-func reasonOf(err error) error {
+func ReasonOf(err error) error {
 	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok && e.GetFlag().Value.Type() == "bool" {
 		return fmt.Errorf("%q is neither true nor false", e.GetValue())
 	}
@@ -189,55 +177,55 @@ func reasonOf(err error) error {
 	return err
 }
 
-// environment holds the variables that set flags, by their full name. Empty ones count as
+// Environment holds the variables that set flags, by their full name. Empty ones count as
 // not set.
-type environment map[string]string
+type Environment map[string]string
 
-func newEnvironment(environ []string) environment {
-	e := make(environment)
+func newEnvironment(environ []string) Environment {
+	e := make(Environment)
 	for _, entry := range environ {
-		if name, value, ok := strings.Cut(entry, "="); ok && value != "" && strings.HasPrefix(name, envPrefix) {
+		if name, value, ok := strings.Cut(entry, "="); ok && value != "" && strings.HasPrefix(name, EnvPrefix) {
 			e[name] = value
 		}
 	}
 	return e
 }
 
-// envName returns the name of the variable that sets a flag.
-func envName(flag string) string {
-	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+// EnvName returns the name of the variable that sets a flag.
+func EnvName(flag string) string {
+	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// inEnvironment gives flags a variable. It is for flags that configure; flags that say what a
+// InEnvironment gives flags a variable. It is for flags that configure; flags that say what a
 // single command does have none.
-func inEnvironment(flags *pflag.FlagSet) {
+func InEnvironment(flags *pflag.FlagSet) {
 	flags.VisitAll(func(flag *pflag.Flag) {
 		if flag.Annotations == nil {
 			flag.Annotations = make(map[string][]string)
 		}
-		flag.Annotations[envPrefix] = []string{envName(flag.Name)}
+		flag.Annotations[EnvPrefix] = []string{EnvName(flag.Name)}
 	})
 }
 
-// apply sets flags from the environment, unless given reports that the command line has them.
-func (e environment) apply(flags *pflag.FlagSet, given func(flag *pflag.Flag) bool) error {
+// Apply sets flags from the environment, unless given reports that the command line has them.
+func (e Environment) Apply(flags *pflag.FlagSet, given func(flag *pflag.Flag) bool) error {
 	var errs []error
 	flags.VisitAll(func(flag *pflag.Flag) {
-		for _, name := range flag.Annotations[envPrefix] {
+		for _, name := range flag.Annotations[EnvPrefix] {
 			value, ok := e[name]
 			if !ok || given(flag) {
 				continue
 			}
 			if err := flags.Set(flag.Name, value); err != nil {
-				errs = append(errs, usagef("%s: %v", name, reasonOf(err)))
+				errs = append(errs, Usagef("%s: %v", name, ReasonOf(err)))
 			}
 		}
 	})
 	return errors.Join(errs...)
 }
 
-// given returns a function that reports whether the command line has a flag of a verb.
-func given(cmd *cobra.Command) func(flag *pflag.Flag) bool {
+// Given returns a function that reports whether the command line has a flag of a verb.
+func Given(cmd *cobra.Command) func(flag *pflag.Flag) bool {
 	return func(flag *pflag.Flag) bool { return flag.Changed || givenBeforeVerb(cmd, flag.Name) }
 }
 
@@ -251,26 +239,45 @@ func givenBeforeVerb(cmd *cobra.Command, name string) bool {
 // there is a service called "instanced". Source: Kubernetes, "Discovering services".
 var serviceLink = regexp.MustCompile(`^INSTANCED_(SERVICE_(HOST|PORT)|PORT)(_|$)`)
 
-// unknown returns an error for variables with envPrefix that set no flag of the given commands.
-func (e environment) unknown(cmds ...*cobra.Command) error {
+// Unknown returns an error for variables with EnvPrefix that set no flag of the given commands.
+func (e Environment) Unknown(cmds ...*cobra.Command) error {
+	return errors.Join(e.unused(cmds, func(name, nearest string) error {
+		meant := ""
+		if nearest != "" {
+			meant = fmt.Sprintf("; did you mean %s?", nearest)
+		}
+		return Usagef("the environment variable %s sets no known flag%s", name, meant)
+	})...)
+}
+
+// misspelt returns an error for variables with EnvPrefix that set no flag of the given commands,
+// but are spelled like one that does. Others may be for instanced.
+func (e Environment) misspelt(cmds ...*cobra.Command) error {
+	return errors.Join(e.unused(cmds, func(name, nearest string) error {
+		if nearest == "" {
+			return nil
+		}
+		return Usagef("the environment variable %s sets no known flag; did you mean %s?", name, nearest)
+	})...)
+}
+
+// unused calls problem for each variable that sets no flag of the given commands, with the
+// nearest one that does, or "".
+func (e Environment) unused(cmds []*cobra.Command, problem func(name, nearest string) error) (errs []error) {
 	known := make(map[string]bool)
 	for _, cmd := range cmds {
 		cmd.Flags().VisitAll(func(flag *pflag.Flag) {
-			for _, name := range flag.Annotations[envPrefix] {
+			for _, name := range flag.Annotations[EnvPrefix] {
 				known[name] = true
 			}
 		})
 	}
-	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(e)) {
 		if known[name] || serviceLink.MatchString(name) {
 			continue
 		}
-		meant := ""
-		if nearest, ok := config.Nearest(name, slices.Sorted(maps.Keys(known))); ok {
-			meant = fmt.Sprintf("; did you mean %s?", nearest)
-		}
-		errs = append(errs, usagef("the environment variable %s sets no known flag%s", name, meant))
+		nearest, _ := config.Nearest(name, slices.Sorted(maps.Keys(known)))
+		errs = append(errs, problem(name, nearest))
 	}
-	return errors.Join(errs...)
+	return errs
 }

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"cmp"
@@ -53,16 +53,16 @@ type answer struct {
 
 // command completes a verb that changes instances. call sends the request; wanted is the
 // state that --wait waits for.
-func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted string, call func(ctx context.Context, c *client.Client, ids []string) (*answer, error)) *cobra.Command {
+func (t *Terminal) command(cmd *cobra.Command, flags *commandFlags, wanted string, call func(ctx context.Context, c *client.Client, ids []string) (*answer, error)) *cobra.Command {
 	flags.add(cmd)
 	t.addTableFlags(cmd)
 	cmd.Args = needIDs
 	cmd.ValidArgsFunction = t.completeIDs
 	within := func() time.Duration {
 		if flags.wait {
-			return cmp.Or(t.timeout, defaultWait) + waitGrace
+			return cmp.Or(t.Timeout, defaultWait) + waitGrace
 		}
-		return cmp.Or(t.timeout, defaultTimeout)
+		return cmp.Or(t.Timeout, defaultTimeout)
 	}
 	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
 		began := time.Now()
@@ -84,7 +84,7 @@ func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted strin
 		case flags.wait:
 			err := t.await(ctx, c, got, wanted, waitOptions{began: began, verbose: flags.verbose})
 			if err != nil && errors.Is(ctx.Err(), context.Canceled) {
-				return interruptedWait(cmd.Name(), wanted, got)
+				return interruptedWait(t.program, cmd.Name(), wanted, got)
 			}
 			return err
 		default:
@@ -93,7 +93,7 @@ func (t *terminal) command(cmd *cobra.Command, flags *commandFlags, wanted strin
 	})
 }
 
-func newStartCommand(t *terminal) *cobra.Command {
+func newStartCommand(t *Terminal) *cobra.Command {
 	var flags commandFlags
 	var additionalInfo string
 	cmd := &cobra.Command{
@@ -101,7 +101,7 @@ func newStartCommand(t *terminal) *cobra.Command {
 		Short: "Start stopped instances",
 		Long: `Start starts stopped EBS-backed instances. Starting a running one changes nothing and is
 not an error. Each start is charged for at least a minute.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced start i-1234567890abcdef0",
 			"instanced start i-1234567890abcdef0 --wait",
 			"instanced start --per-instance i-1234567890abcdef0 i-0598c7d356eba48d7",
@@ -119,7 +119,7 @@ not an error. Each start is charged for at least a minute.`,
 	})
 }
 
-func newStopCommand(t *terminal) *cobra.Command {
+func newStopCommand(t *Terminal) *cobra.Command {
 	var flags commandFlags
 	var hibernate, force, skip bool
 	cmd := &cobra.Command{
@@ -127,7 +127,7 @@ func newStopCommand(t *terminal) *cobra.Command {
 		Short: "Stop or hibernate instances",
 		Long: `Stop stops EBS-backed instances. The contents of RAM are lost unless --hibernate is given
 and the instance was launched with hibernation enabled.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced stop i-1234567890abcdef0",
 			"instanced stop i-1234567890abcdef0 --hibernate --wait",
 		),
@@ -145,13 +145,13 @@ and the instance was launched with hibernation enabled.`,
 	})
 }
 
-func newRebootCommand(t *terminal) *cobra.Command {
+func newRebootCommand(t *Terminal) *cobra.Command {
 	var flags commandFlags
 	cmd := &cobra.Command{
 		Use:     "reboot ID... [flags]",
 		Short:   "Ask the operating systems of instances to reboot",
 		Long:    `Reboot asks the operating systems to reboot. The instances stay running throughout.`,
-		Example: examples("instanced reboot i-1234567890abcdef0"),
+		Example: t.Examples("instanced reboot i-1234567890abcdef0"),
 	}
 	return t.command(cmd, &flags, "", func(ctx context.Context, c *client.Client, ids []string) (*answer, error) {
 		resp, err := c.Reboot(ctx, &instancedv1.RebootInstancesRequest{
@@ -162,14 +162,14 @@ func newRebootCommand(t *terminal) *cobra.Command {
 	})
 }
 
-func newTerminateCommand(t *terminal) *cobra.Command {
+func newTerminateCommand(t *Terminal) *cobra.Command {
 	var flags commandFlags
 	var force, skip bool
 	cmd := &cobra.Command{
 		Use:   "terminate ID... [flags]",
 		Short: "Terminate instances permanently",
 		Long:  `Terminate terminates instances permanently. It cannot be undone and asks for no confirmation.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced terminate i-1234567890abcdef0 --dry-run",
 			"instanced terminate i-1234567890abcdef0 --wait",
 		),
@@ -187,9 +187,9 @@ func newTerminateCommand(t *terminal) *cobra.Command {
 }
 
 // interruptedWait is the result of an interrupted wait, whose command was accepted.
-func interruptedWait(verb, wanted string, got *answer) *verdict {
+func interruptedWait(program, verb, wanted string, got *answer) *verdict {
 	const maxNamed = 5
-	v := &verdict{status: exitInterrupted}
+	v := &verdict{status: ExitInterrupted}
 	if len(got.changes) == 0 {
 		v.lines = []string{"interrupted"}
 		return v
@@ -202,24 +202,24 @@ func interruptedWait(verb, wanted string, got *answer) *verdict {
 		ids = append(ids, "...")
 	}
 	v.lines = []string{
-		fmt.Sprintf("stopped waiting; the %s of %s continues", verb, counted(len(got.changes), "instance")),
-		fmt.Sprintf("  `instanced wait %s --for %s --after %s` resumes the wait", strings.Join(ids, " "), wanted, got.cursor),
+		fmt.Sprintf("stopped waiting; the %s of %s continues", verb, Counted(len(got.changes), "instance")),
+		fmt.Sprintf("  `%s wait %s --for %s --after %s` resumes the wait", program, strings.Join(ids, " "), wanted, got.cursor),
 	}
 	return v
 }
 
 // printPermitted reports that a dry run succeeded.
-func (t *terminal) printPermitted(got *answer) error {
-	if t.output == outputJSON {
+func (t *Terminal) printPermitted(got *answer) error {
+	if t.JSON() {
 		return t.printJSON(got.message)
 	}
-	_, err := fmt.Fprintln(t.stdout, "The request would be permitted. Nothing was changed.")
+	_, err := fmt.Fprintln(t.Stdout, "The request would be permitted. Nothing was changed.")
 	return err
 }
 
 // printAnswer prints the response to a command and fails if an instance was rejected.
-func (t *terminal) printAnswer(got *answer) error {
-	if t.output == outputJSON {
+func (t *Terminal) printAnswer(got *answer) error {
+	if t.JSON() {
 		return ending(t.printJSON(got.message), refusals(got))
 	}
 	if len(got.changes) > 0 {
@@ -239,11 +239,11 @@ func refusals(got *answer) *verdict {
 	if len(got.failures) == 0 {
 		return &verdict{}
 	}
-	return &verdict{status: exitRefused, lines: failureLines(got.failures)}
+	return &verdict{status: ExitRefused, lines: failureLines(got.failures)}
 }
 
 func failureLines(failures []*instancedv1.InstanceFailure) []string {
-	lines := []string{fmt.Sprintf("rejected for %s:", counted(len(failures), "instance"))}
+	lines := []string{fmt.Sprintf("rejected for %s:", Counted(len(failures), "instance"))}
 	for _, f := range failures {
 		line := fmt.Sprintf("  %s: %s", f.GetInstanceId(), f.GetMessage())
 		if code := f.GetEc2ErrorCode(); code != "" {
@@ -254,8 +254,8 @@ func failureLines(failures []*instancedv1.InstanceFailure) []string {
 	return lines
 }
 
-// counted returns a number with its noun, such as "1 instance" or "2 instances".
-func counted(n int, thing string) string {
+// Counted returns a number with its noun, such as "1 instance" or "2 instances".
+func Counted(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing
 	}

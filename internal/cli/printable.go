@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"context"
@@ -16,9 +16,9 @@ import (
 // ends and bidirectional marks. Tables therefore show unprintable characters as escapes, such
 // as \x1b; JSON documents use JSON's own escapes.
 
-// printable returns a text in one line, with unprintable characters replaced by escapes such
+// Printable returns a text in one line, with unprintable characters replaced by escapes such
 // as \x1b.
-func printable(text string) string {
+func Printable(text string) string {
 	if !strings.ContainsFunc(text, unprintable) && utf8.ValidString(text) {
 		return text
 	}
@@ -145,7 +145,7 @@ func printableValue(field protoreflect.FieldDescriptor, value protoreflect.Value
 		makeMessagePrintable(value.Message())
 	case protoreflect.StringKind:
 		text := value.String()
-		if p := printable(text); p != text {
+		if p := Printable(text); p != text {
 			return protoreflect.ValueOfString(p), true
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"fmt"
@@ -27,7 +27,7 @@ func word(value, prefix string) string {
 
 // parseState accepts EC2's name of a state.
 func parseState(name string) (instancedv1.InstanceStateName, error) {
-	if _, err := oneOf(stateWords()...)(name); err != nil {
+	if _, err := OneOf(stateWords()...)(name); err != nil {
 		return 0, err
 	}
 	value := "INSTANCE_STATE_NAME_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"cmp"
@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,41 +15,68 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/instanced/instanced/client"
-	"github.com/instanced/instanced/internal/journal"
 )
 
-// The exit statuses. They are documented in exitStatusHelp and docs/cli.md, and stable.
+// The exit statuses of the client's verbs, and of others for the same reasons. They are
+// documented in [ExitStatusHelp] and docs/cli.md, and stable.
 const (
-	exitOK          = 0
-	exitInternal    = 1
-	exitUsage       = 2
-	exitRefused     = 3
-	exitNotReached  = 4
-	exitTimedOut    = 5
-	exitUnavailable = 6
-	exitDamaged     = 7
-	exitInterrupted = 130
+	ExitOK          = 0
+	ExitInternal    = 1
+	ExitUsage       = 2
+	ExitRefused     = 3
+	ExitNotReached  = 4
+	ExitTimedOut    = 5
+	ExitUnavailable = 6
+	ExitInterrupted = 130
 )
 
-const exitStatusHelp = `Exit status:
-  0    success
-  1    unexpected error; verify: a promise is broken; doctor: there is a problem
-  2    invalid command line or request (unknown flag, malformed id)
-  3    rejected: not found, wrong state, no permission, no capacity, a limit
-  4    an instance did not reach the wanted state and no longer can
-  5    timed out
-  6    the service is unreachable, or cannot reach what it depends on
-  7    serve: the journal is damaged
-  130  interrupted; watch, which is meant to be interrupted, exits with 0`
-
-// usageError is an invalid command line.
-type usageError struct{ message string }
-
-func (e *usageError) Error() string { return e.message }
-
-func usagef(format string, args ...any) error {
-	return &usageError{message: fmt.Sprintf(format, args...)}
+// ExitStatusHelp describes the exit statuses. further says what statuses mean for the verbs that
+// a program has beside the client's.
+func ExitStatusHelp(further map[int]string) string {
+	meanings := map[int]string{
+		ExitOK:          "success",
+		ExitInternal:    "unexpected error; verify: a promise is broken",
+		ExitUsage:       "invalid command line or request (unknown flag, malformed id)",
+		ExitRefused:     "rejected: not found, wrong state, no permission, no capacity, a limit",
+		ExitNotReached:  "an instance did not reach the wanted state and no longer can",
+		ExitTimedOut:    "timed out",
+		ExitUnavailable: "the service is unreachable, or cannot reach what it depends on",
+		ExitInterrupted: "interrupted; watch, which is meant to be interrupted, exits with 0",
+	}
+	for status, meaning := range further {
+		if shared, ok := meanings[status]; ok {
+			meaning = shared + "; " + meaning
+		}
+		meanings[status] = meaning
+	}
+	var help strings.Builder
+	help.WriteString("Exit status:")
+	for _, status := range slices.Sorted(maps.Keys(meanings)) {
+		fmt.Fprintf(&help, "\n  %-3d  %s", status, meanings[status])
+	}
+	return help.String()
 }
+
+// UsageError is an invalid command line.
+type UsageError struct{ message string }
+
+func (e *UsageError) Error() string { return e.message }
+
+// Usagef returns a [UsageError].
+func Usagef(format string, args ...any) error {
+	return &UsageError{message: fmt.Sprintf(format, args...)}
+}
+
+// StatusError is an error with an exit status of its own.
+type StatusError struct {
+	Status int
+	Err    error
+}
+
+func (e *StatusError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the error without its status.
+func (e *StatusError) Unwrap() error { return e.Err }
 
 // verdict is the result of a command that got its response but did not achieve what was
 // asked for. Its lines say why, one for each instance.
@@ -69,7 +98,7 @@ func ending(printed error, verdicts ...*verdict) error {
 		all.status = cmp.Or(all.status, v.status)
 		all.lines = append(all.lines, v.lines...)
 	}
-	if all.status == exitOK {
+	if all.status == ExitOK {
 		return nil
 	}
 	return &all
@@ -115,80 +144,80 @@ func (u *unknownOutcome) Error() string { return u.cause.Error() }
 func (u *unknownOutcome) Unwrap() error { return u.cause }
 
 // advice says how to find out what happened.
-func (u *unknownOutcome) advice() string {
+func (u *unknownOutcome) advice(program string) string {
 	const maxNamed = 5
 	ids := strings.Join(u.ids[:min(len(u.ids), maxNamed)], " ")
 	if len(u.ids) > maxNamed {
 		ids += " ..."
 	}
-	return fmt.Sprintf("it may have been executed: check with `instanced history %s`, or retry it with --client-token %s", ids, u.token)
+	return fmt.Sprintf("it may have been executed: check with `%s history %s`, or retry it with --client-token %s", program, ids, u.token)
 }
 
 // exitStatus returns the exit status for the error of a verb.
 func exitStatus(err error) int {
 	if err == nil {
-		return exitOK
+		return ExitOK
 	}
 	if v, ok := errors.AsType[*verdict](err); ok {
 		return v.status
 	}
-	if _, ok := errors.AsType[*usageError](err); ok {
-		return exitUsage
+	if _, ok := errors.AsType[*UsageError](err); ok {
+		return ExitUsage
 	}
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		return exitStatusOf(e.Code)
 	}
-	if errors.Is(err, journal.ErrDamaged) {
-		return exitDamaged
+	if e, ok := errors.AsType[*StatusError](err); ok {
+		return e.Status
 	}
 	if errors.Is(err, context.Canceled) {
-		return exitInterrupted
+		return ExitInterrupted
 	}
-	return exitInternal
+	return ExitInternal
 }
 
 func exitStatusOf(code codes.Code) int {
 	switch code {
 	case codes.OK:
-		return exitOK
+		return ExitOK
 	case codes.InvalidArgument:
-		return exitUsage
+		return ExitUsage
 	case codes.NotFound, codes.FailedPrecondition, codes.PermissionDenied, codes.Unauthenticated,
 		codes.ResourceExhausted, codes.AlreadyExists, codes.OutOfRange, codes.Aborted:
-		return exitRefused
+		return ExitRefused
 	case codes.DeadlineExceeded:
-		return exitTimedOut
+		return ExitTimedOut
 	case codes.Unavailable:
-		return exitUnavailable
+		return ExitUnavailable
 	case codes.Canceled:
-		return exitInterrupted
+		return ExitInterrupted
 	case codes.Unknown, codes.Unimplemented, codes.Internal, codes.DataLoss:
-		return exitInternal
+		return ExitInternal
 	}
-	return exitInternal
+	return ExitInternal
 }
 
 // report prints the error of a command on stderr and returns its exit status.
-func (t *terminal) report(err error) int {
+func (t *Terminal) report(err error) int {
 	status := exitStatus(err)
 	if err == nil {
 		return status
 	}
-	if t.output == outputJSON {
+	if t.JSON() {
 		t.reportJSON(err, status)
 		return status
 	}
-	for _, line := range errorLines(err) {
-		fmt.Fprintln(t.stderr, printable(line))
+	for _, line := range t.errorLines(err) {
+		fmt.Fprintln(t.Stderr, Printable(line))
 	}
 	return status
 }
 
 // errorLines returns one sentence that says what went wrong, and its details on further lines.
-func errorLines(err error) []string {
+func (t *Terminal) errorLines(err error) []string {
 	failed, ok := errors.AsType[*serviceError](err)
 	if !ok {
-		return prefixed(strings.Split(err.Error(), "\n"))
+		return t.prefixed(strings.Split(err.Error(), "\n"))
 	}
 	e := failed.cause
 	sentence, said := failed.sentence()
@@ -202,17 +231,17 @@ func errorLines(err error) []string {
 	var lines []string
 	switch n := len(e.Violations); n {
 	case 0:
-		lines = prefixed([]string{sentence})
+		lines = t.prefixed([]string{sentence})
 	case 1:
-		lines = prefixed([]string{e.Violations[0].Field + ": " + e.Violations[0].Description})
+		lines = t.prefixed([]string{e.Violations[0].Field + ": " + e.Violations[0].Description})
 	default:
-		lines = prefixed([]string{fmt.Sprintf("the request has %s errors:", cmp.Or(e.Metadata["violation_count"], strconv.Itoa(n)))})
+		lines = t.prefixed([]string{fmt.Sprintf("the request has %s errors:", cmp.Or(e.Metadata["violation_count"], strconv.Itoa(n)))})
 		for _, v := range e.Violations {
 			lines = append(lines, fmt.Sprintf("  %s: %s", v.Field, v.Description))
 		}
 	}
 	if failed.unknown != nil {
-		lines = append(lines, "  "+failed.unknown.advice())
+		lines = append(lines, "  "+failed.unknown.advice(t.program))
 	}
 	switch owner := e.Metadata["owner"]; {
 	case owner != "":
@@ -223,11 +252,11 @@ func errorLines(err error) []string {
 	return lines
 }
 
-func prefixed(lines []string) []string {
+func (t *Terminal) prefixed(lines []string) []string {
 	if len(lines) == 0 {
 		return nil
 	}
-	return append([]string{"instanced: " + lines[0]}, lines[1:]...)
+	return append([]string{t.program + ": " + lines[0]}, lines[1:]...)
 }
 
 // dialReason reduces gRPC's message about a failed connection to the operating system's error.
@@ -260,7 +289,7 @@ type violationDocument struct {
 	Reason      string `json:"reason,omitempty"`
 }
 
-func (t *terminal) reportJSON(err error, status int) {
+func (t *Terminal) reportJSON(err error, status int) {
 	doc := errorDocument{ExitStatus: status, Message: err.Error()}
 	if v, ok := errors.AsType[*verdict](err); ok {
 		doc.Message = strings.ReplaceAll(strings.Join(v.lines, "; "), ":;  ", ": ")
@@ -281,10 +310,10 @@ func (t *terminal) reportJSON(err error, status int) {
 			doc.Outcome, doc.ClientToken = "unknown", e.unknown.token
 		}
 	}
-	enc := json.NewEncoder(t.stderr)
+	enc := json.NewEncoder(t.Stderr)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(map[string]errorDocument{"error": doc}); err != nil { //nolint:gosec // a client token is no secret
-		fmt.Fprintln(t.stderr, "instanced:", err)
+		fmt.Fprintln(t.Stderr, t.program+":", err)
 	}
 }
 

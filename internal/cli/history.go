@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"cmp"
@@ -12,7 +12,7 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-func newHistoryCommand(t *terminal) *cobra.Command {
+func newHistoryCommand(t *Terminal) *cobra.Command {
 	var after string
 	cmd := &cobra.Command{
 		Use:   "history ID... [flags]",
@@ -20,7 +20,7 @@ func newHistoryCommand(t *terminal) *cobra.Command {
 		Long: `History lists the recorded changes of instances, oldest first: when each happened, what
 changed, its cause, and how the service learned of it. A change that was not observed but
 must have happened is marked "inferred".`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced history i-1234567890abcdef0",
 			"instanced history i-1234567890abcdef0 -o json | jq '.events[] | {at: .occurred_at, who: .cause.principal}'",
 		),
@@ -47,7 +47,7 @@ must have happened is marked "inferred".`,
 				return err
 			}
 		}
-		if t.output == outputJSON {
+		if t.JSON() {
 			return t.printJSON(all)
 		}
 		if len(all.GetEvents()) == 0 {
@@ -55,7 +55,7 @@ must have happened is marked "inferred".`,
 			if after != "" {
 				within = "after that cursor"
 			}
-			fmt.Fprintf(t.stderr, "No changes of %s are recorded %s.\n", strings.Join(ids, ", "), within)
+			fmt.Fprintf(t.Stderr, "No changes of %s are recorded %s.\n", strings.Join(ids, ", "), within)
 			return nil
 		}
 		tb := t.newTable("TIME", "ID", "CHANGE", "CAUSE", "SOURCE", "REASON").

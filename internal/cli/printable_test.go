@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"encoding/json"
@@ -13,11 +13,11 @@ func FuzzTextOfOthersIsSafeForATerminal(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		shown := printable(text)
+		shown := Printable(text)
 		if !utf8.ValidString(shown) || strings.ContainsFunc(shown, func(r rune) bool { return !unicode.IsPrint(r) }) {
-			t.Errorf("printable(%q) is %q", text, shown)
+			t.Errorf("Printable(%q) is %q", text, shown)
 		}
-		if printable(shown) != shown {
+		if Printable(shown) != shown {
 			t.Errorf("%q is changed when it is made printable again", shown)
 		}
 		raw, err := json.Marshal(text)

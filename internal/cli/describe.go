@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"cmp"
@@ -31,7 +31,7 @@ func (f *filterFlags) add(cmd *cobra.Command) {
 	bindList(flags, &f.zones, "zone", "zones", "Availability Zones, such as us-east-1a; may be repeated", someWord("an Availability Zone, such as us-east-1a"))
 	bindList(flags, &f.regions, "region", "regions", "Regions, such as us-east-1; may be repeated", someWord("a Region, such as us-east-1"))
 	bindList(flags, &f.accounts, "account", "accounts", "12-digit AWS account ids; may be repeated", parseAccount)
-	completeWords(cmd, "state", stateWords()...)
+	CompleteWords(cmd, "state", stateWords()...)
 }
 
 // parseAccount accepts an AWS account id.
@@ -51,7 +51,7 @@ func (f *filterFlags) filter(ids []string) (*instancedv1.InstanceFilter, error) 
 	for _, tag := range f.tags {
 		key, value, hasValue := strings.Cut(tag, "=")
 		if key == "" {
-			return nil, usagef("--tag: %q is neither KEY=VALUE nor KEY", tag)
+			return nil, Usagef("--tag: %q is neither KEY=VALUE nor KEY", tag)
 		}
 		i := slices.IndexFunc(filter.GetTags(), func(t *instancedv1.TagFilter) bool { return t.GetKey() == key })
 		if i < 0 {
@@ -65,14 +65,14 @@ func (f *filterFlags) filter(ids []string) (*instancedv1.InstanceFilter, error) 
 	return filter, nil
 }
 
-func newDescribeCommand(t *terminal) *cobra.Command {
+func newDescribeCommand(t *Terminal) *cobra.Command {
 	var selection filterFlags
 	cmd := &cobra.Command{
 		Use:   "describe [ID...] [flags]",
 		Short: "List instances",
 		Long: `Describe lists instances, all of them unless ids or filters are given. Values of one
 filter are alternatives; an instance must match every filter.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced describe",
 			"instanced describe i-1234567890abcdef0",
 			"instanced describe --state stopped --tag team=payments --type t3.micro --zone us-east-1a",
@@ -103,11 +103,11 @@ filter are alternatives; an instance must match every filter.`,
 			}
 			all.Instances = append(all.Instances, page.GetInstances()...)
 		}
-		if t.output == outputJSON {
+		if t.JSON() {
 			return t.printJSON(all)
 		}
 		if len(all.GetInstances()) == 0 {
-			fmt.Fprintln(t.stderr, "No instance matches.")
+			fmt.Fprintln(t.Stderr, "No instance matches.")
 			return nil
 		}
 		tb := t.newTable("ID", "NAME", "STATE", "TYPE", "ZONE", "PUBLIC IP", "REASON").

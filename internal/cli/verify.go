@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"cmp"
@@ -19,12 +19,12 @@ import (
 	"github.com/instanced/instanced/internal/conformance"
 )
 
-func newVerifyCommand(t *terminal) *cobra.Command {
+func newVerifyCommand(t *Terminal) *cobra.Command {
 	var watchFor time.Duration
 	cmd := &cobra.Command{
 		Use:   "verify [FILE] [flags]",
 		Short: "Check that subscribers get what they are promised",
-		Long: `Verify checks a recording, or a running service, against the promises of docs/guarantees.md.
+		Long: t.named(`Verify checks a recording, or a running service, against the promises of docs/guarantees.md.
 
 FILE is the output of "instanced watch -o json", - for standard input. It is checked by
 itself, and if --server is given also against the history that the service there has of the
@@ -36,31 +36,31 @@ while. All but one of them disconnect and resume again and again, and what they 
 compared with the history. Nothing is changed.
 
 Promises that take commands to check, such as that an acknowledged command survives a crash,
-are not checked. Exits with 1 if a promise is broken.`,
-		Example: examples(
+are not checked. Exits with 1 if a promise is broken.`),
+		Example: t.Examples(
 			"instanced verify --for 10s",
 			"instanced watch -o json > recording.json; instanced verify recording.json",
 			"instanced verify recording.json --server 127.0.0.1:50051 -o json",
 		),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return usagef("verify takes one file, got %d", len(args))
+				return Usagef("verify takes one file, got %d", len(args))
 			}
 			return nil
 		},
 	}
-	bind(cmd.Flags(), &watchFor, "for", "duration", "30s", "how long to watch the service", parsePositiveDuration)
-	within := func() time.Duration { return cmp.Or(t.timeout, watchFor+defaultTimeout) }
+	Bind(cmd.Flags(), &watchFor, "for", "duration", "30s", "how long to watch the service", ParsePositiveDuration)
+	within := func() time.Duration { return cmp.Or(t.Timeout, watchFor+defaultTimeout) }
 	t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
 		if len(args) > 0 && cmd.Flags().Changed("for") {
-			return usagef("--for is how long to watch a service and cannot be used with a recording (%s)", args[0])
+			return Usagef("--for is how long to watch a service and cannot be used with a recording (%s)", args[0])
 		}
 		if len(args) == 0 {
 			v := &liveCheck{client: c, period: watchFor}
 			r, err := v.run(ctx)
 			switch {
 			case errors.Is(ctx.Err(), context.DeadlineExceeded):
-				return &verdict{status: exitTimedOut, lines: []string{fmt.Sprintf("the timeout of %v passed before everything was compared", within())}}
+				return &verdict{status: ExitTimedOut, lines: []string{fmt.Sprintf("the timeout of %v passed before everything was compared", within())}}
 			case err != nil:
 				return err
 			}
@@ -132,38 +132,38 @@ func (r *verification) formOnly(promise string) {
 }
 
 // printFindings prints the findings and fails if a promise is broken.
-func (t *terminal) printFindings(r *verification) error {
+func (t *Terminal) printFindings(r *verification) error {
 	broken := &verdict{}
 	for _, f := range r.Findings {
 		if f.Evidence != "" {
-			broken.status = exitInternal
+			broken.status = ExitInternal
 			broken.lines = append(broken.lines, "  "+f.Promise+" is broken: "+f.Evidence)
 		}
 	}
 	if len(broken.lines) > 0 {
 		broken.lines = append([]string{"promises were broken:"}, broken.lines...)
 	}
-	if t.output == outputJSON {
+	if t.JSON() {
 		raw, err := json.Marshal(r)
 		if err != nil {
 			return err
 		}
-		return ending(t.printRaw(raw), broken)
+		return ending(t.PrintRaw(raw), broken)
 	}
-	fmt.Fprintln(t.stdout, r.Checked)
+	fmt.Fprintln(t.Stdout, r.Checked)
 	if r.With != "" {
-		fmt.Fprintf(t.stdout, "Compared with the history at %s.\n", r.With)
+		fmt.Fprintf(t.Stdout, "Compared with the history at %s.\n", r.With)
 	}
 	if r.NotCompared > 0 {
-		fmt.Fprintf(t.stdout, "%s not compared: older than the history there.\n", counted(r.NotCompared, "event"))
+		fmt.Fprintf(t.Stdout, "%s not compared: older than the history there.\n", Counted(r.NotCompared, "event"))
 	}
 	if r.InstancesNotCompared > 0 {
-		fmt.Fprintf(t.stdout, "%s of snapshots not compared: the history there does not go back that far.\n", counted(r.InstancesNotCompared, "instance"))
+		fmt.Fprintf(t.Stdout, "%s of snapshots not compared: the history there does not go back that far.\n", Counted(r.InstancesNotCompared, "instance"))
 	}
-	fmt.Fprintln(t.stdout)
+	fmt.Fprintln(t.Stdout)
 	tb := t.newTable("PROMISE", "CHECKED", "RESULT")
 	for _, f := range r.Findings {
-		tb.add(f.Promise, counted(f.Checked, f.Unit), f.Result)
+		tb.add(f.Promise, Counted(f.Checked, f.Unit), f.Result)
 	}
 	return ending(tb.print(), broken)
 }
@@ -176,13 +176,13 @@ func historyOf(ctx context.Context, c *client.Client, ids []string, after string
 }
 
 // open opens a file that is named on the command line, or standard input for "-".
-func (t *terminal) open(name string) (io.ReadCloser, error) {
+func (t *Terminal) open(name string) (io.ReadCloser, error) {
 	if name == "-" {
-		return io.NopCloser(t.stdin), nil
+		return io.NopCloser(t.Stdin), nil
 	}
 	f, err := os.Open(name)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, usagef("file not found: %s", name)
+		return nil, Usagef("file not found: %s", name)
 	}
 	return f, err
 }

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"context"
@@ -13,12 +13,13 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-// release is set when a release is built: -ldflags "-X main.release=v1.2.3".
+// release is set when a release is built:
+// -ldflags "-X github.com/instanced/instanced/internal/cli.release=v1.2.3".
 var release string
 
-// buildVersion returns the version of this binary: its release, else its module version, else
+// Version returns the version of this binary: its release, else its module version, else
 // its revision.
-func buildVersion() string {
+func Version() string {
 	if release != "" {
 		return release
 	}
@@ -37,18 +38,18 @@ func buildVersion() string {
 	return "devel"
 }
 
-func newVersionCommand(t *terminal) *cobra.Command {
+func newVersionCommand(t *Terminal) *cobra.Command {
 	var clientOnly bool
 	cmd := &cobra.Command{
 		Use:   "version [flags]",
 		Short: "Print the version of this program and information about the service",
 		Long: `Version prints the version of this program and information about the service at --server:
 its version, its backend, its log, and how many instances it has.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced version",
 			"instanced version --client",
 		),
-		Args: noArgs,
+		Args: NoArgs,
 	}
 	cmd.Flags().BoolVar(&clientOnly, "client", false, "print only the version of this program")
 	return t.verb(cmd, t.briefly, func(ctx context.Context, c *client.Client, _ []string) error {
@@ -57,8 +58,8 @@ its version, its backend, its log, and how many instances it has.`,
 		}
 		info, err := c.Info(ctx)
 		if err != nil {
-			if t.output != outputJSON {
-				fmt.Fprintln(t.stdout, clientVersion())
+			if !t.JSON() {
+				fmt.Fprintln(t.Stdout, t.clientVersion())
 			}
 			return err
 		}
@@ -66,15 +67,15 @@ its version, its backend, its log, and how many instances it has.`,
 	})
 }
 
-func clientVersion() string {
-	return fmt.Sprintf("instanced %s (%s, %s/%s)", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+func (t *Terminal) clientVersion() string {
+	return fmt.Sprintf("%s %s (%s, %s/%s)", t.program, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-func (t *terminal) printVersion(info *instancedv1.GetServerInfoResponse) error {
-	if t.output == outputJSON {
+func (t *Terminal) printVersion(info *instancedv1.GetServerInfoResponse) error {
+	if t.JSON() {
 		doc := map[string]json.RawMessage{}
 		var err error
-		if doc["client"], err = json.Marshal(map[string]string{"version": buildVersion(), "go": runtime.Version()}); err != nil {
+		if doc["client"], err = json.Marshal(map[string]string{"version": Version(), "go": runtime.Version()}); err != nil {
 			return err
 		}
 		if info != nil {
@@ -86,9 +87,9 @@ func (t *terminal) printVersion(info *instancedv1.GetServerInfoResponse) error {
 		if err != nil {
 			return err
 		}
-		return t.printRaw(raw)
+		return t.PrintRaw(raw)
 	}
-	if _, err := fmt.Fprintln(t.stdout, clientVersion()); err != nil || info == nil {
+	if _, err := fmt.Fprintln(t.Stdout, t.clientVersion()); err != nil || info == nil {
 		return err
 	}
 	owner := info.GetOwner().GetAddress()
@@ -98,7 +99,7 @@ func (t *terminal) printVersion(info *instancedv1.GetServerInfoResponse) error {
 	case info.GetOwner().GetIsThisProcess():
 		owner += " (this process)"
 	}
-	_, err := fmt.Fprintf(t.stdout, `service   %s at %s
+	_, err := fmt.Fprintf(t.Stdout, `service   %s at %s
 backend   %s, owned by %s
 log       %s, %d bytes
 instances %d, last compared with the backend %s
@@ -109,16 +110,16 @@ instances %d, last compared with the backend %s
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(t.stdout, "bucket    %s: %.1f of %g, gains %g a second", b.GetName(), b.GetLevel(), b.GetCapacity(), b.GetRefillPerSecond())
+		_, err = fmt.Fprintf(t.Stdout, "bucket    %s: %.1f of %g, gains %g a second", b.GetName(), b.GetLevel(), b.GetCapacity(), b.GetRefillPerSecond())
 		if n := b.GetWaitingInstances(); n > 0 && err == nil {
-			_, err = fmt.Fprintf(t.stdout, ", %s waiting", counted(int(n), "instance"))
+			_, err = fmt.Fprintf(t.Stdout, ", %s waiting", Counted(int(n), "instance"))
 		}
 		if err == nil {
-			_, err = fmt.Fprintln(t.stdout)
+			_, err = fmt.Fprintln(t.Stdout)
 		}
 	}
 	if i := info.GetImpairment(); i != nil && err == nil {
-		_, err = fmt.Fprintf(t.stdout, "impaired  %s: %s\n", i.GetReason(), i.GetMessage())
+		_, err = fmt.Fprintf(t.Stdout, "impaired  %s: %s\n", i.GetReason(), i.GetMessage())
 	}
 	return err
 }

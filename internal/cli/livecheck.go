@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"context"
@@ -183,7 +183,7 @@ func (v *liveCheck) judge(ctx context.Context, steady *conformance.Connection, s
 	}
 	out := &verification{
 		Checked: fmt.Sprintf("Watched for %v: %s, %s, %s.", v.period,
-			counted(len(subscribers)+1, "subscriber"), counted(cuts, "cut"), counted(len(log.Matching(nil, 0, log.Head())), "recorded change")),
+			Counted(len(subscribers)+1, "subscriber"), Counted(cuts, "cut"), Counted(len(log.Matching(nil, 0, log.Head())), "recorded change")),
 	}
 	out.add(conformance.Together(findings...))
 	return out, nil

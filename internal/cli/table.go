@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"fmt"
@@ -14,7 +14,7 @@ import (
 )
 
 // addTableFlags declares the flags of a verb that prints a table of instances.
-func (t *terminal) addTableFlags(cmd *cobra.Command) {
+func (t *Terminal) addTableFlags(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&t.noHeaders, "no-headers", false, "do not print the header line")
 	cmd.Flags().BoolVarP(&t.idsOnly, "quiet", "q", false, "print only ids, one per line")
 }
@@ -25,7 +25,7 @@ const minColumn = 10
 
 // table is text in columns.
 type table struct {
-	t    *terminal
+	t    *Terminal
 	rows [][]string
 	// flexible are the columns to cut or leave out on a narrow terminal, the least important
 	// first.
@@ -33,7 +33,7 @@ type table struct {
 }
 
 // newTable returns a table whose first column has the ids.
-func (t *terminal) newTable(header ...string) *table {
+func (t *Terminal) newTable(header ...string) *table {
 	return &table{t: t, rows: [][]string{header}}
 }
 
@@ -53,7 +53,7 @@ func (tb *table) print() error {
 		for _, row := range tb.rows[1:] {
 			fmt.Fprintln(&out, row[0])
 		}
-		_, err := io.WriteString(tb.t.stdout, out.String())
+		_, err := io.WriteString(tb.t.Stdout, out.String())
 		return err
 	}
 	widths := make([]int, len(tb.rows[0]))
@@ -77,7 +77,7 @@ func (tb *table) print() error {
 			cell = cut(cell, widths[i])
 			text := cell
 			if n > 0 {
-				text = tb.t.coloured(cell)
+				text = tb.t.Coloured(cell)
 			}
 			line.WriteString(text)
 			line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
@@ -85,7 +85,7 @@ func (tb *table) print() error {
 		out.WriteString(strings.TrimRight(line.String(), " "))
 		out.WriteByte('\n')
 	}
-	_, err := io.WriteString(tb.t.stdout, out.String())
+	_, err := io.WriteString(tb.t.Stdout, out.String())
 	return err
 }
 
@@ -122,8 +122,8 @@ func cut(text string, width int) string {
 
 // width returns the width of the terminal in characters; 0 if it is unknown or the output is
 // not a terminal.
-func (t *terminal) width() int {
-	f, ok := t.stdout.(*os.File)
+func (t *Terminal) width() int {
+	f, ok := t.Stdout.(*os.File)
 	if !ok || !isCharDevice(f) {
 		return 0
 	}

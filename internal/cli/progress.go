@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"cmp"
@@ -31,14 +31,14 @@ type waitOptions struct {
 
 // await waits for the instances of a command's response to reach a state, shows their
 // progress, and fails for each that does not reach it.
-func (t *terminal) await(ctx context.Context, c *client.Client, got *answer, wanted string, opts waitOptions) error {
+func (t *Terminal) await(ctx context.Context, c *client.Client, got *answer, wanted string, opts waitOptions) error {
 	state, err := parseState(wanted)
 	if err != nil {
 		return err
 	}
 	req := &instancedv1.WaitInstancesRequest{
 		States: []instancedv1.InstanceStateName{state}, AfterCursor: got.cursor,
-		Timeout: durationpb.New(max(time.Until(opts.began.Add(cmp.Or(t.timeout, defaultWait))), time.Millisecond)),
+		Timeout: durationpb.New(max(time.Until(opts.began.Add(cmp.Or(t.Timeout, defaultWait))), time.Millisecond)),
 	}
 	t.away.expected.Store(true)
 	for _, change := range got.changes {
@@ -47,7 +47,7 @@ func (t *terminal) await(ctx context.Context, c *client.Client, got *answer, wan
 	waited := &instancedv1.WaitInstancesResponse{}
 	switch {
 	case len(req.GetInstanceIds()) == 0:
-	case t.output == outputJSON:
+	case t.JSON():
 		waited, err = c.Wait(ctx, req)
 	default:
 		waited, err = t.waitAndShow(ctx, c, req, t.newProgress(got, state, opts))
@@ -59,7 +59,7 @@ func (t *terminal) await(ctx context.Context, c *client.Client, got *answer, wan
 }
 
 // waitAndShow waits and shows the changes on the way.
-func (t *terminal) waitAndShow(ctx context.Context, c *client.Client, req *instancedv1.WaitInstancesRequest, p *progress) (*instancedv1.WaitInstancesResponse, error) {
+func (t *Terminal) waitAndShow(ctx context.Context, c *client.Client, req *instancedv1.WaitInstancesRequest, p *progress) (*instancedv1.WaitInstancesResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
@@ -124,7 +124,7 @@ func follow(ctx context.Context, c *client.Client, req *instancedv1.WaitInstance
 
 // progress prints the progress of instances.
 type progress struct {
-	t     *terminal
+	t     *Terminal
 	began time.Time
 	// seen has the states of each instance that were printed.
 	seen map[string]map[instancedv1.InstanceStateName]bool
@@ -139,7 +139,7 @@ type progress struct {
 	ticker *time.Ticker
 }
 
-func (t *terminal) newProgress(got *answer, wanted instancedv1.InstanceStateName, opts waitOptions) *progress {
+func (t *Terminal) newProgress(got *answer, wanted instancedv1.InstanceStateName, opts waitOptions) *progress {
 	p := &progress{
 		t: t, began: opts.began, wanted: wanted,
 		seen:   make(map[string]map[instancedv1.InstanceStateName]bool),
@@ -150,7 +150,7 @@ func (t *terminal) newProgress(got *answer, wanted instancedv1.InstanceStateName
 	for _, change := range got.changes {
 		p.note(change.GetInstanceId(), change.GetCurrentState())
 	}
-	if isTerminal(t.stdout) && !t.idsOnly {
+	if isTerminal(t.Stdout) && !t.idsOnly {
 		p.ticker = time.NewTicker(100 * time.Millisecond)
 		p.ticks = p.ticker.C
 	}
@@ -180,7 +180,7 @@ func (p *progress) print(event *instancedv1.Event) {
 	if reason := event.GetInstance().GetStateReason().GetMessage(); reason != "" {
 		line += "  " + reason
 	}
-	fmt.Fprintln(p.t.stdout, line)
+	fmt.Fprintln(p.t.Stdout, line)
 }
 
 // tick shows the elapsed time.
@@ -193,7 +193,7 @@ func (p *progress) tick() {
 	if width := p.t.width(); width > 1 {
 		line = cut(line, width-1)
 	}
-	fmt.Fprint(p.t.stdout, line)
+	fmt.Fprint(p.t.Stdout, line)
 }
 
 // bar shows how many instances are in which state, such as
@@ -216,14 +216,14 @@ func (p *progress) bar() string {
 // clear removes the line that tick wrote.
 func (p *progress) clear() {
 	if p.ticker != nil {
-		fmt.Fprint(p.t.stdout, "\r\x1b[K")
+		fmt.Fprint(p.t.Stdout, "\r\x1b[K")
 	}
 }
 
 func (p *progress) stop() {
 	p.clear()
 	if !p.lines && !p.t.idsOnly {
-		fmt.Fprintf(p.t.stdout, "%7s  %s\n", elapsedText(time.Since(p.began)), p.bar())
+		fmt.Fprintf(p.t.Stdout, "%7s  %s\n", elapsedText(time.Since(p.began)), p.bar())
 	}
 	if p.ticker != nil {
 		p.ticker.Stop()
@@ -245,9 +245,9 @@ func (p *progress) shown(waited *instancedv1.WaitInstancesResponse) bool {
 }
 
 // printAwaited prints the outcome of a command and its wait.
-func (t *terminal) printAwaited(got *answer, waited *instancedv1.WaitInstancesResponse, verbose bool) error {
+func (t *Terminal) printAwaited(got *answer, waited *instancedv1.WaitInstancesResponse, verbose bool) error {
 	switch {
-	case t.output == outputJSON:
+	case t.JSON():
 		return t.printAwaitedJSON(got, waited)
 	case len(got.changes) > maxProgressLines && !verbose && !t.idsOnly:
 		return nil // the last line of progress shows it
@@ -257,23 +257,23 @@ func (t *terminal) printAwaited(got *answer, waited *instancedv1.WaitInstancesRe
 			continue
 		}
 		if t.idsOnly {
-			if _, err := fmt.Fprintln(t.stdout, r.GetInstanceId()); err != nil {
+			if _, err := fmt.Fprintln(t.Stdout, r.GetInstanceId()); err != nil {
 				return err
 			}
 			continue
 		}
-		line := fmt.Sprintf("%s is %s", r.GetInstanceId(), t.coloured(stateName(r.GetReachedState())))
+		line := fmt.Sprintf("%s is %s", r.GetInstanceId(), t.Coloured(stateName(r.GetReachedState())))
 		if ip := r.GetInstance().GetPublicIpAddress(); ip != "" {
 			line += " at " + ip
 		}
-		if _, err := fmt.Fprintln(t.stdout, line); err != nil {
+		if _, err := fmt.Fprintln(t.Stdout, line); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (t *terminal) printAwaitedJSON(got *answer, waited *instancedv1.WaitInstancesResponse) error {
+func (t *Terminal) printAwaitedJSON(got *answer, waited *instancedv1.WaitInstancesResponse) error {
 	var doc struct {
 		Answer json.RawMessage `json:"answer"`
 		Wait   json.RawMessage `json:"wait"`
@@ -289,5 +289,5 @@ func (t *terminal) printAwaitedJSON(got *answer, waited *instancedv1.WaitInstanc
 	if err != nil {
 		return err
 	}
-	return t.printRaw(raw)
+	return t.PrintRaw(raw)
 }

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bufio"
@@ -43,12 +43,17 @@ const (
 	waitGrace = 10 * time.Second
 )
 
-// terminal is what all verbs share: their input and output streams and common flags.
-type terminal struct {
-	stdin   io.Reader
-	stdout  io.Writer
-	stderr  io.Writer
-	environ environment
+// Terminal is what all verbs share: their input and output streams and common flags. Flags have
+// their values once the command line is parsed. It is for one command, and but for
+// [Terminal.OnHangup] not safe for concurrent use.
+type Terminal struct {
+	// program is the name of the program.
+	program string
+
+	Stdin   io.Reader
+	Stdout  io.Writer
+	Stderr  io.Writer
+	Environ Environment
 
 	// onHangup handles a hangup; nil if it ends the process like SIGTERM.
 	onHangup atomic.Pointer[func()]
@@ -62,43 +67,41 @@ type terminal struct {
 	// noHeaders and idsOnly are flags of the verbs that print tables.
 	noHeaders, idsOnly bool
 
-	// configFile is --config, and sources where the settings of a verb that has it came from.
-	configFile string
-	sources    sources
-
 	server    string
 	output    string
-	timeout   time.Duration
 	principal string
+
+	// Timeout is --timeout, 0 for the default of the verb.
+	Timeout time.Duration
 }
 
 // addFlags declares the flags of every verb that calls the service.
-func (t *terminal) addFlags(cmd *cobra.Command) {
+func (t *Terminal) addFlags(cmd *cobra.Command) {
 	common := pflag.NewFlagSet("common", pflag.ContinueOnError)
-	bind(common, &t.server, "server", "address", "127.0.0.1:50051", "address of the service", parseServer)
-	bind(common, &t.principal, "principal", "name", defaultPrincipal(), "name of the caller, recorded as the cause of changes", parsePrincipal)
-	inEnvironment(common)
+	Bind(common, &t.server, "server", "address", "127.0.0.1:50051", "address of the service", parseServer)
+	Bind(common, &t.principal, "principal", "name", defaultPrincipal(), "name of the caller, recorded as the cause of changes", parsePrincipal)
+	InEnvironment(common)
 	cmd.Flags().AddFlagSet(common)
-	t.addAnswerFlags(cmd, "give up after this long; 0 means 30s, 5m for waits, never for watch")
+	t.AddAnswerFlags(cmd, "give up after this long; 0 means 30s, 5m for waits, never for watch")
 }
 
-// addAnswerFlags declares the flags for a verb's output and timeout.
-func (t *terminal) addAnswerFlags(cmd *cobra.Command, timeout string) {
-	t.addOutput(cmd)
+// AddAnswerFlags declares the flags for a verb's output and timeout.
+func (t *Terminal) AddAnswerFlags(cmd *cobra.Command, timeout string) {
+	t.AddOutput(cmd)
 	answer := pflag.NewFlagSet("answer", pflag.ContinueOnError)
-	bind(answer, &t.timeout, "timeout", "duration", "0", timeout, parseDuration)
-	inEnvironment(answer)
+	Bind(answer, &t.Timeout, "timeout", "duration", "0", timeout, ParseDuration)
+	InEnvironment(answer)
 	cmd.Flags().AddFlagSet(answer)
 }
 
-// addOutput declares the flag for a verb's output.
-func (t *terminal) addOutput(cmd *cobra.Command) {
+// AddOutput declares the flag for a verb's output.
+func (t *Terminal) AddOutput(cmd *cobra.Command) {
 	output := pflag.NewFlagSet("output", pflag.ContinueOnError)
-	output.VarP(newSetting(&t.output, "format", outputTable, oneOf(outputTable, outputWide, outputJSON)), "output", "o",
+	output.VarP(newSetting(&t.output, "format", outputTable, OneOf(outputTable, outputWide, outputJSON)), "output", "o",
 		"table, cut to the width of the terminal; wide, never cut; or json, for programs")
-	inEnvironment(output)
+	InEnvironment(output)
 	cmd.Flags().AddFlagSet(output)
-	completeWords(cmd, "output", outputTable, outputWide, outputJSON)
+	CompleteWords(cmd, "output", outputTable, outputWide, outputJSON)
 }
 
 // defaultPrincipal returns user@host.
@@ -110,13 +113,13 @@ func defaultPrincipal() string {
 	if host, err := os.Hostname(); err == nil {
 		name += "@" + host
 	}
-	printable := strings.Map(func(r rune) rune {
+	ascii := strings.Map(func(r rune) rune {
 		if r <= ' ' || r > '~' {
 			return '?'
 		}
 		return r
 	}, name)
-	return printable[:min(len(printable), maxPrincipal)]
+	return ascii[:min(len(ascii), maxPrincipal)]
 }
 
 // parseServer accepts an address with a port, or a target with a scheme that gRPC resolves.
@@ -142,16 +145,22 @@ func parsePrincipal(text string) (string, error) {
 	return text, nil
 }
 
+// Accept notes that the command line is valid: an error of a verb after it is none of usage.
+func (t *Terminal) Accept() { t.accepted = true }
+
+// JSON reports whether the output is for programs: -o json.
+func (t *Terminal) JSON() bool { return t.output == outputJSON }
+
 // verb completes a command that calls the service: it adds the shared flags, the timeout, the
 // client, and the address of the service to errors. within returns the timeout, 0 for none,
 // once the flags are parsed.
-func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act func(ctx context.Context, c *client.Client, args []string) error) *cobra.Command {
+func (t *Terminal) verb(cmd *cobra.Command, within func() time.Duration, act func(ctx context.Context, c *client.Client, args []string) error) *cobra.Command {
 	t.addFlags(cmd)
 	cmd.DisableFlagsInUseLine = true
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		t.accepted = true
+		t.Accept()
 		opts := client.Options{Principal: t.principal, MaxAttempts: 3, OnRetry: t.tellRetry}
-		if t.output != outputJSON {
+		if !t.JSON() {
 			opts.DialOptions = append(printableResponses(), grpc.WithStatsHandler(connections{made: func() { t.away.back(t) }}))
 		}
 		c, err := t.dial(opts)
@@ -177,30 +186,30 @@ func (t *terminal) verb(cmd *cobra.Command, within func() time.Duration, act fun
 }
 
 // briefly is the timeout of a verb that does not wait.
-func (t *terminal) briefly() time.Duration { return cmp.Or(t.timeout, defaultTimeout) }
+func (t *Terminal) briefly() time.Duration { return cmp.Or(t.Timeout, defaultTimeout) }
 
-func (t *terminal) dial(opts client.Options) (*client.Client, error) {
+func (t *Terminal) dial(opts client.Options) (*client.Client, error) {
 	c, err := client.Dial(t.server, opts)
 	if err != nil {
-		return nil, usagef("--server: %v", err)
+		return nil, Usagef("--server: %v", err)
 	}
 	return c, nil
 }
 
 // tellRetry says on a terminal why a verb seems to hang. A long-running verb says once, on any
 // output, that the service is unreachable.
-func (t *terminal) tellRetry(err error, delay time.Duration) {
-	if t.output == outputJSON {
+func (t *Terminal) tellRetry(err error, delay time.Duration) {
+	if t.JSON() {
 		return
 	}
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		err = &serviceError{server: t.server, cause: e}
 	}
-	line := printable(errorLines(err)[0])
+	line := Printable(t.errorLines(err)[0])
 	if t.away.expected.Load() {
 		t.away.gone(t, line)
-	} else if isTerminal(t.stderr) {
-		fmt.Fprintf(t.stderr, "%s; retrying in %v\n", line, delay.Round(10*time.Millisecond))
+	} else if isTerminal(t.Stderr) {
+		fmt.Fprintf(t.Stderr, "%s; retrying in %v\n", line, delay.Round(10*time.Millisecond))
 	}
 }
 
@@ -214,16 +223,16 @@ type away struct {
 }
 
 // gone reports the beginning of an outage, once.
-func (a *away) gone(t *terminal, why string) {
+func (a *away) gone(t *Terminal, why string) {
 	if a.since.CompareAndSwap(0, time.Now().UnixNano()) {
-		fmt.Fprintf(t.stderr, "%s; retrying until it is back\n", why)
+		fmt.Fprintf(t.Stderr, "%s; retrying until it is back\n", why)
 	}
 }
 
 // back reports the end of an outage, if there was one.
-func (a *away) back(t *terminal) {
+func (a *away) back(t *Terminal) {
 	if since := a.since.Swap(0); since != 0 {
-		fmt.Fprintf(t.stderr, "The service is back after %s.\n", elapsedText(time.Since(time.Unix(0, since))))
+		fmt.Fprintf(t.Stderr, "The service is back after %s.\n", elapsedText(time.Since(time.Unix(0, since))))
 	}
 }
 
@@ -250,12 +259,12 @@ func (connections) HandleRPC(context.Context, stats.RPCStats) {}
 // ids returns the ids of a command line. A single "-" reads them from standard input, separated
 // by white space, until ctx is done. It fails as soon as there are more than a request may
 // have, so that endless input ends.
-func (t *terminal) ids(ctx context.Context, args []string) ([]string, error) {
+func (t *Terminal) ids(ctx context.Context, args []string) ([]string, error) {
 	if !slices.Equal(args, []string{"-"}) {
 		return args, nil
 	}
-	if f, ok := t.stdin.(*os.File); ok && isCharDevice(f) {
-		fmt.Fprintln(t.stderr, "Reading ids from standard input; end with Ctrl-D.")
+	if f, ok := t.Stdin.(*os.File); ok && isCharDevice(f) {
+		fmt.Fprintln(t.Stderr, "Reading ids from standard input; end with Ctrl-D.")
 	}
 	type input struct {
 		ids []string
@@ -266,7 +275,7 @@ func (t *terminal) ids(ctx context.Context, args []string) ([]string, error) {
 	// abandoned until the process exits.
 	go func() {
 		var in input
-		in.ids, in.err = readIDs(t.stdin)
+		in.ids, in.err = readIDs(t.Stdin)
 		read <- in
 	}()
 	select {
@@ -274,9 +283,9 @@ func (t *terminal) ids(ctx context.Context, args []string) ([]string, error) {
 		return in.ids, in.err
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, &verdict{status: exitTimedOut, lines: []string{"standard input did not end in time; --timeout allows more"}}
+			return nil, &verdict{status: ExitTimedOut, lines: []string{"standard input did not end in time; --timeout allows more"}}
 		}
-		return nil, &verdict{status: exitInterrupted, lines: []string{"interrupted while ids were read from standard input"}}
+		return nil, &verdict{status: ExitInterrupted, lines: []string{"interrupted while ids were read from standard input"}}
 	}
 }
 
@@ -299,7 +308,7 @@ func readIDs(r io.Reader) (ids []string, err error) {
 			continue
 		}
 		if len(ids) == maxIDs {
-			return nil, usagef("more than %d ids on standard input, the maximum for one command", maxIDs)
+			return nil, Usagef("more than %d ids on standard input, the maximum for one command", maxIDs)
 		}
 		seen[id] = true
 		ids = append(ids, id)
@@ -307,13 +316,13 @@ func readIDs(r io.Reader) (ids []string, err error) {
 	err = scanner.Err()
 	switch {
 	case errors.Is(err, bufio.ErrTooLong):
-		return nil, usagef("standard input has a word of more than %d KiB: want ids, such as i-1234567890abcdef0", bufio.MaxScanTokenSize>>10)
+		return nil, Usagef("standard input has a word of more than %d KiB: want ids, such as i-1234567890abcdef0", bufio.MaxScanTokenSize>>10)
 	case err != nil:
 		return nil, fmt.Errorf("read ids from standard input: %w", err)
 	case limited.N == 0:
-		return nil, usagef("more than %d MiB of text on standard input: want at most %d ids", maxInputBytes>>20, maxIDs)
+		return nil, Usagef("more than %d MiB of text on standard input: want at most %d ids", maxInputBytes>>20, maxIDs)
 	case len(ids) == 0:
-		return nil, usagef("there are no ids on standard input")
+		return nil, Usagef("there are no ids on standard input")
 	}
 	return ids, nil
 }
@@ -321,24 +330,24 @@ func readIDs(r io.Reader) (ids []string, err error) {
 // needIDs rejects a command line without ids.
 func needIDs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return usagef("%s needs the id of at least one instance, such as i-1234567890abcdef0, or - to read ids from standard input", cmd.Name())
+		return Usagef("%s needs the id of at least one instance, such as i-1234567890abcdef0, or - to read ids from standard input", cmd.Name())
 	}
 	return nil
 }
 
-// noArgs rejects arguments of a command that takes none.
-func noArgs(cmd *cobra.Command, args []string) error {
+// NoArgs rejects arguments of a command that takes none.
+func NoArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("%s takes no arguments, got %q", cmd.Name(), args[0])
+		return Usagef("%s takes no arguments, got %q", cmd.Name(), args[0])
 	}
 	return nil
 }
 
 // completeIDs completes the ids of existing instances in the shell.
-func (t *terminal) completeIDs(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func (t *Terminal) completeIDs(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
 	defer cancel()
-	if err := t.environ.apply(cmd.Flags(), given(cmd)); err != nil {
+	if err := t.Environ.Apply(cmd.Flags(), Given(cmd)); err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
 	c, err := t.dial(client.Options{Principal: t.principal, MaxAttempts: 1})
@@ -361,8 +370,8 @@ func (t *terminal) completeIDs(cmd *cobra.Command, args []string, _ string) ([]c
 	return found, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeWords completes the values of a flag in the shell.
-func completeWords(cmd *cobra.Command, flag string, words ...cobra.Completion) {
+// CompleteWords completes the values of a flag in the shell.
+func CompleteWords(cmd *cobra.Command, flag string, words ...cobra.Completion) {
 	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(fmt.Sprintf("the completion of a flag: %v", err))
 	}
@@ -383,38 +392,39 @@ func document(msg proto.Message) (json.RawMessage, error) {
 }
 
 // printJSON prints one document for people and jq alike.
-func (t *terminal) printJSON(msg proto.Message) error {
+func (t *Terminal) printJSON(msg proto.Message) error {
 	raw, err := document(msg)
 	if err != nil {
 		return err
 	}
-	return t.printRaw(raw)
+	return t.PrintRaw(raw)
 }
 
-func (t *terminal) printRaw(raw json.RawMessage) error {
+// PrintRaw prints a JSON document, indented.
+func (t *Terminal) PrintRaw(raw json.RawMessage) error {
 	var indented bytes.Buffer
 	if err := json.Indent(&indented, raw, "", "  "); err != nil {
 		return err
 	}
 	indented.WriteByte('\n')
-	_, err := indented.WriteTo(t.stdout)
+	_, err := indented.WriteTo(t.Stdout)
 	return err
 }
 
 // printJSONLine prints one document on one line.
-func (t *terminal) printJSONLine(msg proto.Message) error {
+func (t *Terminal) printJSONLine(msg proto.Message) error {
 	raw, err := document(msg)
 	if err != nil {
 		return err
 	}
-	_, err = t.stdout.Write(append(raw, '\n'))
+	_, err = t.Stdout.Write(append(raw, '\n'))
 	return err
 }
 
-// coloured returns a text in the color of the state or finding that it names, if standard
+// Coloured returns a text in the color of the state or finding that it names, if standard
 // output is a terminal and colors are not disabled.
-func (t *terminal) coloured(text string) string {
-	if os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" || !isTerminal(t.stdout) {
+func (t *Terminal) Coloured(text string) string {
+	if os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" || !isTerminal(t.Stdout) {
 		return text
 	}
 	colours := map[string]string{

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"context"
@@ -58,7 +58,7 @@ func (u unseen) look(ctx context.Context, c *client.Client) error {
 }
 
 // printUnseen says, once, which of the watched instances do not exist.
-func (t *terminal) printUnseen(u unseen) {
+func (t *Terminal) printUnseen(u unseen) {
 	const maxNamed = 5
 	if len(u) == 0 {
 		return
@@ -69,10 +69,10 @@ func (t *terminal) printUnseen(u unseen) {
 	if len(ids) > maxNamed {
 		more = fmt.Sprintf(" and %d more", len(ids)-maxNamed)
 	}
-	fmt.Fprintf(t.stderr, "No such instance: %s%s. Watching in case it appears.\n", strings.Join(ids[:min(len(ids), maxNamed)], ", "), more)
+	fmt.Fprintf(t.Stderr, "No such instance: %s%s. Watching in case it appears.\n", strings.Join(ids[:min(len(ids), maxNamed)], ", "), more)
 }
 
-func newWatchCommand(t *terminal) *cobra.Command {
+func newWatchCommand(t *Terminal) *cobra.Command {
 	var selection filterFlags
 	var after, unusable string
 	var fromNow bool
@@ -90,7 +90,7 @@ If the first connection fails, it gives up after a few attempts.
 
 With -o json each line is one WatchInstancesResponse. To resume later, give --after the last
 cursor that is not empty.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced watch",
 			"instanced watch i-1234567890abcdef0 --from-now",
 			"instanced watch --tag team=payments --count 1",
@@ -101,14 +101,14 @@ cursor that is not empty.`,
 	selection.add(cmd)
 	cmd.Flags().BoolVar(&fromNow, "from-now", false, "do not print the current instances")
 	cmd.Flags().StringVar(&after, "after", "", "resume after this `cursor`")
-	bind(cmd.Flags(), &unusable, "on-unusable-cursor", "fail|snapshot", "fail",
-		"what --after and --from-now do if changes would be missed", oneOf("fail", "snapshot"))
-	completeWords(cmd, "on-unusable-cursor", "fail", "snapshot")
-	bind(cmd.Flags(), &count, "count", "number", "0", "exit after this many changes; 0 means never", parseCount(0))
-	within := func() time.Duration { return t.timeout }
+	Bind(cmd.Flags(), &unusable, "on-unusable-cursor", "fail|snapshot", "fail",
+		"what --after and --from-now do if changes would be missed", OneOf("fail", "snapshot"))
+	CompleteWords(cmd, "on-unusable-cursor", "fail", "snapshot")
+	Bind(cmd.Flags(), &count, "count", "number", "0", "exit after this many changes; 0 means never", ParseCount(0))
+	within := func() time.Duration { return t.Timeout }
 	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
 		if fromNow && after != "" {
-			return usagef("--from-now and --after are mutually exclusive")
+			return Usagef("--from-now and --after are mutually exclusive")
 		}
 		ids, err := t.ids(ctx, args)
 		if err != nil {
@@ -142,7 +142,7 @@ cursor that is not empty.`,
 				return nil
 			}
 			if ctx.Err() != nil {
-				return &verdict{status: exitTimedOut, lines: []string{fmt.Sprintf("watched for %v", t.timeout)}}
+				return &verdict{status: ExitTimedOut, lines: []string{fmt.Sprintf("watched for %v", t.Timeout)}}
 			}
 			if err != nil {
 				return err
@@ -155,7 +155,7 @@ cursor that is not empty.`,
 				}
 				left -= len(msg.GetEvents().GetEvents())
 			}
-			if progress := msg.GetProgress(); progress != nil && t.output != outputJSON {
+			if progress := msg.GetProgress(); progress != nil && !t.JSON() {
 				impaired = t.printImpairment(progress.GetImpairment(), impaired)
 			}
 			if err := t.printMessage(msg, filtered); err != nil {
@@ -177,27 +177,27 @@ cursor that is not empty.`,
 
 // printImpairment says why no changes arrive, once, and when that is over. It returns the
 // reason that was printed last.
-func (t *terminal) printImpairment(now *instancedv1.Impairment, told string) string {
+func (t *Terminal) printImpairment(now *instancedv1.Impairment, told string) string {
 	reason := now.GetReason()
 	switch reason {
 	case told:
 	case "":
-		fmt.Fprintln(t.stderr, "Changes are recorded again.")
+		fmt.Fprintln(t.Stderr, "Changes are recorded again.")
 	default:
-		fmt.Fprintf(t.stderr, "Changes are not recorded at the moment. %s: %s\n", reason, now.GetMessage())
+		fmt.Fprintf(t.Stderr, "Changes are not recorded at the moment. %s: %s\n", reason, now.GetMessage())
 	}
 	return reason
 }
 
 // printMessage prints one message of a watch. filtered is whether the watch selects by more
 // than ids, so that instances may start and stop matching.
-func (t *terminal) printMessage(msg *instancedv1.WatchInstancesResponse, filtered bool) error {
-	if t.output == outputJSON {
+func (t *Terminal) printMessage(msg *instancedv1.WatchInstancesResponse, filtered bool) error {
+	if t.JSON() {
 		return t.printJSONLine(msg)
 	}
 	if snapshot := msg.GetSnapshot(); snapshot != nil {
 		if snapshot.GetFirst() && snapshot.GetReason() != instancedv1.UnusableCursorReason_UNUSABLE_CURSOR_REASON_UNSPECIFIED {
-			fmt.Fprintf(t.stderr, "Cannot resume after the cursor (%s). The current instances follow.\n",
+			fmt.Fprintf(t.Stderr, "Cannot resume after the cursor (%s). The current instances follow.\n",
 				word(snapshot.GetReason().String(), "UNUSABLE_CURSOR_REASON_"))
 		}
 		for _, i := range snapshot.GetInstances() {
@@ -226,8 +226,8 @@ func (t *terminal) printMessage(msg *instancedv1.WatchInstancesResponse, filtere
 
 // printChange prints one line of a watch. Its columns have fixed widths, since later lines are
 // not known yet.
-func (t *terminal) printChange(at, id, change, rest string) error {
+func (t *Terminal) printChange(at, id, change, rest string) error {
 	line := fmt.Sprintf("%-24s  %-19s  %-24s  %s", at, id, change, rest)
-	_, err := fmt.Fprintln(t.stdout, strings.TrimRight(line, " "))
+	_, err := fmt.Fprintln(t.Stdout, strings.TrimRight(line, " "))
 	return err
 }

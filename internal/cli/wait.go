@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"cmp"
@@ -13,7 +13,7 @@ import (
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 )
 
-func newWaitCommand(t *terminal) *cobra.Command {
+func newWaitCommand(t *Terminal) *cobra.Command {
 	var states []instancedv1.InstanceStateName
 	var after string
 	var firstFailure bool
@@ -28,7 +28,7 @@ that fell back to stopped ends the wait at once.
 
 A wait survives restarts of the service. If the service is unreachable from the start, it
 gives up after a few attempts; with --after, after --timeout.`,
-		Example: examples(
+		Example: t.Examples(
 			"instanced wait i-1234567890abcdef0 --for running",
 			"instanced wait i-1234567890abcdef0 --for stopped --for terminated --timeout 10m",
 			"instanced wait i-1234567890abcdef0 --for running --after \"$(instanced start i-1234567890abcdef0 -o json | jq -r .cursor)\"",
@@ -39,9 +39,9 @@ gives up after a few attempts; with --after, after --timeout.`,
 	bindList(cmd.Flags(), &states, "for", "state", "the wanted state; may be repeated for alternatives", parseState, "running")
 	cmd.Flags().StringVar(&after, "after", "", "also count changes after this `cursor`")
 	cmd.Flags().BoolVar(&firstFailure, "first-failure", false, "end as soon as one instance can no longer reach the state")
-	completeWords(cmd, "for", stateWords()...)
+	CompleteWords(cmd, "for", stateWords()...)
 	t.addTableFlags(cmd)
-	within := func() time.Duration { return cmp.Or(t.timeout, defaultWait) + waitGrace }
+	within := func() time.Duration { return cmp.Or(t.Timeout, defaultWait) + waitGrace }
 	return t.verb(cmd, within, func(ctx context.Context, c *client.Client, args []string) error {
 		ids, err := t.ids(ctx, args)
 		if err != nil {
@@ -54,12 +54,12 @@ gives up after a few attempts; with --after, after --timeout.`,
 		t.away.expected.Store(true)
 		waited, err := c.Wait(ctx, &instancedv1.WaitInstancesRequest{
 			InstanceIds: ids, States: states, AfterCursor: after, Until: until,
-			Timeout: durationpb.New(cmp.Or(t.timeout, defaultWait)),
+			Timeout: durationpb.New(cmp.Or(t.Timeout, defaultWait)),
 		})
 		if err != nil {
 			return err
 		}
-		if t.output == outputJSON {
+		if t.JSON() {
 			return ending(t.printJSON(waited), unreached(waited.GetResults()))
 		}
 		tb := t.newTable("ID", "OUTCOME", "STATE", "PUBLIC IP", "REASON").giveWay("REASON", "PUBLIC IP")
@@ -91,12 +91,12 @@ func outcomeText(outcome instancedv1.WaitOutcome) string {
 func unreached(results []*instancedv1.WaitResult) *verdict {
 	v := &verdict{}
 	for _, r := range results {
-		state, why, status := stateName(r.GetInstance().GetState()), "", exitNotReached
+		state, why, status := stateName(r.GetInstance().GetState()), "", ExitNotReached
 		switch r.GetOutcome() {
 		case instancedv1.WaitOutcome_WAIT_OUTCOME_REACHED:
 			continue
 		case instancedv1.WaitOutcome_WAIT_OUTCOME_TIMED_OUT:
-			why, status = "the wait timed out", exitTimedOut
+			why, status = "the wait timed out", ExitTimedOut
 		case instancedv1.WaitOutcome_WAIT_OUTCOME_UNSETTLED, instancedv1.WaitOutcome_WAIT_OUTCOME_UNSPECIFIED:
 			why = "the wait ended first"
 		case instancedv1.WaitOutcome_WAIT_OUTCOME_UNREACHABLE:
@@ -105,7 +105,7 @@ func unreached(results []*instancedv1.WaitResult) *verdict {
 				why += ": " + reason
 			}
 		}
-		if v.status != exitNotReached {
+		if v.status != ExitNotReached {
 			v.status = status
 		}
 		v.lines = append(v.lines, fmt.Sprintf("%s is %s; %s", r.GetInstanceId(), state, why))
