@@ -21,3 +21,9 @@ const sentSkew = time.Second
 func MayHaveMade(change, sent, ended time.Time) bool {
 	return !change.Before(sent.Add(-sentSkew).Truncate(time.Second)) && (ended.IsZero() || !change.After(ended.Add(ClockSkew)))
 }
+
+// LastSent is the latest time at which a command may have been sent that made a change which
+// the backend dates to a whole second, by the same rule.
+func LastSent(change time.Time) time.Time {
+	return change.Truncate(time.Second).Add(time.Second + sentSkew - 1)
+}

@@ -54,6 +54,9 @@ type StateChange struct {
 	// After is the whole instance after the call, if the backend returns it; else nil, and
 	// Describe must be called.
 	After *Instance
+	// Deduced is whether the backend concluded from a description that the call made the
+	// change, since the answer was lost. Previous is then what was known before, or the usual state.
+	Deduced bool
 }
 
 // Failure is why a per-instance call failed for one instance.

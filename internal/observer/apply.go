@@ -71,6 +71,8 @@ func (u *updateTx) applyAnswer(by causeCandidate) {
 		known, _ = u.Get(change.ID)
 	case known.Position.Seq > by.command.before.Seq && (alreadyRecorded(known, change) || by.showsIn(known.Instance.State)):
 		return
+	case change.Deduced && by.changed() && recordedOtherwise(known, change):
+		return
 	case known.Instance.State != change.Previous:
 		reduce(foundAs(known.Instance, change), u.observer.tracker.possibleCauses(change.ID, known.ChangedAt, change.At))
 	}
@@ -90,6 +92,15 @@ func alreadyRecorded(known journal.Record, change instance.StateChange) bool {
 	state := known.Instance.State
 	return known.Source == instance.SourceEventBridge && !change.At.Truncate(time.Second).After(known.ChangedAt) &&
 		(state == change.Current || state != change.Previous && instance.Completes(change.Current, state))
+}
+
+// recordedOtherwise reports whether a change that the backend deduced is recorded already, as
+// somebody else's doing. The backend concluded from the present state that its call led there;
+// that the instance was in another state before is no more than a guess, and the record is right.
+func recordedOtherwise(known journal.Record, change instance.StateChange) bool {
+	state := known.Instance.State
+	return (state == change.Current || instance.Completes(change.Current, state)) &&
+		!known.ChangedAt.Before(change.At.Add(-instance.ClockSkew))
 }
 
 // foundAs returns the instance as a command found it, as far as that is known. One that the

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
-	"github.com/instanced/instanced/internal/journal"
 )
 
 // causeCandidate is a command that may have caused a step of an instance, as it stood when
@@ -17,10 +16,12 @@ type causeCandidate struct {
 	// sent and ended are when it was sent and when it ended; ended is zero unless it is
 	// unresolved.
 	sent, ended time.Time
+	// answered is whether the backend has said what it did.
+	answered bool
 }
 
 func (on *commandOnInstance) candidateLocked() causeCandidate {
-	return causeCandidate{commandOnInstance: on, target: on.command.target, sent: on.sentAt, ended: on.ended}
+	return causeCandidate{commandOnInstance: on, target: on.command.target, sent: on.sentAt, ended: on.ended, answered: on.change != nil}
 }
 
 // endedBefore reports whether the command had ended before a time.
@@ -31,7 +32,7 @@ func (c causeCandidate) endedBefore(at time.Time) bool {
 // contradictedBy reports whether an image shows that the start by which it differs from what
 // was known was not this command.
 func (c causeCandidate) contradictedBy(known, image *instance.Instance) bool {
-	return c.target == instance.StatePending && !c.ended.IsZero() && image.LaunchTime.After(known.LaunchTime) &&
+	return c.target == instance.StatePending && !c.answered && image.LaunchTime.After(known.LaunchTime) &&
 		!instance.MayHaveMade(image.LaunchTime, c.sent, c.ended)
 }
 
@@ -72,17 +73,15 @@ func (on *commandOnInstance) showsIn(state instance.State) bool {
 
 // reportedChange returns what the caller of a command is told of an instance once the answer
 // is recorded. Whoever the journal names as the cause of a step is told of it, even if the
-// backend found nothing to do, and no other caller is. Known is what is recorded of the instance.
-func (on *commandOnInstance) reportedChange(known journal.Record) instance.StateChange {
+// backend found nothing to do, and nobody else is: a change that is recorded without a cause, or
+// with another one, was found done.
+func (on *commandOnInstance) reportedChange() instance.StateChange {
 	change := *on.change
-	step := on.step.Load()
-	switch {
-	case step != nil && !on.changed():
-		change.Previous, change.Current = step.from, step.to
-	case step == nil && on.changed() && known.Instance != nil &&
-		!known.Cause.External() && known.Cause != on.command.cause &&
-		(known.Instance.State == change.Current || instance.Completes(change.Current, known.Instance.State)):
+	switch step := on.step.Load(); {
+	case step == nil:
 		change.Previous = change.Current
+	case !on.changed():
+		change.Previous, change.Current = step.from, step.to
 	}
 	return change
 }

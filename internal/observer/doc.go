@@ -49,6 +49,10 @@
 // before the backend gives up, withRecordedSteps reports the change to the caller instead of an
 // unknown outcome.
 //
+// A backend may deduce from a description that its call made a change. Such an answer yields to
+// the record: if the change is recorded already, as another command's or as nobody's, it is not
+// recorded again, and nothing is inferred that would make room for it.
+//
 // # Goroutines
 //
 // Execute, EnsureKnown, Refresh and Reconcile run in their callers' goroutines. [Observer.Serve]

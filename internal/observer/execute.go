@@ -193,8 +193,7 @@ func (o *Observer) recordAnswers(ctx context.Context, term *journal.Term, comman
 		recorded.Changes = make([]instance.StateChange, len(answers))
 		for i, on := range answers {
 			u.apply(observation{id: on.id, at: on.change.At, answer: on})
-			known, _ := u.Get(on.id)
-			recorded.Changes[i] = on.reportedChange(known)
+			recorded.Changes[i] = on.reportedChange()
 		}
 		if also != nil {
 			also(u.Tx, recorded)

@@ -54,7 +54,7 @@ func (t *tracker) holdBack(notices []instance.Notice) (ready []instance.Notice) 
 	now := time.Now()
 	for _, n := range notices {
 		tr := t.tracks[n.ID]
-		if tr == nil || (len(tr.held) == 0 && !tr.blocksLocked(n.OccurredAt.Add(timePrecision(n)), now)) {
+		if tr == nil || (len(tr.held) == 0 && !tr.blocksLocked(lastSent(n), now)) {
 			ready = append(ready, n)
 			continue
 		}
@@ -85,7 +85,7 @@ func (t *tracker) releaseExpired() {
 	now := time.Now()
 	for id, tr := range t.holding {
 		n := 0
-		for n < len(tr.held) && !tr.blocksLocked(tr.held[n].OccurredAt.Add(timePrecision(tr.held[n])), now) {
+		for n < len(tr.held) && !tr.blocksLocked(lastSent(tr.held[n]), now) {
 			n++
 		}
 		t.releaseLocked(id, tr, n)

@@ -123,7 +123,7 @@ func (u *updateTx) applyNotices(classes []noticeClass, notices []instance.Notice
 			source:     n.Source,
 			// A command whose answer was lost did not cause it if it ended earlier than that.
 			causedAfter: n.OccurredAt.Add(-instance.ClockSkew),
-			causedUntil: n.OccurredAt.Add(timePrecision(n)),
+			causedUntil: lastSent(n),
 			image: func(known journal.Record, found bool) (*instance.Instance, bool) {
 				switch {
 				case found:
@@ -170,6 +170,15 @@ func classify(known journal.Record, n instance.Notice) noticeClass {
 		return followsDirectly
 	}
 	return needsRefresh
+}
+
+// lastSent is the latest time at which a command may have been sent that did what a notice
+// tells. The simulator has this host's clock.
+func lastSent(n instance.Notice) time.Time {
+	if n.Source == instance.SourceEventBridge {
+		return instance.LastSent(n.OccurredAt)
+	}
+	return n.OccurredAt.Add(timePrecision(n))
 }
 
 // timePrecision is how exact the time of a notice is.

@@ -133,7 +133,7 @@ func (b *Backend) Close() {
 // lost. It changes nothing in EC2.
 func (b *Backend) Restore(known []*instance.Instance) error {
 	for _, inst := range known {
-		b.tracker.observed(inst.ID, inst.State)
+		b.tracker.observed(inst)
 	}
 	return nil
 }

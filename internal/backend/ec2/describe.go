@@ -192,7 +192,7 @@ func (b *Backend) recordPage(p page, ids []instance.ID, at position) {
 		}
 	}
 	for _, inst := range p.instances {
-		b.tracker.observed(inst.ID, inst.State)
+		b.tracker.observed(inst.Instance)
 		note(inst.ID)
 	}
 	for id := range p.unreadable {

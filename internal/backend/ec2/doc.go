@@ -24,8 +24,9 @@
 //
 // When a call fails in a way that leaves open whether EC2 carried it out, the run describes the
 // instances (batchRun.checkOutcome, outcome.go). An instance in the state to which the verb leads
-// was changed by this call if EC2 dates the change accordingly (instance.MayHaveMade) and no
-// other caller was told of it, which the tracker knows; the change then goes to the first item
+// was changed by this call if EC2 dates the change accordingly (instance.MayHaveMade), the date
+// was not described before, and it is not that of a change of which another caller was told,
+// which the tracker knows; the change, marked as deduced, then goes to the first item
 // that wants it (appliedUnclaimed). Instances that were not changed are tried again. If a later
 // call finds them changed after all, the earlier one did it (unchangedAfterFailure). After
 // maxUnknownAttempts such calls, when EC2 cannot be asked, and for reboots, which leave no trace,

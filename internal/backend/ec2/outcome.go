@@ -12,7 +12,7 @@ import (
 // transitionSince is the change that a call made to an instance, by its state before.
 func (r *batchRun) transitionSince(id instance.ID, before unchanged) instance.StateChange {
 	from, to := transition(r.batch.Verb, before.state)
-	return instance.StateChange{ID: id, Previous: from, Current: to, At: wallClock(before.sent)}
+	return instance.StateChange{ID: id, Previous: from, Current: to, At: wallClock(before.sent), Deduced: true}
 }
 
 // retryPartialTerminate handles a termination that EC2 carried out except in the zones of protected

@@ -1,6 +1,7 @@
 package ec2
 
 import (
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,9 +18,35 @@ type tracker struct {
 
 type trackedState struct {
 	state instance.State
-	// changed is when a change was last reported to a caller, and to is its new state.
-	changed time.Time
-	to      instance.State
+	// launched is when the instance was last started, and changed when its last change was
+	// requested, as EC2 describes it.
+	launched, changed sighting
+	// reports are the last changes that callers were told of, by the states that verbs lead to.
+	reports [len(reportedTargets)]report
+}
+
+// sighting is a time in descriptions of an instance, and when it was first there.
+type sighting struct{ at, seen time.Time }
+
+func (s *sighting) update(at, now time.Time) {
+	if !at.Equal(s.at) {
+		s.at, s.seen = at, now
+	}
+}
+
+// report is a change that a caller was told of: when the call that made it was sent, and when
+// the caller was told.
+type report struct{ sent, told time.Time }
+
+// reportedTargets are the states to which verbs lead directly.
+var reportedTargets = [...]instance.State{instance.StatePending, instance.StateStopping, instance.StateShuttingDown}
+
+// report returns the last change of a verb that a caller was told of.
+func (e *trackedState) report(verb instance.Verb) report {
+	if i := slices.Index(reportedTargets[:], verb.Target()); i >= 0 {
+		return e.reports[i]
+	}
+	return report{}
 }
 
 func (t *tracker) state(id instance.ID) instance.State {
@@ -28,23 +55,25 @@ func (t *tracker) state(id instance.ID) instance.State {
 	return t.entries[id].state
 }
 
-// observed notes the state of an instance.
-func (t *tracker) observed(id instance.ID, state instance.State) {
+// observed notes how an instance is described.
+func (t *tracker) observed(inst *instance.Instance) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e := t.entries[id]
-	e.state = state
-	t.setLocked(id, e)
+	e, now := t.entries[inst.ID], time.Now()
+	e.state = inst.State
+	e.launched.update(inst.LaunchTime, now)
+	e.changed.update(transitionTime(inst.StateTransitionReason), now)
+	t.setLocked(inst.ID, e)
 }
 
 // reported notes that a change is reported to a caller.
 func (t *tracker) reported(change instance.StateChange) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e := t.entries[change.ID]
+	e, now := t.entries[change.ID], time.Now()
 	e.state = change.Current
-	if change.Previous != change.Current {
-		e.changed, e.to = time.Now(), change.Current
+	if i := slices.Index(reportedTargets[:], change.Current); i >= 0 && change.Previous != change.Current {
+		e.reports[i] = report{sent: change.At, told: now}
 	}
 	t.setLocked(change.ID, e)
 }
@@ -90,10 +119,11 @@ func transition(verb instance.Verb, before instance.State) (from, to instance.St
 }
 
 // changedBy reports whether an instance is in a verb's target state because of the call that was
-// sent at a time: EC2's date of the change allows it, and it was not reported to another caller.
+// sent at a time: EC2's date of the change allows it, was not described before that, and is
+// not that of a change of which another caller was told.
 func (t *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent time.Time) bool {
-	at := inst.LaunchTime
-	if verb != instance.VerbStart {
+	at, started := inst.LaunchTime, verb == instance.VerbStart
+	if !started {
 		at = transitionTime(inst.StateTransitionReason)
 	}
 	if at.IsZero() || !instance.MayHaveMade(at, sent, time.Time{}) {
@@ -102,7 +132,15 @@ func (t *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent ti
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.entries[inst.ID]
-	return !verb.DoneIn(e.to) || e.changed.Before(at)
+	described := e.changed
+	if started {
+		described = e.launched
+	}
+	if described.at.Equal(at) && described.seen.Before(sent) {
+		return false
+	}
+	other := e.report(verb)
+	return other.told.IsZero() || !instance.MayHaveMade(at, other.sent, other.told)
 }
 
 // reportedSince reports whether a change to a verb's target state was reported to a caller at a
@@ -111,7 +149,8 @@ func (t *tracker) reportedSince(verb instance.Verb, id instance.ID, since time.T
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.entries[id]
-	return verb.DoneIn(e.to) && !e.changed.Before(since)
+	other := e.report(verb)
+	return !other.told.IsZero() && !other.told.Before(since)
 }
 
 // transitionTime parses when the last change was requested, from EC2's text such as
