@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -17,6 +18,8 @@ type chain struct {
 	log   callLog
 	drain *drain
 	early earlyAdmission
+	// tracer is nil if calls are not traced.
+	tracer trace.Tracer
 	// deadline is for unary calls that have none.
 	deadline time.Duration
 }
@@ -43,6 +46,8 @@ type call struct {
 	begun     time.Time
 	// release cancels the context that the chain made; nil if it made none.
 	release func()
+	// span is nil if the call is not traced.
+	span trace.Span
 }
 
 // enter returns the context for the handler, or the error that rejects the call.
@@ -77,11 +82,13 @@ func (c chain) leave(ctx context.Context, of *call, err error) error {
 	}
 	err = mapStatus(ctx, err)
 	c.log.line(ctx, of, err)
+	of.endSpan(err)
 	return err
 }
 
 func (c chain) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	of := call{method: info.FullMethod, request: req, longLived: isWait(req)}
+	ctx = c.startSpan(ctx, &of)
 	within, err := c.enter(ctx, &of)
 	var resp any
 	if err == nil {
@@ -128,7 +135,7 @@ func (c chain) enterStream(ss grpc.ServerStream, info *grpc.StreamServerInfo) (*
 		clientStreams: info.IsClientStream,
 	}
 	var err error
-	if in.ctx, err = c.enter(identify(ss.Context()), &in.call); err == nil {
+	if in.ctx, err = c.enter(c.startSpan(identify(ss.Context()), &in.call), &in.call); err == nil {
 		conn := connectionOf(in.ctx)
 		if in.ticket, err = conn.admit(in.ctx); err == nil {
 			conn.arrived.Add(1)

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
@@ -75,6 +76,9 @@ type Config struct {
 	// RetryDelay is the longest delay after which callers are told to retry when the server
 	// shuts down. The default is 2 seconds.
 	RetryDelay time.Duration
+	// Tracing makes the spans of calls, which continue the caller's trace (W3C Trace Context);
+	// nil for none.
+	Tracing trace.TracerProvider
 }
 
 // Server serves InstanceService, health and reflection over gRPC. Its methods are safe for
@@ -108,8 +112,12 @@ func New(cfg Config) *Server {
 		memory: &memoryReport{cfg.Lifecycle, conns.Admission, cfg.Logger},
 	}
 	early := newEarlyAdmission(receiveTimeout(cfg.Deadline))
+	interceptors := chain{log: callLog{cfg.Logger}, drain: s.drain, early: early, deadline: cfg.Deadline}
+	if cfg.Tracing != nil {
+		interceptors.tracer = cfg.Tracing.Tracer(scope)
+	}
 	methods := make(map[string]bool)
-	s.grpc = grpc.NewServer(slices.Concat(transport(conns, methods), chain{callLog{cfg.Logger}, s.drain, early, cfg.Deadline}.options())...)
+	s.grpc = grpc.NewServer(slices.Concat(transport(conns, methods), interceptors.options())...)
 	wrapped := early.wrap(s.grpc)
 	instancedv1.RegisterInstanceServiceServer(wrapped, &service{
 		lifecycle: cfg.Lifecycle,

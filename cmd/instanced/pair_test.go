@@ -164,7 +164,7 @@ func (s *service) ask(args ...string) (stdout, stderr string, status int) {
 func awsEnvironment() []string {
 	var env []string
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "AWS_") && !strings.HasPrefix(v, cli.EnvPrefix) {
+		if !strings.HasPrefix(v, "AWS_") && !strings.HasPrefix(v, "OTEL_") && !strings.HasPrefix(v, cli.EnvPrefix) {
 			env = append(env, v)
 		}
 	}

@@ -235,6 +235,12 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		defer func() { _ = adminServer.Close() }() // nothing is lost with a scrape
 	}
 
+	tracing, flushTraces, err := startTracing(ctx, log.With("part", "tracing"))
+	if err != nil {
+		return err
+	}
+	defer flushTraces()
+
 	backend, err := newBackendSetup(ctx, cfg, log)
 	if err != nil {
 		return err
@@ -319,6 +325,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		Version:   cli.Version(),
 		Backend:   cfg.backend,
 		Logger:    log.With("part", "server"),
+		Tracing:   tracing,
 
 		MaxRequests:    cfg.maxRequests,
 		MaxStreams:     cfg.maxStreams,
@@ -356,6 +363,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 			Simulator:   controls,
 			Credentials: credentials,
 			Logger:      log.With("part", "ec2query"),
+			Tracing:     tracing,
 
 			MaxRequests:    cfg.maxRequests,
 			MaxConnections: cfg.maxConnections,
@@ -450,7 +458,7 @@ func newLogger(format string, level slog.Leveler, w io.Writer) (log *slog.Logger
 	queue := newLogQueue(w, func(lines int) {
 		direct.Error("log lines dropped: standard error was not read fast enough", "lines", lines)
 	})
-	return slog.New(handlerOf(queue)), queue.Close
+	return slog.New(traceIDs{handlerOf(queue)}), queue.Close
 }
 
 // errListen says why an address cannot be listened on.

@@ -62,6 +62,18 @@ func (c *Cache[K, V]) Has(key K) bool {
 	return len(c.byKey[key]) > 0
 }
 
+// Get returns the last value of a key that was kept.
+func (c *Cache[K, V]) Get(key K) (value V, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.trimLocked()
+	elements := c.byKey[key]
+	if len(elements) == 0 {
+		return value, false
+	}
+	return c.at(elements[len(elements)-1]).value, true
+}
+
 // Any reports whether a key has a value with a property. matches must not call the cache.
 func (c *Cache[K, V]) Any(key K, matches func(V) bool) bool {
 	c.mu.Lock()

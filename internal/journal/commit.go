@@ -12,6 +12,7 @@ import (
 
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal/codec"
+	"github.com/instanced/instanced/internal/tracing"
 )
 
 const (
@@ -35,7 +36,9 @@ func (w *writer) commitAll() {
 		case lost:
 			err = w.term.Err()
 		case b.writes():
+			span := b.startSpan()
 			err = w.commit(b)
+			tracing.End(span, err)
 			lost = err != nil
 		}
 		b.answer(err)

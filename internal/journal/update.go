@@ -5,7 +5,10 @@ import (
 	"errors"
 	"sync/atomic"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/tracing"
 )
 
 // update is a call of [Term.Update].
@@ -16,6 +19,8 @@ type update struct {
 	done     chan struct{}
 	position Position
 	err      error
+	// span is that of the call; nil if it is not recorded.
+	span trace.Span
 }
 
 // The states of an update: whoever moves it on from queued, the writer or its
@@ -46,6 +51,13 @@ func newUpdate() any { return &update{done: make(chan struct{}, 1)} }
 // outcome is unknown; the write goes on. Other errors of type [instance.Error]:
 // [instance.ReasonNotOwner], [instance.ReasonJournalUnavailable], [instance.ReasonJournalFull], [instance.ReasonTooManyClientTokens].
 func (t *Term) Update(ctx context.Context, fn func(*Tx) error) (Position, error) {
+	ctx, span := spans.Start(ctx, "journal.update")
+	position, err := t.update(ctx, fn)
+	tracing.End(span, err)
+	return position, err
+}
+
+func (t *Term) update(ctx context.Context, fn func(*Tx) error) (Position, error) {
 	if err := ctx.Err(); err != nil {
 		return Position{}, err
 	}
@@ -57,7 +69,7 @@ func (t *Term) Update(ctx context.Context, fn func(*Tx) error) (Position, error)
 		return Position{}, full
 	}
 	u := w.updates.Get().(*update)
-	u.fn = fn
+	u.fn, u.span = fn, tracing.Recorded(ctx)
 	u.state.Store(queued)
 	if err := w.submit(u); err != nil {
 		return Position{}, err
@@ -75,7 +87,7 @@ func (t *Term) Update(ctx context.Context, fn func(*Tx) error) (Position, error)
 		}
 	}
 	position, err := u.position, u.err
-	u.fn, u.err = nil, nil
+	u.fn, u.err, u.span = nil, nil, nil
 	w.updates.Put(u)
 	return position, err
 }

@@ -11,9 +11,12 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/observer"
+	"github.com/instanced/instanced/internal/tracing"
 )
 
 // tokenTimeout bounds a command with a client token. It does not end with the call that
@@ -32,9 +35,11 @@ type idempotency struct {
 // tokenCall is one command in flight. Its response may be read once done is closed.
 type tokenCall struct {
 	fingerprint []byte
-	done        chan struct{}
-	response    CommandResponse
-	err         error
+	// span is that of the caller who started it.
+	span     trace.Span
+	done     chan struct{}
+	response CommandResponse
+	err      error
 }
 
 // open lets commands start, until close; they end with ctx.
@@ -52,19 +57,23 @@ func (c *idempotency) close() {
 	c.running.Wait()
 }
 
-// do returns the command in flight under a token, or starts one.
-func (c *idempotency) do(token journal.Token, run func(context.Context) (CommandResponse, error)) (*tokenCall, error) {
+// do returns the command in flight under a token, or starts one in the trace of the caller.
+func (c *idempotency) do(caller context.Context, token journal.Token, run func(context.Context) (CommandResponse, error)) (*tokenCall, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if call := c.inFlight[token.Key]; call != nil {
+		trace.SpanFromContext(caller).AddLink(tracing.Link(call.span))
 		return call, nil
 	}
 	if c.ctx == nil {
 		return nil, observer.ErrTermEnded()
 	}
-	call := &tokenCall{fingerprint: token.Fingerprint, done: make(chan struct{})}
+	call := &tokenCall{fingerprint: token.Fingerprint, span: trace.SpanFromContext(caller), done: make(chan struct{})}
 	c.inFlight[token.Key] = call
 	ctx, cancel := context.WithTimeout(c.ctx, tokenTimeout)
+	if call.span.IsRecording() {
+		ctx = trace.ContextWithSpan(ctx, call.span)
+	}
 	c.running.Go(func() {
 		defer cancel()
 		defer func() {
@@ -97,7 +106,7 @@ func (s *Service) executeIdempotent(ctx context.Context, term *journal.Term, cmd
 		Fingerprint: fingerprint(cmd),
 		IDs:         cmd.IDs,
 	}
-	call, err := s.idempotency.do(token, func(ctx context.Context) (CommandResponse, error) {
+	call, err := s.idempotency.do(ctx, token, func(ctx context.Context) (CommandResponse, error) {
 		return s.executeToken(ctx, term, cmd, cause, token)
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
+	"github.com/instanced/instanced/internal/tracing"
 )
 
 const (
@@ -44,6 +45,16 @@ type Result struct {
 // An error with OutcomeUnknown leaves open what the command changed; the observer goes on
 // looking for that, and records it.
 func (o *Observer) Execute(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, alsoRecord func(*journal.Tx, Result, error)) (Result, error) {
+	ctx, span := spans.Start(ctx, "command")
+	if span.IsRecording() {
+		span.SetAttributes(commandAttributes(cmd, cause)...)
+	}
+	result, err := o.execute(ctx, term, cmd, cause, alsoRecord)
+	tracing.End(span, err)
+	return result, err
+}
+
+func (o *Observer) execute(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, alsoRecord func(*journal.Tx, Result, error)) (Result, error) {
 	if err := term.Writable(); err != nil {
 		return Result{}, err
 	}
@@ -72,13 +83,17 @@ func (o *Observer) EnsureKnown(ctx context.Context, principal string, ids []inst
 	if len(unknown) == 0 || o.term.Load() == nil {
 		return nil
 	}
-	return o.refresher.lookUp(ctx, principal, unknown)
+	ctx, span := spans.Start(ctx, "look up")
+	err := o.refresher.lookUp(ctx, principal, unknown)
+	tracing.End(span, err)
+	return err
 }
 
 // callAndRecord calls the backend and records its response. It also returns the instances
 // whose rejection the journal could not account for.
 func (o *Observer) callAndRecord(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, before journal.Position, alsoRecord func(*journal.Tx, Result, error)) (result Result, rejected []instance.ID, err error) {
 	command := o.tracker.track(cmd.IDs, cause, before)
+	command.origin = originOf(ctx)
 	defer command.finish()
 	cmd.Sent, cmd.Requeued = command.markSent, command.markRequeued
 	response, err := command.withRecordedSteps(o.callBackend(ctx, cmd, command))

@@ -33,6 +33,8 @@ const (
 type inflightCommand struct {
 	tracker *tracker
 	cause   instance.Cause
+	// origin is the span of the command; nil if it is not recorded.
+	origin *origin
 	// target is the state that the command leads to directly; unspecified for one that
 	// changes no state.
 	target instance.State

@@ -61,7 +61,7 @@ func (o *Observer) tailJournal(ctx context.Context, schedule *pollSchedule) erro
 			change := batch.Events[i].Change
 			schedule.update(change.Subject())
 			o.recentStates.add(change.Before)
-			o.logChange(ctx, change)
+			o.logChange(o.traceChange(ctx, change, batch.RecordedAt), change)
 		}
 	}
 }

@@ -50,6 +50,8 @@ type tracker struct {
 	// restored is when the backend was last set to what the journal knew. What was done to
 	// it before is undone.
 	restored time.Time
+	// origins has a lock of its own.
+	origins origins
 	// examined counts the entries of tracks that were examined one by one.
 	examined int
 }
@@ -86,6 +88,7 @@ func newTracker() *tracker {
 		tracks:  make(map[instance.ID]*track),
 		holding: make(map[instance.ID]*track),
 		wake:    make(chan struct{}, 1),
+		origins: newOrigins(),
 	}
 }
 

@@ -54,6 +54,7 @@ func (u *updateTx) attribute(c causeCandidate, step recordedStep) bool {
 		return false
 	}
 	u.attributed = append(u.attributed, attributedStep{c.commandOnInstance, &step, previous})
+	c.command.tracker.origins.add(c.id, c.command)
 	return true
 }
 

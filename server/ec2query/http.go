@@ -48,6 +48,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{caller: lifecycle.Caller{Principal: anonymous, RequestID: newRequestID()}}
 	ctx, cancel := context.WithTimeout(r.Context(), s.deadline)
 	defer cancel()
+	ctx, span := s.startSpan(ctx, r)
 	defer func() {
 		if c.ticket.Admitted() {
 			c.ticket.Leave()
@@ -81,6 +82,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(status)
 	_, _ = w.Write(document) // fails if the caller has gone
 	s.logCall(ctx, c, code, refused, err, time.Since(begun))
+	s.endSpan(span, c, status, code, err)
 }
 
 // handle returns the response to a request, or an error for [refusalOf].

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/instanced/instanced/internal/admission"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
@@ -61,6 +63,9 @@ type Config struct {
 	// MaxConnections limits the open connections. The default is 5,000. A principal may have
 	// as many as it leaves free. Beyond the limit, an idle connection is closed.
 	MaxConnections int
+	// Tracing makes the spans of calls, which continue the caller's trace (W3C Trace Context);
+	// nil for none.
+	Tracing trace.TracerProvider
 }
 
 // Server serves EC2's Query protocol over HTTP. It is safe for concurrent use.
@@ -73,6 +78,7 @@ type Server struct {
 	http        *http.Server
 	admission   *admission.Admission
 	dedup       *dedup
+	tracer      trace.Tracer // nil if calls are not traced
 	// receiveLimiter bounds the request bodies in memory: a request has a place from before
 	// its body is read until its parameters have been. The holder is a claimed access key.
 	receiveLimiter *instance.Places
@@ -102,6 +108,9 @@ func New(cfg Config) *Server {
 			Requests:    cmp.Or(cfg.MaxRequests, admission.DefaultMaxRequests),
 			Connections: cmp.Or(cfg.MaxConnections, admission.DefaultMaxConnections),
 		}),
+	}
+	if cfg.Tracing != nil {
+		s.tracer = cfg.Tracing.Tracer(scope)
 	}
 	s.http = &http.Server{
 		Handler:           s,

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -73,6 +74,8 @@ type Options struct {
 	Deadline time.Duration
 	// Logger is the server's; nil discards its log.
 	Logger *slog.Logger
+	// Tracing makes the spans of calls; nil for none.
+	Tracing trace.TracerProvider
 	// Register registers further services of the test.
 	Register func(grpc.ServiceRegistrar)
 }
@@ -119,6 +122,7 @@ func New(t testing.TB, opts Options) *Server {
 		Version:   "test",
 		Backend:   "simulator",
 		Logger:    opts.Logger,
+		Tracing:   opts.Tracing,
 
 		Deadline:       opts.Deadline,
 		MaxRequests:    opts.MaxRequests,
@@ -138,6 +142,7 @@ func New(t testing.TB, opts Options) *Server {
 		Simulator:      simulation,
 		Credentials:    opts.EC2Credentials,
 		Logger:         opts.Logger,
+		Tracing:        opts.Tracing,
 		MaxRequests:    opts.MaxRequests,
 		MaxConnections: opts.MaxConnections,
 	})

@@ -115,7 +115,9 @@ func newDispatcher(l Limits) *dispatch.Dispatcher {
 func (b *Backend) dispatchLoop() {
 	for batch := b.dispatcher.Next(); batch != nil; batch = b.dispatcher.Next() {
 		b.work.Go(func() {
-			newBatchRun(b, batch).run(b.ctx)
+			ctx, span := startBatchSpan(b.ctx, batch)
+			newBatchRun(b, batch).run(ctx)
+			span.End()
 			b.dispatcher.Done(batch)
 		})
 	}

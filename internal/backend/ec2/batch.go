@@ -124,6 +124,7 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 		}
 		if wait := r.b.dispatcher.TakeTokens(r.batch, len(ids)); wait > 0 {
 			r.b.dispatcher.Release(r.batch)
+			traceWait(ctx, wait)
 			group = r.failLate(group, wait, f)
 			if err := r.pause(ctx, wait); err != nil {
 				r.failEachUnsent(group, err)

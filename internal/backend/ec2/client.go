@@ -9,6 +9,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsec2 "github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/aws/smithy-go/middleware"
 
 	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
@@ -70,13 +71,16 @@ func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *fai
 func (c *client) mutate(ctx context.Context, k dispatch.Key, ids []instance.ID) (map[instance.ID]instance.StateChange, *failure) {
 	sent := time.Now()
 	calling, cancel := context.WithTimeout(withFence(ctx, k.Term), c.timeout)
-	lines, err := c.send(calling, k, ids)
+	calling, span := c.startAttempt(calling, k.Verb, ids)
+	lines, metadata, err := c.send(calling, k, ids)
 	cancel()
 	if err != nil {
 		f := c.fail(k.Verb, err, ids)
+		endAttempt(span, metadata, f)
 		c.breaker.record(ctx, sent, f)
 		return nil, f
 	}
+	endAttempt(span, metadata, nil)
 	c.breaker.record(ctx, sent, nil)
 	changes := make(map[instance.ID]instance.StateChange, len(lines))
 	for _, line := range lines {
@@ -90,8 +94,9 @@ func (c *client) mutate(ctx context.Context, k dispatch.Key, ids []instance.ID) 
 	return changes, nil
 }
 
-// send makes the call and returns the changes in EC2's response.
-func (c *client) send(ctx context.Context, k dispatch.Key, ids []instance.ID) ([]types.InstanceStateChange, error) {
+// send makes the call and returns the changes in EC2's response, and the SDK's notes on it.
+func (c *client) send(ctx context.Context, k dispatch.Key, ids []instance.ID) ([]types.InstanceStateChange, middleware.Metadata, error) {
+	var none middleware.Metadata
 	names := make([]string, len(ids))
 	for i, id := range ids {
 		names[i] = string(id)
@@ -111,32 +116,35 @@ func (c *client) send(ctx context.Context, k dispatch.Key, ids []instance.ID) ([
 		}
 		out, err := c.api.StartInstances(ctx, in)
 		if err != nil {
-			return nil, err
+			return nil, none, err
 		}
-		return out.StartingInstances, nil
+		return out.StartingInstances, out.ResultMetadata, nil
 	case instance.VerbStop:
 		out, err := c.api.StopInstances(ctx, &awsec2.StopInstancesInput{
 			InstanceIds: names, DryRun: dryRun,
 			Hibernate: set(k.Hibernate), Force: set(k.Force), SkipOsShutdown: set(k.SkipOSShutdown),
 		})
 		if err != nil {
-			return nil, err
+			return nil, none, err
 		}
-		return out.StoppingInstances, nil
+		return out.StoppingInstances, out.ResultMetadata, nil
 	case instance.VerbTerminate:
 		out, err := c.api.TerminateInstances(ctx, &awsec2.TerminateInstancesInput{
 			InstanceIds: names, DryRun: dryRun,
 			Force: set(k.Force), SkipOsShutdown: set(k.SkipOSShutdown),
 		})
 		if err != nil {
-			return nil, err
+			return nil, none, err
 		}
-		return out.TerminatingInstances, nil
+		return out.TerminatingInstances, out.ResultMetadata, nil
 	case instance.VerbReboot:
-		_, err := c.api.RebootInstances(ctx, &awsec2.RebootInstancesInput{InstanceIds: names, DryRun: dryRun})
-		return nil, err
+		out, err := c.api.RebootInstances(ctx, &awsec2.RebootInstancesInput{InstanceIds: names, DryRun: dryRun})
+		if err != nil {
+			return nil, none, err
+		}
+		return nil, out.ResultMetadata, nil
 	}
-	return nil, &instance.Error{Kind: instance.KindInternal, Message: "no such verb: " + string(k.Verb)}
+	return nil, none, &instance.Error{Kind: instance.KindInternal, Message: "no such verb: " + string(k.Verb)}
 }
 
 // Limits of DescribeInstances. Source: EC2 API Reference.
@@ -168,13 +176,16 @@ func (c *client) describe(ctx context.Context, filters []types.Filter, size int,
 	}
 	sent := time.Now()
 	calling, cancel := context.WithTimeout(ctx, c.timeout)
+	calling, span := c.startAttempt(calling, actionDescribe, nil)
 	out, err := c.api.DescribeInstances(calling, in)
 	cancel()
 	if err != nil {
 		f := c.fail(actionDescribe, err, nil)
+		endAttempt(span, middleware.Metadata{}, f)
 		c.breaker.record(ctx, sent, f)
 		return page{}, f
 	}
+	endAttempt(span, out.ResultMetadata, nil)
 	c.breaker.record(ctx, sent, nil)
 	p := page{next: aws.ToString(out.NextToken), unreadable: undecoded(out.ResultMetadata)}
 	for i := range out.Reservations {

@@ -3,9 +3,11 @@ package ec2
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/tracing"
 )
 
 // Execute carries a command out, in one call to EC2 with others like it where callers cannot
@@ -56,6 +58,9 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
 	deadline, _ := ctx.Deadline()
 	r := dispatch.NewRequest(cmd, deadline)
+	if span := tracing.Recorded(ctx); span != nil {
+		r.Tag = &enqueued{span, time.Now()}
+	}
 	if err := b.dispatcher.Enqueue(r); err != nil {
 		return instance.Result{}, err
 	}

@@ -23,6 +23,8 @@ type Key struct {
 type Request struct {
 	Command  instance.Command
 	Deadline time.Time // zero for none
+	// Tag is whatever the caller likes to find again in a batch. The dispatcher does not use it.
+	Tag any
 
 	seq   uint64 // in order of arrival
 	queue *tenantQueue
