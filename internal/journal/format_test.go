@@ -115,18 +115,12 @@ func TestALogOfFormat1IsReadAndGoesOnInThePresentOne(t *testing.T) {
 	wantFormat(t, j, minWrittenFormat)
 }
 
-// format3 returns what a program of format 3 had written when it was killed: three batches
-// of one change, a compressed one of ten with a client token, a checkpoint, and a batch after
-// it. testdata has the same of format 4.
-func format3(t testing.TB) (ops []clientv3.Op) {
+// keptKeys returns the operations that put into etcd what a program of a format had written
+// when it was killed: a few small batches, a compressed one of ten changes with a client token,
+// a checkpoint, and a batch after it.
+func keptKeys(t testing.TB, format int) (ops []clientv3.Op) {
 	t.Helper()
-	return keptKeys(t, "format-3")
-}
-
-// keptKeys returns the operations that put what is in testdata into etcd.
-func keptKeys(t testing.TB, format string) (ops []clientv3.Op) {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", format, "journal"))
+	text, err := os.ReadFile(filepath.Join("testdata", fmt.Sprintf("format-%d", format), "journal"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,8 +138,8 @@ func keptKeys(t testing.TB, format string) (ops []clientv3.Op) {
 	return ops
 }
 
-// written3 is a data directory that a program of format 3 left behind.
-func written3(t testing.TB) Config {
+// dataDirOf returns a data directory that a program of a format left behind.
+func dataDirOf(t testing.TB, format int) Config {
 	t.Helper()
 	config := testConfig(t)
 	config.TokenLifetime = 1000 * 24 * time.Hour // those in testdata are never too old
@@ -153,18 +147,18 @@ func written3(t testing.TB) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := j.store.client.Txn(t.Context()).Then(format3(t)...).Commit(); err != nil {
+	if _, err := j.store.client.Txn(t.Context()).Then(keptKeys(t, format)...).Commit(); err != nil {
 		t.Fatal(err)
 	}
 	closeJournal(t, j)
-	if err := os.WriteFile(filepath.Join(config.DataDir, "format"), fmt.Appendf(nil, formatLine, 3), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(config.DataDir, "format"), fmt.Appendf(nil, formatLine, format), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return config
 }
 
-// wantOfFormat3 fails the test unless the journal has what format3 put there.
-func wantOfFormat3(t *testing.T, j *Journal, term *Term) {
+// wantKept fails the test unless the journal has what [keptKeys] put there.
+func wantKept(t *testing.T, j *Journal, term *Term) {
 	t.Helper()
 	var want []instance.ID
 	for n := 1; n <= 12; n++ {
@@ -196,10 +190,29 @@ func wantOfFormat3(t *testing.T, j *Journal, term *Term) {
 	}
 }
 
-func TestALogOfFormat3StaysOneThatTheVersionBeforeCanRead(t *testing.T) {
-	config := written3(t)
+func TestALogOfFormat2IsReadAndRaisedToTheOldestFormatThatIsWritten(t *testing.T) {
+	config := dataDirOf(t, 2)
 	j, term := own(t, config)
-	wantOfFormat3(t, j, term)
+	wantKept(t, j, term)
+	wantFormat(t, j, minWrittenFormat)
+	set(t, term, id(4), instance.StatePending)
+	if err := term.checkpointer.write(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	closeJournal(t, j)
+
+	j, term = own(t, config)
+	wantFormat(t, j, minWrittenFormat)
+	wantKept(t, j, term)
+	if record, _ := j.Get(id(4)); record.Instance.State != instance.StatePending {
+		t.Errorf("the change after the upgrade is lost: %v", record.Instance.State)
+	}
+}
+
+func TestALogOfFormat3StaysOneThatTheVersionBeforeCanRead(t *testing.T) {
+	config := dataDirOf(t, 3)
+	j, term := own(t, config)
+	wantKept(t, j, term)
 	_, err := term.Update(t.Context(), func(tx *Tx) error {
 		tx.Append(change(id(4), instance.StatePending))
 		tx.PutToken(Token{Key: "new"})
@@ -221,14 +234,14 @@ func TestALogOfFormat3StaysOneThatTheVersionBeforeCanRead(t *testing.T) {
 
 	j, term = own(t, config)
 	wantFormat(t, j, 3)
-	wantOfFormat3(t, j, term)
+	wantKept(t, j, term)
 }
 
 func TestALogOfFormat4ThatWasWrittenBeforeTheCodecIsRead(t *testing.T) {
 	config := testConfig(t)
 	config.TokenLifetime = 1000 * 24 * time.Hour // those in testdata are never too old
 	before := openJournal(t, config)
-	if _, err := before.store.client.Txn(t.Context()).Then(keptKeys(t, "format-4")...).Commit(); err != nil {
+	if _, err := before.store.client.Txn(t.Context()).Then(keptKeys(t, 4)...).Commit(); err != nil {
 		t.Fatal(err)
 	}
 	closeJournal(t, before)
@@ -255,7 +268,7 @@ func TestALogOfFormat4ThatWasWrittenBeforeTheCodecIsRead(t *testing.T) {
 }
 
 func TestAFinalizedJournalIsReadAndWrittenWithChecksums(t *testing.T) {
-	config := written3(t)
+	config := dataDirOf(t, 3)
 	config.Version = "v1.2.3"
 	was, is, err := Finalize(t.Context(), config)
 	if err != nil || was != 3 || is != 4 {
@@ -269,7 +282,7 @@ func TestAFinalizedJournalIsReadAndWrittenWithChecksums(t *testing.T) {
 	if v := j.store.meta.Load().GetProgramVersion(); v != "v1.2.3" {
 		t.Errorf("the log says that %q gave it its format", v)
 	}
-	wantOfFormat3(t, j, term)
+	wantKept(t, j, term)
 	set(t, term, id(4), instance.StatePending)
 	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
@@ -285,7 +298,7 @@ func TestAFinalizedJournalIsReadAndWrittenWithChecksums(t *testing.T) {
 	closeJournal(t, j)
 
 	j, term = own(t, config)
-	wantOfFormat3(t, j, term)
+	wantKept(t, j, term)
 	if record, _ := j.Get(id(4)); record.Instance.State != instance.StatePending {
 		t.Errorf("the last change is lost: %v", record.Instance.State)
 	}
@@ -297,7 +310,7 @@ func TestAFinalizedJournalIsReadAndWrittenWithChecksums(t *testing.T) {
 
 // What was written without checksums before is told from what should have one.
 func TestAValueThatLostItsChecksumInAFinalizedJournalIsNoticed(t *testing.T) {
-	config := written3(t)
+	config := dataDirOf(t, 3)
 	if _, _, err := Finalize(t.Context(), config); err != nil {
 		t.Fatal(err)
 	}
@@ -335,7 +348,7 @@ func TestAnExternalJournalIsFinalizedWhileItHasNoOwner(t *testing.T) {
 	_, _, err := Finalize(t.Context(), config)
 	wantSentence(t, nil, err, "there is no journal below /instanced")
 	j := openJournal(t, config)
-	if _, err := j.store.client.Txn(t.Context()).Then(format3(t)...).Commit(); err != nil {
+	if _, err := j.store.client.Txn(t.Context()).Then(keptKeys(t, 3)...).Commit(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := j.store.client.Txn(t.Context()).Then(clientv3.OpDelete(j.store.keys.owner)).Commit(); err != nil {
