@@ -20,7 +20,8 @@ type Backend interface {
 	// what was changed nevertheless, as after a lack of capacity. Errors are of type
 	// [instance.Error] or the error of ctx. An error with OutcomeUnknown, or one of ctx, leaves
 	// open what happened to the instances that the command's Sent was called for; the
-	// others are unchanged.
+	// others are unchanged. Beside an error of ctx the Result of a per-instance command has the
+	// outcomes that there are.
 	Execute(ctx context.Context, cmd instance.Command) (instance.Result, error)
 
 	// Describe returns a page of instances as they are now. One that cannot be read does

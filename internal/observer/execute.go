@@ -118,9 +118,9 @@ func (o *Observer) callAndRecord(ctx context.Context, term *journal.Term, cmd in
 	return result, nil, err
 }
 
-// callBackend calls the backend. While the command is queued there, the call ends
-// [recordMargin] before the caller's deadline, or a quarter of a short deadline before it, in time
-// to report that nothing was done.
+// callBackend calls the backend. If not all of the command is sent, the call ends [recordMargin]
+// before the caller's deadline, or a quarter of a short deadline before it, in time to report what
+// was not done; and so it does when something is queued again after that.
 func (o *Observer) callBackend(ctx context.Context, cmd instance.Command, command *inflightCommand) (instance.Result, error) {
 	queueing := ctx
 	if deadline, ok := ctx.Deadline(); ok {
@@ -128,29 +128,59 @@ func (o *Observer) callBackend(ctx context.Context, cmd instance.Command, comman
 		queueing, cancel = context.WithCancel(ctx)
 		defer cancel()
 		left := time.Until(deadline)
-		timer := time.AfterFunc(left-min(recordMargin, left/4), func() {
-			if !command.wasSent() {
-				cancel()
-			}
-		})
+		timer := time.AfterFunc(left-min(recordMargin, left/4), func() { command.stopQueueing(cancel) })
 		defer timer.Stop()
 	}
 	result, err := o.backend.Execute(queueing, cmd)
-	if err != nil && errors.Is(err, queueing.Err()) {
-		switch {
-		case !command.wasSent():
-			err = notSent(ctx, cmd.Verb, err)
-		case ctx.Err() == nil: // it was sent before the backend saw that the time in the queue was over
-			err = &instance.Error{
-				Kind:           instance.KindUnavailable,
-				Reason:         instance.ReasonAnswerLost,
-				Message:        fmt.Sprintf("%s was sent too late to be answered before its deadline; whether it was carried out is unknown", cmd.Verb),
-				OutcomeUnknown: true,
-				Cause:          err,
-			}
+	if err == nil || !errors.Is(err, queueing.Err()) {
+		return result, err
+	}
+	unsent := command.unsent()
+	switch {
+	case len(unsent) == len(cmd.IDs) && len(result.Changes)+len(result.Failures) == 0:
+		return result, notSent(ctx, cmd.Verb, err)
+	case ctx.Err() != nil:
+		return result, err
+	case !cmd.PerInstance:
+		return result, sentTooLate(cmd.Verb, err)
+	}
+	return withoutAnswers(cmd, result, unsent, err), nil
+}
+
+// withoutAnswers adds to the result of a per-instance command whose time is over failures for the
+// instances without an outcome: those that were not sent, and those that were and may be changed.
+func withoutAnswers(cmd instance.Command, result instance.Result, unsent map[instance.ID]bool, cause error) instance.Result {
+	failures := make(map[instance.ID]*instance.Error, len(cmd.IDs))
+	for _, id := range cmd.IDs {
+		if failures[id] = sentTooLate(cmd.Verb, cause); unsent[id] {
+			failures[id] = errNotSent(cmd.Verb, cause)
 		}
 	}
-	return result, err
+	for _, f := range result.Failures {
+		failures[f.ID] = f.Err
+	}
+	for _, change := range result.Changes {
+		delete(failures, change.ID)
+	}
+	result.Failures = nil
+	for _, id := range cmd.IDs {
+		if err := failures[id]; err != nil {
+			result.Failures = append(result.Failures, instance.Failure{ID: id, Err: err})
+		}
+	}
+	return result
+}
+
+// sentTooLate returns the error of a command that was sent before the backend saw that its time
+// in the queue was over.
+func sentTooLate(verb instance.Verb, cause error) *instance.Error {
+	return &instance.Error{
+		Kind:           instance.KindUnavailable,
+		Reason:         instance.ReasonAnswerLost,
+		Message:        fmt.Sprintf("%s was sent too late to be answered before its deadline; whether it was carried out is unknown", verb),
+		OutcomeUnknown: true,
+		Cause:          cause,
+	}
 }
 
 // notSent returns the error of a command whose context ended before a request was sent, and
@@ -159,12 +189,16 @@ func notSent(ctx context.Context, verb instance.Verb, err error) error {
 	if instance.OutcomeKnown(err) || errors.Is(ctx.Err(), context.Canceled) {
 		return err
 	}
+	return errNotSent(verb, err)
+}
+
+func errNotSent(verb instance.Verb, cause error) *instance.Error {
 	return &instance.Error{
 		Kind:       instance.KindExhausted,
 		Reason:     instance.ReasonNotSentInTime,
-		Message:    fmt.Sprintf("%s could not be sent before its deadline; nothing was changed by this call", verb),
+		Message:    fmt.Sprintf("%s could not be sent before its deadline; nothing was changed by it", verb),
 		RetryAfter: time.Second,
-		Cause:      err,
+		Cause:      cause,
 	}
 }
 
@@ -178,6 +212,9 @@ func unknownOutcomes(ctx context.Context, cmd instance.Command, response instanc
 		}
 		for _, change := range response.Changes {
 			delete(ids, change.ID)
+		}
+		for _, f := range response.Failures {
+			delete(ids, f.ID)
 		}
 	}
 	for _, f := range response.Failures {

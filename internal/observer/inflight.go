@@ -44,6 +44,8 @@ type inflightCommand struct {
 	// instance starts at next, since backends send instances mostly in their order.
 	on   []commandOnInstance
 	next int
+	// stop ends the call once its time in the queue is over; nil before.
+	stop func()
 	// recorded is closed when the command ends; nil until a command waits for that.
 	recorded chan struct{}
 	// turn gets a value when the command, which acted at turnAt, is taken off the waiters
@@ -124,19 +126,36 @@ func (c *inflightCommand) markRequeued(ids []instance.ID) {
 			c.tracker.moveLocked(on, queued, time.Time{})
 		}
 	}
+	if c.stop != nil {
+		c.stop()
+	}
 }
 
-// wasSent reports whether a request may have been written for any instance of the command,
-// and is not known to have changed nothing.
-func (c *inflightCommand) wasSent() bool {
+// unsent returns the instances for which no request was written that may have changed them.
+func (c *inflightCommand) unsent() map[instance.ID]bool {
 	c.tracker.mu.Lock()
 	defer c.tracker.mu.Unlock()
+	ids := make(map[instance.ID]bool)
 	for i := range c.on {
-		if !c.on[i].sentAt.IsZero() {
-			return true
+		if c.on[i].sentAt.IsZero() {
+			ids[c.on[i].id] = true
 		}
 	}
-	return false
+	return ids
+}
+
+// stopQueueing calls stop now if the command is not sent for all instances, and otherwise when
+// it is queued again.
+func (c *inflightCommand) stopQueueing(stop func()) {
+	c.tracker.mu.Lock()
+	defer c.tracker.mu.Unlock()
+	c.stop = stop
+	for i := range c.on {
+		if c.on[i].sentAt.IsZero() {
+			stop()
+			return
+		}
+	}
 }
 
 // markAnswered keeps the backend's answers to a command, which are in the order of its

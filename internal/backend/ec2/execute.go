@@ -43,7 +43,7 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 	isUnmanaged := setOf(unmanaged)
 	cmd.IDs = slices.DeleteFunc(slices.Clone(cmd.IDs), func(id instance.ID) bool { return isUnmanaged[id] })
 	if len(cmd.IDs) > 0 {
-		if result, err = b.execute(ctx, cmd); err != nil {
+		if result, err = b.execute(ctx, cmd); err != nil && ctx.Err() == nil {
 			return result, err
 		}
 	}
@@ -51,7 +51,7 @@ func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.R
 		result.Failures = append(result.Failures, instance.Failure{ID: id, Err: instance.NotFound(id)})
 	}
 	slices.SortFunc(result.Failures, func(x, y instance.Failure) int { return order[x.ID] - order[y.ID] })
-	return result, nil
+	return result, err
 }
 
 // execute queues a command and waits for its outcome.
@@ -80,10 +80,11 @@ func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.R
 		return resultOf(r)
 	case <-ctx.Done():
 	}
-	if !b.dispatcher.Leave(r) {
+	result, left := b.dispatcher.Leave(r)
+	if !left {
 		return resultOf(r)
 	}
-	return instance.Result{}, ctx.Err()
+	return result, ctx.Err()
 }
 
 // resultOf returns the outcome of a request. If all instances failed for reasons that concern the

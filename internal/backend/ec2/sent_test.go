@@ -254,3 +254,44 @@ func TestARequestBehindAThrottledBatchIsToldThatNothingWasDone(t *testing.T) {
 		o.must(<-first)
 	})
 }
+
+// A per-instance call of which EC2 has carried out a part by the deadline is answered by instance:
+// one that could not be sent, behind a call that hangs, was not changed.
+func TestAPerInstanceCallIsAnsweredByInstanceAtItsDeadline(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		o := newOutageOf(t, dir, sim.Config{Speed: 1, Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}}, func(e *endpoint) {
+			answer := e.answer
+			e.answer = func(ctx context.Context, c call) (reply, error) {
+				if c.action == string(instance.VerbStart) && slices.Contains(c.ids, id(1)) {
+					<-hang
+				}
+				return answer(ctx, c)
+			}
+		})
+		defer o.end()
+		first := make(chan error, 1)
+		go func() {
+			_, err := o.api.StartInstances(t.Context(), &instancedv1.StartInstancesRequest{InstanceIds: []string{string(id(1))}})
+			first <- err
+		}()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		resp, err := o.api.StartInstances(ctx, &instancedv1.StartInstancesRequest{
+			InstanceIds: names(ids(1, 3)), FailureMode: instancedv1.FailureMode_FAILURE_MODE_PER_INSTANCE,
+		})
+		started, failed := resp.GetStartingInstances(), resp.GetFailedInstances()
+		switch {
+		case err != nil || len(started) != 1 || len(failed) != 1:
+			t.Errorf("the caller is told %v, %v", resp, err)
+		case started[0].GetInstanceId() != string(id(2)) || started[0].GetPreviousState().GetName() != instancedv1.InstanceStateName_INSTANCE_STATE_NAME_STOPPED:
+			t.Errorf("started is %v", started)
+		case failed[0].GetInstanceId() != string(id(1)) || !strings.Contains(failed[0].GetMessage(), "nothing was changed"):
+			t.Errorf("failed is %v", failed)
+		}
+		close(hang)
+		o.must(<-first)
+	})
+}

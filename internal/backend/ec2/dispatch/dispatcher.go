@@ -324,18 +324,18 @@ func (a *action) reserve(k Key) float64 {
 	return math.Floor(a.requests.capacity * reservedShare)
 }
 
-// Leave removes what of a request is in no batch: its caller has left. It returns
-// false if the request has its outcome already.
-func (d *Dispatcher) Leave(r *Request) bool {
+// Leave removes what of a request is in no batch: its caller has left. It returns the outcomes
+// that there are by then, and false if the request has its outcome already.
+func (d *Dispatcher) Leave(r *Request) (instance.Result, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if r.pending == 0 {
-		return false
+		return instance.Result{}, false
 	}
 	r.gone = true
 	d.actions[r.Command.Verb].leave(r)
 	d.signal()
-	return true
+	return r.resultLocked(), true
 }
 
 // Withdraw fails what of a request is in no batch.

@@ -86,8 +86,11 @@ func (r *Request) Done() <-chan struct{} { return r.done }
 
 // Result returns the outcome, once Done is closed: the changes and failures in the order of
 // the command's ids, and the error of a whole request.
-func (r *Request) Result() (instance.Result, *instance.Error) {
-	var result instance.Result
+func (r *Request) Result() (instance.Result, *instance.Error) { return r.resultLocked(), r.err }
+
+// resultLocked returns the changes and failures that there are, in the order of the command's
+// ids.
+func (r *Request) resultLocked() (result instance.Result) {
 	for _, id := range r.Command.IDs {
 		if change, ok := r.changes[id]; ok {
 			result.Changes = append(result.Changes, change)
@@ -96,7 +99,7 @@ func (r *Request) Result() (instance.Result, *instance.Error) {
 			result.Failures = append(result.Failures, instance.Failure{ID: id, Err: failure})
 		}
 	}
-	return result, r.err
+	return result
 }
 
 // Item is what cannot be divided: a whole request, or one instance of another.
