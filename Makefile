@@ -16,8 +16,8 @@ FOR      ?= 10m
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build bin/instanced
-	go build -trimpath -o bin/instanced ./cmd/instanced
+build: ## Build bin/instanced and bin/instancedctl
+	go build -trimpath -o bin/ ./cmd/instanced ./cmd/instancedctl
 
 run: build ## Serve with the simulator on 127.0.0.1:50051; ARGS="--flag ..." adds flags
 	@exec bin/instanced serve $(ARGS)

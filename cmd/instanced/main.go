@@ -30,7 +30,7 @@ type terminal struct {
 }
 
 func newRootCommand(t *terminal) *cobra.Command {
-	root := t.NewRoot(nil)
+	root := t.NewRoot()
 	root.Short = "Start, stop and watch EC2 instances through one service"
 	root.Long = `instanced manages the lifecycle of EC2 instances. "instanced serve" runs the service; the
 other verbs are its client.

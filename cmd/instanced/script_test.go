@@ -20,6 +20,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/instanced/instanced/internal/cli"
 )
 
 func TestMain(m *testing.M) {
@@ -27,7 +29,7 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", "6"); err != nil {
 		panic(err)
 	}
-	testscript.Main(m, map[string]func(){"instanced": main})
+	testscript.Main(m, map[string]func(){"instanced": main, "instancedctl": cli.Main})
 }
 
 // TestStories runs the stories of testdata: each is what somebody does at a terminal,
@@ -52,14 +54,19 @@ func TestMain(m *testing.M) {
 //	cursor FILE                       CURSOR is the first cursor of a document from then on
 //	capture NAME PATTERN FILE         the variable NAME is the group of PATTERN in a growing file
 //	                                  from then on
-//	helps VERB...                     each verb has help with examples
+//	helps PROGRAM VERB...             each verb has help with examples
 func TestStories(t *testing.T) {
+	runStories(t, "testdata")
+}
+
+func runStories(t *testing.T, dir string) {
+	t.Helper()
 	if signal.Ignored(syscall.SIGHUP) {
 		// Under nohup: programs that are started here are not to inherit that.
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("INSTANCED_PRINCIPAL", "alice")
@@ -368,12 +375,13 @@ func cmdCursor(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdHelps(ts *testscript.TestScript, neg bool, args []string) {
-	if neg {
-		ts.Fatalf("usage: helps VERB...")
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: helps PROGRAM VERB...")
 	}
-	for _, verb := range args {
-		ts.Check(ts.Exec("instanced", verb, "--help"))
-		if help := ts.ReadFile("stdout"); !strings.Contains(help, "Examples:\n  ") || !strings.Contains(help, "instanced "+verb) {
+	program := args[0]
+	for _, verb := range args[1:] {
+		ts.Check(ts.Exec(program, verb, "--help"))
+		if help := ts.ReadFile("stdout"); !strings.Contains(help, "Examples:\n  ") || !strings.Contains(help, program+" "+verb) {
 			ts.Fatalf("the help of %s has no example:\n%s", verb, help)
 		}
 	}

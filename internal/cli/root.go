@@ -35,17 +35,7 @@ func (t *Terminal) Run(root *cobra.Command) int {
 
 // NewRoot returns the root of a command line that has the verbs of the client. The program adds
 // its help, its own verbs, the group [GroupService], and what sets flags from the environment.
-// elsewhere, if not nil, returns an error for a verb that another program has, and nil for one
-// that none has.
-func (t *Terminal) NewRoot(elsewhere func(verb string) error) *cobra.Command {
-	noSuchVerb := func(name string) error {
-		if elsewhere != nil {
-			if err := elsewhere(name); err != nil {
-				return err
-			}
-		}
-		return Usagef("unknown verb %q; \"%s --help\" lists the verbs", name, t.program)
-	}
+func (t *Terminal) NewRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:           t.program,
 		SilenceErrors: true,
@@ -54,7 +44,7 @@ func (t *Terminal) NewRoot(elsewhere func(verb string) error) *cobra.Command {
 		TraverseChildren: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return noSuchVerb(args[0])
+				return t.noSuchVerb(args[0])
 			}
 			return nil
 		},
@@ -76,12 +66,13 @@ func (t *Terminal) NewRoot(elsewhere func(verb string) error) *cobra.Command {
 	add(GroupService, newVerifyCommand(t), newVersionCommand(t))
 	root.SetCompletionCommandGroupID(GroupService)
 	root.SetHelpCommandGroupID(GroupService)
-	root.SetHelpCommand(newHelpCommand(noSuchVerb))
+	root.SetHelpCommand(newHelpCommand(t))
 	return root
 }
 
-// newHelpCommand is cobra's own, except that an unknown verb is an error.
-func newHelpCommand(noSuchVerb func(name string) error) *cobra.Command {
+// newHelpCommand is cobra's own, except that an unknown verb is an error, and that a hidden one
+// explains itself.
+func newHelpCommand(t *Terminal) *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [VERB]",
 		Short: "Help about any verb",
@@ -96,12 +87,19 @@ func newHelpCommand(noSuchVerb func(name string) error) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			verb, rest, err := cmd.Root().Find(args)
 			if err != nil || len(rest) > 0 {
-				return noSuchVerb(args[0])
+				return t.noSuchVerb(args[0])
+			}
+			if verb.Hidden {
+				return verb.RunE(verb, nil)
 			}
 			verb.InitDefaultHelpFlag()
 			return verb.Help()
 		},
 	}
+}
+
+func (t *Terminal) noSuchVerb(name string) error {
+	return Usagef("unknown verb %q; \"%s --help\" lists the verbs", name, t.program)
 }
 
 // Examples indents example lines as cobra does in its help. They are written for instanced, and
