@@ -277,6 +277,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		MaxBytes:        cfg.journalMaxBytes,
 		MinFreeDisk:     cmp.Or(cfg.minFreeDisk, -1),
 		MaxClientTokens: cfg.maxClientTokens,
+		Metrics:         registry,
 		Version:         cli.Version(),
 		Address:         lis.Addr().String(),
 	})
@@ -310,6 +311,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		Journal:           j,
 		Backend:           backend.Backend,
 		Logger:            log.With("part", "lifecycle"),
+		Metrics:           registry,
 		ReconcileInterval: cfg.reconcileInterval,
 	})
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))

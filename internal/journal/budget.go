@@ -140,7 +140,7 @@ func (t *Term) compactAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := j.store.compact(ctx, revision, clientv3.WithCompactPhysical()); err != nil {
+	if err := j.compact(ctx, revision, clientv3.WithCompactPhysical()); err != nil {
 		return fmt.Errorf("compact etcd: %w", err)
 	}
 	if !j.store.embedded {
@@ -195,6 +195,7 @@ func (j *Journal) shrink(ctx context.Context) error {
 	if err := backend.Defrag(); err != nil {
 		return fmt.Errorf("defragment etcd: %w", err)
 	}
+	j.metrics.defragmentations.Inc()
 	j.log.InfoContext(ctx, "made the database smaller", slog.Int64("was_bytes", size), slog.Int64("bytes", backend.Size()))
 	return nil
 }

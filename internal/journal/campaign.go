@@ -118,6 +118,7 @@ func (j *Journal) install(t *Term) error {
 		return errClosed()
 	}
 	j.term = t
+	j.metrics.terms.Inc()
 	return nil
 }
 
@@ -179,9 +180,11 @@ func (t *Term) claim(ctx context.Context) (err error) {
 	if err = t.tryClaim(ctx); !noSpace(err) {
 		return err
 	}
-	if t.checkpointer.saved, err = t.journal.store.checkpointed(ctx); err != nil {
+	saved, err := t.journal.store.checkpointed(ctx)
+	if err != nil {
 		return err
 	}
+	t.checkpointer.saved.Store(&checkpoint{logPoint: saved})
 	return t.makeRoom(ctx)
 }
 

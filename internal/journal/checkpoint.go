@@ -24,34 +24,43 @@ type checkpointer struct {
 	term *Term
 	// due asks the maintenance of the term to write a checkpoint if one is due.
 	due chan struct{}
-	// saved is the last batch that the checkpoint in etcd reflects, and savedAt when it was
-	// written, zero if that was before this term. The term's maintenance lock guards them.
-	saved   logPoint
-	savedAt time.Time
-	// savedBytes is the size of the log at the checkpoint.
-	savedBytes atomic.Uint64
+	// saved is the checkpoint in etcd. It is replaced under the term's maintenance lock.
+	saved atomic.Pointer[checkpoint]
+}
+
+// checkpoint is how far the instance keys reach.
+type checkpoint struct {
+	// logPoint is the last batch that they reflect, and bytes the size of the log up to and
+	// including it.
+	logPoint
+	bytes uint64
+	// at is when it was written, zero if that was before this term.
+	at time.Time
 }
 
 func newCheckpointer(t *Term) *checkpointer {
-	return &checkpointer{term: t, due: make(chan struct{}, 1)}
+	c := &checkpointer{term: t, due: make(chan struct{}, 1)}
+	c.saved.Store(&checkpoint{})
+	return c
 }
 
 // load finds the checkpoint that an earlier term wrote.
-func (c *checkpointer) load(ctx context.Context) (err error) {
+func (c *checkpointer) load(ctx context.Context) error {
 	s := c.term.journal.store
-	if c.saved, err = s.checkpointed(ctx); err != nil || c.saved.seq == 0 {
+	saved, err := s.checkpointed(ctx)
+	if err != nil || saved.seq == 0 {
 		return err
 	}
-	h, err := s.header(ctx, c.saved.seq)
+	h, err := s.header(ctx, saved.seq)
 	if err != nil {
 		return err
 	}
-	c.savedBytes.Store(h.Preceding)
+	c.saved.Store(&checkpoint{logPoint: saved, bytes: h.Preceding})
 	return nil
 }
 
 // lag returns how many bytes of the log, which has that size, are not in the checkpoint.
-func (c *checkpointer) lag(size uint64) uint64 { return size - c.savedBytes.Load() }
+func (c *checkpointer) lag(size uint64) uint64 { return size - c.saved.Load().bytes }
 
 // writeIfDue writes a checkpoint if the last one lags too far for a start, or for trimming
 // history, which does not go beyond it.
@@ -61,7 +70,7 @@ func (c *checkpointer) writeIfDue(ctx context.Context, now time.Time) error {
 	}
 	defer c.term.maintenance.unlock()
 	j := c.term.journal
-	if now.Sub(c.savedAt) < min(checkpointInterval, j.config.Retention/10) &&
+	if now.Sub(c.saved.Load().at) < min(checkpointInterval, j.config.Retention/10) &&
 		c.lag(j.view.tip().bytes) < min(maxCheckpointBytes, uint64(j.config.MaxBytes)/10) {
 		return nil
 	}
@@ -87,13 +96,16 @@ func (c *checkpointer) writeLocked(ctx context.Context) (err error) {
 	}
 	at, end := time.Now(), j.view.tip().bytes
 	records, head, ids := j.view.collectUnsaved()
-	if head.seq <= c.saved.seq {
+	saved := c.saved.Load()
+	if head.seq <= saved.seq {
 		return nil
 	}
 	defer func() {
 		if err != nil {
 			j.view.restoreUnsaved(records)
+			return
 		}
+		j.metrics.checkpointDuration.Observe(time.Since(at).Seconds())
 	}()
 	ops := make([]clientv3.Op, 0, min(len(records)+1, j.store.maxOps))
 	encoded := make([]byte, 0, min(maxRequestBytes, 1024*len(records))) // of all that ops put
@@ -104,7 +116,7 @@ func (c *checkpointer) writeLocked(ctx context.Context) (err error) {
 			encoded = j.store.seal(appendRecord(j.store.beginValue(encoded), record), begun, key)
 		}
 		if len(encoded) > maxRequestBytes && begun > 0 || len(ops) == j.store.maxOps-1 {
-			if err := t.change(ctx, head, append(ops, j.store.putCheckpoint(c.saved.seq, nil))...); err != nil {
+			if err := t.change(ctx, head, append(ops, j.store.putCheckpoint(saved.seq, nil))...); err != nil {
 				return err
 			}
 			ops, encoded = ops[:0], append(encoded[:0], encoded[begun:]...)
@@ -120,8 +132,7 @@ func (c *checkpointer) writeLocked(ctx context.Context) (err error) {
 	if err := t.change(ctx, head, ops...); err != nil {
 		return err
 	}
-	c.saved, c.savedAt = head, at
-	c.savedBytes.Store(end)
+	c.saved.Store(&checkpoint{head, end, at})
 	signal(t.unblocked)
 	return nil
 }

@@ -57,8 +57,9 @@ func (w *writer) commit(b *batch) error {
 	if err := w.awaitRoom(tip.bytes); err != nil {
 		return err
 	}
+	began := time.Now()
 	if r := b.record; r != nil {
-		r.RecordedAt = codec.Time(max(time.Now().UnixNano(), codec.Nanoseconds(tip.recordedAt)))
+		r.RecordedAt = codec.Time(max(began.UnixNano(), codec.Nanoseconds(tip.recordedAt)))
 		s := j.store
 		b.value = codec.AppendHeader(codec.AppendCompressed(s.beginValue(b.value[:0]), b.encoded), r.Position.Epoch, r.RecordedAt, tip.bytes)
 		b.key = s.keys.logKey(r.Position.Seq)
@@ -69,10 +70,13 @@ func (w *writer) commit(b *batch) error {
 	if err != nil {
 		return err
 	}
+	now := time.Now()
+	j.metrics.commitDuration.Observe(now.Sub(began).Seconds())
 	defer func() { w.term.grow(j.view.tip().bytes) }()
 	if b.record == nil {
 		return nil
 	}
+	j.metrics.committed(b.record, now)
 	if !j.view.publish(published{b.record, revision, tip.bytes + uint64(len(b.value))}) {
 		_ = w.term.end(errNotOwner(errLost))
 		return unknown(w.term.ended())
@@ -175,6 +179,7 @@ func (w *writer) transact(r request) (revision int64, err error) {
 			}
 			return revision, nil
 		case errors.Is(err, errFenced):
+			w.term.journal.metrics.writeErrors.WithLabelValues(writeFenced).Inc()
 			err := w.term.end(errNotOwner(errLost))
 			if attempt > 1 && r.logKey == "" {
 				// An earlier attempt may have written the client tokens.
@@ -182,6 +187,7 @@ func (w *writer) transact(r request) (revision int64, err error) {
 			}
 			return 0, err
 		case refused(err):
+			w.term.journal.metrics.writeErrors.WithLabelValues(writeRefused).Inc()
 			return 0, w.term.end(&instance.Error{
 				Kind: instance.KindInternal, Message: "etcd refuses a write of the journal", Cause: err,
 			})
@@ -215,11 +221,12 @@ func (w *writer) giveUp(reason *instance.Error, attempts int) error {
 
 // stall notes why etcd does not take writes, so that updates fail at once, and returns it.
 func (w *writer) stall(err error, first bool) *instance.Error {
-	reason := errUnavailable("nothing can be recorded because etcd does not respond", err)
+	label, reason := writeUnavailable, errUnavailable("nothing can be recorded because etcd does not respond", err)
 	if noSpace(err) {
-		reason = errFull("etcd has used up its quota; history is being trimmed to make room")
+		label, reason = writeNoSpace, errFull("etcd has used up its quota; history is being trimmed to make room")
 		signal(w.term.roomNeeded)
 	}
+	w.term.journal.metrics.writeErrors.WithLabelValues(label).Inc()
 	w.stalled.Store(reason)
 	if first {
 		w.term.journal.log.Warn("etcd does not take a write; trying again until it does", slog.Any("error", err))

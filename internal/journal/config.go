@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Config says where the log is and how much of it to keep. A zero field means its default,
@@ -41,6 +43,9 @@ type Config struct {
 	// RingBytes bounds the memory for the end of the log that readers share, encodings included,
 	// in bytes; 16 MiB by default.
 	RingBytes int64
+	// Metrics is where the journal registers its metrics, once for each registerer; nil for
+	// nowhere.
+	Metrics prometheus.Registerer
 	// Version is the version of this program, recorded with the journal's format.
 	Version string
 	// Address is where this process can be reached. Other processes see it while this one is the

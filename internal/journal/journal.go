@@ -24,8 +24,9 @@ const openTimeout = 10 * time.Second
 
 // Journal is an open log. Open makes one.
 type Journal struct {
-	config Config
-	log    *slog.Logger
+	config  Config
+	log     *slog.Logger
+	metrics *metrics
 	// maxBatches is how many batches of history are kept.
 	maxBatches uint64
 	// process tells this journal from every other that ever owned the log.
@@ -93,7 +94,7 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 		draining:  make(chan struct{}),
 		drained:   make(chan struct{}),
 	}
-	j.log = j.config.Logger
+	j.log, j.metrics = j.config.Logger, newMetrics(j.config.Metrics)
 	j.maxBatches = uint64(j.config.MaxBytes / minBytesPerBatch)
 	j.budget = j.config.budget()
 	j.view = newView(j.config.RingBytes)
@@ -123,6 +124,9 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 		}
 	}
 	j.noteContact()
+	if j.config.Metrics != nil {
+		j.config.Metrics.MustRegister(newCollector(j))
+	}
 	j.life, j.stop = context.WithCancel(context.Background())
 	if !j.store.embedded {
 		j.background.Go(func() { j.followOwner(j.life) })

@@ -89,7 +89,7 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 		if err != nil {
 			return nil, c, err
 		}
-		fresh.setOldest(c.first-1, h.Preceding)
+		fresh.setOldest(c.first-1, h)
 	}
 	return fresh, c, nil
 }
@@ -260,7 +260,7 @@ func (j *Journal) noteFirst(ctx context.Context, first uint64) error {
 	if err != nil {
 		return err
 	}
-	j.view.setOldest(first-1, h.Preceding)
+	j.view.setOldest(first-1, h)
 	return nil
 }
 

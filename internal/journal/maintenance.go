@@ -20,7 +20,7 @@ func (t *Term) maintain() {
 	tidy := time.NewTicker(tidyInterval)
 	defer tidy.Stop()
 	for {
-		var what string
+		var task, what string
 		var err error
 		select {
 		case <-ctx.Done():
@@ -29,28 +29,29 @@ func (t *Term) maintain() {
 			if t.journal.disk.checkFloor() != nil {
 				continue // which the disk has told the log
 			}
-			what = "write a checkpoint"
+			task, what = taskCheckpoint, "write a checkpoint"
 			if err = t.checkpointer.writeIfDue(ctx, now); err == nil {
-				what, err = "trim its history", t.trim(ctx, now)
+				task, what, err = taskTrim, "trim its history", t.trim(ctx, now)
 			}
 		case now := <-tidy.C:
 			if t.journal.disk.checkFloor() != nil {
 				continue
 			}
-			what = "expire client tokens"
+			task, what = taskExpireTokens, "expire client tokens"
 			if _, err = t.expireTokens(ctx, now); err == nil {
-				what, err = "compact etcd", t.compact(ctx)
+				task, what, err = taskCompact, "compact etcd", t.compact(ctx)
 			}
 		case <-t.checkpointer.due:
 			if t.journal.disk.checkFloor() == nil {
-				what, err = "write a checkpoint", t.checkpointer.writeIfDue(ctx, time.Now())
+				task, what, err = taskCheckpoint, "write a checkpoint", t.checkpointer.writeIfDue(ctx, time.Now())
 			}
 		case <-t.roomNeeded:
 			if t.journal.disk.checkFloor() == nil {
-				what, err = "make room", t.makeRoom(ctx)
+				task, what, err = taskMakeRoom, "make room", t.makeRoom(ctx)
 			}
 		}
 		if err != nil && ctx.Err() == nil {
+			t.journal.metrics.maintenanceErrors.WithLabelValues(task).Inc()
 			t.journal.log.Warn("the journal could not "+what+"; it will try again", slog.Any("error", err))
 		}
 	}

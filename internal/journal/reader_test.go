@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // readAll reads up to a position, and checks that nothing is missing or doubled.
@@ -99,7 +100,7 @@ func TestABatchIsReadAgainByThoseWhoLetGoOfIt(t *testing.T) {
 		t.Errorf("then comes %v, %v", next, err)
 	}
 
-	j.view.setOldest(at.Seq+1, 0)
+	j.view.setOldest(at.Seq+1, codec.Header{})
 	runtime.GC()
 	_, err = r.Again(t.Context())
 	wantReason(t, err, instance.KindOutOfRange, instance.ReasonCursorExpired)

@@ -29,7 +29,7 @@ func (t *Term) trim(ctx context.Context, now time.Time) error {
 		return err
 	}
 	if kept := j.view.stats().Batches; kept > j.maxBatches {
-		return t.trimBefore(ctx, min(j.Head().Seq-j.maxBatches/10*9+1, t.checkpointer.saved.seq))
+		return t.trimBefore(ctx, min(j.Head().Seq-j.maxBatches/10*9+1, t.checkpointer.saved.Load().seq))
 	}
 	return nil
 }
@@ -48,7 +48,7 @@ func (t *Term) trimTo(ctx context.Context, before time.Time, maxBytes uint64) er
 	// Both times and sizes only grow along the log, so that what is superfluous is a
 	// beginning of it. It ends before cut.
 	first := j.view.oldestPosition().Seq + 1
-	cut, err := search(first, t.checkpointer.saved.seq, superfluous)
+	cut, err := search(first, t.checkpointer.saved.Load().seq, superfluous)
 	if err != nil {
 		return err
 	}
@@ -64,8 +64,8 @@ func (t *Term) trimBefore(ctx context.Context, cut uint64) error {
 		if err != nil {
 			return err
 		}
-		j.view.setOldest(next-1, h.Preceding)
-		if err := t.change(ctx, t.checkpointer.saved, clientv3.OpDelete(j.store.keys.logKey(first), clientv3.WithRange(j.store.keys.logKey(next)))); err != nil {
+		j.view.setOldest(next-1, h)
+		if err := t.change(ctx, t.checkpointer.saved.Load().logPoint, clientv3.OpDelete(j.store.keys.logKey(first), clientv3.WithRange(j.store.keys.logKey(next)))); err != nil {
 			return err
 		}
 		first = next
@@ -119,7 +119,7 @@ func (t *Term) compact(ctx context.Context) error {
 	if before == 0 {
 		return nil
 	}
-	return t.journal.store.compact(ctx, before)
+	return t.journal.compact(ctx, before)
 }
 
 func (s *store) revision(ctx context.Context) (int64, error) {
@@ -130,10 +130,13 @@ func (s *store) revision(ctx context.Context) (int64, error) {
 	return resp.Header.GetRevision(), nil
 }
 
-func (s *store) compact(ctx context.Context, revision int64, options ...clientv3.CompactOption) error {
-	_, err := s.client.Compact(ctx, revision, options...)
+func (j *Journal) compact(ctx context.Context, revision int64, options ...clientv3.CompactOption) error {
+	_, err := j.store.client.Compact(ctx, revision, options...)
 	if errors.Is(err, rpctypes.ErrCompacted) {
 		return nil
+	}
+	if err == nil {
+		j.metrics.compactions.Inc()
 	}
 	return err
 }

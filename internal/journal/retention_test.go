@@ -174,7 +174,7 @@ func TestACheckpointAndTheRestOfTheLogAreTheFold(t *testing.T) {
 			// As after a crash: instances were written, but not how far they reach.
 			records, head, _ := j.view.collectUnsaved()
 			j.view.restoreUnsaved(records)
-			ops := []clientv3.Op{j.store.putCheckpoint(term.checkpointer.saved.seq, nil)}
+			ops := []clientv3.Op{j.store.putCheckpoint(term.checkpointer.saved.Load().seq, nil)}
 			for id, record := range records {
 				key := j.store.keys.instances + string(id)
 				if record == nil {
@@ -281,11 +281,11 @@ func TestACheckpointIsDueAfterAWhileAndAfterMuchWasWritten(t *testing.T) {
 	config.MaxBytes = MinMaxBytes
 	_, term := own(t, config)
 	written := func(now time.Time) bool {
-		before := term.checkpointer.saved
+		before := term.checkpointer.saved.Load()
 		if err := term.checkpointer.writeIfDue(t.Context(), now); err != nil {
 			t.Fatal(err)
 		}
-		return term.checkpointer.saved != before
+		return term.checkpointer.saved.Load() != before
 	}
 	set(t, term, id(1), instance.StatePending)
 	if err := term.checkpointer.write(t.Context()); err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/journal/codec"
 )
 
 // view is what this process knows of the log: the fold of it, and a ring of the
@@ -26,7 +27,11 @@ type view struct {
 	// the bytes of the log up to there.
 	oldest      uint64
 	oldestBytes uint64
-	records     map[instance.ID]*Record
+	// oldestAt is when the first batch that is kept was recorded, zero if there is none.
+	oldestAt time.Time
+	records  map[instance.ID]*Record
+	// states counts the records by state.
+	states [instance.StateStopped + 1]int
 	// ids is the sum of the ids of all records.
 	ids  idSum
 	ring *ring
@@ -61,6 +66,9 @@ func (v *view) begin(id logID, g epochs, start uint64, revision int64, records m
 	v.head, _ = g.at(start)
 	v.revision = revision
 	v.ids = sumIDs(maps.Keys(records))
+	for _, record := range records {
+		v.countLocked(record.Instance, 1)
+	}
 	v.unsaved = map[instance.ID]*Record{}
 	v.recent = make(map[instance.ID]*Record, len(records))
 	maps.Copy(v.recent, records)
@@ -75,8 +83,8 @@ func (v *view) adopt(fresh *view) {
 	defer v.mu.Unlock()
 	v.id, v.epochs = fresh.id, fresh.epochs
 	v.head, v.recordedAt, v.revision, v.bytes = fresh.head, fresh.recordedAt, fresh.revision, fresh.bytes
-	v.oldest, v.oldestBytes = fresh.oldest, fresh.oldestBytes
-	v.records, v.ids, v.unsaved, v.recent = fresh.records, fresh.ids, fresh.unsaved, fresh.recent
+	v.oldest, v.oldestBytes, v.oldestAt = fresh.oldest, fresh.oldestBytes, fresh.oldestAt
+	v.records, v.states, v.ids, v.unsaved, v.recent = fresh.records, fresh.states, fresh.ids, fresh.unsaved, fresh.recent
 	v.ring = fresh.ring
 	v.ring.guard = &v.mu
 	v.snapshot = nil
@@ -123,6 +131,10 @@ func (v *view) foldLocked(p published) {
 		}
 		e.shareWith(known)
 		record.inheritCause(change, known)
+		if known != nil {
+			v.countLocked(known.Instance, -1)
+		}
+		v.countLocked(record.Instance, 1)
 		if record.Instance == nil {
 			if known != nil {
 				v.ids -= sumID(id)
@@ -138,7 +150,17 @@ func (v *view) foldLocked(p published) {
 		}
 	}
 	v.head, v.recordedAt, v.revision, v.bytes = p.batch.Position, p.batch.RecordedAt, p.revision, p.bytes
+	if v.oldestAt.IsZero() {
+		v.oldestAt = p.batch.RecordedAt
+	}
 	v.ring.addLocked(p.batch)
+}
+
+// countLocked counts an instance by its state, nil for none.
+func (v *view) countLocked(i *instance.Instance, n int) {
+	if i != nil && int(i.State) < len(v.states) {
+		v.states[i.State] += n
+	}
 }
 
 func (v *view) wakeLocked() {
@@ -248,12 +270,13 @@ func (v *view) setEpochs(g epochs) {
 	v.head, _ = g.at(v.head.Seq)
 }
 
-// setOldest says that batches up to seq are no longer kept.
-func (v *view) setOldest(seq, bytes uint64) {
+// setOldest says that batches up to seq are no longer kept. The header is that of the batch
+// after them.
+func (v *view) setOldest(seq uint64, first codec.Header) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if seq > v.oldest {
-		v.oldest, v.oldestBytes = seq, bytes
+	if seq >= v.oldest {
+		v.oldest, v.oldestBytes, v.oldestAt = seq, first.Preceding, first.RecordedAt
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/instanced/instanced/internal/backend/sim"
@@ -52,6 +53,8 @@ type options struct {
 
 	callTimeout time.Duration
 	retention   time.Duration
+
+	metrics prometheus.Registerer
 }
 
 func start(t *testing.T, o options) *fixture {
@@ -60,7 +63,7 @@ func start(t *testing.T, o options) *fixture {
 		o.dir = t.TempDir()
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	config := journal.Config{DataDir: o.dir, MinFreeDisk: -1, Logger: log, Address: o.address, OwnerTTL: o.ttl, Retention: o.retention}
+	config := journal.Config{DataDir: o.dir, MinFreeDisk: -1, Logger: log, Address: o.address, OwnerTTL: o.ttl, Retention: o.retention, Metrics: o.metrics}
 	if o.endpoints != nil {
 		config.DataDir, config.Endpoints = "", o.endpoints
 	}
@@ -76,7 +79,7 @@ func start(t *testing.T, o options) *fixture {
 	if o.wrap != nil {
 		backend = o.wrap(backend)
 	}
-	f.Service = lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: log, PollInterval: o.poll, CallTimeout: o.callTimeout})
+	f.Service = lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: log, PollInterval: o.poll, CallTimeout: o.callTimeout, Metrics: o.metrics})
 	ctx, cancel := context.WithCancel(context.Background())
 	f.stop = cancel
 	var running sync.WaitGroup

@@ -45,12 +45,16 @@ type Result struct {
 // An error with OutcomeUnknown leaves open what the command changed; the observer goes on
 // looking for that, and records it.
 func (o *Observer) Execute(ctx context.Context, term *journal.Term, cmd instance.Command, cause instance.Cause, alsoRecord func(*journal.Tx, Result, error)) (Result, error) {
+	began, measured := time.Now(), o.metrics.verb(cmd.Verb)
+	measured.inFlight.Inc()
+	defer measured.inFlight.Dec()
 	ctx, span := spans.Start(ctx, "command")
 	if span.IsRecording() {
 		span.SetAttributes(commandAttributes(cmd, cause)...)
 	}
 	result, err := o.execute(ctx, term, cmd, cause, alsoRecord)
 	tracing.End(span, err)
+	o.metrics.commandEnded(cmd.Verb, time.Since(began), result, err)
 	return result, err
 }
 

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 )
@@ -18,6 +20,8 @@ type Config struct {
 	Journal *journal.Journal
 	Backend Backend
 	Logger  *slog.Logger
+	// Metrics is where metrics are registered, once for each registerer; nil for nowhere.
+	Metrics prometheus.Registerer
 	// ReconcileInterval is the interval between full comparisons with the backend; default
 	// 5 minutes.
 	ReconcileInterval time.Duration
@@ -40,6 +44,7 @@ type Observer struct {
 	backend Backend
 	log     *slog.Logger
 	cfg     Config
+	metrics *metrics
 
 	tracker      *tracker
 	refresher    *refresher
@@ -76,6 +81,7 @@ func New(cfg Config) *Observer {
 		backend:      cfg.Backend,
 		log:          cfg.Logger,
 		cfg:          cfg,
+		metrics:      newMetrics(cfg.Metrics),
 		tracker:      newTracker(),
 		recentStates: newRecentStates(cfg.Consistency),
 		ready:        make(chan struct{}),

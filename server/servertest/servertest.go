@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -76,6 +77,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Tracing makes the spans of calls; nil for none.
 	Tracing trace.TracerProvider
+	// Metrics is where the metrics of the server are registered; nil for nowhere.
+	Metrics prometheus.Registerer
 	// Register registers further services of the test.
 	Register func(grpc.ServiceRegistrar)
 }
@@ -105,6 +108,7 @@ func New(t testing.TB, opts Options) *Server {
 		DataDir:     opts.DataDir,
 		Endpoints:   opts.Endpoints,
 		Logger:      opts.Logger,
+		Metrics:     opts.Metrics,
 		Retention:   opts.Retention,
 		MaxBytes:    opts.JournalMaxBytes,
 		RingBytes:   opts.RingBytes,
@@ -115,7 +119,7 @@ func New(t testing.TB, opts Options) *Server {
 		t.Fatalf("servertest: cannot open the journal: %v", err)
 	}
 	backend := sim.New(simulatorConfig(opts))
-	layer := lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: opts.Logger, PollInterval: opts.PollInterval})
+	layer := lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: opts.Logger, Metrics: opts.Metrics, PollInterval: opts.PollInterval})
 	simulation := simulator.New(layer, backend)
 	srv := server.New(server.Config{
 		Lifecycle: layer,

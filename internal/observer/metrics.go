@@ -1,0 +1,185 @@
+package observer
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/instanced/instanced/internal/instance"
+)
+
+// metrics are what the observer counts. What it keeps anyway is read when it is scraped.
+type metrics struct {
+	commands *prometheus.CounterVec
+	verbs    [len(verbs)]verbMetrics
+	reasons  map[string]bool
+}
+
+// verbMetrics are for the commands of one verb.
+type verbMetrics struct {
+	inFlight prometheus.Gauge
+	ok       prometheus.Counter
+	duration [len(outcomeLabels)]prometheus.Observer
+}
+
+var verbs = [...]instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbReboot, instance.VerbTerminate}
+
+// outcome is what became of a command as a whole.
+type outcome uint8
+
+const (
+	// outcomeOK: it was carried out on all of its instances.
+	outcomeOK outcome = iota
+	// outcomePartial: it was carried out on some of its instances.
+	outcomePartial
+	// outcomeFailed: it was rejected, and changed nothing.
+	outcomeFailed
+	// outcomeNotSent: its deadline came before its turn. It changed nothing.
+	outcomeNotSent
+	// outcomeCanceled: its caller left.
+	outcomeCanceled
+	// outcomeUnsure: the caller was told that the outcome is unknown.
+	outcomeUnsure
+)
+
+var outcomeLabels = [...]string{
+	outcomeOK:       "ok",
+	outcomePartial:  "partial",
+	outcomeFailed:   "failed",
+	outcomeNotSent:  "not_sent",
+	outcomeCanceled: "canceled",
+	outcomeUnsure:   "unknown",
+}
+
+// kindLabels are for errors whose code or reason is not in reasons.
+var kindLabels = [...]string{
+	instance.KindInternal:     "internal",
+	instance.KindInvalid:      "invalid",
+	instance.KindNotFound:     "not_found",
+	instance.KindPrecondition: "precondition",
+	instance.KindDryRun:       "dry_run",
+	instance.KindPermission:   "permission",
+	instance.KindExhausted:    "exhausted",
+	instance.KindConflict:     "conflict",
+	instance.KindOutOfRange:   "out_of_range",
+	instance.KindUnavailable:  "unavailable",
+}
+
+// reasons are the error codes and reasons that commands are counted by. Of EC2's other codes,
+// which it may add to, only the kind is.
+var reasons = []string{
+	instance.CodeNotFound, instance.CodeIncorrectInstanceState, instance.CodeUnsupportedOperation,
+	instance.CodeUnsupportedHibernation, instance.CodeOperationNotPermitted, instance.CodeUnauthorized,
+	instance.CodeInsufficientCapacity, instance.CodeInstanceLimitExceeded, instance.CodeRequestLimitExceeded,
+	instance.CodeServiceUnavailable, instance.CodeInternalError,
+
+	instance.ReasonTooManyClientTokens, instance.ReasonTooManyLookUps, instance.ReasonJournalFull,
+	instance.ReasonJournalUnavailable, instance.ReasonNotOwner, instance.ReasonNotRecorded,
+	instance.ReasonRequestLimitExceeded, instance.ReasonNotSentInTime, instance.ReasonBackendUnavailable,
+	instance.ReasonAnswerLost, instance.ReasonCredentialsRefused, instance.ReasonBackendClosing,
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	factory := promauto.With(reg)
+	m := &metrics{
+		commands: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "instanced_observer_commands_total",
+			Help: "Commands given to the backend, by what became of them.",
+		}, []string{"verb", "outcome", "reason"}),
+		reasons: make(map[string]bool, len(reasons)),
+	}
+	for _, reason := range reasons {
+		m.reasons[reason] = true
+	}
+	inFlight := factory.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "instanced_observer_commands_in_flight",
+		Help: "Commands that wait for the backend, or to be recorded.",
+	}, []string{"verb"})
+	durations := factory.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "instanced_observer_command_duration_seconds",
+		Help:    "How long a command took, from when it was accepted until its outcome was recorded.",
+		Buckets: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60},
+	}, []string{"verb", "outcome"})
+	for i, verb := range verbs {
+		v := &m.verbs[i]
+		v.inFlight = inFlight.WithLabelValues(string(verb))
+		v.ok = m.commands.WithLabelValues(string(verb), outcomeLabels[outcomeOK], "")
+		for outcome, label := range outcomeLabels {
+			v.duration[outcome] = durations.WithLabelValues(string(verb), label)
+		}
+	}
+	return m
+}
+
+// verb returns the metrics of a verb.
+func (m *metrics) verb(verb instance.Verb) *verbMetrics {
+	for i := range verbs {
+		if verbs[i] == verb {
+			return &m.verbs[i]
+		}
+	}
+	return nil
+}
+
+// commandEnded counts a command that took so long.
+func (m *metrics) commandEnded(verb instance.Verb, took time.Duration, result Result, err error) {
+	v := m.verb(verb)
+	outcome, cause := outcomeOf(result, err)
+	v.duration[outcome].Observe(took.Seconds())
+	if outcome == outcomeOK {
+		v.ok.Inc()
+		return
+	}
+	m.commands.WithLabelValues(string(verb), outcomeLabels[outcome], m.reasonOf(cause)).Inc()
+}
+
+// outcomeOf returns what became of a command, and the error that says why it was not carried out
+// on all of its instances.
+func outcomeOf(result Result, err error) (o outcome, cause error) {
+	cause = err
+	if err == nil {
+		if len(result.Failures) == 0 {
+			return outcomeOK, nil
+		}
+		for _, f := range result.Failures {
+			if cause == nil || f.Err.OutcomeUnknown {
+				cause = f.Err
+			}
+		}
+	}
+	e, classified := errors.AsType[*instance.Error](cause)
+	switch {
+	case classified && e.OutcomeUnknown:
+		return outcomeUnsure, cause
+	case classified && e.Reason == instance.ReasonNotSentInTime:
+		return outcomeNotSent, cause
+	case !classified && errors.Is(cause, context.Canceled):
+		return outcomeCanceled, cause
+	case !classified && errors.Is(cause, context.DeadlineExceeded):
+		return outcomeUnsure, cause
+	case len(result.Changes) > 0:
+		return outcomePartial, cause
+	}
+	return outcomeFailed, cause
+}
+
+// reasonOf returns the label of an error: one of few.
+func (m *metrics) reasonOf(err error) string {
+	e, classified := errors.AsType[*instance.Error](err)
+	switch {
+	case classified && m.reasons[e.Code]:
+		return e.Code
+	case classified && m.reasons[e.Reason]:
+		return e.Reason
+	case classified && int(e.Kind) < len(kindLabels):
+		return kindLabels[e.Kind]
+	case errors.Is(err, context.Canceled):
+		return instance.ReasonCanceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return instance.ReasonDeadlineExceeded
+	}
+	return kindLabels[instance.KindInternal]
+}
