@@ -124,16 +124,15 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 		}
 		if wait := r.b.dispatcher.TakeTokens(r.batch, len(ids)); wait > 0 {
 			r.b.dispatcher.Release(r.batch)
-			traceWait(ctx, wait)
-			group = r.failLate(group, wait, f)
+			if group = r.failLate(group, wait, f); len(group) == 0 {
+				return nil, nil, nil
+			}
 			if err := r.pause(ctx, wait); err != nil {
 				r.failEachUnsent(group, err)
 				return nil, nil, nil
 			}
 			group = r.b.dispatcher.Present(group)
-			left := dispatch.DistinctIDs(group)
-			r.b.dispatcher.Refund(r.batch, len(ids)-len(left))
-			if ids = left; len(ids) == 0 {
+			if ids = dispatch.DistinctIDs(group); len(ids) == 0 {
 				return nil, nil, nil
 			}
 		}
@@ -141,13 +140,9 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 			r.failEachUnsent(group, dispatch.ErrClosing())
 			return nil, nil, nil
 		}
-		if group = r.b.dispatcher.ReportSent(r.batch, group); len(group) == 0 {
-			r.b.dispatcher.Refund(r.batch, len(ids))
+		if group, ids = r.b.dispatcher.ReportSent(r.batch, group); len(group) == 0 {
 			return nil, nil, nil
 		}
-		left := dispatch.DistinctIDs(group)
-		r.b.dispatcher.Refund(r.batch, len(ids)-len(left))
-		ids = left
 		r.sent = time.Now()
 		var got map[instance.ID]instance.StateChange
 		got, f = r.b.client.mutate(ctx, r.batch.Key, ids)

@@ -177,6 +177,9 @@ func (b *Backend) waitForRead(ctx context.Context) error {
 	}
 	b.readsMu.Unlock()
 	if wait > 0 && !pause(ctx, wait) {
+		b.readsMu.Lock()
+		b.reads.Give(1)
+		b.readsMu.Unlock()
 		return ctx.Err()
 	}
 	return nil

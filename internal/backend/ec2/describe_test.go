@@ -192,3 +192,24 @@ func TestEC2ThatCannotBeReachedFailsFast(t *testing.T) {
 		t.Errorf("error is %+v", e)
 	}
 }
+
+// A reader that leaves while it waits for a token costs nothing.
+func TestAReadThatIsNotSentCostsNoToken(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
+		b := connect(t, &endpoint{answer: (&fleet{}).answer}, func(c *Config) {
+			c.Limits.Describe.Requests = &Limit{Capacity: 1, Refill: 0.01}
+		})
+		query := instance.DescribeQuery{IDs: ids(1, 2)}
+		if _, err := b.Describe(t.Context(), query); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		if _, err := b.Describe(ctx, query); !errors.Is(err, context.Canceled) {
+			t.Fatalf("the read that leaves ended with %v", err)
+		}
+		if level := b.Buckets()[0].Level; level < 0 {
+			t.Errorf("the bucket holds %.2f tokens", level)
+		}
+	})
+}

@@ -12,6 +12,7 @@ func (d *Dispatcher) Done(b *Batch) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.releaseLocked(b)
+	d.giveBackLocked(b)
 	b.queue.inFlight--
 	b.action.tidy(b.queue)
 	d.signal()
@@ -60,28 +61,55 @@ func (d *Dispatcher) Acquire(b *Batch, ids []instance.ID) bool {
 	return true
 }
 
-// TakeTokens takes the tokens of the next call of a batch, for n instances, and returns how
-// long to wait until they would have been there.
+// TakeTokens takes the tokens of the next call of a batch, for n instances, as far as they are not
+// taken already, and returns how long to wait until they are there. They are spent by ReportSent;
+// what is not spent is given back by Done at the latest.
 func (d *Dispatcher) TakeTokens(b *Batch, n int) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if b.prepaid {
-		b.prepaid = false
-		return 0
-	}
 	now := time.Now()
-	wait := b.action.requests.Take(now, 1)
-	if b.action.instances != nil && !b.DryRun {
-		wait = max(wait, b.action.instances.Take(now, float64(n)))
+	if !b.paid {
+		b.paid, b.paidIDs, b.due = true, 0, now.Add(b.action.requests.Take(now, 1))
 	}
-	return wait
+	if b.limitsInstances() && n > b.paidIDs {
+		if due := now.Add(b.action.instances.Take(now, float64(n-b.paidIDs))); due.After(b.due) {
+			b.due = due
+		}
+		b.paidIDs = n
+	}
+	return max(0, b.due.Sub(now))
+}
+
+// limitsInstances reports whether the instances of a batch cost tokens.
+func (b *Batch) limitsInstances() bool { return b.action.instances != nil && !b.DryRun }
+
+// spendLocked spends the tokens of a call for n instances that is about to be written, and gives
+// back what was taken for more.
+func (d *Dispatcher) spendLocked(b *Batch, n int) {
+	if b.paid {
+		d.refundLocked(b, b.paidIDs-n)
+		b.paid, b.paidIDs = false, 0
+	}
+}
+
+// giveBackLocked gives back the tokens of a call that is not made.
+func (d *Dispatcher) giveBackLocked(b *Batch) {
+	if b.paid {
+		b.action.requests.Give(1)
+		d.spendLocked(b, 0)
+		d.signal()
+	}
 }
 
 // Refund returns the tokens of n instances that EC2 has not used.
 func (d *Dispatcher) Refund(b *Batch, n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if b.action.instances != nil && !b.DryRun && n > 0 {
+	d.refundLocked(b, n)
+}
+
+func (d *Dispatcher) refundLocked(b *Batch, n int) {
+	if b.limitsInstances() && n > 0 {
 		b.action.instances.Give(float64(n))
 		d.signal()
 	}
@@ -148,15 +176,19 @@ func presentLocked(items []*Item) []*Item {
 }
 
 // ReportSent calls the Sent callbacks of items, of which a request is about to be written, and
-// returns those whose callers have not left by then.
-func (d *Dispatcher) ReportSent(b *Batch, items []*Item) []*Item {
+// spends its tokens. It returns those whose callers have not left by then, and their instances.
+func (d *Dispatcher) ReportSent(b *Batch, items []*Item) ([]*Item, []instance.ID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	items = presentLocked(items)
+	if items = presentLocked(items); len(items) == 0 {
+		return nil, nil
+	}
+	ids := DistinctIDs(items)
+	d.spendLocked(b, len(ids))
 	if !b.DryRun {
 		report(items, func(c *instance.Command) func([]instance.ID) { return c.Sent })
 	}
-	return items
+	return items, ids
 }
 
 // ReportRequeued calls the Requeued callbacks of items: the last call changed nothing, and they

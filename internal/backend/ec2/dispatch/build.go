@@ -19,8 +19,11 @@ type Batch struct {
 
 	action *action
 	queue  *batchQueue
-	// prepaid is true while the tokens of the next call are taken already.
-	prepaid bool
+	// paid is true while the tokens of the next call are taken: one of the request bucket, and
+	// paidIDs of the instance bucket. They are there from due on.
+	paid    bool
+	paidIDs int
+	due     time.Time
 	// acquired are the instances that this batch keeps busy.
 	acquired []instance.ID
 }
@@ -61,10 +64,10 @@ func (a *action) buildBatch(turn *tenantQueue, now time.Time) *Batch {
 	if len(b.ids) >= a.maxIDs {
 		b.addSharing(bq)
 	}
-	b.seal(at)
+	charged := b.seal(at)
 	bq.inFlight++
 	bq.lastSent = now
-	batch := &Batch{Key: bq.key, Items: b.items, action: a, queue: bq, prepaid: true}
+	batch := &Batch{Key: bq.key, Items: b.items, action: a, queue: bq, paid: true, paidIDs: charged, due: now}
 	if !bq.key.DryRun {
 		batch.acquired = DistinctIDs(b.items)
 		for _, id := range batch.acquired {
@@ -148,13 +151,14 @@ func (b *batchBuilder) add(s *share, it *Item) bool {
 	return true
 }
 
-// seal charges the tenants for the call and their instances.
-func (b *batchBuilder) seal(at float64) {
+// seal charges the tenants for the call and their instances, and returns how many of these.
+func (b *batchBuilder) seal(at float64) (charged int) {
 	a := b.a
 	a.requests.level--
 	var tenants []*tenant
 	for _, s := range b.shares {
 		t := s.tenant
+		charged += s.charged
 		if a.instances != nil {
 			a.instances.level -= float64(s.charged)
 		}
@@ -177,4 +181,5 @@ func (b *batchBuilder) seal(at float64) {
 		}
 		return 1
 	})
+	return charged
 }

@@ -40,8 +40,9 @@ func enqueue(t *testing.T, d *Dispatcher, cmd instance.Command) *Request {
 	return r
 }
 
-// finish resolves a batch.
+// finish sends and resolves a batch.
 func finish(d *Dispatcher, b *Batch) {
+	d.ReportSent(b, b.Items)
 	for _, it := range b.Items {
 		d.Resolve(it, nil, nil)
 	}
