@@ -124,6 +124,7 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 		}
 		if wait := r.b.dispatcher.TakeTokens(r.batch, len(ids)); wait > 0 {
 			r.b.dispatcher.Release(r.batch)
+			traceWait(ctx, wait)
 			if group = r.failLate(group, wait, f); len(group) == 0 {
 				return nil, nil, nil
 			}
