@@ -53,20 +53,16 @@ func (r *memoryReport) use() *instancedv1.MemoryUse {
 // run releases the memory that bursts of calls leave behind, and logs at debug level what
 // takes memory, until stop is closed.
 func (r *memoryReport) run(stop <-chan struct{}) {
-	var reports <-chan time.Time
-	if r.log.Enabled(context.Background(), slog.LevelDebug) {
-		r.report()
-		ticker := time.NewTicker(memoryLogInterval)
-		defer ticker.Stop()
-		reports = ticker.C
-	}
+	r.report()
+	reports := time.NewTicker(memoryLogInterval)
+	defer reports.Stop()
 	ticker := time.NewTicker(releaseInterval)
 	defer ticker.Stop()
 	var left leftover
 	left.due(readHeap())
 	for {
 		select {
-		case <-reports:
+		case <-reports.C:
 			r.report()
 		case <-ticker.C:
 			if left.due(readHeap()) {
@@ -83,6 +79,9 @@ func (r *memoryReport) run(stop <-chan struct{}) {
 }
 
 func (r *memoryReport) report() {
+	if !r.log.Enabled(context.Background(), slog.LevelDebug) { // which can change at run time
+		return
+	}
 	use := r.use()
 	r.log.Debug("memory in use", "heap_bytes", use.GetHeapBytes(), "process_bytes", use.GetProcessBytes(),
 		"recent_history_bytes", use.GetRecentHistoryBytes(), "instances_bytes", use.GetInstancesBytes(),

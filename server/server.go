@@ -138,6 +138,7 @@ func New(cfg Config) *Server {
 		}
 	}
 	s.setHealth(grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	s.health.SetServingStatus(commandsHealth, grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	return s
 }
 
@@ -162,7 +163,8 @@ func transport(conns *connections, methods map[string]bool) []grpc.ServerOption 
 	}
 }
 
-// setHealth sets the health of the server as a whole and of each of its services.
+// setHealth sets the health of the server as a whole and of each of its services, but not that
+// of commands.
 func (s *Server) setHealth(status grpc_health_v1.HealthCheckResponse_ServingStatus) {
 	s.health.SetServingStatus("", status)
 	for name := range s.grpc.GetServiceInfo() {
@@ -174,8 +176,13 @@ func (s *Server) setHealth(status grpc_health_v1.HealthCheckResponse_ServingStat
 
 func isReflection(service string) bool { return strings.HasPrefix(service, "grpc.reflection.") }
 
-// healthInterval is how often the health is updated.
-const healthInterval = time.Second
+const (
+	// healthInterval is how often the health is updated, beside changes of the owner.
+	healthInterval = time.Second
+	// commandsHealth is the name in grpc.health.v1 that is SERVING only where commands are
+	// taken.
+	commandsHealth = "instanced.v1.commands"
+)
 
 // Serve serves on a listener until [Server.Shutdown]. The server is healthy while the
 // service layer is ready and reaches the journal. Calls are served before that and without
@@ -193,7 +200,8 @@ func (s *Server) Serve(lis net.Listener) error {
 	return nil // shut down before it began to serve
 }
 
-// updateHealth updates the health every healthInterval until stop is closed.
+// updateHealth updates the health every healthInterval, and at once when this process begins or
+// ceases to take commands, until stop is closed.
 func (s *Server) updateHealth(stop <-chan struct{}) {
 	select {
 	case <-s.lifecycle.Ready():
@@ -204,15 +212,21 @@ func (s *Server) updateHealth(stop <-chan struct{}) {
 	defer ticker.Stop()
 	status := grpc_health_v1.HealthCheckResponse_UNKNOWN
 	for {
-		now := grpc_health_v1.HealthCheckResponse_SERVING
+		now, commands := grpc_health_v1.HealthCheckResponse_SERVING, grpc_health_v1.HealthCheckResponse_SERVING
 		if s.lifecycle.Reachable() != nil {
 			now = grpc_health_v1.HealthCheckResponse_NOT_SERVING
+		}
+		commanding, changed := s.lifecycle.Commanding()
+		if !commanding || now != grpc_health_v1.HealthCheckResponse_SERVING {
+			commands = grpc_health_v1.HealthCheckResponse_NOT_SERVING
 		}
 		if now != status {
 			status = now
 			s.setHealth(status)
 		}
+		s.health.SetServingStatus(commandsHealth, commands) // watchers are told only of changes
 		select {
+		case <-changed:
 		case <-ticker.C:
 		case <-stop:
 			return

@@ -31,6 +31,7 @@ const (
 func (w *writer) commitAll() {
 	lost := false
 	for b := range w.ready {
+		w.heart.Beat()
 		var err error
 		switch {
 		case lost:
@@ -42,6 +43,7 @@ func (w *writer) commitAll() {
 			lost = err != nil
 		}
 		b.answer(err)
+		w.heart.Rest()
 	}
 }
 
@@ -90,6 +92,7 @@ func (w *writer) commit(b *batch) error {
 func (w *writer) awaitRoom(bytes uint64) error {
 	t := w.term
 	for t.maintaining.Err() == nil {
+		w.heart.Beat()
 		var why *instance.Error
 		if t.checkpointer.lag(bytes) > t.journal.budget.maxCheckpointLag() {
 			signal(t.checkpointer.due)
@@ -155,6 +158,7 @@ func (w *writer) transact(r request) (revision int64, err error) {
 	defer w.stalled.Store(nil)
 	pause, warned := minRetryPause, false
 	for attempt := 0; ; {
+		w.heart.Beat()
 		if full := w.term.journal.disk.checkFloor(); full != nil {
 			// etcd would end the process. The disk tells the log itself.
 			w.stalled.Store(full)
@@ -174,6 +178,7 @@ func (w *writer) transact(r request) (revision int64, err error) {
 		revision, err = w.attempt(r)
 		switch {
 		case err == nil:
+			w.term.journal.noteContact()
 			if warned {
 				w.term.journal.log.Info("etcd takes writes again", slog.Int("attempts", attempt))
 			}

@@ -46,7 +46,7 @@ type Journal struct {
 	// campaign is held by whoever becomes the owner.
 	campaign mutex
 
-	// lastContact is when an external etcd last answered.
+	// lastContact is when etcd last answered.
 	lastContact atomic.Pointer[time.Time]
 
 	// damaged has the numbers of the damaged batches that the log was told of.

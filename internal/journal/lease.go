@@ -42,7 +42,9 @@ func (t *Term) Remaining() time.Duration {
 // keepLease renews the lease until the term ends, and ends it when the lease may be over.
 func (t *Term) keepLease() {
 	j := t.journal
+	defer t.renewing.Rest()
 	for {
+		t.renewing.Beat()
 		last := t.renewed.Load()
 		pause := min(last.ttl/4, maxRenewInterval)
 		asked := time.Now()

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"context"
 	"log/slog"
 	"time"
 )
@@ -26,6 +27,9 @@ func (t *Term) maintain() {
 		case <-ctx.Done():
 			return
 		case now := <-regularly.C:
+			if what, err = "reach its database", t.probe(ctx); err != nil {
+				break
+			}
 			if t.journal.disk.checkFloor() != nil {
 				continue // which the disk has told the log
 			}
@@ -55,4 +59,18 @@ func (t *Term) maintain() {
 			t.journal.log.Warn("the journal could not "+what+"; it will try again", slog.Any("error", err))
 		}
 	}
+}
+
+// probe notes that the embedded etcd answers, which an idle owner would not know otherwise.
+func (t *Term) probe(ctx context.Context) error {
+	if t.lease != 0 {
+		return nil // the renewal of the lease knows
+	}
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	_, err := t.journal.store.revision(ctx)
+	if err == nil {
+		t.journal.noteContact()
+	}
+	return err
 }

@@ -34,6 +34,7 @@ type Term struct {
 	work sync.WaitGroup
 	// renewed is how etcd last extended the lease; nil for the embedded etcd.
 	renewed      atomic.Pointer[renewal]
+	renewing     instance.Heartbeat
 	checkpointer *checkpointer
 	// roomNeeded asks for room to be made in etcd. unblocked is signalled when that was done, or
 	// a checkpoint written.

@@ -28,6 +28,8 @@ type writer struct {
 	finished chan struct{}
 	// stalled is why the batch on its way is not written so far; nil when it is.
 	stalled atomic.Pointer[instance.Error]
+	// heart is that of the goroutine that commits.
+	heart instance.Heartbeat
 
 	// All below belongs to the goroutine of run.
 	taken []*update

@@ -95,6 +95,9 @@ func (o *Observer) describePage(ctx context.Context, query instance.DescribeQuer
 	if err == nil {
 		o.logUnreadable(page)
 	}
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		o.noteBackend(explainTimeout(err))
+	}
 	return page, err
 }
 

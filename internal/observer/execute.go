@@ -136,6 +136,9 @@ func (o *Observer) callBackend(ctx context.Context, cmd instance.Command, comman
 		defer timer.Stop()
 	}
 	result, err := o.backend.Execute(queueing, cmd)
+	if queueing.Err() == nil {
+		o.noteBackend(err)
+	}
 	if err == nil || !errors.Is(err, queueing.Err()) {
 		return result, err
 	}

@@ -51,8 +51,15 @@ type Observer struct {
 	recentStates recentStates
 	unreadable   unreadable
 
-	term           atomic.Pointer[journal.Term]
-	lastReconciled atomic.Pointer[time.Time]
+	// term is the term that is served; nil for none. It is set with termMu held, and
+	// termChanged is closed and replaced then.
+	term        atomic.Pointer[journal.Term]
+	termMu      sync.Mutex
+	termChanged chan struct{}
+
+	reconciled     contact
+	backendContact contact
+	polling        instance.Heartbeat
 	ready          chan struct{}
 	markReady      func()
 
@@ -85,6 +92,7 @@ func New(cfg Config) *Observer {
 		tracker:      newTracker(),
 		recentStates: newRecentStates(cfg.Consistency),
 		ready:        make(chan struct{}),
+		termChanged:  make(chan struct{}),
 	}
 	o.markReady = sync.OnceFunc(func() { close(o.ready) })
 	o.refresher = newRefresher(o)
@@ -108,14 +116,14 @@ func (o *Observer) Serve(ctx context.Context, term *journal.Term) error {
 		return fmt.Errorf("cannot restore the backend from the journal: %w", err)
 	}
 	o.refresher.open()
-	o.term.Store(term)
+	o.setTerm(term)
 	var work sync.WaitGroup
 	work.Go(func() {
 		select {
 		case <-term.Done():
 		case <-ctx.Done():
 		}
-		o.term.Store(nil)
+		o.setTerm(nil)
 		cancel()
 	})
 	work.Go(func() { o.refresher.run(ctx) })
@@ -124,6 +132,14 @@ func (o *Observer) Serve(ctx context.Context, term *journal.Term) error {
 	work.Go(func() { o.reconcileRegularly(ctx) })
 	work.Wait()
 	return nil
+}
+
+func (o *Observer) setTerm(term *journal.Term) {
+	o.termMu.Lock()
+	defer o.termMu.Unlock()
+	o.term.Store(term)
+	close(o.termChanged)
+	o.termChanged = make(chan struct{})
 }
 
 // restore gives the backend what the journal knows, unless no other process has written to
@@ -154,12 +170,7 @@ func (o *Observer) MarkReady() { o.markReady() }
 
 // LastReconciled is when this process last began a full comparison with the backend that
 // succeeded; zero before the first one.
-func (o *Observer) LastReconciled() time.Time {
-	if t := o.lastReconciled.Load(); t != nil {
-		return *t
-	}
-	return time.Time{}
-}
+func (o *Observer) LastReconciled() time.Time { return o.reconciled.get().Succeeded }
 
 // Term returns the term that is being served, or an error of [instance.ReasonNotOwner] that
 // says who commands the backend.

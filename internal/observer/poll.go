@@ -31,7 +31,9 @@ func (o *Observer) poll(ctx context.Context) {
 	})
 	ticker := time.NewTicker(o.cfg.PollInterval / 2)
 	defer ticker.Stop()
+	defer o.polling.Rest()
 	for {
+		o.polling.Beat()
 		select {
 		case now := <-ticker.C:
 			if ids := schedule.due(now); len(ids) > 0 {

@@ -29,6 +29,7 @@ func (o *Observer) reconcileRegularly(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
+			o.reconciled.failed(err)
 			o.log.Warn("the journal could not be compared with the backend; retrying", "error", err)
 			delay = min(delay, retryReconcileInterval)
 		}
@@ -95,7 +96,7 @@ func (o *Observer) reconcile(ctx context.Context, c consistency) error {
 	} else {
 		o.refresher.request(again...)
 	}
-	o.lastReconciled.Store(&began)
+	o.reconciled.succeeded(began)
 	return nil
 }
 
