@@ -28,24 +28,23 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-// serveAdmin serves the admin endpoints on an address. Without an address there are none, and
-// it returns nil.
-func serveAdmin(address string, cfg admin.Config, log *slog.Logger) (*admin.Server, error) {
+// serveAdmin serves the admin endpoints on an address, if there is one, until the server is
+// closed.
+func serveAdmin(address string, srv *admin.Server, log *slog.Logger) error {
 	if address == "" {
-		return nil, nil
+		return nil
 	}
 	lis, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen on %s: %w; choose another address with --admin-listen", address, innermost(err))
+		return fmt.Errorf("cannot listen on %s: %w; choose another address with --admin-listen", address, innermost(err))
 	}
-	srv := admin.New(cfg)
 	go func() {
 		if err := srv.Serve(lis); err != nil {
 			log.Error("the admin endpoints have stopped", "error", err)
 		}
 	}()
 	log.Info("serving the admin endpoints", "url", "http://"+lis.Addr().String())
-	return srv, nil
+	return nil
 }
 
 // parseAdminListen accepts an address, or none.

@@ -56,15 +56,30 @@ func runServiceAfter(t *testing.T, before string, env []string, args ...string) 
 	t.Helper()
 	s := &service{t: t, dir: t.TempDir(), env: env, before: before}
 	s.args = append([]string{"serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(s.dir, "data")}, args...)
-	t.Cleanup(func() {
+	s.run()
+	return s
+}
+
+// runServiceOn is runService with the journal in an external etcd.
+func runServiceOn(t *testing.T, endpoint string, args ...string) *service {
+	t.Helper()
+	s := &service{t: t, dir: t.TempDir()}
+	s.args = append([]string{"serve", "--listen", "127.0.0.1:0", "--etcd-endpoints", endpoint}, args...)
+	s.run()
+	return s
+}
+
+// run starts the service for the first time, and ends it with the test.
+func (s *service) run() {
+	s.t.Helper()
+	s.t.Cleanup(func() {
 		s.kill()
-		if t.Failed() {
+		if s.t.Failed() {
 			said := s.log()
-			t.Logf("%v says at the end:\n%s", s.args, said[max(0, len(said)-8<<10):])
+			s.t.Logf("%v says at the end:\n%s", s.args, said[max(0, len(said)-8<<10):])
 		}
 	})
 	s.start()
-	return s
 }
 
 // start runs the program and waits until it serves.

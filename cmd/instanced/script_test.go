@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", "6"); err != nil {
 		panic(err)
 	}
-	testscript.Main(m, map[string]func(){"instanced": main, "instancedctl": cli.Main})
+	testscript.Main(m, map[string]func(){"instanced": main, "instancedctl": cli.Main, etcdProgram: serveEtcd})
 }
 
 // TestStories runs the stories of testdata: each is what somebody does at a terminal,

@@ -226,14 +226,17 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		return err
 	}
 	registry := newRegistry()
-	adminServer, err := serveAdmin(cfg.adminListen, admin.Config{Metrics: registry, Logger: log.With("part", "admin")}, log)
-	if err != nil {
+	adminServer := admin.New(admin.Config{
+		Metrics: registry, Logger: log.With("part", "admin"),
+		LogLevel: level, ParseLevel: parseLevel,
+	})
+	stage := newStage()
+	adminServer.AddReady(stage.checks()...)
+	if err := serveAdmin(cfg.adminListen, adminServer, log); err != nil {
 		return err
 	}
-	if adminServer != nil {
-		// It answers until everything else has ended.
-		defer func() { _ = adminServer.Close() }() // nothing is lost with a scrape
-	}
+	// It answers until everything else has ended.
+	defer func() { _ = adminServer.Close() }() // nothing is lost with a scrape
 
 	tracing, flushTraces, err := startTracing(ctx, log.With("part", "tracing"))
 	if err != nil {
@@ -268,6 +271,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		_ = ec2Listener.Close()
 	}
 
+	stage.waitFor("the journal to open")
 	j, err := journal.Open(ctx, journal.Config{
 		DataDir:         cfg.dataDir,
 		Endpoints:       cfg.etcdEndpoints,
@@ -303,6 +307,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		log.Warn("ignoring the instances of the fleet file: the journal already has instances", "file", cfg.simFleet, "instances", restored)
 	}
 
+	stage.waitFor("the backend to be checked")
 	if err := backend.check(ctx, records); err != nil {
 		return err
 	}
@@ -314,6 +319,9 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		Metrics:           registry,
 		ReconcileInterval: cfg.reconcileInterval,
 	})
+	adminServer.AddLive(liveChecks(svc)...)
+	adminServer.AddReady(readyChecks(svc)...)
+	stage.waitFor("the first comparison with the backend")
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- svc.Run(running) }()
@@ -391,6 +399,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 				drainers = append(drainers, door)
 				go func() { served <- door.Serve(again) }()
 			}
+			stage.waitFor("")
 			log.Info("serving", g.logAttrs()...)
 			g.print(t.Stdout)
 		case runErr := <-ended:
@@ -403,6 +412,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 			served <- nil
 			return fmt.Errorf("cannot serve: %w", serveErr)
 		case <-ctx.Done():
+			stage.draining.Store(true)
 			stopping = time.Now()
 			log.Info("shutting down", "cause", context.Cause(ctx), "within", deadline.duration())
 			j.Drain()

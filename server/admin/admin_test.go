@@ -53,6 +53,13 @@ func serve(t *testing.T, cfg admin.Config) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveOn(t, lis, cfg)
+	return "http://" + lis.Addr().String()
+}
+
+// serveOn serves the admin endpoints on a listener until the test ends.
+func serveOn(t *testing.T, lis net.Listener, cfg admin.Config) {
+	t.Helper()
 	srv := admin.New(cfg)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(lis) }()
@@ -64,7 +71,6 @@ func serve(t *testing.T, cfg admin.Config) string {
 			t.Error(err)
 		}
 	})
-	return "http://" + lis.Addr().String()
 }
 
 func get(t *testing.T, url string) (status int, body string) {

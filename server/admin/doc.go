@@ -3,7 +3,8 @@
 // starting:
 //
 //   - /metrics: the metrics, in the Prometheus and the OpenMetrics text format
-//   - /livez: whether the process is alive
+//   - /livez, /readyz: whether the process is alive, and ready for requests
+//   - /debug/pprof/, /loglevel, /statusz, and channelz over gRPC, on loopback only
 //
 // Callers are not authenticated. Endpoints that change the process or show its memory are
 // served on loopback only.

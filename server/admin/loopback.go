@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -32,19 +33,10 @@ func refusal(listener net.Addr, r *http.Request) string {
 	case !isLoopback(r.Host):
 		return "the Host header must name loopback: localhost or a loopback address"
 	case r.Header.Get("Origin") != "" && r.Header.Get("Origin") != "http://"+r.Host,
-		!oneOf(r.Header.Get("Sec-Fetch-Site"), "", "none", "same-origin"):
+		!slices.Contains([]string{"", "none", "same-origin"}, r.Header.Get("Sec-Fetch-Site")):
 		return "requests from web pages of other sites are refused"
 	}
 	return ""
-}
-
-func oneOf(text string, words ...string) bool {
-	for _, word := range words {
-		if text == word {
-			return true
-		}
-	}
-	return false
 }
 
 // isLoopback reports whether a host, with or without a port, is on loopback by its name or
