@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 
 	"github.com/instanced/instanced/internal/backend/ec2"
@@ -59,13 +60,14 @@ type backendSetup struct {
 	cache       *aws.CredentialsCache
 }
 
-func newBackendSetup(ctx context.Context, cfg serveConfig, log *slog.Logger) (*backendSetup, error) {
+func newBackendSetup(ctx context.Context, cfg serveConfig, metrics prometheus.Registerer, log *slog.Logger) (*backendSetup, error) {
 	if cfg.backend == backendEC2 {
 		log = log.With("part", "ec2")
 		settings, err := loadAWS(ctx, cfg.aws, log)
 		if err != nil {
 			return nil, err
 		}
+		settings.Metrics = metrics
 		credentials, cache := replaceable(&settings.AWS)
 		b := ec2.New(settings)
 		return &backendSetup{Backend: b, log: log, ec2: b, aws: settings.AWS, credentials: credentials, cache: cache}, nil

@@ -3,6 +3,7 @@ package main
 import (
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	dto "github.com/prometheus/client_model/go"
@@ -19,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/backend/sqstest"
 )
 
 // measured is a service whose metrics can be scraped.
@@ -56,14 +59,20 @@ func (m measured) scrape(t *testing.T) map[string]*dto.MetricFamily {
 }
 
 // measuredPair is two services, one with the simulator and faults, and one with EC2 as its
-// backend, which the EC2 endpoint of the first is.
+// backend, which the EC2 endpoint of the first is, and a queue.
 func measuredPair(t *testing.T) (sim, ec2 measured) {
 	t.Helper()
 	flags, admin := withMetrics(t)
 	s, endpoint := simulated(t, trouble, append(flags, "--sim-speed", "20")...)
 	sim = measured{s, admin}
 	flags, admin = withMetrics(t)
-	ec2 = measured{fronting(t, "http://"+endpoint, flags...), admin}
+	queue := new(sqstest.Queue)
+	queue.Send(sqstest.Event("one", "i-0000000000000000a", "stopped", time.Now()))
+	sqs := httptest.NewServer(queue)
+	t.Cleanup(sqs.Close)
+	ec2 = measured{runServiceIn(t,
+		[]string{"AWS_REGION=us-east-1", "AWS_ENDPOINT_URL_EC2=http://" + endpoint, "AWS_ENDPOINT_URL_SQS=" + sqs.URL},
+		append(flags, "--backend", "ec2", "--sqs-queue-url", sqstest.URL)...), admin}
 	return sim, ec2
 }
 

@@ -244,7 +244,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 	}
 	defer flushTraces()
 
-	backend, err := newBackendSetup(ctx, cfg, log)
+	backend, err := newBackendSetup(ctx, cfg, registry, log)
 	if err != nil {
 		return err
 	}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/expiring"
@@ -33,6 +35,8 @@ type Config struct {
 	CallTimeout time.Duration
 	// Logger gets what only the operator can fix; nil discards it.
 	Logger *slog.Logger
+	// Metrics registers the metrics; nil registers none.
+	Metrics prometheus.Registerer
 }
 
 // Backend carries commands out on EC2 in one account and Region. It is safe for concurrent use.
@@ -44,7 +48,12 @@ type Backend struct {
 	dispatcher *dispatch.Dispatcher
 	tracker    tracker
 	managed    *managedCache
+	metrics    *metrics
 	hooks      testHooks
+
+	expiry      instant               // of the credentials of the last call
+	lastReceive instant               // when SQS last answered
+	inbox       atomic.Pointer[inbox] // nil while nobody reads notices
 
 	ctx    context.Context // of the batches: a caller that leaves cancels none
 	cancel context.CancelFunc
@@ -77,15 +86,19 @@ func New(cfg Config) *Backend {
 	b := &Backend{
 		cfg:        cfg,
 		log:        cfg.Logger,
-		client:     newClient(cfg),
+		metrics:    newMetrics(cfg.Metrics, cfg.QueueURL != ""),
 		managed:    expiring.New[instance.ID, struct{}](managedTTL, 0),
 		dispatcher: newDispatcher(limits),
 		reads:      dispatch.NewBucket("requests of DescribeInstances", *limits.Describe.Requests),
 		ctx:        ctx,
 		cancel:     cancel,
 	}
+	b.client = newClient(cfg, b.metrics, &b.expiry)
 	if cfg.QueueURL != "" {
-		b.queue = newQueue(cfg)
+		b.queue = newQueue(cfg, &b.expiry)
+	}
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(stateCollector{b})
 	}
 	b.client.breaker.onFailure = func() { b.dispatcher.FailWaiting(b.client.breaker.openErr) }
 	b.work.Go(b.dispatchLoop)

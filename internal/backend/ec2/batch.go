@@ -23,9 +23,10 @@ const (
 // batchRun carries a batch out, in as many calls as it takes until every item has its outcome.
 // One goroutine owns it.
 type batchRun struct {
-	b     *Backend
-	batch *dispatch.Batch
-	work  workList
+	b       *Backend
+	batch   *dispatch.Batch
+	metrics *actionMetrics
+	work    workList
 	// sent is when the last call was made.
 	sent time.Time
 	// appliedUnclaimed are changes made by calls that failed, and not yet reported to a caller.
@@ -45,7 +46,7 @@ type batchRun struct {
 
 func newBatchRun(b *Backend, batch *dispatch.Batch) *batchRun {
 	return &batchRun{
-		b: b, batch: batch,
+		b: b, batch: batch, metrics: b.metrics.actions[batch.Verb],
 		appliedUnclaimed:      make(map[instance.ID]instance.StateChange),
 		unchangedAfterFailure: make(map[instance.ID]unchanged),
 		unseenAfterFailure:    make(map[instance.ID]bool),
@@ -63,6 +64,9 @@ type unchanged struct {
 func (r *batchRun) attempt(ctx context.Context, group []*dispatch.Item) (rest []*dispatch.Item, f *failure) {
 	for {
 		var got map[instance.ID]instance.StateChange
+		if f != nil && len(group) > 0 {
+			r.metrics.retries[f.reaction].Inc()
+		}
 		group, got, f = r.call(ctx, group)
 		if len(group) == 0 {
 			return nil, nil
@@ -128,7 +132,11 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 			if group = r.failLate(group, wait, f); len(group) == 0 {
 				return nil, nil, nil
 			}
-			if err := r.pause(ctx, wait); err != nil {
+			waiting := float64(len(dispatch.DistinctIDs(group)))
+			r.metrics.retrying.Add(waiting)
+			err := r.pause(ctx, wait)
+			r.metrics.retrying.Sub(waiting)
+			if err != nil {
 				r.failEachUnsent(group, err)
 				return nil, nil, nil
 			}
@@ -145,6 +153,8 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 			return nil, nil, nil
 		}
 		r.sent = time.Now()
+		r.metrics.instances.Observe(float64(len(ids)))
+		r.metrics.requests.Observe(float64(dispatch.CountRequests(group)))
 		var got map[instance.ID]instance.StateChange
 		got, f = r.b.client.mutate(ctx, r.batch.Key, ids)
 		switch {
@@ -167,6 +177,7 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 			return group, nil, f
 		}
 		r.reportRequeued(group)
+		r.metrics.retries[throttled].Inc()
 		r.b.dispatcher.OnThrottle(r.batch, throttles, len(ids))
 	}
 }

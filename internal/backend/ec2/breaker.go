@@ -2,7 +2,6 @@ package ec2
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -52,11 +51,11 @@ func (b *breaker) record(ctx context.Context, began time.Time, f *failure) {
 			b.failingSince = now
 		}
 		b.lastAttempt, b.target = now, "EC2"
-		if _, none := errors.AsType[*credentialsError](f.err.Cause); none {
+		if f.withoutCredentials() {
 			b.target = "the source of this service's own credentials"
 		}
 	}
-	open := b.openErrLocked(now) != nil
+	open := b.openLocked(now)
 	b.mu.Unlock()
 	if open && f.unreachable {
 		b.onFailure()
@@ -83,10 +82,21 @@ func (b *breaker) openErr() *instance.Error {
 	return b.openErrLocked(time.Now())
 }
 
+// state returns whether the circuit is open, and when EC2 last answered.
+func (b *breaker) state(now time.Time) (open bool, lastResponse time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.openLocked(now), b.lastResponse
+}
+
+func (b *breaker) openLocked(now time.Time) bool {
+	return !b.failingSince.IsZero() && now.Sub(b.failingSince) >= openAfter && now.Sub(b.lastAttempt) < b.openFor
+}
+
 // openErrLocked is openErr for holders of the lock. Its RetryAfter is random, to spread the
 // retries of callers that fail together.
 func (b *breaker) openErrLocked(now time.Time) *instance.Error {
-	if b.failingSince.IsZero() || now.Sub(b.failingSince) < openAfter || now.Sub(b.lastAttempt) >= b.openFor {
+	if !b.openLocked(now) {
 		return nil
 	}
 	wait := max(retryUnavailable, probeInterval-now.Sub(b.lastAttempt))

@@ -83,6 +83,7 @@ func (r *batchRun) pushCapacitySearch(ctx context.Context, group []*dispatch.Ite
 	s := &capacitySearch{r: r, pools: make(map[instance.ID]pool), idle: make(map[instance.ID]bool)}
 	if group, ok := s.learnFrom(ctx, group, f); ok {
 		s.byPools = s.byPool(group)
+		r.metrics.divided[searchedForCapacity].Inc()
 		r.push(s)
 	}
 }
@@ -160,7 +161,8 @@ func (s *capacitySearch) learnFrom(ctx context.Context, group []*dispatch.Item, 
 	if left := s.demand(group); len(left) > 0 && !changed {
 		s.infeasible = append(s.infeasible, infeasible{left, f})
 	}
-	return s.r.deliverApplied(group), true
+	rest, _ = s.r.deliverApplied(group)
+	return rest, true
 }
 
 // demand is what items would start. An instance that several want counts once.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -32,29 +33,60 @@ type client struct {
 	timeout time.Duration
 	log     *slog.Logger
 	breaker *breaker
+	metrics *metrics
 }
 
-// markedCredentials marks errors of the source of credentials.
-type markedCredentials struct{ aws.CredentialsProvider }
+// instant is a time that is set and read without a lock; zero before it is set.
+type instant struct{ atomic.Pointer[time.Time] }
+
+func (i *instant) set(t time.Time) { i.Store(&t) }
+
+func (i *instant) get() time.Time {
+	if t := i.Load(); t != nil {
+		return *t
+	}
+	return time.Time{}
+}
+
+// markedCredentials marks errors of the source of credentials, and notes when the credentials
+// expire; zero for never.
+type markedCredentials struct {
+	aws.CredentialsProvider
+	expiry *instant
+}
 
 func (s markedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	c, err := s.CredentialsProvider.Retrieve(ctx)
 	if err != nil && ctx.Err() == nil {
 		err = &credentialsError{err}
 	}
+	switch {
+	case err != nil:
+	case c.CanExpire && !c.Expires.Equal(s.expiry.get()):
+		s.expiry.set(c.Expires)
+	case !c.CanExpire && !s.expiry.get().IsZero():
+		s.expiry.set(time.Time{})
+	}
 	return c, err
 }
 
-func newClient(cfg Config) *client {
+func newClient(cfg Config, m *metrics, expiry *instant) *client {
 	api := awsec2.NewFromConfig(cfg.AWS, func(o *awsec2.Options) {
 		o.Retryer = aws.NopRetryer{}
 		o.APIOptions = append(o.APIOptions, withLenientDecoding)
 		o.HTTPClient = newFencedClient(o.HTTPClient)
 		if o.Credentials != nil {
-			o.Credentials = markedCredentials{o.Credentials}
+			o.Credentials = markedCredentials{o.Credentials, expiry}
 		}
 	})
-	return &client{api: api, region: cfg.AWS.Region, timeout: cfg.CallTimeout, log: cfg.Logger, breaker: &breaker{openFor: cfg.CallTimeout + openMargin}}
+	return &client{
+		api:     api,
+		region:  cfg.AWS.Region,
+		timeout: cfg.CallTimeout,
+		log:     cfg.Logger,
+		breaker: &breaker{openFor: cfg.CallTimeout + openMargin},
+		metrics: m,
+	}
 }
 
 // fail classifies an error, and logs what only the operator can fix.
@@ -64,6 +96,12 @@ func (c *client) fail(action instance.Verb, err error, asked []instance.ID) *fai
 		c.log.Error("EC2 cannot be used: this service's own credentials are missing or refused", "action", string(action), "error", err)
 	}
 	return f
+}
+
+// record notes how a call ended; f is nil if it succeeded.
+func (c *client) record(ctx context.Context, action instance.Verb, sent time.Time, f *failure) {
+	c.metrics.actions[action].countCall(time.Since(sent), f)
+	c.breaker.record(ctx, sent, f)
 }
 
 // mutate carries a verb out on instances. EC2 returns no states for a reboot. Changes that cannot
@@ -77,11 +115,11 @@ func (c *client) mutate(ctx context.Context, k dispatch.Key, ids []instance.ID) 
 	if err != nil {
 		f := c.fail(k.Verb, err, ids)
 		endAttempt(span, metadata, f)
-		c.breaker.record(ctx, sent, f)
+		c.record(ctx, k.Verb, sent, f)
 		return nil, f
 	}
 	endAttempt(span, metadata, nil)
-	c.breaker.record(ctx, sent, nil)
+	c.record(ctx, k.Verb, sent, nil)
 	changes := make(map[instance.ID]instance.StateChange, len(lines))
 	for _, line := range lines {
 		before, errBefore := stateOf(line.PreviousState)
@@ -182,11 +220,11 @@ func (c *client) describe(ctx context.Context, filters []types.Filter, size int,
 	if err != nil {
 		f := c.fail(actionDescribe, err, nil)
 		endAttempt(span, middleware.Metadata{}, f)
-		c.breaker.record(ctx, sent, f)
+		c.record(ctx, actionDescribe, sent, f)
 		return page{}, f
 	}
 	endAttempt(span, out.ResultMetadata, nil)
-	c.breaker.record(ctx, sent, nil)
+	c.record(ctx, actionDescribe, sent, nil)
 	p := page{next: aws.ToString(out.NextToken), unreadable: undecoded(out.ResultMetadata)}
 	for i := range out.Reservations {
 		for j := range out.Reservations[i].Instances {

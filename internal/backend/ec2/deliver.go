@@ -129,6 +129,7 @@ func (r *batchRun) failEach(group []*dispatch.Item, err *instance.Error) {
 // earlier call of unknown outcome did.
 func (r *batchRun) failUnsent(it *dispatch.Item, err *instance.Error) {
 	if slices.ContainsFunc(it.IDs, r.mayHaveChanged) {
+		r.metrics.countLostAnswer([]*dispatch.Item{it}, unresolved)
 		err = &instance.Error{
 			Kind:           instance.KindUnavailable,
 			Reason:         instance.ReasonAnswerLost,

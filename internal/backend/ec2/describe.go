@@ -132,6 +132,7 @@ func (b *Backend) readPage(ctx context.Context, ids []instance.ID, size int, at 
 		p, f := b.client.describe(ctx, filters, size, at.token)
 		switch {
 		case f == nil:
+			b.metrics.unreadable.Add(float64(len(p.unreadable)))
 			b.recordPage(p, ids, at)
 			if p.next == "" {
 				return p, position{}, nil
@@ -144,6 +145,7 @@ func (b *Backend) readPage(ctx context.Context, ids []instance.ID, size int, at 
 		case ctx.Err() != nil:
 			return page{}, position{}, ctx.Err()
 		case f.reaction == throttled:
+			b.metrics.actions[actionDescribe].retries[throttled].Inc()
 			b.readsMu.Lock()
 			b.reads.OnThrottle(time.Now(), 1, 1)
 			b.readsMu.Unlock()
@@ -153,6 +155,7 @@ func (b *Backend) readPage(ctx context.Context, ids []instance.ID, size int, at 
 			if !pause(ctx, jitter(minBackoff<<tries)) {
 				return page{}, position{}, ctx.Err()
 			}
+			b.metrics.actions[actionDescribe].retries[unknownOutcome].Inc()
 			tries++
 		}
 	}

@@ -57,6 +57,7 @@ type examination struct {
 // hidden from other consumers for a second. Each call takes at most cfg.CallTimeout.
 func Examine(ctx context.Context, cfg Config) iter.Seq[Finding] {
 	return func(yield func(Finding) bool) {
+		cfg.Metrics = nil
 		x := &examination{Backend: New(cfg)}
 		defer x.Close()
 		for _, look := range []func(context.Context) []Finding{

@@ -31,6 +31,8 @@ type failure struct {
 	credentials bool
 	// answered is true when the error is EC2's own.
 	answered bool
+	// fenced is true when the call was not made: its term has ended.
+	fenced bool
 	// unreachable is true when EC2 could not be reached, or did not answer in time.
 	unreachable bool
 }
@@ -45,7 +47,7 @@ func (e *credentialsError) Unwrap() error { return e.err }
 func failureOf(err error, asked []instance.ID) *failure {
 	f := &failure{asked: len(asked)}
 	if fenced, ok := errors.AsType[*instance.Error](err); ok {
-		f.reaction, f.err = failAll, fenced // not sent
+		f.reaction, f.err, f.fenced = failAll, fenced, true
 		return f
 	}
 	f.err = &instance.Error{Kind: instance.KindUnavailable, Cause: err, RetryAfter: retryUnavailable}
@@ -83,6 +85,12 @@ func failureOf(err error, asked []instance.ID) *failure {
 		}
 	}
 	return f
+}
+
+// withoutCredentials reports whether the call was not made because there were no credentials.
+func (f *failure) withoutCredentials() bool {
+	_, none := errors.AsType[*credentialsError](f.err.Cause)
+	return none
 }
 
 // fromEC2 completes a failure from EC2's code and message and the HTTP status.

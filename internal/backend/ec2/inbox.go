@@ -56,20 +56,29 @@ func newInbox(b *Backend) *inbox {
 func (box *inbox) accept(m types.Message) (notice instance.Notice, news bool) {
 	receipt := aws.ToString(m.ReceiptHandle)
 	event, notice, err := readMessage(m)
+	received := &box.b.metrics.queue.received
 	box.mu.Lock()
 	defer box.mu.Unlock()
 	if err != nil {
+		received[receivedUnreadable].Inc()
 		box.reportUnreadableLocked(aws.ToString(m.MessageId), err)
 		return instance.Notice{}, false
 	}
 	if box.recorded.Has(event) {
+		received[receivedAgain].Inc()
 		box.deleteLocked(receipt)
 		return instance.Notice{}, false
 	}
 	receipts, again := box.waiting[event]
 	box.waiting[event] = append(receipts, receipt)
 	notice.Ack = func() { box.acknowledge(event) }
-	return notice, !again
+	if again {
+		received[receivedAgain].Inc()
+		return notice, false
+	}
+	received[receivedNew].Inc()
+	box.b.metrics.queue.age.Observe(max(0, time.Since(notice.OccurredAt).Seconds()))
+	return notice, true
 }
 
 // reportUnreadableLocked logs once that a message cannot be read: without a dead-letter queue it
@@ -80,6 +89,16 @@ func (box *inbox) reportUnreadableLocked(message string, err error) {
 	}
 	box.unreadable.Set(message, struct{}{})
 	box.b.log.Warn("a message in the queue cannot be read and is left for the dead-letter queue", "message_id", message, "error", err)
+}
+
+// size returns how many events are not recorded yet; none without an inbox.
+func (box *inbox) size() int {
+	if box == nil {
+		return 0
+	}
+	box.mu.Lock()
+	defer box.mu.Unlock()
+	return len(box.waiting)
 }
 
 // acknowledge deletes the messages of an event, once.
@@ -133,7 +152,10 @@ func (box *inbox) delete() {
 		for i := range part {
 			entries[i] = types.DeleteMessageBatchRequestEntry{Id: new(strconv.Itoa(i)), ReceiptHandle: &part[i]}
 		}
-		_, err := box.b.queue.DeleteMessageBatch(ctx, &sqs.DeleteMessageBatchInput{QueueUrl: &box.b.cfg.QueueURL, Entries: entries})
+		out, err := box.b.queue.DeleteMessageBatch(ctx, &sqs.DeleteMessageBatchInput{QueueUrl: &box.b.cfg.QueueURL, Entries: entries})
+		if box.b.metrics.queue.countCall(actionDelete, err); err == nil {
+			box.b.metrics.queue.deleted.Add(float64(len(out.Successful)))
+		}
 		return err
 	})
 }
@@ -154,6 +176,7 @@ func (box *inbox) renew() {
 			}
 		}
 		_, err := box.b.queue.ChangeMessageVisibilityBatch(ctx, &sqs.ChangeMessageVisibilityBatchInput{QueueUrl: &box.b.cfg.QueueURL, Entries: entries})
+		box.b.metrics.queue.countCall(actionRenew, err)
 		return err
 	})
 }

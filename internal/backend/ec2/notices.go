@@ -29,13 +29,13 @@ const (
 	maxBackoff = 30 * time.Second
 )
 
-func newQueue(cfg Config) *sqs.Client {
+func newQueue(cfg Config, expiry *instant) *sqs.Client {
 	return sqs.NewFromConfig(cfg.AWS, func(o *sqs.Options) {
 		o.Retryer = aws.NopRetryer{}
 		// The SDK would reject all messages of a response if one is damaged.
 		o.DisableMessageChecksumValidation = true
 		if o.Credentials != nil {
-			o.Credentials = markedCredentials{o.Credentials}
+			o.Credentials = markedCredentials{o.Credentials, expiry}
 		}
 	})
 }
@@ -51,6 +51,8 @@ func (b *Backend) Notices(ctx context.Context) iter.Seq2[instance.Notice, error]
 			return
 		}
 		box := newInbox(b)
+		b.inbox.Store(box)
+		defer b.inbox.CompareAndSwap(box, nil)
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
@@ -83,20 +85,24 @@ func (b *Backend) Notices(ctx context.Context) iter.Seq2[instance.Notice, error]
 
 // receive waits for messages.
 func (box *inbox) receive(ctx context.Context) ([]types.Message, error) {
-	ctx, cancel := context.WithTimeout(ctx, longPoll+10*time.Second)
+	receiving, cancel := context.WithTimeout(ctx, longPoll+10*time.Second)
 	defer cancel()
-	out, err := box.b.queue.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
+	out, err := box.b.queue.ReceiveMessage(receiving, &sqs.ReceiveMessageInput{
 		QueueUrl:            &box.b.cfg.QueueURL,
 		MaxNumberOfMessages: maxMessages,
 		WaitTimeSeconds:     int32(longPoll / time.Second),
 		VisibilityTimeout:   int32(visibilityTimeout / time.Second),
 	})
+	if ctx.Err() == nil {
+		box.b.metrics.queue.countCall(actionReceive, err)
+	}
 	if err != nil {
 		if failureOf(err, nil).credentials {
 			box.b.log.Error("the queue cannot be read: this service's own credentials are missing or refused", "error", err)
 		}
 		return nil, fmt.Errorf("receiving state changes from the queue: %w", err)
 	}
+	box.b.lastReceive.set(time.Now())
 	return out.Messages, nil
 }
 

@@ -28,11 +28,11 @@ type heard struct {
 	stop    func()
 }
 
-func listen(t *testing.T, q *sqstest.Queue) *heard {
+func listen(t *testing.T, q *sqstest.Queue, adjust ...func(*Config)) *heard {
 	h := &heard{}
-	b := connect(t, nil, func(c *Config) {
+	b := connect(t, nil, append(adjust, func(c *Config) {
 		c.AWS.HTTPClient, c.QueueURL, c.Logger = q, sqstest.URL, slog.New(slog.NewTextHandler(&h.log, nil))
-	})
+	})...)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {

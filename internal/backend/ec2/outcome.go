@@ -31,6 +31,7 @@ func (r *batchRun) retryPartialTerminate(ctx context.Context, group []*dispatch.
 		}
 	}
 	if len(alone) > 0 {
+		r.metrics.divided[sentAlone].Inc()
 		r.push(&sequence{r: r, items: alone, alone: true})
 	}
 	return rest
@@ -41,7 +42,7 @@ func (r *batchRun) retryPartialTerminate(ctx context.Context, group []*dispatch.
 func (r *batchRun) resolveUnknown(ctx context.Context, group []*dispatch.Item, f *failure) []*dispatch.Item {
 	r.unknownAttempts++
 	if r.batch.Verb == instance.VerbReboot || r.unknownAttempts == maxUnknownAttempts {
-		r.failEach(group, f.unknownOutcome())
+		r.failUnresolved(group, f.unknownOutcome())
 		return nil
 	}
 	group = r.checkOutcome(ctx, group, f)
@@ -49,10 +50,17 @@ func (r *batchRun) resolveUnknown(ctx context.Context, group []*dispatch.Item, f
 		return nil
 	}
 	if err := r.pause(ctx, jitter(minBackoff<<(r.unknownAttempts-1))); err != nil {
-		r.failEach(group, f.unknownOutcome())
+		r.failUnresolved(group, f.unknownOutcome())
 		return nil
 	}
+	r.metrics.countLostAnswer(group, sentAgain)
 	return group
+}
+
+// failUnresolved tells the callers of a group that the outcome of their call is unknown.
+func (r *batchRun) failUnresolved(group []*dispatch.Item, err *instance.Error) {
+	r.metrics.countLostAnswer(group, unresolved)
+	r.failEach(group, err)
 }
 
 // checkOutcome describes the instances after a failed call that may have been carried out. Items
@@ -71,12 +79,16 @@ func (r *batchRun) checkOutcome(ctx context.Context, group []*dispatch.Item, f *
 			}
 		}
 	}
-	return r.deliverApplied(group)
+	rest, done := r.deliverApplied(group)
+	if f.reaction == unknownOutcome {
+		r.metrics.lostAnswers[carriedOut].Add(float64(done))
+	}
+	return rest
 }
 
 // deliverApplied delivers to the items whose instances were all changed by failed calls, and
-// returns the others.
-func (r *batchRun) deliverApplied(group []*dispatch.Item) (rest []*dispatch.Item) {
+// returns the others, and how many instances it delivered.
+func (r *batchRun) deliverApplied(group []*dispatch.Item) (rest []*dispatch.Item, instances int) {
 	lines := maps.Clone(r.appliedUnclaimed)
 	delivered := make(map[instance.ID]int)
 	for _, it := range group {
@@ -92,7 +104,7 @@ func (r *batchRun) deliverApplied(group []*dispatch.Item) (rest []*dispatch.Item
 		}
 		r.deliver(it, changes, nil)
 	}
-	return rest
+	return rest, len(delivered)
 }
 
 // observeOutcome describes the instances of a group and notes what the last call did. It is false
@@ -107,7 +119,7 @@ func (r *batchRun) observeOutcome(ctx context.Context, group []*dispatch.Item, f
 	if failed != nil {
 		err := f.unknownOutcome()
 		err.Cause = failed
-		r.failEach(group, err)
+		r.failUnresolved(group, err)
 		return nil, false
 	}
 	for _, id := range ids {

@@ -26,6 +26,7 @@ type strategy interface {
 
 // run gives every item of the batch its outcome.
 func (r *batchRun) run(ctx context.Context) {
+	r.metrics.countQueueWait(r.batch.Items)
 	r.push(&sequence{r: r, items: r.batch.Items})
 	for len(r.work) > 0 {
 		top := len(r.work) - 1
@@ -50,6 +51,7 @@ func (r *batchRun) isolate(ctx context.Context, part []*dispatch.Item, f *failur
 		r.pushCapacitySearch(ctx, part, f)
 		return
 	}
+	r.metrics.divided[bisected].Inc()
 	r.push(&bisection{r: r, candidates: part, f: f, certain: true, back: back})
 }
 
@@ -143,6 +145,7 @@ func (r *batchRun) splitTooLarge(group []*dispatch.Item, f *failure) {
 		r.b.log.Info("EC2 takes fewer instances a call than was tried", "action", string(r.batch.Verb), "from_now_on", n)
 	}
 	r.reportRequeued(group)
+	r.metrics.divided[tooLarge].Inc()
 	r.push(&sequence{r: r, items: group})
 }
 

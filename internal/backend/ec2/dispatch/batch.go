@@ -14,6 +14,7 @@ func (d *Dispatcher) Done(b *Batch) {
 	d.releaseLocked(b)
 	d.giveBackLocked(b)
 	b.queue.inFlight--
+	b.action.inFlight--
 	b.action.tidy(b.queue)
 	d.signal()
 }

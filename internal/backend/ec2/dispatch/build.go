@@ -66,6 +66,7 @@ func (a *action) buildBatch(turn *tenantQueue, now time.Time) *Batch {
 	}
 	charged := b.seal(at)
 	bq.inFlight++
+	a.inFlight++
 	bq.lastSent = now
 	batch := &Batch{Key: bq.key, Items: b.items, action: a, queue: bq, paid: true, paidIDs: charged, due: now}
 	if !bq.key.DryRun {

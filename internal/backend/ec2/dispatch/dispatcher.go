@@ -61,8 +61,10 @@ type action struct {
 	clock     float64 // virtual time, in calls
 	// waiting and ids are how many items and instances wait.
 	waiting, ids int
-	idle         heap[*tenant] // tenants without items, by the end of what they have used
-	fronts       tree          // tenants that are first in line, by for how many calls
+	inFlight     int            // batches
+	oldest       heap[*Request] // those with items that wait, in order of arrival
+	idle         heap[*tenant]  // tenants without items, by the end of what they have used
+	fronts       tree           // tenants that are first in line, by for how many calls
 
 	shared     float64            // how many instance tokens each tenant got that lacks some
 	filling    tree               // those tenants, by the value of shared at which they lack none
@@ -101,6 +103,11 @@ func newAction(d *Dispatcher, verb instance.Verb, buckets Buckets) *action {
 		batches:   make(map[Key]*batchQueue),
 		ready:     make(map[*batchQueue]struct{}),
 		tenants:   make(map[string]*tenant),
+	}
+	a.oldest = heap[*Request]{
+		before:   func(x, y *Request) bool { return x.seq < y.seq },
+		position: func(r *Request) *int { return &r.oldestPosition },
+		steps:    &a.steps,
 	}
 	a.fronts.steps, a.filling.steps = &a.steps, &a.steps
 	a.idle = heap[*tenant]{
@@ -154,9 +161,11 @@ func (d *Dispatcher) Enqueue(r *Request) *instance.Error {
 	d.seq++
 	r.seq = d.seq
 	a := d.actions[r.Command.Verb]
-	if err := a.tooLate(r, time.Now()); err != nil {
+	now := time.Now()
+	if err := a.tooLate(r, now); err != nil {
 		return err
 	}
+	r.Enqueued = now
 	a.add(r)
 	d.signal()
 	return nil
@@ -383,4 +392,28 @@ func (d *Dispatcher) Buckets(verb instance.Verb) (list []instance.TokenBucket) {
 		list = append(list, instances)
 	}
 	return list
+}
+
+// Load is how much of a verb waits and is in flight.
+type Load struct {
+	// WaitingInstances wait for their first call, with each request that wants one counted;
+	// dry runs excluded.
+	WaitingInstances int
+	// OldestEnqueued is when the oldest request was enqueued of which a part waits for its first
+	// call; zero if nothing waits.
+	OldestEnqueued time.Time
+	// Batches are in flight: their items have no outcome yet.
+	Batches int
+}
+
+// Load returns the load of a verb, in the same time however much waits.
+func (d *Dispatcher) Load(verb instance.Verb) Load {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	a := d.actions[verb]
+	l := Load{WaitingInstances: a.ids, Batches: a.inFlight}
+	if r := a.oldest.min(); r != nil {
+		l.OldestEnqueued = r.Enqueued
+	}
+	return l
 }

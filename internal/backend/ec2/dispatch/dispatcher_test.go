@@ -196,7 +196,7 @@ func TestNothingWaitsThatCouldBeSent(t *testing.T) {
 			}
 			time.Sleep(time.Minute)
 			synctest.Wait()
-			if a.waiting != 0 || a.ids != 0 || a.filling.len() != 0 || a.fronts.len() != 0 || a.short.len() != 0 ||
+			if a.waiting != 0 || a.ids != 0 || a.oldest.len() != 0 || a.inFlight != 0 || a.filling.len() != 0 || a.fronts.len() != 0 || a.short.len() != 0 ||
 				len(a.batches) != 0 || len(a.ready) != 0 || len(a.tenants) != 0 || len(d.busy) != 0 || len(d.waiting) != 0 {
 				t.Errorf("seed %d: something is left of requests that are gone: %+v", seed, a)
 			}

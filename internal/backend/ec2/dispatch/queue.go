@@ -97,6 +97,7 @@ func (a *action) add(r *Request) {
 	q := a.tenantQueue(r.key(), r.Command.Principal)
 	r.queue, r.waiting = q, len(r.items)
 	bq, t := q.batches, q.tenant
+	a.oldest.push(r)
 	a.waiting += len(r.items)
 	t.waiting += len(r.items)
 	q.waiting += len(r.items)
@@ -129,7 +130,9 @@ func (a *action) take(it *Item) {
 	bq.arrivals.remove(it)
 	a.d.unindex(it)
 	it.dispatched = true
-	r.waiting--
+	if r.waiting--; r.waiting == 0 {
+		a.oldest.remove(r)
+	}
 	a.waiting--
 	t.waiting--
 	q.waiting--

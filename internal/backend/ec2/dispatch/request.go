@@ -26,11 +26,16 @@ type Request struct {
 	// Tag is whatever the caller likes to find again in a batch. The dispatcher does not use it.
 	Tag any
 
+	// Enqueued is when the dispatcher took the request; zero before.
+	Enqueued time.Time
+
 	seq   uint64 // in order of arrival
 	queue *tenantQueue
 	items []*Item
 	// waiting is how many of its items are in no batch yet.
 	waiting int
+	// oldestPosition is its position in action.oldest.
+	oldestPosition int
 	// gone is true once its caller has left.
 	gone bool
 
@@ -144,6 +149,15 @@ func (it *Item) resolveLocked(changes []instance.StateChange, err *instance.Erro
 	if r.pending == 0 {
 		close(r.done)
 	}
+}
+
+// CountRequests returns of how many requests items are.
+func CountRequests(items []*Item) int {
+	seen := make(map[*Request]struct{})
+	for _, it := range items {
+		seen[it.Request] = struct{}{}
+	}
+	return len(seen)
 }
 
 // DistinctIDs returns the ids of items, each once, in their order.
