@@ -18,6 +18,22 @@ const (
 	ChangeRemoved
 )
 
+// String returns the type in words, such as "state_changed".
+func (t ChangeType) String() string {
+	switch t {
+	case ChangeAdded:
+		return "added"
+	case ChangeState:
+		return "state_changed"
+	case ChangeAttributes:
+		return "attributes_changed"
+	case ChangeRemoved:
+		return "removed"
+	case ChangeUnspecified:
+	}
+	return "unspecified"
+}
+
 // Cause is who or what caused a change. The zero value is an external cause: someone or
 // something outside this service.
 type Cause struct {
@@ -45,6 +61,22 @@ const (
 	// SourceSimulator is a notice of the simulator.
 	SourceSimulator
 )
+
+// String returns the source in words, such as "event_bridge".
+func (s Source) String() string {
+	switch s {
+	case SourceAnswer:
+		return "answer"
+	case SourceEventBridge:
+		return "event_bridge"
+	case SourceReconcile:
+		return "reconcile"
+	case SourceSimulator:
+		return "simulator"
+	case SourceUnspecified:
+	}
+	return "unspecified"
+}
 
 // Change is one change of one instance: what the journal records and what a
 // subscriber is told. Before is nil for [ChangeAdded]; After is nil for

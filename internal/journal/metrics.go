@@ -54,22 +54,6 @@ var causeLabels = [...]string{
 	otherCause:     "other",
 }
 
-var sourceLabels = [...]string{
-	instance.SourceUnspecified: "unspecified",
-	instance.SourceAnswer:      "answer",
-	instance.SourceEventBridge: "event_bridge",
-	instance.SourceReconcile:   "reconcile",
-	instance.SourceSimulator:   "simulator",
-}
-
-var typeLabels = [...]string{
-	instance.ChangeUnspecified: "unspecified",
-	instance.ChangeAdded:       "added",
-	instance.ChangeState:       "state_changed",
-	instance.ChangeAttributes:  "attributes_changed",
-	instance.ChangeRemoved:     "removed",
-}
-
 // The reasons for which a write fails.
 const (
 	writeUnavailable = "unavailable" // etcd does not respond; the write is repeated
@@ -142,7 +126,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Help: "Changes of instances recorded by this process.",
 	}, []string{"type"})
 	for t := instance.ChangeAdded; t <= instance.ChangeRemoved; t++ {
-		m.changes[t] = changes.WithLabelValues(typeLabels[t])
+		m.changes[t] = changes.WithLabelValues(t.String())
 	}
 	ages := factory.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "instanced_journal_change_age_seconds",
@@ -150,7 +134,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Buckets: []float64{0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300},
 	}, []string{"source"})
 	for s := instance.SourceAnswer; s <= instance.SourceSimulator; s++ {
-		m.changeAge[s] = ages.WithLabelValues(sourceLabels[s])
+		m.changeAge[s] = ages.WithLabelValues(s.String())
 	}
 	return m
 }
@@ -177,7 +161,7 @@ func (m *metrics) countStateChange(t transition) {
 		if t.inferred {
 			inferred = "true"
 		}
-		counter = m.stateChangesVec.WithLabelValues(t.from.String(), t.to.String(), causeLabels[t.cause], sourceLabels[t.source], inferred)
+		counter = m.stateChangesVec.WithLabelValues(t.from.String(), t.to.String(), causeLabels[t.cause], t.source.String(), inferred)
 		m.stateChanges[t] = counter
 	}
 	counter.Inc()

@@ -58,15 +58,15 @@ func (c *idempotency) close() {
 }
 
 // do returns the command in flight under a token, or starts one in the trace of the caller.
-func (c *idempotency) do(caller context.Context, token journal.Token, run func(context.Context) (CommandResponse, error)) (*tokenCall, error) {
+func (c *idempotency) do(caller context.Context, token journal.Token, run func(context.Context) (CommandResponse, error)) (_ *tokenCall, joined bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if call := c.inFlight[token.Key]; call != nil {
 		trace.SpanFromContext(caller).AddLink(tracing.Link(call.span))
-		return call, nil
+		return call, true, nil
 	}
 	if c.ctx == nil {
-		return nil, observer.ErrTermEnded()
+		return nil, false, observer.ErrTermEnded()
 	}
 	call := &tokenCall{fingerprint: token.Fingerprint, span: trace.SpanFromContext(caller), done: make(chan struct{})}
 	c.inFlight[token.Key] = call
@@ -94,7 +94,7 @@ func (c *idempotency) do(caller context.Context, token journal.Token, run func(c
 			call.err = errInterrupted(call.err) // the deadline is not that of a caller
 		}
 	})
-	return call, nil
+	return call, false, nil
 }
 
 // executeIdempotent carries out a command with a client token once, however often it is
@@ -106,14 +106,18 @@ func (s *Service) executeIdempotent(ctx context.Context, term *journal.Term, cmd
 		Fingerprint: fingerprint(cmd),
 		IDs:         cmd.IDs,
 	}
-	call, err := s.idempotency.do(ctx, token, func(ctx context.Context) (CommandResponse, error) {
+	call, joined, err := s.idempotency.do(ctx, token, func(ctx context.Context) (CommandResponse, error) {
 		return s.executeToken(ctx, term, cmd, cause, token)
 	})
 	if err != nil {
 		return CommandResponse{}, err
 	}
 	if !bytes.Equal(call.fingerprint, token.Fingerprint) {
+		s.metrics.tokens[tokenReused].Inc()
 		return CommandResponse{}, errTokenReused(cause)
+	}
+	if joined {
+		s.metrics.tokens[tokenJoined].Inc()
 	}
 	select {
 	case <-call.done:
@@ -134,14 +138,22 @@ func (s *Service) executeToken(ctx context.Context, term *journal.Term, cmd inst
 	}
 	switch {
 	case found && !bytes.Equal(recorded.Fingerprint, token.Fingerprint):
+		s.metrics.tokens[tokenReused].Inc()
 		return CommandResponse{}, errTokenReused(cause)
 	case found && recorded.Answer != nil:
+		s.metrics.tokens[tokenRecorded].Inc()
 		return responseFrom(recorded.Answer), nil
 	case found && cmd.Verb == instance.VerbReboot:
+		s.metrics.tokens[tokenRefused].Inc()
 		return CommandResponse{}, errRebootUnknown(cause)
 	case found:
 		token = recorded
 		remaining, err := s.retryRemaining(ctx, cmd, cause, &token)
+		if err != nil {
+			s.metrics.tokens[tokenRefused].Inc()
+		} else {
+			s.metrics.tokens[tokenResumed].Inc()
+		}
 		if e, ok := errors.AsType[*instance.Error](err); ok {
 			return CommandResponse{}, e.UnknownOutcome() // of the attempt that recorded the intent
 		}
@@ -154,8 +166,10 @@ func (s *Service) executeToken(ctx context.Context, term *journal.Term, cmd inst
 		cmd.IDs = remaining
 	default:
 		if err := s.recordIntent(ctx, term, &token); err != nil {
+			s.metrics.tokens[tokenRefused].Inc()
 			return CommandResponse{}, err
 		}
+		s.metrics.tokens[tokenNew].Inc()
 	}
 	response, err := s.execute(ctx, term, cmd, cause, &token)
 	e, ok := errors.AsType[*instance.Error](err)

@@ -3,8 +3,13 @@ package lifecycle_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,6 +57,20 @@ func expectSamples(t *testing.T, registry *prometheus.Registry, want map[string]
 	for name, value := range want {
 		if got[name] != value {
 			t.Errorf("%s is %v, want %v", name, got[name], value)
+		}
+	}
+}
+
+// awaitSample returns when a sample of a registry is as wanted.
+func awaitSample(t *testing.T, registry *prometheus.Registry, name string, wanted func(float64) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		value := samples(t, registry)[name]
+		if wanted(value) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is %v after 20 s", name, value)
 		}
 	}
 }
@@ -149,4 +168,286 @@ const unknown = "i-0000000000000000f"
 
 func command(verb instance.Verb, ids ...string) lifecycle.CommandRequest {
 	return lifecycle.CommandRequest{Verb: verb, InstanceIDs: ids}
+}
+
+// scripted is a backend whose notices are those that a test sends, and whose descriptions fail
+// or leave instances out on demand.
+type scripted struct {
+	lifecycle.Backend
+	notices chan instance.Notice // one without an id stands for a failure
+	failing atomic.Bool
+	hidden  atomic.Pointer[instance.ID]
+}
+
+func newScripted() *scripted { return &scripted{notices: make(chan instance.Notice)} }
+
+func (s *scripted) wrap(b lifecycle.Backend) lifecycle.Backend {
+	s.Backend = b
+	return s
+}
+
+func (s *scripted) Notices(ctx context.Context) iter.Seq2[instance.Notice, error] {
+	return func(yield func(instance.Notice, error) bool) {
+		for {
+			select {
+			case n := <-s.notices:
+				var err error
+				if n.ID == "" {
+					err = errors.New("the queue cannot be reached")
+				}
+				if !yield(n, err) {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+func (s *scripted) Describe(ctx context.Context, query instance.DescribeQuery) (instance.DescribePage, error) {
+	if s.failing.Load() {
+		return instance.DescribePage{}, &instance.Error{Kind: instance.KindUnavailable, Reason: instance.ReasonBackendUnavailable}
+	}
+	page, err := s.Backend.Describe(ctx, query)
+	if hidden := s.hidden.Load(); hidden != nil {
+		page.Instances = slices.DeleteFunc(page.Instances, func(i *instance.Instance) bool { return i.ID == *hidden })
+	}
+	return page, err
+}
+
+// send has a notice delivered, and returns when it is acknowledged.
+func (s *scripted) send(id instance.ID, state instance.State, at time.Time) {
+	acknowledged := make(chan struct{})
+	s.notices <- instance.Notice{ID: id, State: state, OccurredAt: at, Source: instance.SourceSimulator, Ack: sync.OnceFunc(func() { close(acknowledged) })}
+	<-acknowledged
+}
+
+func TestNoticesAreCountedByWhatFollowsFromThem(t *testing.T) {
+	registry, b := prometheus.NewRegistry(), newScripted()
+	f := start(t, options{metrics: registry, wrap: b.wrap, poll: time.Hour})
+	r, err := f.command(t.Context(), instance.VerbStart, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := f.changes(t, first)[1].OccurredAt
+	b.notices <- instance.Notice{}
+	b.send(first, instance.StatePending, started)
+	b.send(first, instance.StateStopped, started.Add(-time.Second))
+	b.send(first, instance.StateStopped, started.Add(-time.Minute))
+	b.send(first, instance.StateRunning, started.Add(time.Microsecond))
+	b.send(second, instance.StateRunning, time.Now()) // which cannot follow stopped
+	f.wait(t, r.Cursor, instance.StateRunning, first)
+	expectSamples(t, registry, map[string]float64{
+		`instanced_observer_notices_total{class="duplicate"}`: 1,
+		`instanced_observer_notices_total{class="late"}`:      2,
+		`instanced_observer_notices_total{class="recorded"}`:  1,
+		`instanced_observer_notices_total{class="described"}`: 1,
+		`instanced_observer_notice_errors_total`:              1,
+		`instanced_observer_notices_held`:                     0,
+	})
+	if n := samples(t, registry)[`instanced_observer_refresh_duration_seconds_count{outcome="ok"}`]; n == 0 {
+		t.Error("no description is counted")
+	}
+}
+
+func TestInstancesInTransitionWithoutNoticesAreCountedAsPolled(t *testing.T) {
+	registry, b := prometheus.NewRegistry(), newScripted()
+	f := start(t, options{metrics: registry, wrap: b.wrap, poll: 10 * time.Millisecond, sim: sim.Config{Speed: 100}})
+	r, err := f.command(t.Context(), instance.VerbStart, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.wait(t, r.Cursor, instance.StateRunning, first)
+	if n := samples(t, registry)["instanced_observer_polls_total"]; n == 0 {
+		t.Error("no poll is counted")
+	}
+}
+
+func TestADisagreementThatAComparisonFindsIsCountedOnce(t *testing.T) {
+	registry, b := prometheus.NewRegistry(), newScripted()
+	f := start(t, options{metrics: registry, wrap: b.wrap, poll: time.Hour, reconcile: 10 * time.Millisecond, consistency: time.Nanosecond})
+	expectSamples(t, registry, map[string]float64{`instanced_observer_disagreements_total{type="added"}`: 2})
+	if err := f.sim.Change(t.Context(), []sim.Change{
+		{IDs: []instance.ID{first}, SetTags: map[string]string{"team": "platform"}},
+		{IDs: []instance.ID{second}, Action: sim.ActionStart},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	once := func(n float64) bool { return n == 1 }
+	awaitSample(t, registry, `instanced_observer_disagreements_total{type="attributes_changed"}`, once)
+	awaitSample(t, registry, `instanced_observer_disagreements_total{type="state_changed"}`, once)
+	gone := instance.ID(first)
+	b.hidden.Store(&gone)
+	awaitSample(t, registry, `instanced_observer_disagreements_total{type="removed"}`, once)
+	const reconciled = `instanced_observer_reconcile_duration_seconds_count{outcome="ok"}`
+	now := samples(t, registry)[reconciled]
+	awaitSample(t, registry, reconciled, func(n float64) bool { return n >= now+2 })
+	expectSamples(t, registry, map[string]float64{
+		`instanced_observer_disagreements_total{type="added"}`:              2,
+		`instanced_observer_disagreements_total{type="attributes_changed"}`: 1,
+		`instanced_observer_disagreements_total{type="state_changed"}`:      1,
+		`instanced_observer_disagreements_total{type="removed"}`:            1,
+		`instanced_journal_instances{state="running"}`:                      1,
+		`instanced_journal_instances{state="stopped"}`:                      0,
+	})
+}
+
+func TestComparisonsAndDescriptionsThatFailAreCounted(t *testing.T) {
+	registry, b := prometheus.NewRegistry(), newScripted()
+	f := start(t, options{metrics: registry, wrap: b.wrap, poll: time.Hour})
+	const last = "instanced_observer_reconcile_last_success_timestamp_seconds"
+	if at := samples(t, registry)[last]; at != float64(f.LastReconciled().UnixNano())/1e9 {
+		t.Errorf("the last comparison was at %v, want %v", at, f.LastReconciled())
+	}
+	b.failing.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := f.Reconcile(ctx); err == nil {
+		t.Error("a comparison succeeded without the backend")
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := f.Refresh(ctx, []instance.ID{first}); err == nil {
+		t.Error("a description succeeded without the backend")
+	}
+	expectSamples(t, registry, map[string]float64{
+		`instanced_observer_reconcile_duration_seconds_count{outcome="failed"}`: 1,
+		`instanced_observer_refresh_duration_seconds_count{outcome="failed"}`:   1,
+		`instanced_observer_refresh_last_success_timestamp_seconds`:             0,
+	})
+	b.failing.Store(false)
+	if _, err := f.Refresh(t.Context(), []instance.ID{first}); err != nil {
+		t.Fatal(err)
+	}
+	awaitSample(t, registry, "instanced_observer_refresh_last_success_timestamp_seconds", func(at float64) bool { return at > 0 })
+}
+
+func TestUnknownOutcomesAreOutstandingUntilTheInstanceIsDescribed(t *testing.T) {
+	registry, b := prometheus.NewRegistry(), newScripted()
+	f := start(t, options{
+		metrics: registry, wrap: b.wrap, poll: time.Hour,
+		sim: sim.Config{Faults: []sim.Fault{{Kind: sim.InternalError}}},
+	})
+	const outstanding = `instanced_observer_unresolved_commands{state="unknown"}`
+	b.failing.Store(true)
+	if _, err := f.command(t.Context(), instance.VerbStart, first, second); err == nil {
+		t.Fatal("the command did not fail")
+	}
+	expectSamples(t, registry, map[string]float64{outstanding: 2})
+	awaitSample(t, registry, "instanced_observer_refreshes_waiting", func(n float64) bool { return n == 2 })
+	b.failing.Store(false)
+	if _, err := f.Refresh(t.Context(), []instance.ID{first, second}); err != nil {
+		t.Fatal(err)
+	}
+	expectSamples(t, registry, map[string]float64{outstanding: 0, "instanced_observer_refreshes_waiting": 0})
+}
+
+func TestTheUseOfClientTokensIsCounted(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	s := &slow{entered: make(chan instance.Command, 1), pass: make(chan struct{})}
+	o := options{metrics: registry, maxTokens: 2, wrap: func(b lifecycle.Backend) lifecycle.Backend { s.Backend = b; return s }}
+	f := start(t, o)
+	call := func(f *fixture, token string, ids ...string) error {
+		_, err := f.Command(t.Context(), caller, lifecycle.CommandRequest{Verb: instance.VerbStart, InstanceIDs: ids, ClientToken: token})
+		return err
+	}
+	results := make(chan error, 2)
+	go func() { results <- call(f, "one", first) }()
+	<-s.entered
+	go func() { results <- call(f, "one", first) }()
+	uses := func(use string) string { return fmt.Sprintf("instanced_lifecycle_client_tokens_total{use=%q}", use) }
+	awaitSample(t, registry, uses("joined"), func(n float64) bool { return n == 1 })
+	expectSamples(t, registry, map[string]float64{`instanced_observer_commands_in_flight{verb="StartInstances"}`: 1})
+	afterCrash := prometheus.NewRegistry()
+	resumed := f.crash(t, options{metrics: afterCrash})
+	close(s.pass)
+	for range cap(results) {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := call(f, "one", first); err != nil {
+		t.Error(err)
+	}
+	if err := call(f, "one", second); reasonOf(err) != instance.ReasonClientTokenReused {
+		t.Errorf("got %v, want CLIENT_TOKEN_REUSED", err)
+	}
+	if err := call(f, "two", second); reasonOf(err) != instance.ReasonTooManyClientTokens {
+		t.Errorf("got %v, want TOO_MANY_CLIENT_TOKENS", err)
+	}
+	expectSamples(t, registry, map[string]float64{
+		uses("new"): 1, uses("joined"): 1, uses("recorded"): 1, uses("reused"): 1, uses("refused"): 1, uses("resumed"): 0,
+		`instanced_observer_commands_total{outcome="ok",reason="",verb="StartInstances"}`: 1,
+		`instanced_observer_commands_in_flight{verb="StartInstances"}`:                    0,
+		"instanced_journal_client_tokens":                                                 1,
+		"instanced_journal_client_tokens_max":                                             2,
+		"instanced_journal_client_token_bytes":                                            float64(f.journal.Stats().ClientTokenBytes),
+	})
+	if err := call(resumed, "one", first); err != nil {
+		t.Error(err)
+	}
+	expectSamples(t, afterCrash, map[string]float64{uses("resumed"): 1, uses("new"): 0})
+}
+
+func TestWaitsInFlightAreCounted(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	f := start(t, options{metrics: registry})
+	const waits = "instanced_lifecycle_waits_in_flight"
+	waited := make(chan struct{})
+	go func() {
+		defer close(waited)
+		f.wait(t, f.Cursor(), instance.StateRunning, first)
+	}()
+	awaitSample(t, registry, waits, func(n float64) bool { return n == 1 })
+	if _, err := f.command(t.Context(), instance.VerbStart, first); err != nil {
+		t.Fatal(err)
+	}
+	<-waited
+	expectSamples(t, registry, map[string]float64{waits: 0})
+}
+
+// Two processes share a log: each says who owns it, and one only counts a change.
+func TestTheOwnerCountsChangesAndAFollowerShowsThem(t *testing.T) {
+	endpoints := []string{startEtcd(t)}
+	registries := [2]*prometheus.Registry{prometheus.NewRegistry(), prometheus.NewRegistry()}
+	owner := start(t, options{endpoints: endpoints, address: "owner:1", metrics: registries[0], ttl: 2 * time.Second})
+	other := start(t, options{endpoints: endpoints, address: "other:2", metrics: registries[1], ttl: 2 * time.Second})
+	r, err := owner.command(t.Context(), instance.VerbStart, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.wait(t, r.Cursor, instance.StateRunning, first)
+	if _, err := other.command(t.Context(), instance.VerbStop, first); reasonOf(err) != instance.ReasonNotOwner {
+		t.Errorf("got %v, want NOT_OWNER", err)
+	}
+	shown := map[string]float64{
+		`instanced_journal_instances{state="running"}`: 1,
+		`instanced_journal_instances{state="stopped"}`: 1,
+		"instanced_journal_reachable":                  1,
+		"instanced_journal_revision":                   float64(owner.journal.Head().Seq),
+	}
+	for i, registry := range registries {
+		expectSamples(t, registry, shown)
+		mine := float64(1 - i)
+		expectSamples(t, registry, map[string]float64{
+			"instanced_journal_owner": mine, "instanced_journal_writable": mine, "instanced_journal_terms_total": mine,
+			`instanced_journal_changes_total{type="state_changed"}`: 2 * mine,
+		})
+		if left := samples(t, registry)["instanced_journal_lease_remaining_seconds"]; left < 0 || left > 2 || left == 0 != (mine == 0) {
+			t.Errorf("the lease of process %d remains for %v s", i, left)
+		}
+	}
+	const since = "instanced_journal_owner_since_timestamp_seconds"
+	was := samples(t, registries[1])[since]
+	owner.stop()
+	if err := owner.journal.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	awaitSample(t, registries[1], "instanced_journal_owner", func(n float64) bool { return n == 1 })
+	got := samples(t, registries[1])
+	if was == 0 || got[since] <= was || got["instanced_journal_terms_total"] != 1 {
+		t.Errorf("a term of %v follows that of %v; %v terms", got[since], was, got["instanced_journal_terms_total"])
+	}
+	expectSamples(t, registries[0], map[string]float64{"instanced_journal_owner": 0, "instanced_journal_lease_remaining_seconds": 0})
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
@@ -123,7 +124,9 @@ func (o *outage) Execute(ctx context.Context, cmd instance.Command) (instance.Re
 func TestAChangeThatCannotBeRecordedIsToldAndRepaired(t *testing.T) {
 	c := layCable(t, startEtcd(t))
 	o := &outage{cable: c, once: true}
+	registry := prometheus.NewRegistry()
 	f := start(t, options{
+		metrics:   registry,
 		endpoints: []string{c.address},
 		sim:       sim.Config{Speed: 20},
 		wrap:      func(b lifecycle.Backend) lifecycle.Backend { o.Backend = b; return o },
@@ -135,6 +138,11 @@ func TestAChangeThatCannotBeRecordedIsToldAndRepaired(t *testing.T) {
 	if reasonOf(err) != instance.ReasonNotRecorded || ctx.Err() != nil {
 		t.Fatalf("got %v; want NOT_RECORDED, and before the deadline", err)
 	}
+	expectSamples(t, registry, map[string]float64{
+		`instanced_observer_unresolved_commands{state="unrecorded"}`:                                                                 1,
+		`instanced_observer_commands_total{outcome="unknown",reason="NOT_RECORDED",verb="StartInstances"}`:                           1,
+		`instanced_journal_state_changes_total{cause="StartInstances",from="stopped",inferred="false",source="answer",to="pending"}`: 0,
+	})
 	// Stopping a stopped instance leaves nothing to record; once the outage is noticed it
 	// is rejected too, as is everything, before the backend is called.
 	for {
@@ -148,8 +156,10 @@ func TestAChangeThatCannotBeRecordedIsToldAndRepaired(t *testing.T) {
 		}
 		break
 	}
+	awaitSample(t, registry, `instanced_journal_write_errors_total{reason="unavailable"}`, func(n float64) bool { return n > 0 })
 	c.mend()
 	f.wait(t, before, instance.StateRunning, first)
+	awaitSample(t, registry, `instanced_observer_unresolved_commands{state="unrecorded"}`, func(n float64) bool { return n == 0 })
 	changes := f.changes(t, first)
 	if len(changes) == 0 || changes[len(changes)-1].Cause.Principal != caller.Principal {
 		t.Errorf("the repaired record does not say who caused it: %v", steps(changes))

@@ -33,6 +33,7 @@ type Service struct {
 	journal     *journal.Journal
 	backend     Backend
 	log         *slog.Logger
+	metrics     *metrics
 	observer    *observer.Observer
 	idempotency idempotency
 }
@@ -46,6 +47,7 @@ func New(cfg Config) *Service {
 		journal:     cfg.Journal,
 		backend:     cfg.Backend,
 		log:         cfg.Logger,
+		metrics:     newMetrics(cfg.Metrics),
 		observer:    observer.New(cfg),
 		idempotency: idempotency{inFlight: make(map[string]*tokenCall)},
 	}

@@ -53,6 +53,9 @@ type options struct {
 
 	callTimeout time.Duration
 	retention   time.Duration
+	reconcile   time.Duration
+	consistency time.Duration
+	maxTokens   int
 
 	metrics prometheus.Registerer
 }
@@ -63,7 +66,7 @@ func start(t *testing.T, o options) *fixture {
 		o.dir = t.TempDir()
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	config := journal.Config{DataDir: o.dir, MinFreeDisk: -1, Logger: log, Address: o.address, OwnerTTL: o.ttl, Retention: o.retention, Metrics: o.metrics}
+	config := journal.Config{DataDir: o.dir, MinFreeDisk: -1, Logger: log, Address: o.address, OwnerTTL: o.ttl, Retention: o.retention, MaxClientTokens: o.maxTokens, Metrics: o.metrics}
 	if o.endpoints != nil {
 		config.DataDir, config.Endpoints = "", o.endpoints
 	}
@@ -79,7 +82,10 @@ func start(t *testing.T, o options) *fixture {
 	if o.wrap != nil {
 		backend = o.wrap(backend)
 	}
-	f.Service = lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: log, PollInterval: o.poll, CallTimeout: o.callTimeout, Metrics: o.metrics})
+	f.Service = lifecycle.New(lifecycle.Config{
+		Journal: j, Backend: backend, Logger: log, PollInterval: o.poll, CallTimeout: o.callTimeout,
+		ReconcileInterval: o.reconcile, Consistency: o.consistency, Metrics: o.metrics,
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	f.stop = cancel
 	var running sync.WaitGroup

@@ -26,6 +26,8 @@ func (s *Service) Wait(ctx context.Context, caller Caller, req WaitRequest) (Wai
 	if err := c.err(); err != nil {
 		return WaitResponse{}, err
 	}
+	s.metrics.waits.Inc()
+	defer s.metrics.waits.Dec()
 	waitCtx, cancel := context.WithTimeoutCause(ctx, timeout, errWaitOver)
 	defer cancel()
 	over := func() bool { return errors.Is(context.Cause(waitCtx), errWaitOver) && ctx.Err() == nil }

@@ -44,7 +44,7 @@ func (r *refresher) describe(ctx context.Context, refreshes map[instance.ID]*ref
 	}
 	descriptions := make([]description, 0, len(refreshes))
 	for id, w := range refreshes {
-		descriptions = append(descriptions, description{id: id, image: found[id], consistency: w.consistency})
+		descriptions = append(descriptions, description{id: id, image: found[id], consistency: w.consistency, reconciling: w.reconciling})
 	}
 	results, err := r.o.recordDescriptions(ctx, asked, descriptions)
 	if err != nil {

@@ -260,7 +260,7 @@ func (o *Observer) recordAnswers(ctx context.Context, term *journal.Term, comman
 		return nil
 	})
 	if err != nil { // classes and recorded may still be written to
-		o.refresher.requestThenAck(notices...)
+		o.refreshThenAck(notices)
 		return err
 	}
 	o.ackOrRefresh(notices, classes)

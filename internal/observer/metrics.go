@@ -16,6 +16,43 @@ type metrics struct {
 	commands *prometheus.CounterVec
 	verbs    [len(verbs)]verbMetrics
 	reasons  map[string]bool
+
+	notices       [needsRefresh + 1]prometheus.Counter
+	noticeErrors  prometheus.Counter
+	polls         prometheus.Counter
+	refreshes     attempts
+	lastRefresh   prometheus.Gauge
+	reconciles    attempts
+	disagreements [instance.ChangeRemoved + 1]prometheus.Counter
+}
+
+// attempts are the metrics of what succeeds or fails, and is tried again.
+type attempts struct {
+	ok, failed prometheus.Observer
+}
+
+func newAttempts(factory promauto.Factory, name, help string) attempts {
+	durations := factory.NewHistogramVec(prometheus.HistogramOpts{
+		Name: name, Help: help, Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
+	}, []string{"outcome"})
+	return attempts{ok: durations.WithLabelValues("ok"), failed: durations.WithLabelValues("failed")}
+}
+
+// observe counts an attempt that began at a time, unless it was given up with its context.
+func (a attempts) observe(ctx context.Context, began time.Time, err error) {
+	switch {
+	case err == nil:
+		a.ok.Observe(time.Since(began).Seconds())
+	case ctx.Err() == nil:
+		a.failed.Observe(time.Since(began).Seconds())
+	}
+}
+
+var noticeLabels = [...]string{
+	duplicate:       "duplicate",
+	late:            "late",
+	followsDirectly: "recorded",
+	needsRefresh:    "described",
 }
 
 // verbMetrics are for the commands of one verb.
@@ -90,6 +127,36 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Commands given to the backend, by what became of them.",
 		}, []string{"verb", "outcome", "reason"}),
 		reasons: make(map[string]bool, len(reasons)),
+		noticeErrors: factory.NewCounter(prometheus.CounterOpts{
+			Name: "instanced_observer_notice_errors_total",
+			Help: "Failures to receive notices from the backend.",
+		}),
+		polls: factory.NewCounter(prometheus.CounterOpts{
+			Name: "instanced_observer_polls_total",
+			Help: "Instances in transition that were described because no notice had come.",
+		}),
+		refreshes: newAttempts(factory, "instanced_observer_refresh_duration_seconds",
+			"How long it took to have some instances described and to record the differences."),
+		lastRefresh: factory.NewGauge(prometheus.GaugeOpts{
+			Name: "instanced_observer_refresh_last_success_timestamp_seconds",
+			Help: "When instances were last described and the differences recorded; 0 before the first time.",
+		}),
+		reconciles: newAttempts(factory, "instanced_observer_reconcile_duration_seconds",
+			"How long it took to have all instances described and to record the differences."),
+	}
+	notices := factory.NewCounterVec(prometheus.CounterOpts{
+		Name: "instanced_observer_notices_total",
+		Help: "Notices received from the backend, by what followed from them.",
+	}, []string{"class"})
+	for class, label := range noticeLabels {
+		m.notices[class] = notices.WithLabelValues(label)
+	}
+	disagreements := factory.NewCounterVec(prometheus.CounterOpts{
+		Name: "instanced_observer_disagreements_total",
+		Help: "Instances that a full comparison found to differ from what was recorded.",
+	}, []string{"type"})
+	for t := instance.ChangeAdded; t <= instance.ChangeRemoved; t++ {
+		m.disagreements[t] = disagreements.WithLabelValues(t.String())
 	}
 	for _, reason := range reasons {
 		m.reasons[reason] = true
@@ -124,7 +191,7 @@ func (m *metrics) verb(verb instance.Verb) *verbMetrics {
 	return nil
 }
 
-// commandEnded counts a command that took so long.
+// commandEnded counts a command, and how long it took.
 func (m *metrics) commandEnded(verb instance.Verb, took time.Duration, result Result, err error) {
 	v := m.verb(verb)
 	outcome, cause := outcomeOf(result, err)
@@ -154,14 +221,14 @@ func outcomeOf(result Result, err error) (o outcome, cause error) {
 	switch {
 	case classified && e.OutcomeUnknown:
 		return outcomeUnsure, cause
+	case len(result.Changes) > 0:
+		return outcomePartial, cause
 	case classified && e.Reason == instance.ReasonNotSentInTime:
 		return outcomeNotSent, cause
 	case !classified && errors.Is(cause, context.Canceled):
 		return outcomeCanceled, cause
 	case !classified && errors.Is(cause, context.DeadlineExceeded):
 		return outcomeUnsure, cause
-	case len(result.Changes) > 0:
-		return outcomePartial, cause
 	}
 	return outcomeFailed, cause
 }
@@ -182,4 +249,52 @@ func (m *metrics) reasonOf(err error) string {
 		return instance.ReasonDeadlineExceeded
 	}
 	return kindLabels[instance.KindInternal]
+}
+
+// registerState registers what is read when it is scraped: no lock is held for more than a few
+// loads.
+func (o *Observer) registerState(reg prometheus.Registerer) {
+	factory := promauto.With(reg)
+	gauge := func(name, help string, labels prometheus.Labels, value func() float64) {
+		factory.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, value)
+	}
+	for state, label := range map[commandState]string{outcomeUnknown: "unknown", unrecorded: "unrecorded"} {
+		gauge("instanced_observer_unresolved_commands",
+			"Commands on instances that ended without a record and are looked for.", prometheus.Labels{"state": label},
+			func() float64 {
+				o.tracker.mu.Lock()
+				defer o.tracker.mu.Unlock()
+				return float64(o.tracker.unresolved[state])
+			})
+	}
+	gauge("instanced_observer_notices_held", "Instances with notices that are held back for a command in flight.", nil,
+		func() float64 {
+			o.tracker.mu.Lock()
+			defer o.tracker.mu.Unlock()
+			return float64(len(o.tracker.holding))
+		})
+	gauge("instanced_observer_refreshes_waiting", "Instances that are to be described.", nil,
+		func() float64 {
+			o.refresher.mu.Lock()
+			defer o.refresher.mu.Unlock()
+			return float64(len(o.refresher.wanted))
+		})
+	gauge("instanced_observer_unreadable_instances", "Instances that the backend describes in a way that cannot be understood.", nil,
+		func() float64 {
+			o.unreadable.mu.Lock()
+			defer o.unreadable.mu.Unlock()
+			return float64(len(o.unreadable.instances))
+		})
+	timestamp := func(name, help string, at func() Contact) {
+		gauge(name, help, nil, func() float64 {
+			if t := at().Succeeded; !t.IsZero() {
+				return float64(t.UnixNano()) / 1e9
+			}
+			return 0
+		})
+	}
+	timestamp("instanced_observer_reconcile_last_success_timestamp_seconds",
+		"When the last full comparison that succeeded began; 0 before the first.", o.Reconciled)
+	timestamp("instanced_observer_backend_contact_timestamp_seconds",
+		"When the backend last answered, whether with success or not; 0 before the first time.", o.BackendContact)
 }

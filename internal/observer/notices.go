@@ -20,6 +20,7 @@ func (o *Observer) consumeNotices(ctx context.Context, term *journal.Term) {
 		defer close(notices)
 		for n, err := range o.backend.Notices(ctx) {
 			if err != nil {
+				o.metrics.noticeErrors.Inc()
 				o.log.Warn("cannot receive the backend's notices; polling instances meanwhile", "error", err)
 				continue
 			}
@@ -72,9 +73,12 @@ func drain(notices <-chan instance.Notice, batch []instance.Notice) []instance.N
 func (o *Observer) recordNotices(ctx context.Context, term *journal.Term, batch []instance.Notice) {
 	news := batch[:0]
 	for _, n := range batch {
-		if known, found := o.journal.Get(n.ID); found && classify(known, n) == oldNews {
-			n.Ack()
-			continue
+		if known, found := o.journal.Get(n.ID); found {
+			if class := classify(known, n); class.old() {
+				o.metrics.notices[class].Inc()
+				n.Ack()
+				continue
+			}
 		}
 		news = append(news, n)
 	}
@@ -90,16 +94,23 @@ func (o *Observer) recordNotices(ctx context.Context, term *journal.Term, batch 
 		if ctx.Err() == nil {
 			o.log.Warn("notices could not be recorded; describing their instances again", "count", len(news), "error", err)
 		}
-		o.refresher.requestThenAck(news...)
+		o.refreshThenAck(news)
 		return
 	}
 	o.ackOrRefresh(news, classes)
+}
+
+// refreshThenAck has the instances of notices described before they are acknowledged.
+func (o *Observer) refreshThenAck(notices []instance.Notice) {
+	o.metrics.notices[needsRefresh].Add(float64(len(notices)))
+	o.refresher.requestThenAck(notices...)
 }
 
 // ackOrRefresh acknowledges the notices that are recorded or no news, and has the instances
 // of the others described before.
 func (o *Observer) ackOrRefresh(notices []instance.Notice, classes []noticeClass) {
 	for i, n := range notices {
+		o.metrics.notices[classes[i]].Inc()
 		if classes[i] == needsRefresh {
 			o.refresher.requestThenAck(n)
 			continue
@@ -146,22 +157,30 @@ func (u *updateTx) applyNotices(classes []noticeClass, notices []instance.Notice
 type noticeClass uint8
 
 const (
-	// oldNews: it was known, or what is known is newer.
-	oldNews noticeClass = iota
+	// duplicate: it says what is known.
+	duplicate noticeClass = iota
+	// late: what is known is newer.
+	late
 	// followsDirectly: it is what comes next.
 	followsDirectly
 	// needsRefresh: it may be either, and the backend has to be asked.
 	needsRefresh
 )
 
+// old reports whether the notice is no news.
+func (c noticeClass) old() bool { return c == duplicate || c == late }
+
 func classify(known journal.Record, n instance.Notice) noticeClass {
 	newer := n.OccurredAt.After(known.ChangedAt)
 	switch {
 	// EventBridge gives whole seconds, so within a second the order is unknown.
 	case !newer && (timePrecision(n) < time.Second || n.OccurredAt.Before(known.ChangedAt.Truncate(time.Second))):
-		return oldNews
+		if n.State == known.Instance.State {
+			return duplicate
+		}
+		return late
 	case n.Instance != nil && known.Instance.Equal(n.Instance):
-		return oldNews
+		return duplicate
 	case !newer:
 		return needsRefresh
 	case n.Instance != nil && n.State == known.Instance.State:

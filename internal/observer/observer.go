@@ -96,6 +96,7 @@ func New(cfg Config) *Observer {
 	}
 	o.markReady = sync.OnceFunc(func() { close(o.ready) })
 	o.refresher = newRefresher(o)
+	o.registerState(cfg.Metrics)
 	return o
 }
 

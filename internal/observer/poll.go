@@ -37,6 +37,7 @@ func (o *Observer) poll(ctx context.Context) {
 		select {
 		case now := <-ticker.C:
 			if ids := schedule.due(now); len(ids) > 0 {
+				o.metrics.polls.Add(float64(len(ids)))
 				o.refresher.request(ids...)
 			}
 		case <-ctx.Done():

@@ -47,11 +47,20 @@ func (o *Observer) reconcileRegularly(ctx context.Context) {
 	}
 }
 
-// reconcile compares everything with the backend, page by page, and records the differences.
-// Instances whose description is not current, and those that are missing, are described again
-// one by one.
+// reconcile compares everything with the backend and records the differences.
 func (o *Observer) reconcile(ctx context.Context, c consistency) error {
-	began := time.Now().UTC()
+	began := time.Now()
+	err := o.reconcilePages(ctx, c)
+	o.metrics.reconciles.observe(ctx, began, err)
+	if err == nil {
+		o.reconciled.succeeded(began.UTC())
+	}
+	return err
+}
+
+// reconcilePages compares everything with the backend, page by page. Instances whose
+// description is not current, and those that are missing, are described again one by one.
+func (o *Observer) reconcilePages(ctx context.Context, c consistency) error {
 	seen := make(map[instance.ID]struct{})
 	var again []instance.ID
 	query := instance.DescribeQuery{All: true, PageSize: reconcilePageSize}
@@ -67,7 +76,7 @@ func (o *Observer) reconcile(ctx context.Context, c consistency) error {
 		descriptions := make([]description, len(page.Instances))
 		for i, image := range page.Instances {
 			seen[image.ID] = struct{}{}
-			descriptions[i] = description{id: image.ID, image: image, consistency: c}
+			descriptions[i] = description{id: image.ID, image: image, consistency: c, reconciling: c == eventual}
 		}
 		results, err := o.recordDescriptions(ctx, asked, descriptions)
 		if err != nil {
@@ -90,13 +99,9 @@ func (o *Observer) reconcile(ctx context.Context, c consistency) error {
 		}
 	}
 	if c == strong {
-		if err := o.refresher.refresh(ctx, again, strong); err != nil {
-			return err
-		}
-	} else {
-		o.refresher.request(again...)
+		return o.refresher.refresh(ctx, again, strong)
 	}
-	o.reconciled.succeeded(began)
+	o.refresher.requestReconciled(again)
 	return nil
 }
 

@@ -59,6 +59,8 @@ type refresh struct {
 	queued bool
 	// retry is whether it is retried when the backend does not respond.
 	retry bool
+	// reconciling is whether only a full comparison asked for it.
+	reconciling bool
 	// acks are called when the description is recorded. waiters are told then, or when the
 	// backend did not respond.
 	acks    []func()
@@ -85,6 +87,12 @@ func newRefresher(o *Observer) *refresher {
 // request has instances described soon.
 func (r *refresher) request(ids ...instance.ID) {
 	r.enqueue(ids, refresh{queued: true, retry: true})
+}
+
+// requestReconciled is request for a full comparison whose description of the instances was
+// not current.
+func (r *refresher) requestReconciled(ids []instance.ID) {
+	r.enqueue(ids, refresh{queued: true, retry: true, reconciling: true})
 }
 
 // requestThenAck has the instances of notices described, and the notices acknowledged
@@ -160,13 +168,14 @@ func (r *refresher) enqueueLocked(ids []instance.ID, wish refresh) {
 func (r *refresher) mergeLocked(id instance.ID, wish refresh) {
 	w := r.wanted[id]
 	if w == nil {
-		w = &refresh{id: id, notBefore: wish.notBefore, place: -1}
+		w = &refresh{id: id, notBefore: wish.notBefore, place: -1, reconciling: wish.reconciling}
 		r.wanted[id] = w
 	}
 	r.unqueueLocked(w)
 	w.consistency = w.consistency || wish.consistency
 	w.retry = w.retry || wish.retry
 	w.queued = w.queued || wish.queued
+	w.reconciling = w.reconciling && wish.reconciling
 	w.acks = append(w.acks, wish.acks...)
 	w.waiters = append(w.waiters, wish.waiters...)
 	if wish.notBefore.Before(w.notBefore) {
@@ -244,7 +253,12 @@ func (r *refresher) run(ctx context.Context) {
 			}
 			continue
 		}
+		began := time.Now()
 		err := r.describe(ctx, due)
+		r.o.metrics.refreshes.observe(ctx, began, err)
+		if err == nil {
+			r.o.metrics.lastRefresh.SetToCurrentTime()
+		}
 		switch {
 		case err != nil && ctx.Err() != nil:
 			r.fail(due, ErrTermEnded())
@@ -268,7 +282,7 @@ func (r *refresher) fail(refreshes map[instance.ID]*refresh, err error) {
 	for id, w := range refreshes {
 		r.notifyLocked(w, err)
 		if w.retry {
-			r.mergeLocked(id, refresh{consistency: w.consistency, retry: true, queued: true, acks: w.acks, notBefore: time.Now().Add(retryInterval)})
+			r.mergeLocked(id, refresh{consistency: w.consistency, retry: true, queued: true, reconciling: w.reconciling, acks: w.acks, notBefore: time.Now().Add(retryInterval)})
 		}
 	}
 }

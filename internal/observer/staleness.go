@@ -26,6 +26,8 @@ type description struct {
 	id          instance.ID
 	image       *instance.Instance
 	consistency consistency
+	// reconciling is whether only a full comparison asked for it.
+	reconciling bool
 }
 
 // agrees reports whether a description says what is known.
@@ -34,6 +36,19 @@ func (d description) agrees(known journal.Record, found bool) bool {
 		return !found && d.image == nil
 	}
 	return known.Instance.Equal(d.image)
+}
+
+// disagreement returns how a description differs from what is known.
+func (d description) disagreement(known journal.Record, found bool) instance.ChangeType {
+	switch {
+	case !found:
+		return instance.ChangeAdded
+	case d.image == nil:
+		return instance.ChangeRemoved
+	case d.image.State != known.Instance.State:
+		return instance.ChangeState
+	}
+	return instance.ChangeAttributes
 }
 
 // freshness is how a description relates to what is recorded.
@@ -81,19 +96,29 @@ func (o *Observer) recordDescriptions(ctx context.Context, asked asOf, descripti
 	if !news {
 		return results, nil
 	}
+	disagreements := make([]instance.ChangeType, len(descriptions))
 	_, err = o.update(ctx, term, func(u *updateTx) error {
 		for i, d := range descriptions {
-			results[i] = u.applyDescription(d, asked, now)
+			results[i], disagreements[i] = u.applyDescription(d, asked, now)
 		}
 		return nil
 	})
-	return results, err
+	if err != nil { // disagreements may still be written to
+		return results, err
+	}
+	for i, d := range descriptions {
+		if d.reconciling && disagreements[i] != instance.ChangeUnspecified {
+			o.metrics.disagreements[disagreements[i]].Inc()
+		}
+	}
+	return results, nil
 }
 
-// applyDescription records a description if it is current.
-func (u *updateTx) applyDescription(d description, asked asOf, now time.Time) (result freshness) {
+// applyDescription records a description if it is current. It returns how it differs from what
+// was known if that is recorded.
+func (u *updateTx) applyDescription(d description, asked asOf, now time.Time) (result freshness, disagreement instance.ChangeType) {
 	if u.observer.tracker.deferDescribe(d.id) {
-		return superseded
+		return superseded, instance.ChangeUnspecified
 	}
 	u.apply(observation{
 		id:         d.id,
@@ -104,10 +129,14 @@ func (u *updateTx) applyDescription(d description, asked asOf, now time.Time) (r
 		causedUntil: now,
 		image: func(known journal.Record, found bool) (*instance.Instance, bool) {
 			result = u.observer.freshness(known, found, d, asked, now)
-			return d.image, result == current && !d.agrees(known, found)
+			news := result == current && !d.agrees(known, found)
+			if news {
+				disagreement = d.disagreement(known, found)
+			}
+			return d.image, news
 		},
 	})
-	return result
+	return result, disagreement
 }
 
 // freshness says how a description of an instance without a command in flight relates to

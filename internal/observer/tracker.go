@@ -50,6 +50,8 @@ type tracker struct {
 	// restored is when the backend was last set to what the journal knew. What was done to
 	// it before is undone.
 	restored time.Time
+	// unresolved counts the entries of all tracks' unresolved by their state.
+	unresolved [outcomeUnknown + 1]int
 	// origins has a lock of its own.
 	origins origins
 	// examined counts the entries of tracks that were examined one by one.
@@ -101,7 +103,13 @@ func (t *tracker) dropResolved(id instance.ID, asked time.Time) {
 	if tr == nil {
 		return
 	}
-	tr.unresolved = slices.DeleteFunc(tr.unresolved, func(on *commandOnInstance) bool { return !asked.Before(on.ended) })
+	tr.unresolved = slices.DeleteFunc(tr.unresolved, func(on *commandOnInstance) bool {
+		resolved := !asked.Before(on.ended)
+		if resolved {
+			t.unresolved[on.state]--
+		}
+		return resolved
+	})
 	t.dropIfIdleLocked(id, tr)
 }
 
@@ -111,6 +119,7 @@ func (t *tracker) dropUnresolved() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.restored = time.Now()
+	clear(t.unresolved[:])
 	for id, tr := range t.tracks {
 		tr.unresolved = nil
 		t.dropIfIdleLocked(id, tr)
@@ -156,6 +165,9 @@ func (t *tracker) moveLocked(on *commandOnInstance, state commandState, at time.
 	tr := t.tracks[on.id]
 	tr.listOfLocked(on).remove(on)
 	on.state, on.at = state, at
+	if state == unrecorded || state == outcomeUnknown {
+		t.unresolved[state]++
+	}
 	if state != untracked && state != queued {
 		tr.listOfLocked(on).insert(on)
 	}
