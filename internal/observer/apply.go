@@ -97,10 +97,11 @@ func alreadyRecorded(known journal.Record, change instance.StateChange) bool {
 // recordedOtherwise reports whether a change that the backend deduced is recorded already, as
 // somebody else's doing. The backend concluded from the present state that its call led there;
 // that the instance was in another state before is no more than a guess, and the record is right.
+// An instance that is at rest, but is not recorded to have come there from that state, is no
+// sign of the change: it may have been stopped, or first been seen, a moment before it was started.
 func recordedOtherwise(known journal.Record, change instance.StateChange) bool {
-	state := known.Instance.State
-	return (state == change.Current || instance.Completes(change.Current, state)) &&
-		!known.ChangedAt.Before(change.At.Add(-instance.ClockSkew))
+	ended := known.Previous != nil && known.Previous.State == change.Current && instance.Completes(change.Current, known.Instance.State)
+	return (known.Instance.State == change.Current || ended) && !known.ChangedAt.Before(change.At.Add(-instance.ClockSkew))
 }
 
 // foundAs returns the instance as a command found it, as far as that is known. One that the

@@ -85,3 +85,38 @@ func TestACallerIsToldOfAStartIfTheHistoryNamesItsCommand(t *testing.T) {
 		})
 	}
 }
+
+// A start whose answer was lost is recorded even if the instance was first seen, or came to be
+// stopped, just before: that it is stopped does not mean that it was started and fell back.
+func TestADeducedStartIsRecordedSoonAfterTheInstanceStopped(t *testing.T) {
+	for name, states := range map[string][]instance.State{
+		"first seen":   {instance.StateStopped},
+		"just stopped": {instance.StateStopping, instance.StateStopped},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o, term := newTerm(t)
+			sent := time.Now()
+			for _, state := range states {
+				if _, err := o.update(t.Context(), term, func(u *updateTx) error {
+					u.reduce(trackedX, imageOf(state), sent.Add(-time.Second), instance.SourceReconcile, nil)
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			command := o.tracker.send([]instance.ID{trackedX}, instance.Cause{Principal: "starter", Verb: instance.VerbStart}, o.journal.Head())
+			command.on[0].at, command.on[0].sentAt = sent, sent
+			result := &Result{Changes: []instance.StateChange{{ID: trackedX, Previous: instance.StateStopped, Current: instance.StatePending, At: sent, Deduced: true}}}
+			if err := o.recordAnswers(t.Context(), term, command, command.markAnswered(result.Changes), result, nil); err != nil {
+				t.Fatal(err)
+			}
+			command.finish()
+			if known, _ := o.journal.Get(trackedX); known.Instance.State != instance.StatePending || known.Cause.Principal != "starter" {
+				t.Errorf("it is recorded as %v, caused by %q", known.Instance.State, known.Cause.Principal)
+			}
+			if told := result.Changes[0]; told.Previous != instance.StateStopped {
+				t.Errorf("the caller is told %v -> %v", told.Previous, told.Current)
+			}
+		})
+	}
+}
