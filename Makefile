@@ -85,5 +85,6 @@ gen-check: gen ## Check that gen/ and the go.mod files are current (gen/ committ
 	cd examples && go mod tidy -diff
 	cd tools && go mod tidy -diff
 	cd tools/lint && go mod tidy -diff
+	cd tools/probe && go mod tidy -diff
 
 check: lint proto-check gen-check race examples ## Run everything that CI runs

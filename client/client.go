@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -61,6 +62,7 @@ type Options struct {
 // Client calls one instanced service.
 type Client struct {
 	service instancedv1.InstanceServiceClient
+	health  grpc_health_v1.HealthClient
 	opts    Options
 	close   func() error
 	// peers is whether the connection reports which requests were sent to a server.
@@ -148,6 +150,7 @@ func New(conn grpc.ClientConnInterface, opts Options) *Client {
 	}
 	return &Client{
 		service: instancedv1.NewInstanceServiceClient(conn),
+		health:  grpc_health_v1.NewHealthClient(conn),
 		opts:    opts,
 		close:   func() error { return nil },
 		peers:   peers,

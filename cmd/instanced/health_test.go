@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -185,6 +186,18 @@ func TestAJournalThatIsAwayMakesUnreadyButNotDead(t *testing.T) {
 		t.Errorf("commands at the owner: %v, at the follower: %v", own(), others())
 	}
 
+	if out, errs, status := f.ask("health"); status != 0 || out != "serving\n" {
+		t.Errorf("health of the follower: %d %s%s", status, out, errs)
+	}
+	out, errs, status := f.ask("health", "--service", "instanced.v1.commands")
+	if want := "instanced: the service at " + f.address + " is not serving instanced.v1.commands (NOT_SERVING)\n"; status != 1 || out != "" || errs != want {
+		t.Errorf("health of commands at the follower: %d %s%s", status, out, errs)
+	}
+	out, _, status = f.ask("health", "--service", "instanced.v1.commands", "-o", "json")
+	if status != 1 || !strings.Contains(out, `"status": "NOT_SERVING"`) {
+		t.Errorf("as JSON: %d %s", status, out)
+	}
+
 	if err := etcd.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -216,6 +229,85 @@ func TestAJournalThatIsAwayMakesUnreadyButNotDead(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the other one takes commands", func() bool { return next() == serving })
+}
+
+func TestHealthOfAStoppedProcessTimesOut(t *testing.T) {
+	t.Parallel()
+	s := runService(t)
+	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if out, errs, status := s.ask("health", "--timeout", "200ms"); status != 5 || out != "" || strings.Count(errs, "\n") != 1 {
+		t.Errorf("%d %s%s; want 5 and one line", status, out, errs)
+	}
+}
+
+// TestGRPCHealthProbe runs the probe that others use, against an owner and a follower.
+func TestGRPCHealthProbe(t *testing.T) {
+	t.Parallel()
+	program := filepath.Join(t.TempDir(), "grpc-health-probe")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, "github.com/grpc-ecosystem/grpc-health-probe")
+	build.Dir = filepath.Join(repository, "tools/probe")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Skipf("grpc-health-probe cannot be built, so it is NOT tested: %v\n%s", err, out)
+	}
+	endpoint, _ := runEtcd(t)
+	owner, follower := runServiceOn(t, endpoint), runServiceOn(t, endpoint)
+	for _, check := range []struct {
+		at      *service
+		service string
+		status  int
+	}{
+		{owner, "", 0}, {owner, "instanced.v1.InstanceService", 0}, {owner, "instanced.v1.SimulatorService", 0}, {owner, "instanced.v1.commands", 0},
+		{follower, "", 0}, {follower, "instanced.v1.InstanceService", 0}, {follower, "instanced.v1.commands", 4}, // unhealthy
+		{owner, "nosuch", 3}, // the call fails
+	} {
+		probe := exec.CommandContext(patient(t), program, "-addr", check.at.address, "-service", check.service, "-connect-timeout", "10s", "-rpc-timeout", "10s")
+		out, _ := probe.CombinedOutput() // its status is what counts
+		if status := probe.ProcessState.ExitCode(); status != check.status {
+			t.Errorf("-service %q: %d, want %d\n%s", check.service, status, check.status, out)
+		}
+	}
+}
+
+// TestSettingALogLevelOutlivesAnUnchangedFile sets the level through the admin listener and
+// reloads.
+func TestSettingALogLevelOutlivesAnUnchangedFile(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "instanced.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("log: {level: info}\n")
+	flags, address := withMetrics(t)
+	s := runService(t, append(flags, "--config", file)...)
+	req, err := http.NewRequestWithContext(patient(t), http.MethodPut, "http://"+address+"/loglevel", strings.NewReader("debug"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	level := func() string { _, body := probe(address, "/loglevel"); return strings.TrimSpace(body) }
+	if resp.StatusCode != http.StatusOK || level() != "debug" {
+		t.Fatalf("PUT: %d, level %s", resp.StatusCode, level())
+	}
+	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is reloaded", func() bool { return strings.Contains(s.log(), "msg=reloaded") })
+	if level() != "debug" {
+		t.Errorf("after a reload of the same file: %s, want debug", level())
+	}
+	write("log: {level: warn}\n")
+	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the level of the file counts again", func() bool { return level() == "warn" })
 }
 
 func TestStartupSaysWhatItWaitsFor(t *testing.T) {

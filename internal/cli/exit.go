@@ -35,7 +35,7 @@ const (
 func ExitStatusHelp(further map[int]string) string {
 	meanings := map[int]string{
 		ExitOK:          "success",
-		ExitInternal:    "unexpected error; verify: a promise is broken",
+		ExitInternal:    "unexpected error; health: not serving; verify: a promise is broken",
 		ExitUsage:       "invalid command line or request (unknown flag, malformed id)",
 		ExitRefused:     "rejected: not found, wrong state, no permission, no capacity, a limit",
 		ExitNotReached:  "an instance did not reach the wanted state and no longer can",

@@ -63,7 +63,7 @@ func (t *Terminal) NewRoot() *cobra.Command {
 	}
 	add("commands", newStartCommand(t), newStopCommand(t), newRebootCommand(t), newTerminateCommand(t))
 	add("questions", newDescribeCommand(t), newWaitCommand(t), newWatchCommand(t), newHistoryCommand(t))
-	add(GroupService, newVerifyCommand(t), newVersionCommand(t))
+	add(GroupService, newHealthCommand(t), newVerifyCommand(t), newVersionCommand(t))
 	root.SetCompletionCommandGroupID(GroupService)
 	root.SetHelpCommandGroupID(GroupService)
 	root.SetHelpCommand(newHelpCommand(t))

@@ -82,7 +82,7 @@ func (t *Terminal) addFlags(cmd *cobra.Command) {
 	Bind(common, &t.principal, "principal", "name", defaultPrincipal(), "name of the caller, recorded as the cause of changes", parsePrincipal)
 	InEnvironment(common)
 	cmd.Flags().AddFlagSet(common)
-	t.AddAnswerFlags(cmd, "give up after this long; 0 means 30s, 5m for waits, never for watch")
+	t.AddAnswerFlags(cmd, "give up after this long; 0 means 30s, 3s for health, 5m for waits, never for watch")
 }
 
 // AddAnswerFlags declares the flags for a verb's output and timeout.

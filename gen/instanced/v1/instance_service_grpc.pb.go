@@ -51,6 +51,10 @@ const (
 // Request metadata: "instanced-principal" names the caller (at most 128 printable ASCII
 // characters; unverified; default "anonymous"), "request-id" the request (at most 64
 // printable ASCII characters; generated if absent; returned in the response header).
+//
+// Health: grpc.health.v1 knows the empty name and that of each service, which are SERVING
+// while reads are served, and "instanced.v1.commands", which is SERVING only at the process
+// that takes commands.
 type InstanceServiceClient interface {
 	// StartInstances starts EBS-backed instances that were stopped.
 	//
@@ -223,6 +227,10 @@ func (c *instanceServiceClient) GetServerInfo(ctx context.Context, in *GetServer
 // Request metadata: "instanced-principal" names the caller (at most 128 printable ASCII
 // characters; unverified; default "anonymous"), "request-id" the request (at most 64
 // printable ASCII characters; generated if absent; returned in the response header).
+//
+// Health: grpc.health.v1 knows the empty name and that of each service, which are SERVING
+// while reads are served, and "instanced.v1.commands", which is SERVING only at the process
+// that takes commands.
 type InstanceServiceServer interface {
 	// StartInstances starts EBS-backed instances that were stopped.
 	//
