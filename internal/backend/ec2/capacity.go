@@ -158,6 +158,13 @@ func (s *capacitySearch) learnFrom(ctx context.Context, group []*dispatch.Item, 
 			s.pools[id] = inst.pool
 		}
 	}
+	for _, it := range group {
+		// If what is left of it was in the target state, the item has all that it asked for, and
+		// another call could only find what others have done since.
+		if slices.ContainsFunc(it.IDs, s.r.applied) {
+			s.r.applyFound(it, seen)
+		}
+	}
 	if left := s.demand(group); len(left) > 0 && !changed {
 		s.infeasible = append(s.infeasible, infeasible{left, f})
 	}

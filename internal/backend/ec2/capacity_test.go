@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/instanced/instanced/internal/backend/sim"
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -303,6 +304,46 @@ func TestACapacitySearchEnds(t *testing.T) {
 		}
 		if calls := len(e.of(instance.VerbStart)); calls > 12 {
 			t.Errorf("%d calls", calls)
+		}
+	})
+}
+
+// TestACallerWhoseInstancesAllRunIsAnsweredBeforeWhatFollows has a batch lack capacity for one of its
+// callers, after EC2 has started what another one wants that did not run already. What somebody
+// does to these instances while the batch waits for tokens is no reason to reject that caller. It is
+// what happens in the story of TestEveryOutcomeIsOneOfSomeOneByOneOrder with the seed 4008651276.
+func TestACallerWhoseInstancesAllRunIsAnsweredBeforeWhatFollows(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
+		lead, runs, idle, full := id(1), id(2), id(3), id(4)
+		ec2 := simulate(t, sim.Config{
+			Speed:  1,
+			Fleet:  []sim.Spec{{ID: lead}, {ID: runs, State: instance.StateRunning}, {ID: idle}, {ID: full, Type: "m5.large"}},
+			Faults: []sim.Fault{{Kind: sim.InsufficientCapacity, Partial: true, Match: sim.Match{Types: []string{"m5.large"}}}},
+		})
+		time.Sleep(time.Minute) // the launch of what runs is not taken for a start
+		b := connect(t, &endpoint{answer: simulated{ec2}.answer, latency: always(100 * time.Millisecond)}, func(c *Config) {
+			c.Limits.Start = ActionLimits{Requests: &Limit{Capacity: 2, Refill: 0.2}}
+		})
+		starting := background(t.Context(), b, start(lead))
+		partial := background(t.Context(), b, start(runs, idle))
+		lacking := background(t.Context(), b, start(full))
+		time.Sleep(time.Second)
+		if o := execute(t.Context(), b, instance.Command{Verb: instance.VerbStop, IDs: []instance.ID{idle}})[0]; o.err != nil || o.result.Changes[0].Previous != instance.StatePending {
+			t.Fatalf("the stop of what was started got %+v", o)
+		}
+		if o := starting(); o.err != nil {
+			t.Error(o.err)
+		}
+		if o := lacking(); o.refusedAs(t).Code != instance.CodeInsufficientCapacity {
+			t.Errorf("the caller for whom there is no capacity got %+v", o)
+		}
+		o := partial()
+		if o.err != nil || len(o.result.Changes) != 2 {
+			t.Fatalf("the caller whose instances all run got %+v", o)
+		}
+		if found, started := o.result.Changes[0], o.result.Changes[1]; found.Previous != instance.StateRunning || found.Current != instance.StateRunning ||
+			started.Previous != instance.StateStopped || started.Current != instance.StatePending {
+			t.Errorf("it is told %+v", o.result.Changes)
 		}
 	})
 }

@@ -73,10 +73,8 @@ func (r *batchRun) checkOutcome(ctx context.Context, group []*dispatch.Item, f *
 	}
 	if f.reaction == unknownOutcome && len(r.appliedUnclaimed) > 0 {
 		// The call was carried out: what it did not change was in the target state before.
-		for id, s := range seen {
-			if _, changed := r.appliedUnclaimed[id]; !changed && r.batch.Verb.DoneIn(s.State) {
-				r.appliedUnclaimed[id] = instance.StateChange{ID: id, Previous: s.State, Current: s.State, At: wallClock(r.sent)}
-			}
+		for _, it := range group {
+			r.applyFound(it, seen)
 		}
 	}
 	rest, done := r.deliverApplied(group)
@@ -86,13 +84,30 @@ func (r *batchRun) checkOutcome(ctx context.Context, group []*dispatch.Item, f *
 	return rest
 }
 
+// applyFound notes the instances of an item that a failed call has not changed and that are in the
+// target state as found by it.
+func (r *batchRun) applyFound(it *dispatch.Item, seen map[instance.ID]describedInstance) {
+	for _, id := range it.IDs {
+		if s, found := seen[id]; found && !r.applied(id) && r.batch.Verb.DoneIn(s.State) {
+			r.appliedUnclaimed[id] = instance.StateChange{ID: id, Previous: s.State, Current: s.State, At: wallClock(r.sent)}
+		}
+	}
+}
+
+// applied reports whether a failed call has changed an instance, or found it in the target state,
+// and no caller was told so yet.
+func (r *batchRun) applied(id instance.ID) bool {
+	_, ok := r.appliedUnclaimed[id]
+	return ok
+}
+
 // deliverApplied delivers to the items whose instances were all changed by failed calls, and
 // returns the others, and how many instances it delivered.
 func (r *batchRun) deliverApplied(group []*dispatch.Item) (rest []*dispatch.Item, instances int) {
 	lines := maps.Clone(r.appliedUnclaimed)
 	delivered := make(map[instance.ID]int)
 	for _, it := range group {
-		if slices.ContainsFunc(it.IDs, func(id instance.ID) bool { _, ok := r.appliedUnclaimed[id]; return !ok && delivered[id] == 0 }) {
+		if slices.ContainsFunc(it.IDs, func(id instance.ID) bool { return !r.applied(id) && delivered[id] == 0 }) {
 			rest = append(rest, it)
 			continue
 		}
