@@ -133,7 +133,10 @@ func tracedCaller(t *testing.T, r *otlpReceiver, s *service) (*client.Client, *s
 
 func TestOneTraceShowsAStartFromTheCallerToTheDisk(t *testing.T) {
 	t.Parallel()
-	_, endpoint := simulated(t, trouble, "--sim-speed", "20")
+	_, endpoint := simulated(t, `
+instances: [{instance_id: i-0000000000000000a}]
+faults: [{kind: request-limit-exceeded, match: {verbs: [StartInstances]}, remaining: 1}]
+`, "--sim-speed", "20")
 	r := newOTLPReceiver(t)
 	s := runServiceIn(t, r.environment("OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=test"),
 		"--backend", "ec2", "--aws-region", "us-east-1", "--aws-endpoint-url", "http://"+endpoint, "--log-format", "json")
@@ -190,7 +193,6 @@ func TestOneTraceShowsAStartFromTheCallerToTheDisk(t *testing.T) {
 	if textOf(attempt, "aws.request_id") == "" {
 		t.Error("the attempt has no request id of EC2")
 	}
-	// The fleet throttles the first start, and loses the answer to the second.
 	if !slices.ContainsFunc(spans["EC2/StartInstances"], func(s *tracepb.Span) bool {
 		return textOf(s.GetAttributes(), "error.type") == "RequestLimitExceeded" && s.GetStatus().GetCode() == tracepb.Status_STATUS_CODE_ERROR
 	}) {
@@ -250,7 +252,7 @@ func TestACollectorThatDoesNotAnswerDelaysNothing(t *testing.T) {
 				t.Parallel()
 				s := runServiceIn(t, []string{
 					"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + address, "OTEL_EXPORTER_OTLP_PROTOCOL=" + protocol,
-					"OTEL_BSP_SCHEDULE_DELAY=20", "OTEL_BSP_MAX_QUEUE_SIZE=64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE=16", "OTEL_EXPORTER_OTLP_TIMEOUT=300",
+					"OTEL_BSP_SCHEDULE_DELAY=20", "OTEL_BSP_MAX_QUEUE_SIZE=64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE=16", "OTEL_EXPORTER_OTLP_TIMEOUT=300", "OTEL_BSP_EXPORT_TIMEOUT=1000",
 				})
 				// Far more calls than spans fit into the queue.
 				api, ctx := s.instances(), patient(t)
