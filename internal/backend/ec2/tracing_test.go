@@ -107,8 +107,8 @@ func TestAnAttemptHasEC2sErrorAndRequestID(t *testing.T) {
 		}
 		of := attributesOf(attempts[0])
 		for key, want := range map[attribute.Key]string{"error.type": "IncorrectInstanceState", "http.response.status_code": "400"} {
-			if got, _ := of.Value(key); got.Emit() != want {
-				t.Errorf("%s is %q, want %q", key, got.Emit(), want)
+			if got, _ := of.Value(key); got.String() != want {
+				t.Errorf("%s is %q, want %q", key, got.String(), want)
 			}
 		}
 	})
