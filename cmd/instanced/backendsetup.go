@@ -84,6 +84,7 @@ func newBackendSetup(ctx context.Context, cfg serveConfig, metrics prometheus.Re
 		Fleet:    fleet,
 		Faults:   faults,
 		Logger:   log,
+		Metrics:  metrics,
 	})
 	if err := b.Err(); err != nil {
 		b.Close()

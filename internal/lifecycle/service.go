@@ -43,7 +43,7 @@ func New(cfg Config) *Service {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Service{
+	s := &Service{
 		journal:     cfg.Journal,
 		backend:     cfg.Backend,
 		log:         cfg.Logger,
@@ -51,6 +51,10 @@ func New(cfg Config) *Service {
 		observer:    observer.New(cfg),
 		idempotency: idempotency{inFlight: make(map[string]*tokenCall)},
 	}
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(bucketCollector{s.buckets})
+	}
+	return s
 }
 
 // Run carries commands out and observes the backend whenever this process owns the journal,

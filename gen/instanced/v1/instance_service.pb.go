@@ -2275,8 +2275,8 @@ type GetServerInfoResponse struct {
 	InstanceCount int64 `protobuf:"varint,10,opt,name=instance_count,json=instanceCount,proto3" json:"instance_count,omitempty"`
 	// Set while changes cannot be recorded, or do not reach this process.
 	Impairment *Impairment `protobuf:"bytes,11,opt,name=impairment,proto3" json:"impairment,omitempty"`
-	// EC2's token buckets as this process mirrors them; empty with the simulator, and where
-	// another process owns the backend.
+	// EC2's token buckets as this process mirrors them, or those of a simulator that throttles.
+	// Empty otherwise, and where another process owns the backend.
 	TokenBuckets []*TokenBucket `protobuf:"bytes,12,rep,name=token_buckets,json=tokenBuckets,proto3" json:"token_buckets,omitempty"`
 	// The memory use of this process.
 	Memory        *MemoryUse `protobuf:"bytes,13,opt,name=memory,proto3" json:"memory,omitempty"`

@@ -188,7 +188,9 @@ func errVcpuLimit() *instance.Error {
 			"Please visit http://aws.amazon.com/contact-us/ec2-request to request an adjustment to this limit.", vcpuQuota))
 }
 
+// errThrottled counts a throttled request, and returns its error.
 func (b *Backend) errThrottled(action instance.Verb, retryAfter time.Duration) *instance.Error {
+	b.metrics.countThrottled(action)
 	err := errExhausted(instance.CodeRequestLimitExceeded, fmt.Sprintf(
 		"Request limit exceeded. Account %s has been throttled on ec2:%s because it exceeded its request rate limit.",
 		b.config.AccountID, action))

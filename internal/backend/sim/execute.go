@@ -33,6 +33,12 @@ var (
 // Execute carries out a command as EC2 does; the observer's Backend interface has the
 // contract. Of concurrent calls, exactly one finds a stopped instance stopped.
 func (b *Backend) Execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
+	result, err := b.execute(ctx, cmd)
+	b.metrics.countCommand(cmd.Verb, result, err)
+	return result, err
+}
+
+func (b *Backend) execute(ctx context.Context, cmd instance.Command) (instance.Result, error) {
 	if err := b.stall(ctx, cmd.Verb, cmd.IDs); err != nil {
 		return instance.Result{}, err
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -37,6 +39,8 @@ type Config struct {
 	Options Options
 	// Logger logs injected faults and dropped notices; nil discards them.
 	Logger *slog.Logger
+	// Metrics registers the metrics; nil registers none.
+	Metrics prometheus.Registerer
 }
 
 // Backend is the simulator. It is safe for concurrent use.
@@ -46,6 +50,7 @@ type Backend struct {
 	fleet   []Spec // Config.Fleet, completed
 	log     *slog.Logger
 	notices *queue
+	metrics *metrics
 
 	mu       sync.Mutex
 	closed   bool
@@ -77,6 +82,7 @@ func New(config Config) *Backend {
 		machines: map[instance.ID]*machine{},
 		launches: map[string]map[instance.ID]struct{}{},
 		buckets:  newBuckets(),
+		metrics:  newMetrics(config.Metrics),
 	}
 	b.notices = newQueue(b.log, config.Options.BestEffortNotices)
 	b.wrong = errors.Join(b.checkSpeed(), b.expandFleet(), b.setPlan(config.Faults))

@@ -44,6 +44,15 @@ func (b *bucket) take(now time.Time, n int) (wait time.Duration) {
 	return 0
 }
 
+// status returns the state of a bucket as of now.
+func (b *bucket) status(name string, now time.Time) instance.TokenBucket {
+	level := b.tokens
+	if !b.at.IsZero() {
+		level = min(b.capacity, level+now.Sub(b.at).Seconds()*b.refill)
+	}
+	return instance.TokenBucket{Name: name, Level: level, Capacity: b.capacity, Refill: b.refill}
+}
+
 // drain takes all whole tokens and returns their number.
 func (b *bucket) drain() int {
 	n := int(b.tokens)
@@ -100,4 +109,26 @@ func (b *buckets) request(action instance.Verb, unfiltered bool) *bucket {
 		return b.describeOther
 	}
 	return b.describeFiltered
+}
+
+// Buckets returns the state of the token buckets, apart from those of reads by callers; none
+// unless Config.Throttle is set.
+func (b *Backend) Buckets() []instance.TokenBucket {
+	if !b.config.Throttle {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	list := []instance.TokenBucket{
+		b.buckets.describeFiltered.status("requests of DescribeInstances", now),
+		b.buckets.describeOther.status("unfiltered requests of DescribeInstances", now),
+	}
+	for _, verb := range []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbReboot, instance.VerbTerminate, verbRun} {
+		list = append(list, b.buckets.request(verb, false).status("requests of "+string(verb), now))
+		if resource := b.buckets.resource[verb]; resource != nil {
+			list = append(list, resource.status("instances of "+string(verb), now))
+		}
+	}
+	return list
 }
