@@ -47,7 +47,7 @@ fuzz: ## Run every fuzz target for FUZZTIME each (default 10s)
 soak: ## Kill, end, cut off and starve real processes under load, and more; FOR=duration each (default 10m)
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestSoak$$|^TestFloodsCost' ./internal/soak
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestMemoryIsFlat$$' ./internal/soak
-	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run 'CutAnywhere|HandedBetween|ReconnectStorm|^TestParked$$' ./server
+	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run 'CutAnywhere|HandedBetween|HostileMethodNames|ReconnectStorm|^TestParked$$' ./server
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestAFlippedBitOnDisk' ./internal/journal
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestEveryOutcomeIsOneOfSomeOneByOneOrder$$' ./internal/backend/ec2
 	INSTANCED_SOAK=$(FOR) go test -v -count 1 -timeout 0 -run '^TestAJournalCanAlwaysBeWrittenAgain$$' ./internal/journal

@@ -15,9 +15,10 @@ import (
 // chain is what every call passes through on its way in and out, whether unary or a stream.
 // Unary calls were admitted before; streams are admitted here.
 type chain struct {
-	log   callLog
-	drain *drain
-	early earlyAdmission
+	log     callLog
+	metrics *metrics
+	drain   *drain
+	early   earlyAdmission
 	// tracer is nil if calls are not traced.
 	tracer trace.Tracer
 	// deadline is for unary calls that have none.
@@ -44,6 +45,7 @@ type call struct {
 	// longLived is whether the call lasts as long as its caller likes.
 	longLived bool
 	begun     time.Time
+	metrics   *methodMetrics
 	// release cancels the context that the chain made; nil if it made none.
 	release func()
 	// span is nil if the call is not traced.
@@ -52,7 +54,7 @@ type call struct {
 
 // enter returns the context for the handler, or the error that rejects the call.
 func (c chain) enter(ctx context.Context, of *call) (context.Context, error) {
-	of.begun = time.Now()
+	of.begun, of.metrics = time.Now(), c.metrics.begin(of.method)
 	if err := refusalOf(ctx); err != nil {
 		return ctx, err
 	}
@@ -72,7 +74,7 @@ func (c chain) enter(ctx context.Context, of *call) (context.Context, error) {
 	return ctx, nil
 }
 
-// leave returns the error as the caller sees it, and logs the call.
+// leave returns the error as the caller sees it, and counts and logs the call.
 func (c chain) leave(ctx context.Context, of *call, err error) error {
 	if of.longLived {
 		err = c.drain.explain(err)
@@ -81,7 +83,9 @@ func (c chain) leave(ctx context.Context, of *call, err error) error {
 		of.release()
 	}
 	err = mapStatus(ctx, err)
-	c.log.line(ctx, of, err)
+	took := time.Since(of.begun)
+	of.metrics.end(ctx, took, err)
+	c.log.line(ctx, of, took, err)
 	of.endSpan(err)
 	return err
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -25,8 +24,8 @@ type connections struct {
 	paid time.Time
 }
 
-func newConnections(log *slog.Logger, limits admission.Limits) *connections {
-	return &connections{Admission: admission.New(log, limits)}
+func newConnections(cfg admission.Config) *connections {
+	return &connections{Admission: admission.New(cfg)}
 }
 
 // connection is a connection and its account.

@@ -67,7 +67,7 @@ func TestAConnectionIsReadAsSlowlyAsWhatItSendsCosts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
+				a := newConnections(admission.Config{Logger: slog.New(slog.DiscardHandler), Limits: admission.Limits{Requests: 2, Streams: 2, Connections: 2}})
 				near, far := net.Pipe()
 				conn, err := a.connect(near)
 				if err != nil {
@@ -88,7 +88,7 @@ func TestAConnectionIsReadAsSlowlyAsWhatItSendsCosts(t *testing.T) {
 func TestAClientThatCancelsNowAndThenIsReadAsEver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
+		a := newConnections(admission.Config{Logger: slog.New(slog.DiscardHandler), Limits: admission.Limits{Requests: 2, Streams: 2, Connections: 2}})
 		near, far := net.Pipe()
 		conn, err := a.connect(near)
 		if err != nil {
@@ -106,7 +106,7 @@ func TestWindowsMayBeUpdatedForWhatWasWritten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const updates = 10_000
-		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
+		a := newConnections(admission.Config{Logger: slog.New(slog.DiscardHandler), Limits: admission.Limits{Requests: 2, Streams: 2, Connections: 2}})
 		near, far := net.Pipe()
 		conn, err := a.connect(near)
 		if err != nil {
@@ -128,7 +128,7 @@ func TestFloodingConnectionsPayOneAfterAnother(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const connections, count = 20, 20_000
-		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: connections})
+		a := newConnections(admission.Config{Logger: slog.New(slog.DiscardHandler), Limits: admission.Limits{Requests: 2, Streams: 2, Connections: connections}})
 		begun := time.Now()
 		done := make(chan struct{})
 		for range connections {
@@ -157,7 +157,7 @@ func TestFloodingConnectionsPayOneAfterAnother(t *testing.T) {
 func TestAPeerThatDoesNotTakeWhatIsWrittenIsNotRead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
+		a := newConnections(admission.Config{Logger: slog.New(slog.DiscardHandler), Limits: admission.Limits{Requests: 2, Streams: 2, Connections: 2}})
 		near, far := net.Pipe()
 		conn, err := a.connect(near)
 		if err != nil {
@@ -183,7 +183,7 @@ func TestCallsThatNeverReachAdmissionAreGivenUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const calls = 4 * maxArriving
-		a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: 2})
+		a := newConnections(admission.Config{Logger: slog.New(slog.DiscardHandler), Limits: admission.Limits{Requests: 2, Streams: 2, Connections: 2}})
 		near, far := net.Pipe()
 		conn, err := a.connect(near)
 		if err != nil {

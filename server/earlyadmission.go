@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -28,10 +29,11 @@ type earlyAdmission struct {
 	receiveTimeout receiveTimeout
 	large          *instance.Places
 	codec          codec
+	metrics        *metrics
 }
 
-func newEarlyAdmission(timeout receiveTimeout) earlyAdmission {
-	return earlyAdmission{receiveTimeout: timeout, large: instance.NewPlaces(largeRequests), codec: newCodec()}
+func newEarlyAdmission(timeout receiveTimeout, metrics *metrics) earlyAdmission {
+	return earlyAdmission{receiveTimeout: timeout, large: instance.NewPlaces(largeRequests), codec: newCodec(), metrics: metrics}
 }
 
 // wrap returns a registrar that registers services with all their methods behind the
@@ -58,6 +60,7 @@ func (e earlyAdmission) unary(method string, handler grpc.MethodHandler) grpc.Me
 	command := isCommand(method)
 	longLived := method == instancedv1.InstanceService_WaitInstances_FullMethodName
 	return func(srv any, ctx context.Context, receive func(any) error, chain grpc.UnaryServerInterceptor) (any, error) {
+		begun := time.Now()
 		refused := func(why error) (any, error) {
 			return chain(ctx, nil, &grpc.UnaryServerInfo{Server: srv, FullMethod: method}, func(context.Context, any) (any, error) { return nil, why })
 		}
@@ -75,8 +78,11 @@ func (e earlyAdmission) unary(method string, handler grpc.MethodHandler) grpc.Me
 		resp, err := handler(srv, ctx, func(into any) error {
 			in.into = into.(proto.Message)
 			if err := e.receiveTimeout.receive(ctx, func() error { return receive(&in) }); err != nil {
-				if e, ok := errors.AsType[*instance.Error](err); ok {
-					in.problem = e
+				if problem, ok := errors.AsType[*instance.Error](err); ok {
+					in.problem = problem
+				} else {
+					// The chain, which would count it, is not entered.
+					e.metrics.begin(method).end(ctx, time.Since(begun), err)
 				}
 				return err
 			}

@@ -14,10 +14,10 @@ import (
 	"github.com/instanced/instanced/internal/admission"
 )
 
-// BenchmarkGate measures a unary call with and without early admission. Both
+// BenchmarkEarlyAdmission measures a unary call with and without early admission. Both
 // identify the caller; nothing is received or answered.
 func BenchmarkEarlyAdmission(b *testing.B) {
-	a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: DefaultMaxRequests, Streams: DefaultMaxStreams, Connections: DefaultMaxConnections})
+	a := newConnections(admission.Config{Logger: slog.New(slog.DiscardHandler), Limits: admission.Limits{Requests: DefaultMaxRequests, Streams: DefaultMaxStreams, Connections: DefaultMaxConnections}})
 	conn, err := a.connect(nil)
 	if err != nil {
 		b.Fatal(err)
@@ -30,7 +30,7 @@ func BenchmarkEarlyAdmission(b *testing.B) {
 	}
 	receive := func(any) error { return nil }
 	for name, method := range map[string]grpc.MethodHandler{
-		"with": newEarlyAdmission(receiveTimeout(time.Minute)).unary(instancedv1.InstanceService_GetServerInfo_FullMethodName, handler),
+		"with": newEarlyAdmission(receiveTimeout(time.Minute), newMetrics(nil, a.Admission)).unary(instancedv1.InstanceService_GetServerInfo_FullMethodName, handler),
 		"without": func(srv any, ctx context.Context, receive func(any) error, chain grpc.UnaryServerInterceptor) (any, error) {
 			return handler(srv, identify(ctx), receive, chain)
 		},

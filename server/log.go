@@ -19,9 +19,9 @@ type callLog struct{ log *slog.Logger }
 type namesInstances interface{ GetInstanceIds() []string }
 
 // line logs a call that has ended.
-func (l callLog) line(ctx context.Context, c *call, err error) {
+func (l callLog) line(ctx context.Context, c *call, took time.Duration, err error) {
 	if service, method := path.Split(c.method); worthLogging(strings.Trim(service, "/")) {
-		l.write(ctx, c, strings.Trim(service, "/"), method, err, time.Since(c.begun))
+		l.write(ctx, c, strings.Trim(service, "/"), method, err, took)
 	}
 }
 

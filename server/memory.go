@@ -5,7 +5,7 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
+	runtimemetrics "runtime/metrics"
 	"time"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -32,12 +32,12 @@ type memoryReport struct {
 // use returns how much memory is in use now.
 func (r *memoryReport) use() *instancedv1.MemoryUse {
 	m := r.lifecycle.Info().Memory
-	samples := []metrics.Sample{
+	samples := []runtimemetrics.Sample{
 		{Name: "/memory/classes/heap/objects:bytes"},
 		{Name: "/memory/classes/total:bytes"},
 		{Name: "/memory/classes/heap/released:bytes"},
 	}
-	metrics.Read(samples)
+	runtimemetrics.Read(samples)
 	return &instancedv1.MemoryUse{
 		RecentHistoryBytes:    m.Ring,
 		MaxRecentHistoryBytes: m.MaxRing,
@@ -109,11 +109,11 @@ func (l *leftover) due(cycles, bytes uint64) bool {
 
 // readHeap returns how many collections were completed, and how much memory is mapped.
 func readHeap() (cycles, bytes uint64) {
-	samples := []metrics.Sample{
+	samples := []runtimemetrics.Sample{
 		{Name: "/gc/cycles/total:gc-cycles"},
 		{Name: "/memory/classes/total:bytes"},
 		{Name: "/memory/classes/heap/released:bytes"},
 	}
-	metrics.Read(samples)
+	runtimemetrics.Read(samples)
 	return samples[0].Value.Uint64(), samples[1].Value.Uint64() - samples[2].Value.Uint64()
 }

@@ -17,12 +17,14 @@ type cancelReceiveKey struct{}
 
 // onHeaders returns the tap handle: it runs when the headers of a call have arrived, before
 // the call has a goroutine. It counts the calls of existing methods, which reach admission
-// next, and makes it possible to cancel a call while its request is received: grpc-go
+// next, and those that the transport is about to reject, and makes it possible to cancel a call while its request is received: grpc-go
 // reads with the context returned here, and no other.
-func onHeaders(methods map[string]bool) tap.ServerInHandle {
+func onHeaders(metrics *metrics) tap.ServerInHandle {
 	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
-		if methods[info.FullMethodName] {
+		if metrics.methods[info.FullMethodName] != nil {
 			connectionOf(ctx).begun++
+		} else {
+			metrics.unknownMethod()
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		return context.WithValue(ctx, cancelReceiveKey{}, cancel), nil

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -49,6 +50,8 @@ const (
 	DefaultMaxRequests    = admission.DefaultMaxRequests
 	DefaultMaxStreams     = admission.DefaultMaxStreams
 	DefaultMaxConnections = admission.DefaultMaxConnections
+
+	DefaultMetricsPrincipals = admission.DefaultMetricsPrincipals
 )
 
 // Config configures a [Server]. Zero values mean the defaults.
@@ -76,6 +79,11 @@ type Config struct {
 	// RetryDelay is the longest delay after which callers are told to retry when the server
 	// shuts down. The default is 2 seconds.
 	RetryDelay time.Duration
+	// Metrics registers the metrics; nil for none.
+	Metrics prometheus.Registerer
+	// MetricsPrincipals is how many principals have metrics of their own: the first ones to
+	// call. The default is 50, a negative number means none.
+	MetricsPrincipals int
 	// Tracing makes the spans of calls, which continue the caller's trace (W3C Trace Context);
 	// nil for none.
 	Tracing trace.TracerProvider
@@ -102,22 +110,29 @@ func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	conns := newConnections(cfg.Logger, admission.Limits{
-		Requests:    cmp.Or(cfg.MaxRequests, DefaultMaxRequests),
-		Streams:     cmp.Or(cfg.MaxStreams, DefaultMaxStreams),
-		Connections: cmp.Or(cfg.MaxConnections, DefaultMaxConnections),
+	conns := newConnections(admission.Config{
+		Limits: admission.Limits{
+			Requests:    cmp.Or(cfg.MaxRequests, DefaultMaxRequests),
+			Streams:     cmp.Or(cfg.MaxStreams, DefaultMaxStreams),
+			Connections: cmp.Or(cfg.MaxConnections, DefaultMaxConnections),
+		},
+		Logger:            cfg.Logger,
+		Metrics:           cfg.Metrics,
+		Endpoint:          "grpc",
+		MetricsPrincipals: max(0, cmp.Or(cfg.MetricsPrincipals, admission.DefaultMetricsPrincipals)),
 	})
 	s := &Server{
 		health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle,
 		memory: &memoryReport{cfg.Lifecycle, conns.Admission, cfg.Logger},
 	}
-	early := newEarlyAdmission(receiveTimeout(cfg.Deadline))
-	interceptors := chain{log: callLog{cfg.Logger}, drain: s.drain, early: early, deadline: cfg.Deadline}
+	metrics := newMetrics(cfg.Metrics, conns.Admission)
+	watches := newWatches(cfg.Metrics, conns.Admission, cfg.Lifecycle)
+	early := newEarlyAdmission(receiveTimeout(cfg.Deadline), metrics)
+	interceptors := chain{log: callLog{cfg.Logger}, metrics: metrics, drain: s.drain, early: early, deadline: cfg.Deadline}
 	if cfg.Tracing != nil {
 		interceptors.tracer = cfg.Tracing.Tracer(scope)
 	}
-	methods := make(map[string]bool)
-	s.grpc = grpc.NewServer(slices.Concat(transport(conns, methods), interceptors.options())...)
+	s.grpc = grpc.NewServer(slices.Concat(transport(conns, metrics), interceptors.options())...)
 	wrapped := early.wrap(s.grpc)
 	instancedv1.RegisterInstanceServiceServer(wrapped, &service{
 		lifecycle: cfg.Lifecycle,
@@ -126,6 +141,7 @@ func New(cfg Config) *Server {
 		backend:   cfg.Backend,
 		limits:    conns.Limits(),
 		memory:    s.memory,
+		watches:   watches,
 	})
 	if cfg.Register != nil {
 		cfg.Register(wrapped)
@@ -134,7 +150,7 @@ func New(cfg Config) *Server {
 	reflection.Register(s.grpc)
 	for service, info := range s.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
-			methods["/"+service+"/"+m.Name] = true
+			metrics.register("/" + service + "/" + m.Name)
 		}
 	}
 	s.setHealth(grpc_health_v1.HealthCheckResponse_NOT_SERVING)
@@ -144,7 +160,7 @@ func New(cfg Config) *Server {
 
 // transport returns the options of the transport. A connection may open more streams than
 // are admitted, so that those beyond are rejected rather than silently delayed.
-func transport(conns *connections, methods map[string]bool) []grpc.ServerOption {
+func transport(conns *connections, metrics *metrics) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(trackedCredentials{insecure.NewCredentials(), conns}),
 		grpc.ConnectionTimeout(handshakeTimeout),
@@ -157,7 +173,7 @@ func transport(conns *connections, methods map[string]bool) []grpc.ServerOption 
 		grpc.MaxConcurrentStreams(uint32((conns.Limits().Requests+conns.Limits().Streams)/2 + maxArriving)),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.InTapHandle(onHeaders(methods)),
+		grpc.InTapHandle(onHeaders(metrics)),
 		grpc.WaitForHandlers(true),
 		grpc.NumStreamWorkers(streamWorkers),
 	}

@@ -22,6 +22,7 @@ type service struct {
 	drain     *drain
 	limits    admission.Limits
 	memory    *memoryReport
+	watches   *watches
 	version   string
 	backend   string
 }
@@ -112,6 +113,7 @@ func (s *service) WatchInstances(req *instancedv1.WatchInstancesRequest, stream 
 	if err != nil {
 		return err
 	}
+	defer out.delivery.end()
 	err = out.run(stream.Context())
 	if !s.drain.draining() || !isCanceled(err) {
 		return err
@@ -130,7 +132,10 @@ func (s *service) subscribe(req *instancedv1.WatchInstancesRequest, stream insta
 	if err != nil {
 		return nil, err
 	}
-	return &watchStream{Watch: watch, stream: stream, lifecycle: s.lifecycle}, nil
+	return &watchStream{
+		Watch: watch, stream: stream, lifecycle: s.lifecycle,
+		delivery: s.watches.begin(callerOf(ctx).Principal, watch.Revision()),
+	}, nil
 }
 
 func (s *service) ListEvents(ctx context.Context, req *instancedv1.ListEventsRequest) (*instancedv1.ListEventsResponse, error) {

@@ -17,7 +17,7 @@ import (
 // connected returns connections of one admission.
 func connected(t *testing.T, count int) []*connection {
 	t.Helper()
-	a := newConnections(slog.New(slog.DiscardHandler), admission.Limits{Requests: 2, Streams: 2, Connections: count})
+	a := newConnections(admission.Config{Logger: slog.New(slog.DiscardHandler), Limits: admission.Limits{Requests: 2, Streams: 2, Connections: count}})
 	conns := make([]*connection, count)
 	for i := range conns {
 		near, far := net.Pipe()

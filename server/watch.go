@@ -15,18 +15,30 @@ type watchStream struct {
 	*lifecycle.Watch
 	stream    instancedv1.InstanceService_WatchInstancesServer
 	lifecycle *lifecycle.Service
+	delivery  *delivery
+}
+
+// send sends a message of a kind, encoded or not.
+func (w *watchStream) send(kind string, message any) error {
+	w.delivery.sending.Store(time.Now().UnixNano())
+	err := w.stream.SendMsg(message)
+	w.delivery.sending.Store(0)
+	if err == nil {
+		w.delivery.watches.messages.Get(kind).Inc()
+	}
+	return err
 }
 
 // run sends the items of the watch until ctx is done or sending fails, and returns why.
 func (w *watchStream) run(ctx context.Context) error {
-	if err := w.stream.Send(w.subscribed()); err != nil {
+	if err := w.send(messageSubscribed, w.subscribed()); err != nil {
 		return err
 	}
 	for {
 		if err := w.untilProgress(ctx); err != nil {
 			return err
 		}
-		if err := w.stream.Send(w.progress()); err != nil {
+		if err := w.send(messageProgress, w.progress()); err != nil {
 			return err
 		}
 	}
@@ -43,15 +55,19 @@ func (w *watchStream) untilProgress(ctx context.Context) error {
 		case err != nil && interval.Err() == nil:
 			return err
 		case err != nil:
+			w.delivery.idle()
 			continue
 		case item.Snapshot != nil:
+			w.delivery.deliver(time.Now())
 			err = w.sendSnapshot(item.Snapshot)
 		case item.Batch != nil:
+			w.delivery.deliver(item.Batch.RecordedAt)
 			err = w.sendBatch(ctx, item.Batch)
 		}
 		if err != nil {
 			return err
 		}
+		w.delivery.delivered(w.Revision())
 	}
 	return ctx.Err()
 }
@@ -79,7 +95,8 @@ func (w *watchStream) progress() *instancedv1.WatchInstancesResponse {
 
 // sendGoodbye sends the last message, with whose cursor the subscriber resumes elsewhere.
 func (w *watchStream) sendGoodbye(reason instancedv1.GoodbyeReason, retryDelay time.Duration) error {
-	return w.stream.Send(&instancedv1.WatchInstancesResponse{
+	w.delivery.watches.goodbyes.Get(reason).Inc()
+	return w.send(messageGoodbye, &instancedv1.WatchInstancesResponse{
 		Cursor: w.Cursor(),
 		Message: &instancedv1.WatchInstancesResponse_Goodbye{Goodbye: &instancedv1.Goodbye{
 			Reason:     reason,
@@ -99,7 +116,7 @@ func (w *watchStream) sendSnapshot(s *lifecycle.Snapshot) error {
 		}
 		encoded := encodedInstance(r)
 		if part.size > 0 && part.size+len(encoded) > maxFrameBytes {
-			if err := w.stream.SendMsg(part.frame("")); err != nil {
+			if err := w.send(messageSnapshot, part.frame("")); err != nil {
 				return err
 			}
 			part = snapshotFrame{head: &instancedv1.Snapshot{}}
@@ -107,7 +124,7 @@ func (w *watchStream) sendSnapshot(s *lifecycle.Snapshot) error {
 		part.add(encoded)
 	}
 	part.head.Last = true
-	return w.stream.SendMsg(part.frame(w.Cursor()))
+	return w.send(messageSnapshot, part.frame(w.Cursor()))
 }
 
 // sendBatch sends the events of a batch that match. Only the last message has the cursor,
@@ -118,15 +135,20 @@ func (w *watchStream) sendBatch(ctx context.Context, b *lifecycle.Batch) error {
 	if w.MatchesAll() {
 		next = w.nextWhole
 	}
+	recordedAt := b.RecordedAt
 	for at := 0; ; {
-		message, after, done := next(b, at)
-		if len(message.data) == 0 {
+		part := next(b, at)
+		if len(part.message.data) == 0 {
 			return nil
 		}
-		if err := w.stream.SendMsg(message); err != nil || done {
+		if err := w.send(messageEvents, part.message); err != nil {
 			return err
 		}
-		at = after
+		w.delivery.sent(recordedAt, part.events)
+		if part.last {
+			return nil
+		}
+		at = part.next
 		var err error
 		if b, err = w.Again(ctx); err != nil {
 			return err
@@ -134,16 +156,31 @@ func (w *watchStream) sendBatch(ctx context.Context, b *lifecycle.Batch) error {
 	}
 }
 
-// nextWhole returns the message of a batch at an index, for a stream without a filter.
-func (w *watchStream) nextWhole(b *lifecycle.Batch, at int) (message frame, after int, done bool) {
-	messages := wholeBatch(b, w.Cursor())
-	return wholeFrame(messages[at]), at + 1, at+1 == len(messages)
+// batchPart is a message with a part of a batch.
+type batchPart struct {
+	message frame
+	// events is how many events count as sent with the message.
+	events int
+	// next is where the next part begins.
+	next int
+	last bool
 }
 
-// nextMatching returns a message with the matching events of a batch from an index on, and
-// the index where the next message begins. The message is empty if no event matches.
-func (w *watchStream) nextMatching(b *lifecycle.Batch, at int) (message frame, after int, done bool) {
+// nextWhole returns the message of a batch at an index, for a stream without a filter.
+func (w *watchStream) nextWhole(b *lifecycle.Batch, at int) batchPart {
+	messages := wholeBatch(b, w.Cursor())
+	part := batchPart{message: wholeFrame(messages[at]), next: at + 1}
+	if part.last = part.next == len(messages); part.last {
+		part.events = len(b.Events) // those of all its messages
+	}
+	return part
+}
+
+// nextMatching returns a message with the matching events of a batch from an index on. The
+// message is empty if no event matches.
+func (w *watchStream) nextMatching(b *lifecycle.Batch, at int) batchPart {
 	var out eventFrame
+	events := 0
 	for ; at < len(b.Events); at++ {
 		e := &b.Events[at]
 		match := matchMessage(w.Match(e.Change))
@@ -152,12 +189,13 @@ func (w *watchStream) nextMatching(b *lifecycle.Batch, at int) (message frame, a
 		}
 		encoded := encodedEvent(b, e)
 		if out.size > 0 && out.size+len(encoded) > maxFrameBytes {
-			return out.frame(""), at, false
+			return batchPart{message: out.frame(""), events: events, next: at}
 		}
 		out.add(encoded, match)
+		events++
 	}
 	if out.size == 0 {
-		return frame{}, at, true
+		return batchPart{last: true}
 	}
-	return out.frame(w.Cursor()), at, true
+	return batchPart{message: out.frame(w.Cursor()), events: events, last: true}
 }

@@ -93,6 +93,7 @@ func (m measured) load(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	// It fails, and so there is a reason.
 	if _, err := api.StartInstances(ctx, &instancedv1.StartInstancesRequest{InstanceIds: []string{"i-0123456789abcdef9"}}); status.Code(err) != codes.NotFound {
 		t.Fatalf("a start of an unknown instance: %v", err)
 	}

@@ -57,6 +57,8 @@ type serveConfig struct {
 	maxStreams     int
 	maxConnections int
 
+	metricsPrincipals int
+
 	simSpeed    float64
 	simSeed     uint64
 	simThrottle bool
@@ -145,6 +147,7 @@ func (cfg *serveConfig) bind(flags *pflag.FlagSet) {
 		cli.Bind(flags, &cfg.maxRequests, "max-requests", "number", strconv.Itoa(server.DefaultMaxRequests), "maximum concurrent requests; one caller may use half of them", cli.ParseCount(2))
 		cli.Bind(flags, &cfg.maxStreams, "max-streams", "number", strconv.Itoa(server.DefaultMaxStreams), "maximum concurrent watches and waits; one caller may use half of them", cli.ParseCount(2))
 		cli.Bind(flags, &cfg.maxConnections, "max-connections", "number", strconv.Itoa(server.DefaultMaxConnections), "maximum open connections; one caller may use half of them, and beyond the limit idle ones are closed", cli.ParseCount(1))
+		cli.Bind(flags, &cfg.metricsPrincipals, "metrics-principals", "number", strconv.Itoa(server.DefaultMetricsPrincipals), "maximum number of principals with metrics of their own", cli.ParseCount(0))
 	})
 	section(flags, "", "", func(flags *pflag.FlagSet) {
 		cli.Bind(flags, &cfg.reconcileInterval, "reconcile-interval", "duration", "5m", "interval between full reconciliations with the backend", cli.ParsePositiveDuration)
@@ -340,6 +343,9 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		MaxRequests:    cfg.maxRequests,
 		MaxStreams:     cfg.maxStreams,
 		MaxConnections: cfg.maxConnections,
+
+		Metrics:           registry,
+		MetricsPrincipals: cmp.Or(cfg.metricsPrincipals, -1),
 	}
 	var controls ec2query.Simulator
 	if backend.simulator != nil {
@@ -377,6 +383,9 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 
 			MaxRequests:    cfg.maxRequests,
 			MaxConnections: cfg.maxConnections,
+
+			Metrics:           registry,
+			MetricsPrincipals: cmp.Or(cfg.metricsPrincipals, -1),
 		})
 		reload.door.Store(door)
 	}

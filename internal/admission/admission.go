@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/instanced/instanced/internal/instance"
 )
 
@@ -34,6 +36,14 @@ const (
 	kinds
 )
 
+// String returns the name of the kind.
+func (k Kind) String() string {
+	if k == LongLived {
+		return "long_lived"
+	}
+	return "unary"
+}
+
 // Limits are the maximum numbers of concurrent calls and connections.
 type Limits struct {
 	Requests    int // unary calls
@@ -41,10 +51,24 @@ type Limits struct {
 	Connections int
 }
 
+// Config configures an [Admission].
+type Config struct {
+	Limits Limits
+	Logger *slog.Logger
+	// Metrics registers the metrics; nil for none. Endpoint is the value of their label
+	// endpoint.
+	Metrics  prometheus.Registerer
+	Endpoint string
+	// MetricsPrincipals is how many principals have metrics of their own: the first ones to
+	// call.
+	MetricsPrincipals int
+}
+
 // Admission admits the calls and connections of a server. It is safe for concurrent use.
 type Admission struct {
-	limits Limits
-	log    *slog.Logger
+	limits  Limits
+	log     *slog.Logger
+	metrics *metrics
 
 	mu    sync.Mutex
 	calls [kinds]instance.Shares // by principal; connections count their own calls
@@ -62,13 +86,16 @@ type Admission struct {
 }
 
 // New returns an admission without calls and connections.
-func New(log *slog.Logger, limits Limits) *Admission {
-	return &Admission{
+func New(cfg Config) *Admission {
+	limits := cfg.Limits
+	a := &Admission{
 		limits: limits,
-		log:    log,
+		log:    cfg.Logger,
 		calls:  [kinds]instance.Shares{Unary: instance.NewShares(limits.Requests), LongLived: instance.NewShares(limits.Streams)},
 		owned:  instance.NewShares(limits.Connections),
 	}
+	a.metrics = newMetrics(cfg, a)
+	return a
 }
 
 // Limits returns the limits.
@@ -79,6 +106,12 @@ func (a *Admission) InFlight(kind Kind) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.calls[kind].Taken()
+}
+
+func (a *Admission) connections() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.open
 }
 
 // Drain rejects all calls from now on. It returns a channel that is closed when no call is
@@ -122,6 +155,7 @@ func (a *Admission) Connect(conn io.Closer) (*Connection, error) {
 	if a.open >= a.limits.Connections {
 		if victim = a.victimLocked(); victim == nil {
 			a.mu.Unlock()
+			a.metrics.refusedConnections.Inc()
 			return nil, errTooManyConnections
 		}
 		victim.removeLocked()
@@ -131,10 +165,17 @@ func (a *Admission) Connect(conn io.Closer) (*Connection, error) {
 	a.unowned.Add(&c.entry, "")
 	a.open++
 	a.mu.Unlock()
-	if victim != nil {
-		_ = victim.conn.Close() // nothing can be done about an error
-	}
+	a.close(victim)
 	return c, nil
+}
+
+// close closes a connection that made room for another; there may be none.
+func (a *Admission) close(victim *Connection) {
+	if victim == nil {
+		return
+	}
+	a.metrics.closedConnections.Inc()
+	_ = victim.conn.Close() // nothing can be done about an error
 }
 
 // victimLocked returns the connection to close to make room for another; nil if none is
@@ -192,6 +233,7 @@ func (c *Connection) Admit(principal string) (Ticket, error) {
 	a.mu.Lock()
 	if a.drained != nil {
 		a.mu.Unlock()
+		a.metrics.refused.Get(instance.ReasonDraining).Inc()
 		return Ticket{}, ErrDraining(0)
 	}
 	if !c.takeLocked(Unary, principal) {
@@ -207,9 +249,7 @@ func (c *Connection) Admit(principal string) (Ticket, error) {
 	}
 	a.idle.Remove(&c.entry)
 	a.mu.Unlock()
-	if victim != nil {
-		_ = victim.conn.Close() // nothing can be done about an error
-	}
+	a.close(victim)
 	return Ticket{conn: c, kind: Unary, principal: principal}, nil
 }
 
@@ -307,8 +347,8 @@ func ErrDraining(retryAfter time.Duration) error {
 // refuse returns the error for a call without a place. Its retry delay is jittered, so that
 // callers that were rejected together do not retry together.
 func (a *Admission) refuse(kind Kind, principal string) error {
-	a.logRefusal(principal, kind)
 	if kind == LongLived {
+		a.countRefusal(principal, kind, instance.ReasonTooManyStreams)
 		return &instance.Error{
 			Kind:       instance.KindExhausted,
 			Reason:     instance.ReasonTooManyStreams,
@@ -316,6 +356,7 @@ func (a *Admission) refuse(kind Kind, principal string) error {
 			RetryAfter: time.Second + rand.N(2*time.Second), //nolint:gosec // to spread load takes no secret
 		}
 	}
+	a.countRefusal(principal, kind, instance.ReasonTooManyRequests)
 	return &instance.Error{
 		Kind:       instance.KindExhausted,
 		Reason:     instance.ReasonTooManyRequests,
@@ -325,7 +366,7 @@ func (a *Admission) refuse(kind Kind, principal string) error {
 }
 
 func (a *Admission) refuseConnection(principal string) error {
-	a.logRefusal(principal, Unary)
+	a.countRefusal(principal, Unary, instance.ReasonTooManyConnections)
 	return &instance.Error{
 		Kind:       instance.KindExhausted,
 		Reason:     instance.ReasonTooManyConnections,
@@ -334,8 +375,9 @@ func (a *Admission) refuseConnection(principal string) error {
 	}
 }
 
-// logRefusal counts a rejected call, and logs at most once an interval.
-func (a *Admission) logRefusal(principal string, kind Kind) {
+// countRefusal counts a rejected call, and logs at most once an interval.
+func (a *Admission) countRefusal(principal string, kind Kind, reason string) {
+	a.metrics.refused.Get(reason).Inc()
 	a.mu.Lock()
 	a.refused++
 	count, now := a.refused, time.Now()

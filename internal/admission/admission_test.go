@@ -14,7 +14,10 @@ import (
 )
 
 func newAdmission(requests, streams, connections int) *admission.Admission {
-	return admission.New(slog.New(slog.DiscardHandler), admission.Limits{Requests: requests, Streams: streams, Connections: connections})
+	return admission.New(admission.Config{
+		Logger: slog.New(slog.DiscardHandler),
+		Limits: admission.Limits{Requests: requests, Streams: streams, Connections: connections},
+	})
 }
 
 // server has connections that have names, and knows which were closed to make room.

@@ -147,6 +147,9 @@ func (s *Service) Reconcile(ctx context.Context) (cursor string, err error) {
 // Cursor returns the end of the log as this process sees it.
 func (s *Service) Cursor() string { return s.journal.Cursor(s.journal.Head()) }
 
+// Revision returns the revision of the last change that this process has seen.
+func (s *Service) Revision() uint64 { return s.journal.Head().Seq }
+
 // Info describes the running service.
 func (s *Service) Info() Info {
 	owner, mine := s.journal.Owner()

@@ -135,6 +135,10 @@ func (w *Watch) Cursor() string {
 	return w.s.journal.Cursor(w.reader.Position())
 }
 
+// Revision returns the revision up to which everything was returned by [Watch.Next], or that of
+// the snapshot that is still to come.
+func (w *Watch) Revision() uint64 { return w.reader.Position().Seq }
+
 // LogID names the log that the cursors and revisions of this watch belong to.
 func (w *Watch) LogID() string { return w.s.journal.LogID() }
 

@@ -35,15 +35,20 @@ var (
 	}
 )
 
+// action returns the action with a name; nil if there is none.
+func (s *Server) action(name string) action {
+	if do := actions[name]; do != nil || s.simulator == nil {
+		return do
+	}
+	return simulated[name]
+}
+
 // dispatch calls the action of a request.
 func (s *Server) dispatch(ctx context.Context, c *call) (reply, error) {
 	if c.action == "" {
 		return nil, errMissing("Action")
 	}
-	do := actions[c.action]
-	if do == nil && s.simulator != nil {
-		do = simulated[c.action]
-	}
+	do := s.action(c.action)
 	if do == nil {
 		return nil, errInvalid(codeInvalidAction, "The action %s is not valid for this web service.", clip(c.action))
 	}

@@ -22,6 +22,7 @@ const (
 	codeAuthFailure        = "AuthFailure"
 	codeMismatch           = "IdempotentParameterMismatch"
 	codeAccessDenied       = "AccessDenied"
+	codeOK                 = "OK" // in logs and metrics: no error
 )
 
 // statuses maps codes to their HTTP statuses; all others have 400 or, if a retry may

@@ -56,7 +56,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 
 	answer, err := s.handle(ctx, w, r, c)
-	status, code := http.StatusOK, "OK"
+	status, code := http.StatusOK, codeOK
 	var document []byte
 	var refused refusal
 	if err == nil {
@@ -81,7 +81,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.WriteHeader(status)
 	_, _ = w.Write(document) // fails if the caller has gone
-	s.logCall(ctx, c, code, refused, err, time.Since(begun))
+	took := time.Since(begun)
+	s.ended(c, code, took)
+	s.logCall(ctx, c, code, refused, err, took)
 	s.endSpan(span, c, status, code, err)
 }
 

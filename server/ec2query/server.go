@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/instanced/instanced/internal/admission"
@@ -63,6 +64,11 @@ type Config struct {
 	// MaxConnections limits the open connections. The default is 5,000. A principal may have
 	// as many as it leaves free. Beyond the limit, an idle connection is closed.
 	MaxConnections int
+	// Metrics registers the metrics; nil for none.
+	Metrics prometheus.Registerer
+	// MetricsPrincipals is how many principals have metrics of their own: the first ones to
+	// call. The default is 50, a negative number means none.
+	MetricsPrincipals int
 	// Tracing makes the spans of calls, which continue the caller's trace (W3C Trace Context);
 	// nil for none.
 	Tracing trace.TracerProvider
@@ -74,6 +80,7 @@ type Server struct {
 	simulator   Simulator
 	credentials atomic.Pointer[Credentials]
 	log         *slog.Logger
+	metrics     *metrics
 	deadline    time.Duration
 	http        *http.Server
 	admission   *admission.Admission
@@ -104,9 +111,16 @@ func New(cfg Config) *Server {
 		receiveLimiter: instance.NewPlaces(maxReceiving),
 		parseLimiter:   instance.NewPlaces(2 * runtime.GOMAXPROCS(0)),
 		dedup:          newDedup(maxRemembered),
-		admission: admission.New(cfg.Logger, admission.Limits{
-			Requests:    cmp.Or(cfg.MaxRequests, admission.DefaultMaxRequests),
-			Connections: cmp.Or(cfg.MaxConnections, admission.DefaultMaxConnections),
+		metrics:        newMetrics(cfg.Metrics),
+		admission: admission.New(admission.Config{
+			Limits: admission.Limits{
+				Requests:    cmp.Or(cfg.MaxRequests, admission.DefaultMaxRequests),
+				Connections: cmp.Or(cfg.MaxConnections, admission.DefaultMaxConnections),
+			},
+			Logger:            cfg.Logger,
+			Metrics:           cfg.Metrics,
+			Endpoint:          "ec2",
+			MetricsPrincipals: max(0, cmp.Or(cfg.MetricsPrincipals, admission.DefaultMetricsPrincipals)),
 		}),
 	}
 	if cfg.Tracing != nil {

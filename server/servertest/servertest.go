@@ -77,8 +77,10 @@ type Options struct {
 	Logger *slog.Logger
 	// Tracing makes the spans of calls; nil for none.
 	Tracing trace.TracerProvider
-	// Metrics is where the metrics of the server are registered; nil for nowhere.
-	Metrics prometheus.Registerer
+	// Metrics registers the metrics of the service; nil for none. MetricsPrincipals is how many
+	// principals have some of their own; zero for what a server does by default.
+	Metrics           prometheus.Registerer
+	MetricsPrincipals int
 	// Register registers further services of the test.
 	Register func(grpc.ServiceRegistrar)
 }
@@ -133,6 +135,9 @@ func New(t testing.TB, opts Options) *Server {
 		MaxStreams:     opts.MaxStreams,
 		MaxConnections: opts.MaxConnections,
 
+		Metrics:           opts.Metrics,
+		MetricsPrincipals: opts.MetricsPrincipals,
+
 		Register: func(r grpc.ServiceRegistrar) {
 			simulation.Register(r)
 			if opts.Register != nil {
@@ -149,6 +154,9 @@ func New(t testing.TB, opts Options) *Server {
 		Tracing:        opts.Tracing,
 		MaxRequests:    opts.MaxRequests,
 		MaxConnections: opts.MaxConnections,
+
+		Metrics:           opts.Metrics,
+		MetricsPrincipals: opts.MetricsPrincipals,
 	})
 	s.ec2URL = sync.OnceValue(s.serveEC2)
 
