@@ -58,12 +58,23 @@ func (m measured) scrape(t *testing.T) map[string]*dto.MetricFamily {
 	return families
 }
 
+// measuredFleet is a fleet whose starts fail now and then.
+const measuredFleet = `
+instances:
+  - {count: 20}
+  - {instance_id: i-0000000000000000a}
+  - {instance_id: i-000000000000000fa, tags: {short: capacity}}
+faults:
+  - {kind: request-limit-exceeded, match: {verbs: [StartInstances]}, remaining: 1}
+  - {kind: insufficient-capacity, match: {tags: {short: capacity}}}
+`
+
 // measuredPair is two services, one with the simulator and faults, and one with EC2 as its
 // backend, which the EC2 endpoint of the first is, and a queue.
 func measuredPair(t *testing.T) (sim, ec2 measured) {
 	t.Helper()
 	flags, admin := withMetrics(t)
-	s, endpoint := simulated(t, trouble, append(flags, "--sim-speed", "20")...)
+	s, endpoint := simulated(t, measuredFleet, append(flags, "--sim-speed", "20")...)
 	sim = measured{s, admin}
 	flags, admin = withMetrics(t)
 	queue := new(sqstest.Queue)
