@@ -8,7 +8,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -36,10 +35,10 @@ func values(t testing.TB, registry *prometheus.Registry, name string) map[string
 			for _, l := range m.GetLabel() {
 				labels += l.GetName() + "=" + l.GetValue() + " "
 			}
-			switch family.GetType() {
-			case dto.MetricType_HISTOGRAM:
+			switch {
+			case m.GetHistogram() != nil:
 				found[labels] = float64(m.GetHistogram().GetSampleCount())
-			case dto.MetricType_GAUGE:
+			case m.GetGauge() != nil:
 				found[labels] = m.GetGauge().GetValue()
 			default:
 				found[labels] = m.GetCounter().GetValue()
