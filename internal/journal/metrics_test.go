@@ -240,3 +240,63 @@ func BenchmarkCountingAChange(b *testing.B) {
 		m.committed(batch, now)
 	}
 }
+
+// A scrape waits neither for what is being written nor for maintenance, however long etcd takes.
+func TestAScrapeWaitsForNoWorkOfTheJournal(t *testing.T) {
+	config, registry := measured(testConfig(t))
+	j, term := own(t, config)
+	set(t, term, id(1), instance.StateRunning)
+	for name, hold := range map[string]*mutex{"maintenance": &term.maintenance, "refresh": &j.refreshMu, "campaign": &j.campaign} {
+		if err := hold.lock(t.Context()); err != nil {
+			t.Fatal(name, err)
+		}
+		defer hold.unlock()
+	}
+	release, entered := make(chan struct{}), make(chan struct{})
+	updated := make(chan error, 1)
+	go func() {
+		_, err := term.Update(t.Context(), func(*Tx) error { close(entered); <-release; return nil })
+		updated <- err
+	}()
+	<-entered
+	gathered := make(chan map[string]float64, 1)
+	go func() { gathered <- samples(t, registry) }()
+	select {
+	case got := <-gathered:
+		if got["instanced_journal_revision"] != 1 {
+			t.Errorf("the scrape shows %v", got)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the scrape waits")
+	}
+	close(release)
+	if err := <-updated; err != nil {
+		t.Error(err)
+	}
+}
+
+// A scrape costs the same for one instance as for a thousand.
+func TestAScrapeDoesNotGoThroughTheFleet(t *testing.T) {
+	config, registry := measured(testConfig(t))
+	_, term := own(t, config)
+	cost := func() float64 {
+		return testing.AllocsPerRun(20, func() {
+			if _, err := registry.Gather(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	set(t, term, id(0), instance.StateRunning)
+	one := cost()
+	if _, err := term.Update(t.Context(), func(tx *Tx) error {
+		for n := range 1000 {
+			tx.Append(change(id(n), instance.States()[n%6]))
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if thousand := cost(); thousand > one+one/10 {
+		t.Errorf("%v allocations for one instance, %v for a thousand", one, thousand)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/instanced/instanced/internal/backend/sim"
 	"github.com/instanced/instanced/internal/instance"
@@ -450,4 +451,32 @@ func TestTheOwnerCountsChangesAndAFollowerShowsThem(t *testing.T) {
 		t.Errorf("a term of %v follows that of %v; %v terms", got[since], was, got["instanced_journal_terms_total"])
 	}
 	expectSamples(t, registries[0], map[string]float64{"instanced_journal_owner": 0, "instanced_journal_lease_remaining_seconds": 0})
+}
+
+func TestTheDurationOfATracedCommandHasItsTraceAsExemplar(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	f := start(t, options{metrics: registry})
+	ctx, span := sdktrace.NewTracerProvider().Tracer("test").Start(t.Context(), "caller")
+	defer span.End()
+	if _, err := f.Command(ctx, caller, command(instance.VerbStart, first)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.command(t.Context(), instance.VerbStart, second); err != nil {
+		t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var traces []string
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			for _, bucket := range m.GetHistogram().GetBucket() {
+				for _, label := range bucket.GetExemplar().GetLabel() {
+					traces = append(traces, family.GetName()+" "+label.GetName()+" "+label.GetValue())
+				}
+			}
+		}
+	}
+	expect(t, traces, "instanced_observer_command_duration_seconds trace_id "+span.SpanContext().TraceID().String())
 }

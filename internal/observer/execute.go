@@ -54,7 +54,7 @@ func (o *Observer) Execute(ctx context.Context, term *journal.Term, cmd instance
 	}
 	result, err := o.execute(ctx, term, cmd, cause, alsoRecord)
 	tracing.End(span, err)
-	o.metrics.commandEnded(cmd.Verb, time.Since(began), result, err)
+	o.metrics.commandEnded(span, cmd.Verb, time.Since(began), result, err)
 	return result, err
 }
 

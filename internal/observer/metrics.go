@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -191,11 +192,17 @@ func (m *metrics) verb(verb instance.Verb) *verbMetrics {
 	return nil
 }
 
-// commandEnded counts a command, and how long it took.
-func (m *metrics) commandEnded(verb instance.Verb, took time.Duration, result Result, err error) {
+// commandEnded counts a command, and how long it took. If it is traced, the trace is the exemplar
+// of that.
+func (m *metrics) commandEnded(span trace.Span, verb instance.Verb, took time.Duration, result Result, err error) {
 	v := m.verb(verb)
 	outcome, cause := outcomeOf(result, err)
-	v.duration[outcome].Observe(took.Seconds())
+	duration := v.duration[outcome]
+	if traced, ok := duration.(prometheus.ExemplarObserver); ok && span.SpanContext().IsSampled() {
+		traced.ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": span.SpanContext().TraceID().String()})
+	} else {
+		duration.Observe(took.Seconds())
+	}
 	if outcome == outcomeOK {
 		v.ok.Inc()
 		return

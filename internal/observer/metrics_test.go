@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/instanced/instanced/internal/instance"
 )
@@ -15,7 +16,7 @@ func TestCountingACommandAllocatesNothing(t *testing.T) {
 	m := newMetrics(prometheus.NewRegistry())
 	if n := testing.AllocsPerRun(100, func() {
 		m.verb(instance.VerbStart).inFlight.Inc()
-		m.commandEnded(instance.VerbStart, time.Millisecond, Result{}, nil)
+		m.commandEnded(trace.SpanFromContext(t.Context()), instance.VerbStart, time.Millisecond, Result{}, nil)
 		m.verb(instance.VerbStart).inFlight.Dec()
 		m.notices[duplicate].Inc()
 	}); n != 0 {
@@ -45,11 +46,12 @@ func TestTheReasonsOfCommandsAreBounded(t *testing.T) {
 // go test ./internal/observer -run '^$' -bench CountingACommand -benchmem.
 func BenchmarkCountingACommand(b *testing.B) {
 	m := newMetrics(prometheus.NewRegistry())
+	span := trace.SpanFromContext(b.Context())
 	b.ReportAllocs()
 	for b.Loop() {
 		began, measured := time.Now(), m.verb(instance.VerbStart)
 		measured.inFlight.Inc()
-		m.commandEnded(instance.VerbStart, time.Since(began), Result{}, nil)
+		m.commandEnded(span, instance.VerbStart, time.Since(began), Result{}, nil)
 		measured.inFlight.Dec()
 	}
 }
