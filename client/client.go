@@ -44,7 +44,8 @@ type Options struct {
 	// service offers on loopback only.
 	TransportCredentials credentials.TransportCredentials
 
-	// DialOptions are appended to the options that [Dial] uses.
+	// DialOptions are appended to the options that [Dial] uses. With the stats handler of
+	// otelgrpc among them, calls carry the trace of their context to the service.
 	DialOptions []grpc.DialOption
 
 	// MaxAttempts is the maximum number of attempts of a call before its error is returned;

@@ -97,7 +97,10 @@ exit status is 0. A second signal exits at once.
 --config names a YAML file of settings; flags and environment variables take precedence over
 it. "instanced config print" shows the effective settings, "instanced config check" checks a
 file. SIGHUP reloads the file, the AWS credentials and the file of --ec2-credentials, and logs
-which changes take effect only after a restart.`,
+which changes take effect only after a restart.
+
+Traces are exported by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT, or another of OpenTelemetry's
+standard variables, asks for it.`,
 		Example: t.Examples(
 			"instanced serve",
 			"instanced serve --sim-speed 1 --sim-throttle",
