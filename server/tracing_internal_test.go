@@ -19,7 +19,7 @@ func TestACallThatIsNotSampledCostsFewAllocations(t *testing.T) {
 		name  string
 		chain chain
 		ctx   context.Context
-		most  float64
+		max   float64
 	}{
 		{"without tracing", chain{}, of("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), 0},
 		{"of a caller without a trace", never, t.Context(), 5},
@@ -33,8 +33,8 @@ func TestACallThatIsNotSampledCostsFewAllocations(t *testing.T) {
 			}
 			of.endSpan(nil)
 		})
-		if n > c.most {
-			t.Errorf("a call %s costs %v allocations, want at most %v", c.name, n, c.most)
+		if n > c.max {
+			t.Errorf("a call %s costs %v allocations, want at most %v", c.name, n, c.max)
 		}
 		t.Logf("a call %s costs %v allocations", c.name, n)
 	}

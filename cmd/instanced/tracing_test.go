@@ -5,7 +5,10 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os/exec"
 	"slices"
 	"strings"
@@ -22,6 +25,7 @@ import (
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -297,6 +301,41 @@ func (s *service) stopsInTime() {
 	}
 	if status := s.cmd.ProcessState.ExitCode(); status != cli.ExitOK {
 		s.t.Errorf("the service ended with %d:\n%s", status, s.log())
+	}
+}
+
+func TestTracesAreExportedOverHTTPByDefault(t *testing.T) {
+	t.Parallel()
+	r := &otlpReceiver{}
+	paths := make(chan string, 1000)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		var export collector.ExportTraceServiceRequest
+		if err := proto.Unmarshal(body, &export); err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		_, _ = r.Export(req.Context(), &export) // it never fails
+		paths <- req.URL.Path + " of " + req.Header.Get("Tenant")
+	}))
+	t.Cleanup(srv.Close)
+	s := runServiceIn(t, []string{
+		"OTEL_EXPORTER_OTLP_ENDPOINT=" + srv.URL, "OTEL_EXPORTER_OTLP_HEADERS=tenant=blue", "OTEL_SERVICE_NAME=instanced-blue", "OTEL_BSP_SCHEDULE_DELAY=20",
+	})
+	if _, err := s.instances().GetServerInfo(patient(t), &instancedv1.GetServerInfoRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-paths; got != "/v1/traces of blue" {
+		t.Errorf("spans are sent to %s", got)
+	}
+	s.stopsInTime()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.spans) != 1 || r.spans[0].GetName() != "instanced.v1.InstanceService/GetServerInfo" || r.services[0] != "instanced-blue" {
+		t.Errorf("the spans of %v are %v", r.services, r.spans)
 	}
 }
 
