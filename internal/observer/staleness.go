@@ -170,14 +170,16 @@ func (o *Observer) matchesRecent(known journal.Record, image *instance.Instance)
 
 // older reports whether an image shows an earlier point of the life of an instance than what
 // is known. The simulator counts the changes. Otherwise a start changes the launch time, and
-// from one start to the next the states have an order. Until an instance is described, its
-// launch time is taken from a notice or an answer; if a later start was inferred, it may be
-// that of an earlier one.
+// from one start to the next the states have an order. The launch time of a description is
+// exact. Until an instance is described, it is taken from a notice or an answer; if a later
+// start was inferred, it may be that of an earlier one.
 func older(image *instance.Instance, known journal.Record) bool {
 	if image.Simulator != nil && known.Instance.Simulator != nil {
 		return image.Simulator.Transitions < known.Instance.Simulator.Transitions
 	}
 	switch d := image.LaunchTime.Sub(known.Instance.LaunchTime); {
+	case d != 0 && known.Source == instance.SourceReconcile:
+		return d < 0
 	case d < -instance.ClockSkew:
 		return true
 	case d > instance.ClockSkew && image.LaunchTime.After(known.ChangedAt):
