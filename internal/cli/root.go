@@ -4,7 +4,10 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -24,13 +27,35 @@ func New(program string) *Terminal {
 func (t *Terminal) Run(root *cobra.Command) int {
 	root.SetArgs(os.Args[1:])
 	root.SetIn(t.Stdin)
-	root.SetOut(t.Stdout)
+	help := &rememberingWriter{destination: t.Stdout}
+	root.SetOut(help)
 	root.SetErr(t.Stderr)
 	err := root.ExecuteContext(t.untilSignal())
-	if err != nil && !t.accepted {
+	if err == nil {
+		err = help.err
+	}
+	switch unwritten, ok := errors.AsType[*fs.PathError](err); {
+	case ok && unwritten.Op == "write" && unwritten.Path == os.Stdout.Name():
+		err = fmt.Errorf("cannot write to standard output: %w", unwritten.Err)
+	case err != nil && !t.accepted:
 		err = flagError(err)
 	}
 	return t.report(err)
+}
+
+// rememberingWriter remembers the first error, since cobra ignores those of writing its help.
+type rememberingWriter struct {
+	destination io.Writer
+	err         error
+}
+
+// Write implements [io.Writer].
+func (w *rememberingWriter) Write(p []byte) (int, error) {
+	n, err := w.destination.Write(p)
+	if w.err == nil {
+		w.err = err
+	}
+	return n, err
 }
 
 // NewRoot returns the root of a command line that has the verbs of the client. The program adds

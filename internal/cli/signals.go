@@ -58,16 +58,17 @@ func (t *Terminal) OnHangup(reload func()) { t.onHangup.Store(&reload) }
 func terminalClosed() func() bool {
 	var terminals []int
 	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
-		if fd := int(f.Fd()); isTTY(fd) {
+		if fd := int(f.Fd()); IsTTY(fd) {
 			terminals = append(terminals, fd)
 		}
 	}
 	return func() bool {
-		return slices.ContainsFunc(terminals, func(fd int) bool { return !isTTY(fd) })
+		return slices.ContainsFunc(terminals, func(fd int) bool { return !IsTTY(fd) })
 	}
 }
 
-func isTTY(fd int) bool {
+// IsTTY reports whether a file descriptor is a terminal.
+func IsTTY(fd int) bool {
 	_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	return err == nil
 }
