@@ -64,20 +64,27 @@ func (o *Observer) tailJournal(ctx context.Context, schedule *pollSchedule) erro
 			change := batch.Events[i].Change
 			schedule.update(change.Subject())
 			o.recentStates.add(change.Before)
-			o.logChange(o.traceChange(ctx, change, batch.RecordedAt), change)
+			o.logChange(o.traceChange(ctx, change, batch.RecordedAt), batch.Position.Seq, change)
 		}
 	}
 }
 
-// logChange writes one line for a change of state.
-func (o *Observer) logChange(ctx context.Context, c *instance.Change) {
-	if c.Type != instance.ChangeState || !o.log.Enabled(ctx, slog.LevelInfo) {
+// logChange writes one line for a change: at info level for one of state, which is what commands
+// are for, and at debug level for the others.
+func (o *Observer) logChange(ctx context.Context, revision uint64, c *instance.Change) {
+	level, message := slog.LevelInfo, "state change"
+	if c.Type != instance.ChangeState {
+		level, message = slog.LevelDebug, "change"
+	}
+	if !o.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := []slog.Attr{
-		slog.String("instance_id", string(c.After.ID)),
-		slog.String("from", c.Before.State.String()),
-		slog.String("to", c.After.State.String()),
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs, slog.String("instance_id", string(c.ID())))
+	if c.Type == instance.ChangeState {
+		attrs = append(attrs, slog.String("from", c.Before.State.String()), slog.String("to", c.After.State.String()))
+	} else {
+		attrs = append(attrs, slog.String("type", c.Type.String()), slog.String("state", c.Subject().State.String()))
 	}
 	if c.Cause.External() {
 		attrs = append(attrs, slog.String("cause", "external"))
@@ -85,11 +92,12 @@ func (o *Observer) logChange(ctx context.Context, c *instance.Change) {
 		attrs = append(attrs, slog.String("cause", string(c.Cause.Verb)),
 			slog.String("principal", c.Cause.Principal), slog.String("request_id", c.Cause.RequestID))
 	}
-	if r := c.After.StateReason; r != nil {
+	attrs = append(attrs, slog.String("source", c.Source.String()))
+	if r := c.Subject().StateReason; r != nil {
 		attrs = append(attrs, slog.String("reason", r.Code))
 	}
 	if c.Inferred {
 		attrs = append(attrs, slog.Bool("inferred", true))
 	}
-	o.log.LogAttrs(ctx, slog.LevelInfo, "state change", attrs...)
+	o.log.LogAttrs(ctx, level, message, append(attrs, slog.Uint64("revision", revision))...)
 }
