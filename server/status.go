@@ -149,7 +149,7 @@ func logOutcome(err error) (level slog.Level, code, reason string, failed bool) 
 	case ok && e.success:
 		return slog.LevelInfo, codes.OK.String(), e.reason, false
 	case ok && slices.Contains([]string{instance.ReasonTooManyRequests, instance.ReasonTooManyStreams, instance.ReasonTooManyConnections}, e.reason):
-		// There may be floods of them, which the admission logs once per second.
+		// There may be floods of them, which the admission logs at a level at which repeats are held back.
 		return slog.LevelDebug, e.public.Code().String(), e.reason, true
 	case ok && e.reason == instance.ReasonDraining:
 		return slog.LevelInfo, e.public.Code().String(), e.reason, true

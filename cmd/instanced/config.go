@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -58,7 +60,7 @@ Settings of the backend that is not used are left out.`,
 	t.addConfig(cmd)
 	t.AddOutput(cmd)
 	cli.CompleteWords(cmd, "backend", backendSimulator, backendEC2)
-	cli.CompleteWords(cmd, "log-format", "text", "json")
+	cli.CompleteWords(cmd, "log-format", logAuto, logText, logJSON)
 	cli.CompleteWords(cmd, "log-level", "debug", "info", "warn", "error")
 	cmd.RunE = func(*cobra.Command, []string) error {
 		t.Accept()
@@ -181,12 +183,14 @@ func printSettings(w io.Writer, used []*pflag.Flag, from sources) error {
 		value.LineComment = from.comment(flag)
 		group.Content = append(group.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: path[len(path)-1]}, value)
 	}
-	e := yaml.NewEncoder(w)
+	var text bytes.Buffer // the encoder hides why it cannot write
+	e := yaml.NewEncoder(&text)
 	e.SetIndent(2)
-	if err := e.Encode(root); err != nil {
+	if err := errors.Join(e.Encode(root), e.Close()); err != nil {
 		return err
 	}
-	return e.Close()
+	_, err := text.WriteTo(w)
+	return err
 }
 
 // below returns the mapping at a key of a mapping, a new one if there is none.

@@ -25,7 +25,7 @@ import (
 // endsAtOnce runs serve after a shell command, and returns what it says when it does not start.
 func endsAtOnce(t *testing.T, before string, env []string, args ...string) (stderr string, status int) {
 	t.Helper()
-	cmd := afterCommand(before, append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...)
+	cmd := afterCommand(before, append([]string{"serve", "--listen", "127.0.0.1:0", "--log-format", "text"}, args...)...)
 	cmd.Env = append(awsEnvironment(), env...)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
@@ -347,5 +347,30 @@ func TestWithoutANetworkTheClientSaysWhy(t *testing.T) {
 	if err == nil || cmd.ProcessState.ExitCode() != cli.ExitUnavailable || !strings.HasPrefix(string(said), "instanced: cannot reach the service at 127.0.0.1:50051 (") ||
 		!strings.Contains(string(said), "network is unreachable") {
 		t.Errorf("%v: %s", err, said)
+	}
+}
+
+// TestOutputThatCannotBeWrittenIsAnError writes what each verb prints to a full device.
+func TestOutputThatCannotBeWrittenIsAnError(t *testing.T) {
+	t.Parallel()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	defer func() { _ = full.Close() }()
+	s := runService(t, "--sim-speed", "0")
+	const id = "i-1234567890abcdef0"
+	for _, args := range []string{
+		"--help", "help start", "serve --help", "completion bash", "version --client", "config print", "config print -o json", "config check /dev/null", "doctor",
+		"version", "describe", "describe -q", "describe -o wide", "describe -o json", "start " + id, "start " + id + " -o json", "start --wait " + id,
+		"wait --for running " + id, "wait --for running -o json " + id, "history " + id, "history -o json " + id, "watch", "watch -o json", "verify --for 1s", "reboot " + id,
+	} {
+		cmd := exec.CommandContext(patient(t), "instanced", strings.Fields(args)...)
+		cmd.Env = append(awsEnvironment(), "INSTANCED_SERVER="+s.address)
+		var stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = full, &stderr
+		if err := cmd.Run(); cmd.ProcessState.ExitCode() != cli.ExitInternal || !strings.Contains(stderr.String(), "cannot write to standard output: no space left on device") {
+			t.Errorf("%s: %v\n%s", args, err, stderr.String())
+		}
 	}
 }

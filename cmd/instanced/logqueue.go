@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"sync"
 	"time"
@@ -14,18 +15,24 @@ const (
 )
 
 // logQueue writes the lines of the log on a goroutine of its own, so that a slow or blocked
-// destination never blocks a caller. Lines beyond maxQueuedLogBytes are dropped and counted. It is
-// safe for concurrent use.
+// destination never blocks a caller. Lines beyond maxQueuedLogBytes are dropped and counted, and so
+// are those that the destination rejects, as when its disk is full. It is safe for concurrent use.
 type logQueue struct {
 	destination io.Writer
-	// dropped reports lines that were dropped, straight to the destination.
-	dropped func(lines int)
+	// report writes how many lines were dropped straight to the destination, and why: nil if they
+	// were not read fast enough.
+	report func(lines int, why error) error
 
 	mu     sync.Mutex
 	queued []byte
-	// lines is how many lines were dropped since the destination was last told.
-	lines  int
-	closed bool
+	// dropped is how many lines were dropped since lines were last taken from the queue.
+	dropped int
+	closed  bool
+
+	// lost is how many lines were dropped that the destination has not been told of yet, and why;
+	// both are only for run.
+	lost    int
+	lostFor error
 
 	wake chan struct{}
 	done chan struct{}
@@ -33,8 +40,8 @@ type logQueue struct {
 
 // newLogQueue returns a queue that writes until it is closed. Dropped lines are reported
 // behind those that were queued before them.
-func newLogQueue(destination io.Writer, dropped func(lines int)) *logQueue {
-	q := &logQueue{destination: destination, dropped: dropped, wake: make(chan struct{}, 1), done: make(chan struct{})}
+func newLogQueue(destination io.Writer, report func(lines int, why error) error) *logQueue {
+	q := &logQueue{destination: destination, report: report, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go q.run()
 	return q
 }
@@ -43,8 +50,8 @@ func newLogQueue(destination io.Writer, dropped func(lines int)) *logQueue {
 func (q *logQueue) Write(line []byte) (int, error) {
 	q.mu.Lock()
 	// Once a line is dropped all are, until the number of dropped lines has been reported.
-	if q.lines > 0 || q.closed || len(q.queued)+len(line) > maxQueuedLogBytes {
-		q.lines++
+	if q.dropped > 0 || q.closed || len(q.queued)+len(line) > maxQueuedLogBytes {
+		q.dropped++
 	} else {
 		q.queued = append(q.queued, line...)
 	}
@@ -66,21 +73,43 @@ func (q *logQueue) run() {
 	for range q.wake {
 		for {
 			q.mu.Lock()
-			lines, dropped, closed := q.queued, q.lines, q.closed
-			q.queued, q.lines = spare[:0], 0
+			lines, dropped, closed := q.queued, q.dropped, q.closed
+			q.queued, q.dropped = spare[:0], 0
 			q.mu.Unlock()
 			spare = lines // in use until it is written; the next swap comes after that
-			if len(lines) == 0 && dropped == 0 {
-				if closed {
-					return
-				}
-				break
+			if len(lines) > 0 || dropped > 0 {
+				q.write(lines, dropped)
+				continue
 			}
-			_, _ = q.destination.Write(lines) // there is nowhere to report that the log cannot be written
-			if dropped > 0 {
-				q.dropped(dropped)
+			if closed {
+				q.reportLost()
+				return
 			}
+			break
 		}
+	}
+}
+
+// write writes lines, and how many were dropped before and behind them.
+func (q *logQueue) write(lines []byte, dropped int) {
+	q.reportLost()
+	if q.lost > 0 { // still, and these would be lost as well
+		q.lost += bytes.Count(lines, newline) + dropped
+		return
+	}
+	n, err := q.destination.Write(lines)
+	if err != nil {
+		q.lost, q.lostFor = bytes.Count(lines[n:], newline)+dropped, err
+		return
+	}
+	q.lost, q.lostFor = dropped, nil
+	q.reportLost()
+}
+
+// reportLost reports the lines that were lost, if the destination takes that.
+func (q *logQueue) reportLost() {
+	if q.lost > 0 && q.report(q.lost, q.lostFor) == nil {
+		q.lost = 0
 	}
 }
 
@@ -95,4 +124,28 @@ func (q *logQueue) Close() {
 	case <-q.done:
 	case <-time.After(logFlushTimeout):
 	}
+}
+
+var newline = []byte("\n")
+
+// wholeLines writes lines to a destination that may take a part of what is written only, and
+// ends a line that was begun before it begins the next.
+type wholeLines struct {
+	destination io.Writer
+	torn        bool
+}
+
+// Write implements [io.Writer].
+func (w *wholeLines) Write(lines []byte) (int, error) {
+	if w.torn {
+		if _, err := w.destination.Write(newline); err != nil {
+			return 0, err
+		}
+		w.torn = false
+	}
+	n, err := w.destination.Write(lines)
+	if n > 0 {
+		w.torn = lines[n-1] != '\n'
+	}
+	return n, err
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -81,7 +82,7 @@ func TestALogThatIsNotReadHoldsNoCallUp(t *testing.T) {
 		defer close(read)
 		for log := bufio.NewScanner(unread); log.Scan(); {
 			lines++
-			if _, count, found := strings.Cut(log.Text(), "log lines dropped: standard error was not read fast enough\" lines="); found {
+			if _, count, found := strings.Cut(log.Text(), `log lines dropped: standard error was not read fast enough","lines":`); found {
 				_, _ = fmt.Sscan(count, &reported)
 				// From now on nothing is dropped, and all that follows is read.
 				_ = cmd.Process.Signal(syscall.SIGTERM)
@@ -131,10 +132,115 @@ func TestALogWhoseReaderHasGoneEndsNothing(t *testing.T) {
 	}
 }
 
+// TestAFullDiskUnderTheLogEndsNothing fills a small file system under the log, and makes room
+// again.
+func TestAFullDiskUnderTheLogEndsNothing(t *testing.T) {
+	t.Parallel()
+	before := namespaces(t, "--mount", "mount -t tmpfs -o size=16k none /mnt && exec 2> /mnt/log")
+	s := runServiceAfter(t, before, nil, "--log-format", "json", "--sim-speed", "0")
+	client := s.instances()
+	describe := func() {
+		if _, err := client.DescribeInstances(patient(t), &instancedv1.DescribeInstancesRequest{PageSize: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Through the process, since the file system is in a namespace of its own.
+	name := fmt.Sprintf("/proc/%d/root/mnt/log", s.cmd.Process.Pid)
+	size := func() int64 {
+		info, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	const more = 50
+	eventually(t, "the disk is full", func() bool {
+		describe()
+		return size() == 16<<10
+	})
+	for range more { // all are lost
+		describe()
+	}
+	if err := os.Truncate(name, 0); err != nil {
+		t.Fatal(err)
+	}
+	lost := 0
+	eventually(t, "the lost lines are counted", func() bool {
+		describe()
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(strings.TrimLeft(string(text), "\x00")) {
+			var said struct {
+				Msg, Error string
+				Lines      int
+			}
+			if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "log lines dropped: standard error cannot be written to" && said.Error == "no space left on device" {
+				lost += said.Lines
+			}
+		}
+		return lost > 0
+	})
+	if lost < more {
+		t.Errorf("%d lines are reported as dropped, of at least %d", lost, more)
+	}
+}
+
+// TestTheLogIsJSONUnlessItIsOnATerminal compares the format where nothing asks for one.
+func TestTheLogIsJSONUnlessItIsOnATerminal(t *testing.T) {
+	t.Parallel()
+	pty, tty, err := openTerminal(80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = pty.Close() }()
+	stderr, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stderr.Close() }()
+	firstLine := func(stderr, from *os.File) string {
+		cmd := exec.Command("instanced", "serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(t.TempDir(), "data"))
+		cmd.Env, cmd.Stderr = awsEnvironment(), stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait() // killed
+		}()
+		var text []byte
+		eventually(t, "there is a line", func() bool {
+			buf := make([]byte, 1024)
+			n, _ := from.Read(buf) // at the end of the file there may be more
+			text = append(text, buf[:n]...)
+			return bytes.Contains(text, []byte("\n"))
+		})
+		line, _, _ := strings.Cut(string(text), "\n")
+		return line
+	}
+	written, err := os.Open(stderr.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = written.Close() }()
+	if line := firstLine(stderr, written); !json.Valid([]byte(line)) {
+		t.Errorf("in a file the log begins with %s", line)
+	}
+	if line := firstLine(tty, pty); !strings.HasPrefix(line, "time=") {
+		t.Errorf("on a terminal the log begins with %s", line)
+	}
+	_ = tty.Close()
+}
+
 func TestDroppedLogLinesAreCountedBehindThoseBeforeThem(t *testing.T) {
 	t.Parallel()
 	unread, stderr := io.Pipe()
-	queue := newLogQueue(stderr, func(lines int) { _, _ = fmt.Fprintf(stderr, "dropped %d\n", lines) })
+	queue := newLogQueue(stderr, func(lines int, _ error) error {
+		_, err := fmt.Fprintf(stderr, "dropped %d\n", lines)
+		return err
+	})
 	line := []byte(strings.Repeat("x", 1<<10-1) + "\n")
 	// As much again may be on its way to the pipe.
 	const lines = 2*(maxQueuedLogBytes>>10) + 100
@@ -176,7 +282,7 @@ func TestLinesThatComeWhileOthersAreWrittenLeaveThemAlone(t *testing.T) {
 		}
 		pieces <- struct{}{}
 		return len(p), nil
-	}), func(int) {})
+	}), func(int, error) error { return nil })
 	var want strings.Builder
 	for n := range lines {
 		line := fmt.Sprintf("line %d\n", n)

@@ -55,7 +55,7 @@ func runServiceIn(t *testing.T, env []string, args ...string) *service {
 func runServiceAfter(t *testing.T, before string, env []string, args ...string) *service {
 	t.Helper()
 	s := &service{t: t, dir: t.TempDir(), env: env, before: before}
-	s.args = append([]string{"serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(s.dir, "data")}, args...)
+	s.args = append([]string{"serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(s.dir, "data"), "--log-format", "text"}, args...)
 	s.run()
 	return s
 }
@@ -64,7 +64,7 @@ func runServiceAfter(t *testing.T, before string, env []string, args ...string) 
 func runServiceOn(t *testing.T, endpoint string, args ...string) *service {
 	t.Helper()
 	s := &service{t: t, dir: t.TempDir()}
-	s.args = append([]string{"serve", "--listen", "127.0.0.1:0", "--etcd-endpoints", endpoint}, args...)
+	s.args = append([]string{"serve", "--listen", "127.0.0.1:0", "--etcd-endpoints", endpoint, "--log-format", "text"}, args...)
 	s.run()
 	return s
 }

@@ -37,8 +37,8 @@ func TestMain(m *testing.M) {
 //
 //	background NAME PROGRAM [ARG...]  run a program whose output grows in NAME.stdout and
 //	                                  NAME.stderr
-//	serve NAME [FLAG...]              run the service in the background, on a free port and
-//	                                  in the directory data unless flags say otherwise;
+//	serve NAME [FLAG...]              run the service in the background, on a free port, in the
+//	                                  directory data and with a log of text unless flags say otherwise;
 //	                                  INSTANCED_SERVER is its address from then on, and
 //	                                  EC2_ENDPOINT that of its EC2 endpoint, if it has one
 //	until PATTERN FILE                wait until a line of a growing file matches
@@ -225,7 +225,7 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: serve NAME [FLAG...]")
 	}
 	name := args[0]
-	cmdBackground(ts, false, append([]string{name, "instanced", "serve", "--listen", "127.0.0.1:0", "--data-dir", ts.MkAbs("data")}, args[1:]...))
+	cmdBackground(ts, false, append([]string{name, "instanced", "serve", "--listen", "127.0.0.1:0", "--data-dir", ts.MkAbs("data"), "--log-format", "text"}, args[1:]...))
 	found := awaitMatch(ts, servesOn, name+".stdout", program(ts, name).done)
 	if found == nil {
 		said, _ := os.ReadFile(ts.MkAbs(name + ".stderr"))

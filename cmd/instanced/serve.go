@@ -118,7 +118,7 @@ standard variables, asks for it.`,
 	cfg.bind(flags)
 	t.addConfig(cmd)
 	cli.CompleteWords(cmd, "backend", backendSimulator, backendEC2)
-	cli.CompleteWords(cmd, "log-format", "text", "json")
+	cli.CompleteWords(cmd, "log-format", logAuto, logText, logJSON)
 	cli.CompleteWords(cmd, "log-level", "debug", "info", "warn", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t.Accept()
@@ -167,7 +167,7 @@ func (cfg *serveConfig) bind(flags *pflag.FlagSet) {
 		flags.StringVar(&cfg.ec2Credentials, "ec2-credentials", "", "JSON `file` of the access keys to verify signatures with there (default: signatures are not verified)")
 	})
 	section(flags, "log", "log-", func(flags *pflag.FlagSet) {
-		cli.Bind(flags, &cfg.logFormat, "log-format", "format", "text", "text or json", cli.OneOf("text", "json"))
+		cli.Bind(flags, &cfg.logFormat, "log-format", "format", logAuto, "text, json, or auto: text on a terminal, otherwise json", cli.OneOf(logAuto, logText, logJSON))
 		cli.Bind(flags, &cfg.logLevel, "log-level", "level", "info", "debug, info, warn or error", parseLevel)
 	})
 	section(flags, "", "", func(flags *pflag.FlagSet) {
@@ -469,20 +469,41 @@ func (d *drainDeadline) context(minTimeout time.Duration) (context.Context, cont
 	return context.WithDeadline(context.Background(), at)
 }
 
+// The formats of the log. logAuto is text on a terminal, and otherwise JSON.
+const (
+	logAuto = "auto"
+	logText = "text"
+	logJSON = "json"
+)
+
 // newLogger returns the service's logger, which never blocks, and a function that flushes it.
 func newLogger(format string, level slog.Leveler, w io.Writer) (log *slog.Logger, closeLog func()) {
+	if f, ok := w.(*os.File); format == logAuto && (!ok || !cli.IsTTY(int(f.Fd()))) {
+		format = logJSON
+	}
 	opts := &slog.HandlerOptions{Level: level}
 	handlerOf := func(w io.Writer) slog.Handler {
-		if format == "json" {
+		if format == logJSON {
 			return slog.NewJSONHandler(w, opts)
 		}
 		return slog.NewTextHandler(w, opts)
 	}
-	direct := slog.New(handlerOf(w))
-	queue := newLogQueue(w, func(lines int) {
-		direct.Error("log lines dropped: standard error was not read fast enough", "lines", lines)
+	w = &wholeLines{destination: w}
+	direct := handlerOf(w)
+	queue := newLogQueue(w, func(lines int, why error) error {
+		line := slog.NewRecord(time.Now(), slog.LevelError, "log lines dropped: standard error was not read fast enough", 0)
+		if why != nil {
+			line.Message = "log lines dropped: standard error cannot be written to"
+			line.AddAttrs(slog.Any("error", innermost(why)))
+		}
+		line.AddAttrs(slog.Int("lines", lines))
+		return direct.Handle(context.Background(), line)
 	})
-	return slog.New(traceIDs{handlerOf(queue)}), queue.Close
+	repeats := newLogRepeats()
+	return slog.New(repeats.handler(traceIDs{handlerOf(queue)})), func() {
+		repeats.Close()
+		queue.Close()
+	}
 }
 
 // errListen says why an address cannot be listened on.

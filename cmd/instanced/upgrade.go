@@ -65,7 +65,7 @@ be stopped or run this version, which is not verified.`,
 			ctx, cancel = context.WithTimeout(ctx, t.Timeout)
 			defer cancel()
 		}
-		log, closeLog := newLogger("text", slog.LevelWarn, t.Stderr)
+		log, closeLog := newLogger(logText, slog.LevelWarn, t.Stderr)
 		defer closeLog()
 		was, is, err := journal.Finalize(ctx, journal.Config{
 			DataDir:   cfg.dataDir,

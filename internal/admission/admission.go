@@ -22,9 +22,6 @@ const (
 	DefaultMaxConnections = 5000
 )
 
-// logInterval is the minimum interval between log lines about rejected calls.
-const logInterval = time.Second
-
 // Kind is a kind of call. Each has places of its own.
 type Kind uint8
 
@@ -80,9 +77,6 @@ type Admission struct {
 	unowned Queue[*Connection]
 	// drained is closed when the last call has ended after [Admission.Drain]; nil before.
 	drained chan struct{}
-	// refused counts rejections since the last log line about them, at loggedAt.
-	refused  int
-	loggedAt time.Time
 }
 
 // New returns an admission without calls and connections.
@@ -375,19 +369,17 @@ func (a *Admission) refuseConnection(principal string) error {
 	}
 }
 
-// countRefusal counts a rejected call, and logs at most once an interval.
+// countRefusal counts and logs a rejected call. There may be floods of them: the log holds back
+// repeats at this level.
 func (a *Admission) countRefusal(principal string, kind Kind, reason string) {
 	a.metrics.refused.Get(reason).Inc()
-	a.mu.Lock()
-	a.refused++
-	count, now := a.refused, time.Now()
-	if now.Sub(a.loggedAt) < logInterval {
-		a.mu.Unlock()
+	ctx := context.Background()
+	if !a.log.Enabled(ctx, slog.LevelWarn) {
 		return
 	}
-	a.refused, a.loggedAt = 0, now
+	a.mu.Lock()
 	unary, longLived, open := a.calls[Unary].Taken(), a.calls[LongLived].Taken(), a.open
 	a.mu.Unlock()
-	a.log.Warn("too many calls: some are refused", "refused", count, "last_principal", principal, "last_was_long_lived", kind == LongLived,
-		"requests", unary, "streams", longLived, "connections", open)
+	a.log.LogAttrs(ctx, slog.LevelWarn, "too many calls: a call is rejected", slog.String("principal", principal), slog.Bool("long_lived", kind == LongLived),
+		slog.Int("requests", unary), slog.Int("streams", longLived), slog.Int("connections", open))
 }
