@@ -154,7 +154,7 @@ func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatc
 		}
 		r.sent = time.Now()
 		r.metrics.instances.Observe(float64(len(ids)))
-		r.metrics.requests.Observe(float64(dispatch.CountRequests(group)))
+		r.metrics.requests.Observe(float64(r.b.dispatcher.CountRequests(group)))
 		var got map[instance.ID]instance.StateChange
 		got, f = r.b.client.mutate(ctx, r.batch.Key, ids)
 		switch {

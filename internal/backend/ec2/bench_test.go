@@ -16,8 +16,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	awsec2 "github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/instanced/instanced/gen/instanced/v1"
+	"github.com/instanced/instanced/internal/backend/ec2/dispatch"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/server/servertest"
 )
@@ -187,4 +189,23 @@ func BenchmarkLoneStart(b *testing.B) {
 func median(list []time.Duration) time.Duration {
 	slices.Sort(list)
 	return list[len(list)/2]
+}
+
+// BenchmarkMetricsOfACall is what the metrics of one call for 1000 instances take, by instance.
+func BenchmarkMetricsOfACall(b *testing.B) {
+	const size = 1000
+	backend := connect(b, nil, func(c *Config) { c.Metrics = prometheus.NewRegistry() })
+	m := backend.metrics.actions[instance.VerbStart]
+	items := make([]*dispatch.Item, size)
+	for n := range items {
+		items[n] = &dispatch.Item{Request: dispatch.NewRequest(start(id(n)), time.Time{}), IDs: ids(n, n+1)}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		m.countQueueWait(items)
+		m.instances.Observe(size)
+		m.requests.Observe(float64(backend.dispatcher.CountRequests(items)))
+		m.countCall(time.Second, nil)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/size, "ns/instance")
 }

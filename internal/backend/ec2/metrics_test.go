@@ -126,12 +126,12 @@ func TestMetricsShowWhatWaitsForABucketUntilItLeaves(t *testing.T) {
 			"instanced_ec2_waiting_instances{action=StartInstances}":      510,
 			"instanced_ec2_oldest_waiting_seconds{action=StartInstances}": 4,
 		})
-		time.Sleep(time.Second)
+		time.Sleep(500 * time.Millisecond) // there are 9 tokens then
 		leave()
 		leaver()
 		want(t, scrape(), map[string]float64{
 			"instanced_ec2_waiting_instances{action=StartInstances}":      10,
-			"instanced_ec2_oldest_waiting_seconds{action=StartInstances}": 1,
+			"instanced_ec2_oldest_waiting_seconds{action=StartInstances}": 0.5,
 		})
 		if o := stayer(); o.err != nil {
 			t.Fatal(o.err)

@@ -192,6 +192,20 @@ func (d *Dispatcher) ReportSent(b *Batch, items []*Item) ([]*Item, []instance.ID
 	return items, ids
 }
 
+// CountRequests returns the number of requests that items belong to.
+func (d *Dispatcher) CountRequests(items []*Item) (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.counts++
+	for _, it := range items {
+		if it.counted != d.counts {
+			it.counted = d.counts
+			n++
+		}
+	}
+	return n
+}
+
 // ReportRequeued calls the Requeued callbacks of items: the last call changed nothing, and they
 // are to be sent again.
 func (d *Dispatcher) ReportRequeued(items []*Item) {

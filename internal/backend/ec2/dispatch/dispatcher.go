@@ -37,6 +37,7 @@ type Dispatcher struct {
 	mu      sync.Mutex
 	closed  bool
 	seq     uint64
+	counts  uint64 // calls of CountRequests
 	actions map[instance.Verb]*action
 	order   []*action
 	// busy are the instances that a call is about. No other call that may change them goes

@@ -36,6 +36,8 @@ type Request struct {
 	waiting int
 	// oldestPosition is its position in action.oldest.
 	oldestPosition int
+	// counted is the last count of Dispatcher.CountRequests that included it.
+	counted uint64
 	// gone is true once its caller has left.
 	gone bool
 
@@ -149,15 +151,6 @@ func (it *Item) resolveLocked(changes []instance.StateChange, err *instance.Erro
 	if r.pending == 0 {
 		close(r.done)
 	}
-}
-
-// CountRequests returns of how many requests items are.
-func CountRequests(items []*Item) int {
-	seen := make(map[*Request]struct{})
-	for _, it := range items {
-		seen[it.Request] = struct{}{}
-	}
-	return len(seen)
 }
 
 // DistinctIDs returns the ids of items, each once, in their order.
