@@ -430,8 +430,15 @@ func TestAnExternalEtcdMayUseUpItsQuota(t *testing.T) {
 		}
 	}
 
-	owner, term := own(t, config)
+	measuredConfig, registry := measured(config)
+	owner, term := own(t, measuredConfig)
 	underWay := fillUp(owner, term)
+	expectSamples(t, registry, map[string]float64{"instanced_journal_owner": 1, "instanced_journal_writable": 0, "instanced_journal_reachable": 1})
+	await(t, func() bool { // what the journal did about it, and that it cannot do the rest
+		got := samples(t, registry)
+		return got[`instanced_journal_write_errors_total{reason="no_space"}`] > 0 && got["instanced_journal_compactions_total"] > 0 &&
+			got[`instanced_journal_maintenance_errors_total{task="make_room"}`] > 0 && got["instanced_journal_oldest_revision"] > 1
+	})
 	follower := openJournal(t, config)
 	if _, err := follower.Resolve(t.Context(), owner.Cursor(owner.Head())); err != nil {
 		t.Errorf("what was acknowledged is not read: %v", err)

@@ -300,3 +300,19 @@ func TestAScrapeDoesNotGoThroughTheFleet(t *testing.T) {
 		t.Errorf("%v allocations for one instance, %v for a thousand", one, thousand)
 	}
 }
+
+func TestAWriteOfAFormerOwnerIsCounted(t *testing.T) {
+	config, registry := measured(testConfig(t))
+	j, term := own(t, config)
+	if _, err := j.store.client.Delete(t.Context(), j.store.keys.owner); err != nil {
+		t.Fatal(err)
+	}
+	_, err := term.Update(t.Context(), func(tx *Tx) error { tx.Append(change(id(1), instance.StateRunning)); return nil })
+	wantReason(t, err, instance.KindUnavailable, instance.ReasonNotOwner)
+	expectSamples(t, registry, map[string]float64{
+		`instanced_journal_write_errors_total{reason="fenced"}`: 1,
+		"instanced_journal_owner":                               0,
+		`instanced_journal_changes_total{type="added"}`:         0,
+		"instanced_journal_commit_duration_seconds_count":       0,
+	})
+}
