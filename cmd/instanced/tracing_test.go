@@ -245,7 +245,7 @@ func TestACollectorThatDoesNotAnswerDelaysNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = refusing.Close()
-	hanging, err := net.Listen("tcp", "127.0.0.1:0") // accepted by the kernel, read by nobody
+	hanging, err := net.Listen("tcp", "127.0.0.1:0") // accepted by the kernel, and never read from
 	if err != nil {
 		t.Fatal(err)
 	}
