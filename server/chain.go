@@ -23,6 +23,7 @@ type chain struct {
 	tracer trace.Tracer
 	// deadline is for unary calls that have none.
 	deadline time.Duration
+	slow     *slowCalls
 }
 
 // options returns the interceptors: the chain and, inside it, recovery from panics, so that
@@ -86,6 +87,7 @@ func (c chain) leave(ctx context.Context, of *call, err error) error {
 	took := time.Since(of.begun)
 	of.metrics.end(ctx, took, err)
 	c.log.line(ctx, of, took, err)
+	c.slow.note(ctx, of, took, err)
 	of.endSpan(err)
 	return err
 }

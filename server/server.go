@@ -97,6 +97,8 @@ type Server struct {
 	drain     *drain
 	lifecycle *lifecycle.Service
 	memory    *memoryReport
+	slow      slowCalls
+	watches   *watches
 }
 
 // New returns a server that is not listening yet.
@@ -126,9 +128,9 @@ func New(cfg Config) *Server {
 		memory: &memoryReport{cfg.Lifecycle, conns.Admission, cfg.Logger},
 	}
 	metrics := newMetrics(cfg.Metrics, conns.Admission)
-	watches := newWatches(cfg.Metrics, conns.Admission, cfg.Lifecycle)
+	s.watches = newWatches(cfg.Metrics, conns.Admission, cfg.Lifecycle)
 	early := newEarlyAdmission(receiveTimeout(cfg.Deadline), metrics)
-	interceptors := chain{log: callLog{cfg.Logger}, metrics: metrics, drain: s.drain, early: early, deadline: cfg.Deadline}
+	interceptors := chain{log: callLog{cfg.Logger}, metrics: metrics, drain: s.drain, early: early, deadline: cfg.Deadline, slow: &s.slow}
 	if cfg.Tracing != nil {
 		interceptors.tracer = cfg.Tracing.Tracer(scope)
 	}
@@ -141,7 +143,7 @@ func New(cfg Config) *Server {
 		backend:   cfg.Backend,
 		limits:    conns.Limits(),
 		memory:    s.memory,
-		watches:   watches,
+		watches:   s.watches,
 	})
 	if cfg.Register != nil {
 		cfg.Register(wrapped)

@@ -55,6 +55,7 @@ type watches struct {
 // delivery is how far a watch has got. One goroutine writes it.
 type delivery struct {
 	watches   *watches
+	caller    string // unverified
 	principal string // as a label
 	began     time.Time
 	// revision is the last one that was delivered.
@@ -118,7 +119,7 @@ const (
 
 // begin adds a watch that has delivered everything up to a revision.
 func (w *watches) begin(principal string, revision uint64) *delivery {
-	d := &delivery{watches: w, principal: w.label(principal), began: time.Now()}
+	d := &delivery{watches: w, caller: principal, principal: w.label(principal), began: time.Now()}
 	d.revision.Store(revision)
 	w.mu.Lock()
 	defer w.mu.Unlock()

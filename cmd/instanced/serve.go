@@ -232,11 +232,12 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		return err
 	}
 	registry := newRegistry()
+	stage := newStage()
+	status := &statusPage{cfg: cfg, level: level, stage: stage, started: time.Now()}
 	adminServer := admin.New(admin.Config{
 		Metrics: registry, Logger: log.With("part", "admin"),
-		LogLevel: level, ParseLevel: parseLevel,
+		LogLevel: level, ParseLevel: parseLevel, Status: status.sections,
 	})
-	stage := newStage()
 	adminServer.AddReady(stage.checks()...)
 	if err := serveAdmin(cfg.adminListen, adminServer, log); err != nil {
 		return err
@@ -362,6 +363,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 	}
 	t.OnHangup(func() { reload.run(ctx) })
 	srv := server.New(settings)
+	status.parts.Store(&statusParts{svc, srv})
 	served := make(chan error, 2)
 	go func() { served <- srv.Serve(lis) }()
 	drainers := []drainer{srv}

@@ -22,6 +22,17 @@ func (s *Service) Alive() error { return errors.Join(s.journal.Alive(), s.observ
 // JournalContact is when the journal last responded. See also [Service.Reachable].
 func (s *Service) JournalContact() time.Time { return s.journal.LastContact() }
 
+// OwnTerm describes the term in which this process takes commands: its epoch, and how long it is
+// certain to last if it is not renewed, which is for ever with an embedded journal. ok is false if
+// it takes none.
+func (s *Service) OwnTerm() (epoch uint64, remaining time.Duration, ok bool) {
+	term, err := s.observer.Term()
+	if err != nil {
+		return 0, 0, false
+	}
+	return term.Epoch(), term.Remaining(), true
+}
+
 // Disk returns the free space of the disk that the journal is on; ok is false for an external
 // etcd. The error says why changes are rejected for lack of space.
 func (s *Service) Disk() (space DiskSpace, ok bool, err error) { return s.journal.Disk() }
