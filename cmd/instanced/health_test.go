@@ -258,9 +258,14 @@ func TestGRPCHealthProbe(t *testing.T) {
 		service string
 		status  int
 	}{
-		{owner, "", 0}, {owner, "instanced.v1.InstanceService", 0}, {owner, "instanced.v1.SimulatorService", 0}, {owner, "instanced.v1.commands", 0},
-		{follower, "", 0}, {follower, "instanced.v1.InstanceService", 0}, {follower, "instanced.v1.commands", 4}, // unhealthy
-		{owner, "nosuch", 3}, // the call fails
+		{owner, "", 0},
+		{owner, "instanced.v1.InstanceService", 0},
+		{owner, "instanced.v1.SimulatorService", 0},
+		{owner, "instanced.v1.commands", 0},
+		{follower, "", 0},
+		{follower, "instanced.v1.InstanceService", 0},
+		{follower, "instanced.v1.commands", 4}, // unhealthy
+		{owner, "nosuch", 3},                   // the call fails
 	} {
 		probe := exec.CommandContext(patient(t), program, "-addr", check.at.address, "-service", check.service, "-connect-timeout", "10s", "-rpc-timeout", "10s")
 		out, _ := probe.CombinedOutput() // its status is what counts
@@ -308,6 +313,37 @@ func TestSettingALogLevelOutlivesAnUnchangedFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the level of the file counts again", func() bool { return level() == "warn" })
+}
+
+func TestABackendThatIsAwayIsShownButMakesNothingUnready(t *testing.T) {
+	t.Parallel()
+	_, endpoint := simulated(t, "")
+	way := newRoad(t, endpoint)
+	flags, address := withMetrics(t)
+	s := fronting(t, way.url(), append(flags, "--reconcile-interval", "200ms")...)
+	_, body := probe(address, "/readyz?verbose")
+	wantLines(t, body, `\[\+\]backend ok [0-9.]+s ago`, `\[\+\]reconcile ok [0-9.]+s ago`)
+
+	way.close()
+	eventually(t, "the checks of the backend fail", func() bool {
+		_, body = probe(address, "/readyz?verbose")
+		return strings.Contains(body, "[-]backend failed ") && strings.Contains(body, "[-]reconcile failed ")
+	})
+	wantLines(t, body, `\[-\]backend failed [0-9.]+s: .* cannot be reached.* \(informational\)`, `\[\+\]journal ok .*`, `readyz check passed`)
+	if status, _ := probe(address, "/readyz"); status != http.StatusOK {
+		t.Errorf("/readyz: %d, want 200", status)
+	}
+	if status, _ := probe(address, "/livez"); status != http.StatusOK {
+		t.Errorf("/livez: %d, want 200", status)
+	}
+	if got := health(s, "instanced.v1.commands")(); got != serving {
+		t.Errorf("health of commands: %v, want SERVING", got)
+	}
+	way.open()
+	eventually(t, "they pass again", func() bool {
+		_, body = probe(address, "/readyz?verbose")
+		return strings.Contains(body, "[+]backend ok ") && strings.Contains(body, "[+]reconcile ok ")
+	})
 }
 
 func TestStartupSaysWhatItWaitsFor(t *testing.T) {

@@ -65,6 +65,7 @@ func New(cfg Config) *Server {
 		Handler:           s.handler(cfg),
 		Protocols:         &protocols,
 		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       readTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelWarn),
@@ -96,8 +97,6 @@ func (s *Server) handler(cfg Config) http.Handler {
 	}
 	debug := loopbackOnly(s.listenerAddr, newDebugServer())
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// A server that has neither is that of a test, and needs no deadlines.
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
 		extendWriteDeadline(w, 0)
 		if isGRPC(r) {
 			debug.ServeHTTP(w, r)
@@ -107,9 +106,10 @@ func (s *Server) handler(cfg Config) http.Handler {
 	})
 }
 
-// extendWriteDeadline lets a response take writeTimeout and so much more.
+// extendWriteDeadline lets a response take writeTimeout and so much more. Only connections of
+// tests have no deadlines.
 func extendWriteDeadline(w http.ResponseWriter, more time.Duration) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout + more)) // see handler
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout + more))
 }
 
 func (s *Server) listenerAddr() net.Addr {
