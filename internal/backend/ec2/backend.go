@@ -41,15 +41,15 @@ type Config struct {
 
 // Backend carries commands out on EC2 in one account and Region. It is safe for concurrent use.
 type Backend struct {
-	cfg        Config
-	log        *slog.Logger
-	client     *client
-	queue      *sqs.Client // nil without a queue
-	dispatcher *dispatch.Dispatcher
-	tracker    tracker
-	managed    *managedCache
-	metrics    *metrics
-	hooks      testHooks
+	cfg         Config
+	log         *slog.Logger
+	client      *client
+	queue       *sqs.Client // nil without a queue
+	dispatcher  *dispatch.Dispatcher
+	lastChanges lastChanges
+	managed     *managedCache
+	metrics     *metrics
+	hooks       testHooks
 
 	expiry      instant               // of the credentials of the last call
 	lastReceive instant               // when SQS last answered
@@ -148,7 +148,7 @@ func (b *Backend) Close() {
 // lost. It changes nothing in EC2.
 func (b *Backend) Restore(known []*instance.Instance) error {
 	for _, inst := range known {
-		b.tracker.observed(inst)
+		b.lastChanges.observed(inst)
 	}
 	return nil
 }

@@ -142,7 +142,7 @@ func (s *capacitySearch) learnFrom(ctx context.Context, group []*dispatch.Item, 
 	ids, applied := dispatch.DistinctIDs(group), len(s.r.appliedUnclaimed)
 	was := make(map[instance.ID]instance.State, len(ids))
 	for _, id := range ids {
-		was[id] = s.r.b.tracker.state(id)
+		was[id] = s.r.b.lastChanges.state(id)
 	}
 	seen, ok := s.r.observeOutcome(ctx, group, f)
 	if !ok {

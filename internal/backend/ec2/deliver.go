@@ -67,7 +67,7 @@ func (r *batchRun) resultFor(line instance.StateChange, n int) instance.StateCha
 	if n == 0 || r.b.hooks.everyoneFirst {
 		doubted, ok := r.unchangedAfterFailure[line.ID]
 		delete(r.unchangedAfterFailure, line.ID)
-		if ok && line.Previous == line.Current && r.batch.Verb.DoneIn(line.Current) && !r.b.tracker.reportedSince(r.batch.Verb, line.ID, doubted.sent) {
+		if ok && line.Previous == line.Current && r.batch.Verb.DoneIn(line.Current) && !r.b.lastChanges.reportedSince(r.batch.Verb, line.ID, doubted.sent) {
 			// An earlier call did it after all, after EC2 described the instance.
 			return r.transitionSince(line.ID, doubted)
 		}
@@ -91,7 +91,7 @@ func wallClock(t time.Time) time.Time { return t.Round(0).UTC() }
 // deliver gives an item its outcome.
 func (r *batchRun) deliver(it *dispatch.Item, changes []instance.StateChange, err *instance.Error) {
 	for _, change := range changes {
-		r.b.tracker.reported(change)
+		r.b.lastChanges.reported(change)
 	}
 	if err == nil {
 		r.answered++

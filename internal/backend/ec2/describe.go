@@ -188,7 +188,7 @@ func (b *Backend) waitForRead(ctx context.Context) error {
 	return nil
 }
 
-// recordPage updates the tracker and the cache of managed instances.
+// recordPage updates lastChanges and the cache of managed instances.
 func (b *Backend) recordPage(p page, ids []instance.ID, at position) {
 	there := make(map[instance.ID]bool, len(ids))
 	note := func(id instance.ID) {
@@ -198,7 +198,7 @@ func (b *Backend) recordPage(p page, ids []instance.ID, at position) {
 		}
 	}
 	for _, inst := range p.instances {
-		b.tracker.observed(inst.Instance)
+		b.lastChanges.observed(inst.Instance)
 		note(inst.ID)
 	}
 	for id := range p.unreadable {
@@ -209,7 +209,7 @@ func (b *Backend) recordPage(p page, ids []instance.ID, at position) {
 	}
 	for _, id := range ids {
 		if !there[id] {
-			b.tracker.forget(id)
+			b.lastChanges.forget(id)
 			b.managed.Delete(id)
 		}
 	}

@@ -26,7 +26,7 @@
 // instances (batchRun.checkOutcome, outcome.go). An instance in the state to which the verb leads
 // was changed by this call if EC2 dates the change accordingly (instance.MayHaveMade), the date
 // was not described before, and it is not that of a change of which another caller was told,
-// which the tracker knows; the change, marked as deduced, then goes to the first item
+// which lastChanges remembers. The change, marked as deduced, then goes to the first item
 // that wants it (appliedUnclaimed). Instances that were not changed are tried again. If a later
 // call finds them changed after all, the earlier one did it (unchangedAfterFailure). After
 // maxUnknownAttempts such calls, when EC2 cannot be asked, and for reboots, which leave no trace,
@@ -36,7 +36,7 @@
 //
 //   - One dispatch loop, which only calls Dispatcher.Next and starts runs.
 //   - One goroutine for each batch in flight. It owns its batchRun; batches share the
-//     dispatcher, the tracker, the breaker, the client, the managed cache and the bucket of
+//     dispatcher, lastChanges, the breaker, the client, the managed cache and the bucket of
 //     DescribeInstances.
 //   - Callers of Execute and Describe, which wait in their own goroutines.
 //   - While [Backend.Notices] is consumed, one that deletes and renews messages (inbox.go).
@@ -48,7 +48,7 @@
 //
 // The dispatcher's lock comes before the breaker's, which it takes to fail what waits. The
 // callbacks Sent and Requeued of a command run under the dispatcher's lock and must not call the
-// backend. The inbox's lock comes before its caches' locks. All others (tracker, managed cache,
+// backend. The inbox's lock comes before its caches' locks. All others (lastChanges, managed cache,
 // Backend.readsMu) are taken alone.
 //
 // # Promises

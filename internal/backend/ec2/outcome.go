@@ -128,7 +128,7 @@ func (r *batchRun) observeOutcome(ctx context.Context, group []*dispatch.Item, f
 	ids := dispatch.DistinctIDs(group)
 	was := make(map[instance.ID]instance.State, len(ids))
 	for _, id := range ids {
-		was[id] = r.b.tracker.state(id)
+		was[id] = r.b.lastChanges.state(id)
 	}
 	seen, failed := r.describeAfter(ctx, ids, f)
 	if failed != nil {
@@ -151,10 +151,10 @@ func (r *batchRun) observeOutcome(ctx context.Context, group []*dispatch.Item, f
 		switch {
 		case !r.batch.Verb.DoneIn(inst.State):
 			r.unchangedAfterFailure[id] = unchanged{state: inst.State, sent: r.sent}
-		case again && !r.b.tracker.reportedSince(r.batch.Verb, id, doubted.sent):
+		case again && !r.b.lastChanges.reportedSince(r.batch.Verb, id, doubted.sent):
 			delete(r.unchangedAfterFailure, id)
 			r.appliedUnclaimed[id] = r.transitionSince(id, unchanged{state: doubted.state, sent: r.sent})
-		case r.b.tracker.changedBy(r.batch.Verb, inst.Instance, r.sent):
+		case r.b.lastChanges.changedBy(r.batch.Verb, inst.Instance, r.sent):
 			r.appliedUnclaimed[id] = r.transitionSince(id, unchanged{state: was[id], sent: r.sent})
 		}
 	}
@@ -182,7 +182,7 @@ func (r *batchRun) rebooted(ctx context.Context, ids []instance.ID) map[instance
 	var ask []instance.ID
 	for _, id := range ids {
 		states[id] = instance.StateRunning
-		if r.b.tracker.state(id) != instance.StateRunning {
+		if r.b.lastChanges.state(id) != instance.StateRunning {
 			ask = append(ask, id)
 		}
 	}

@@ -24,34 +24,34 @@ func TestAChangeIsClaimedForOneCall(t *testing.T) {
 		stopping := func(at time.Duration) *instance.Instance {
 			return &instance.Instance{ID: id(1), State: instance.StateStopping, StateTransitionReason: "User initiated (" + began.Add(at).UTC().Format(time.DateTime) + " GMT)"}
 		}
-		told := func(from, to instance.State, sent time.Duration) func(*tracker) {
-			return func(tr *tracker) {
-				tr.reported(instance.StateChange{ID: id(1), Previous: from, Current: to, At: began.Add(sent)})
+		told := func(from, to instance.State, sent time.Duration) func(*lastChanges) {
+			return func(known *lastChanges) {
+				known.reported(instance.StateChange{ID: id(1), Previous: from, Current: to, At: began.Add(sent)})
 			}
 		}
-		stop := func(sent time.Duration) func(*tracker) {
+		stop := func(sent time.Duration) func(*lastChanges) {
 			return told(instance.StateRunning, instance.StateStopping, sent)
 		}
 		for name, tc := range map[string]struct {
 			dated time.Duration // as EC2 describes the stop
-			known []func(*tracker)
+			known []func(*lastChanges)
 			want  bool
 		}{
 			"nothing is known":                          {want: true},
-			"another caller was told":                   {known: []func(*tracker){stop(0)}},
-			"another was told, and EC2's clock is fast": {dated: time.Second, known: []func(*tracker){stop(0)}},
-			"another was told, and of a start after it": {known: []func(*tracker){stop(0), told(instance.StateStopped, instance.StatePending, 300*time.Millisecond)}},
-			"another was told of an earlier one":        {dated: 5 * time.Second, known: []func(*tracker){stop(0)}, want: true},
-			"it was described before the call":          {known: []func(*tracker){func(tr *tracker) { tr.observed(stopping(0)) }}},
-			"an earlier one was described":              {dated: time.Second, known: []func(*tracker){func(tr *tracker) { tr.observed(stopping(0)) }}, want: true},
+			"another caller was told":                   {known: []func(*lastChanges){stop(0)}},
+			"another was told, and EC2's clock is fast": {dated: time.Second, known: []func(*lastChanges){stop(0)}},
+			"another was told, and of a start after it": {known: []func(*lastChanges){stop(0), told(instance.StateStopped, instance.StatePending, 300*time.Millisecond)}},
+			"another was told of an earlier one":        {dated: 5 * time.Second, known: []func(*lastChanges){stop(0)}, want: true},
+			"it was described before the call":          {known: []func(*lastChanges){func(known *lastChanges) { known.observed(stopping(0)) }}},
+			"an earlier one was described":              {dated: time.Second, known: []func(*lastChanges){func(known *lastChanges) { known.observed(stopping(0)) }}, want: true},
 		} {
-			var tr tracker
+			var known lastChanges
 			for _, know := range tc.known {
-				know(&tr)
+				know(&known)
 				time.Sleep(10 * time.Millisecond)
 			}
 			time.Sleep(10 * time.Millisecond)
-			if got := tr.changedBy(instance.VerbStop, stopping(time.Since(began).Truncate(time.Second)+tc.dated), time.Now()); got != tc.want {
+			if got := known.changedBy(instance.VerbStop, stopping(time.Since(began).Truncate(time.Second)+tc.dated), time.Now()); got != tc.want {
 				t.Errorf("%s: the call made the change: %v, want %v", name, got, tc.want)
 			}
 		}

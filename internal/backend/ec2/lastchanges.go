@@ -9,28 +9,30 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// tracker holds the last known state of each instance and the changes reported to callers, which
-// together tell what became of a call whose answer was lost. It is safe for concurrent use.
-type tracker struct {
+// lastChanges remembers how each instance was last described and which changes callers were told
+// of, which together tell what became of a call whose answer was lost. It is safe for concurrent
+// use.
+type lastChanges struct {
 	mu      sync.Mutex
-	entries map[instance.ID]trackedState
+	entries map[instance.ID]lastChange
 }
 
-type trackedState struct {
+// lastChange is what is known of one instance.
+type lastChange struct {
 	state instance.State
 	// launched is when the instance was last started, and changed when its last change was
 	// requested, as EC2 describes it.
-	launched, changed sighting
+	launched, changed describedTime
 	// reports are the last changes that callers were told of, by the states that verbs lead to.
 	reports [len(reportedTargets)]report
 }
 
-// sighting is a time in descriptions of an instance, and when it was first there.
-type sighting struct{ at, seen time.Time }
+// describedTime is a time in the descriptions of an instance, and when it first appeared there.
+type describedTime struct{ at, firstSeen time.Time }
 
-func (s *sighting) update(at, now time.Time) {
-	if !at.Equal(s.at) {
-		s.at, s.seen = at, now
+func (d *describedTime) update(at, now time.Time) {
+	if !at.Equal(d.at) {
+		d.at, d.firstSeen = at, now
 	}
 }
 
@@ -42,59 +44,59 @@ type report struct{ sent, told time.Time }
 var reportedTargets = [...]instance.State{instance.StatePending, instance.StateStopping, instance.StateShuttingDown}
 
 // report returns the last change of a verb that a caller was told of.
-func (e *trackedState) report(verb instance.Verb) report {
+func (c *lastChange) report(verb instance.Verb) report {
 	if i := slices.Index(reportedTargets[:], verb.Target()); i >= 0 {
-		return e.reports[i]
+		return c.reports[i]
 	}
 	return report{}
 }
 
-func (t *tracker) state(id instance.ID) instance.State {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.entries[id].state
+func (c *lastChanges) state(id instance.ID) instance.State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.entries[id].state
 }
 
 // observed notes how an instance is described.
-func (t *tracker) observed(inst *instance.Instance) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e, now := t.entries[inst.ID], time.Now()
+func (c *lastChanges) observed(inst *instance.Instance) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, now := c.entries[inst.ID], time.Now()
 	e.state = inst.State
 	e.launched.update(inst.LaunchTime, now)
 	e.changed.update(transitionTime(inst.StateTransitionReason), now)
-	t.setLocked(inst.ID, e)
+	c.setLocked(inst.ID, e)
 }
 
 // reported notes that a change is reported to a caller.
-func (t *tracker) reported(change instance.StateChange) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e, now := t.entries[change.ID], time.Now()
+func (c *lastChanges) reported(change instance.StateChange) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, now := c.entries[change.ID], time.Now()
 	e.state = change.Current
 	if i := slices.Index(reportedTargets[:], change.Current); i >= 0 && change.Previous != change.Current {
 		e.reports[i] = report{sent: change.At, told: now}
 	}
-	t.setLocked(change.ID, e)
+	c.setLocked(change.ID, e)
 }
 
 // setLocked stores an entry, unless the instance is terminated: nothing follows that.
-func (t *tracker) setLocked(id instance.ID, e trackedState) {
+func (c *lastChanges) setLocked(id instance.ID, e lastChange) {
 	if e.state == instance.StateTerminated {
-		delete(t.entries, id)
+		delete(c.entries, id)
 		return
 	}
-	if t.entries == nil {
-		t.entries = make(map[instance.ID]trackedState)
+	if c.entries == nil {
+		c.entries = make(map[instance.ID]lastChange)
 	}
-	t.entries[id] = e
+	c.entries[id] = e
 }
 
 // forget drops an instance that does not exist.
-func (t *tracker) forget(id instance.ID) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.entries, id)
+func (c *lastChanges) forget(id instance.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.entries, id)
 }
 
 // transition returns the change that a verb makes to an instance in a state; the usual one if the
@@ -121,7 +123,7 @@ func transition(verb instance.Verb, before instance.State) (from, to instance.St
 // changedBy reports whether an instance is in a verb's target state because of the call that was
 // sent at a time: EC2's date of the change allows it, was not described before that, and is
 // not that of a change of which another caller was told.
-func (t *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent time.Time) bool {
+func (c *lastChanges) changedBy(verb instance.Verb, inst *instance.Instance, sent time.Time) bool {
 	at, started := inst.LaunchTime, verb == instance.VerbStart
 	if !started {
 		at = transitionTime(inst.StateTransitionReason)
@@ -129,14 +131,14 @@ func (t *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent ti
 	if at.IsZero() || !instance.MayHaveMade(at, sent, time.Time{}) {
 		return false
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e := t.entries[inst.ID]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[inst.ID]
 	described := e.changed
 	if started {
 		described = e.launched
 	}
-	if described.at.Equal(at) && described.seen.Before(sent) {
+	if described.at.Equal(at) && described.firstSeen.Before(sent) {
 		return false
 	}
 	other := e.report(verb)
@@ -145,10 +147,10 @@ func (t *tracker) changedBy(verb instance.Verb, inst *instance.Instance, sent ti
 
 // reportedSince reports whether a change to a verb's target state was reported to a caller at a
 // time or later.
-func (t *tracker) reportedSince(verb instance.Verb, id instance.ID, since time.Time) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e := t.entries[id]
+func (c *lastChanges) reportedSince(verb instance.Verb, id instance.ID, since time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[id]
 	other := e.report(verb)
 	return !other.told.IsZero() && !other.told.Before(since)
 }
