@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -33,13 +34,19 @@ type measured struct {
 // withMetrics returns the flags of a service that serves its metrics, and where it does.
 func withMetrics(t *testing.T) (flags []string, admin string) {
 	t.Helper()
+	admin = freeAddress(t)
+	return []string{"--admin-listen", admin}, admin
+}
+
+// freeAddress returns an address on which nothing listens.
+func freeAddress(t *testing.T) string {
+	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = lis.Close() }()
-	admin = lis.Addr().String()
-	return []string{"--admin-listen", admin}, admin
+	return lis.Addr().String()
 }
 
 // scrape returns the metrics of a service by name.
@@ -61,20 +68,30 @@ func (m measured) scrape(t *testing.T) map[string]*dto.MetricFamily {
 // measuredFleet is a fleet whose starts fail now and then.
 const measuredFleet = `
 instances:
-  - {count: 20}
+  - {instance_id: i-00000000000000100}
+  - {instance_id: i-00000000000000101}
+  - {instance_id: i-00000000000000102}
+  - {instance_id: i-00000000000000103}
+  - {instance_id: i-00000000000000104}
+  - {instance_id: i-00000000000000105}
+  - {instance_id: i-00000000000000106}
+  - {instance_id: i-00000000000000107}
   - {instance_id: i-0000000000000000a}
   - {instance_id: i-000000000000000fa, tags: {short: capacity}}
 faults:
-  - {kind: request-limit-exceeded, match: {verbs: [StartInstances]}, remaining: 1}
+  - {kind: request-limit-exceeded, match: {verbs: [StartInstances]}, probability: 0.2}
   - {kind: insufficient-capacity, match: {tags: {short: capacity}}}
 `
+
+// measuredID returns the id of one of eight instances of measuredFleet.
+func measuredID(n int) string { return fmt.Sprintf("i-%017x", 0x100+n%8) }
 
 // measuredPair is two services, one with the simulator and faults, and one with EC2 as its
 // backend, which the EC2 endpoint of the first is, and a queue.
 func measuredPair(t *testing.T) (sim, ec2 measured) {
 	t.Helper()
 	flags, admin := withMetrics(t)
-	s, endpoint := simulated(t, measuredFleet, append(flags, "--sim-speed", "20")...)
+	s, endpoint := simulated(t, measuredFleet, append(flags, "--sim-speed", "50", "--max-streams", "16")...)
 	sim = measured{s, admin}
 	flags, admin = withMetrics(t)
 	queue := new(sqstest.Queue)
@@ -104,10 +121,10 @@ func (m measured) load(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	// It fails, and so there is a reason.
-	if _, err := api.StartInstances(ctx, &instancedv1.StartInstancesRequest{InstanceIds: []string{"i-0123456789abcdef9"}}); status.Code(err) != codes.NotFound {
-		t.Fatalf("a start of an unknown instance: %v", err)
-	}
+	eventually(t, "a start fails for a reason of its own", func() bool {
+		_, err := api.StartInstances(ctx, &instancedv1.StartInstancesRequest{InstanceIds: []string{"i-0123456789abcdef9"}})
+		return status.Code(err) == codes.NotFound
+	})
 }
 
 // metric is what docs/metrics.md says of a metric.
