@@ -40,9 +40,9 @@ type WatchLag struct {
 
 // LaggingWatches returns the n watches that are furthest behind, the furthest first, and how many
 // watches there are.
-func (s *Server) LaggingWatches(n int) (worst []WatchLag, total int) { return s.watches.mostBehind(n) }
+func (s *Server) LaggingWatches(n int) (worst []WatchLag, total int) { return s.watches.furthestBehind(n) }
 
-func (w *watches) mostBehind(n int) (worst []WatchLag, total int) {
+func (w *watches) furthestBehind(n int) (worst []WatchLag, total int) {
 	w.mu.Lock()
 	open := make([]*delivery, 0, len(w.open)) // whose lags are found without the lock
 	for d := range w.open {

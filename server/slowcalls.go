@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// maxSlowCalls is how many calls are kept of each period of slowCallPeriod; those of the
-	// present one and the one before are shown.
+	// maxSlowCalls is how many calls are kept of each period of slowCallPeriod. The present
+	// period and the one before are shown.
 	maxSlowCalls   = 16
 	slowCallPeriod = 5 * time.Minute
 )
@@ -40,8 +40,8 @@ type slowCalls struct {
 	current, earlier []SlowCall // guarded by mu; current is sorted, the slowest first
 }
 
-// note keeps a call if it is one of the slowest. Those that last as long as their callers like,
-// and those of probes and tools, are left out.
+// note keeps a call if it is one of the slowest. Calls that last as long as their callers
+// like, and calls of probes and tools, are left out.
 func (s *slowCalls) note(ctx context.Context, c *call, took time.Duration, err error) {
 	now := c.begun.Add(took)
 	if c.longLived || c.request == nil || int64(took) <= s.minTook.Load() && now.UnixNano() < s.periodEnd.Load() {

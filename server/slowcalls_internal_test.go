@@ -70,14 +70,14 @@ func TestTheWatchesThatLagMostAreFoundInOrder(t *testing.T) {
 	for i := range 1000 {
 		all = append(all, w.begin("p", uint64(i*7%1000)))
 	}
-	worst, total := w.mostBehind(3)
+	worst, total := w.furthestBehind(3)
 	if total != 1000 || len(worst) != 3 || worst[0].Behind != 500 || worst[1].Behind != 499 || worst[2].Behind != 498 || worst[0].Principal != "p" {
 		t.Errorf("%d watches, of which lag most: %+v", total, worst)
 	}
 	for _, d := range all {
 		d.end()
 	}
-	if worst, total := w.mostBehind(3); total != 0 || len(worst) != 0 {
+	if worst, total := w.furthestBehind(3); total != 0 || len(worst) != 0 {
 		t.Errorf("after they ended: %d, %v", total, worst)
 	}
 }

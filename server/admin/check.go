@@ -8,12 +8,12 @@ import (
 )
 
 const (
-	// checkInterval is how often checks are evaluated when nobody asks, so that it is known
+	// checkInterval is how often checks are evaluated without requests, so that it is known
 	// since when they fail.
 	checkInterval = time.Second
 	// checkTimeout is how long a request waits for the checks; the last results are served then.
 	checkTimeout = 100 * time.Millisecond
-	// A check that has not returned for so long has failed. Liveness is slow to judge, since the
+	// A check that has not returned after that time has failed. Liveness is slow to judge, since the
 	// process is restarted for it.
 	maxReadySilence = 5 * time.Second
 	maxLiveSilence  = 30 * time.Second

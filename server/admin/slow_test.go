@@ -118,7 +118,9 @@ func TestAProfileLastsAsLongAsAsked(t *testing.T) {
 		go func() { served <- s.Serve(lis) }()
 		defer func() {
 			_ = s.Close()
-			<-served
+			if err := <-served; err != nil {
+				t.Error(err)
+			}
 		}()
 		began := time.Now()
 		if status := lis.get(t, "/debug/pprof/goroutine?seconds=90"); status != http.StatusOK {
