@@ -85,7 +85,7 @@ func (c chain) leave(ctx context.Context, of *call, err error) error {
 	}
 	err = mapStatus(ctx, err)
 	took := time.Since(of.begun)
-	of.metrics.end(ctx, took, err)
+	of.metrics.end(ctx, of.span, took, err)
 	c.log.line(ctx, of, took, err)
 	c.slow.note(ctx, of, took, err)
 	of.endSpan(err)

@@ -82,7 +82,7 @@ func (e earlyAdmission) unary(method string, handler grpc.MethodHandler) grpc.Me
 					in.problem = problem
 				} else {
 					// The chain, which would count it, is not entered.
-					e.metrics.begin(method).end(ctx, time.Since(begun), err)
+					e.metrics.begin(method).end(ctx, nil, time.Since(begun), err)
 				}
 				return err
 			}

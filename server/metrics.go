@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/trace"
 	rpccode "google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -22,8 +23,8 @@ import (
 // faults may have any.
 const maxReasons = 100
 
-// metrics are the metrics of calls. The names of the durations are those of OpenTelemetry's
-// semantic conventions for RPC, as Prometheus writes them.
+// metrics are the metrics of calls. The durations are named by OpenTelemetry's semantic
+// conventions for RPC, as Prometheus writes them.
 type metrics struct {
 	admission *admission.Admission
 	durations *prometheus.HistogramVec
@@ -39,8 +40,8 @@ type metrics struct {
 // methodMetrics are the metrics of the calls of one method.
 type methodMetrics struct {
 	metrics *metrics
-	// counted is whether the calls count for their principals: those of probes and tools do
-	// not.
+	// counted is whether the calls count for their principals: the calls of probes and tools
+	// do not.
 	counted   bool
 	inFlight  prometheus.Gauge
 	durations *series.Table[codes.Code, prometheus.Observer]
@@ -112,11 +113,17 @@ func (m *metrics) begin(method string) *methodMetrics {
 	return of
 }
 
-// end counts a call as ended with an error as its caller sees it.
-func (m *methodMetrics) end(ctx context.Context, took time.Duration, err error) {
+// end counts a call as ended with an error as its caller sees it. The span is nil if the call is
+// not traced; the trace of a sampled one is the exemplar of the duration.
+func (m *methodMetrics) end(ctx context.Context, span trace.Span, took time.Duration, err error) {
 	m.inFlight.Dec()
 	code := status.Code(err)
-	m.durations.Get(code).Observe(took.Seconds())
+	duration := m.durations.Get(code)
+	if span != nil && span.SpanContext().IsSampled() {
+		duration.(prometheus.ExemplarObserver).ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": span.SpanContext().TraceID().String()})
+	} else {
+		duration.Observe(took.Seconds())
+	}
 	if m.counted {
 		m.metrics.admission.CountCall(callerOf(ctx).Principal, codeName(code))
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/grpc/tap"
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
@@ -35,7 +37,7 @@ func recorder(tb testing.TB, principals int, err error) (record func(principal s
 			ctx = context.WithValue(context.Background(), identityKey{}, identity{caller: lifecycle.Caller{Principal: principal}})
 			contexts[principal] = ctx
 		}
-		m.begin(method).end(ctx, 3*time.Millisecond, err)
+		m.begin(method).end(ctx, nil, 3*time.Millisecond, err)
 	}
 }
 
@@ -53,6 +55,38 @@ func TestMetricsOfACallAllocateNothing(t *testing.T) {
 			}
 		}); allocs != 0 {
 			t.Errorf("%s: %v allocations", name, allocs)
+		}
+	}
+}
+
+func TestTheTraceOfASampledCallIsAnExemplar(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	m := newMetrics(registry, admission.New(admission.Config{}))
+	const method = instancedv1.InstanceService_StartInstances_FullMethodName
+	m.register(method)
+	exemplars := func() (ids []string) {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, family := range families {
+			for _, metric := range family.GetMetric() {
+				for _, bucket := range metric.GetHistogram().GetBucket() {
+					for _, label := range bucket.GetExemplar().GetLabel() {
+						ids = append(ids, label.GetName()+"="+label.GetValue())
+					}
+				}
+			}
+		}
+		return ids
+	}
+	config := trace.SpanContextConfig{TraceID: trace.TraceID{15: 7}, SpanID: trace.SpanID{7: 1}}
+	for _, flags := range []trace.TraceFlags{0, trace.FlagsSampled} {
+		config.TraceFlags = flags
+		_, span := noop.NewTracerProvider().Tracer("").Start(trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(config)), "")
+		m.begin(method).end(t.Context(), span, 3*time.Millisecond, nil)
+		if got := exemplars(); len(got) != int(flags) || flags != 0 && got[0] != "trace_id=00000000000000000000000000000007" {
+			t.Errorf("with the flags %v the exemplars are %q", flags, got)
 		}
 	}
 }

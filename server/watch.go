@@ -171,7 +171,7 @@ func (w *watchStream) nextWhole(b *lifecycle.Batch, at int) batchPart {
 	messages := wholeBatch(b, w.Cursor())
 	part := batchPart{message: wholeFrame(messages[at]), next: at + 1}
 	if part.last = part.next == len(messages); part.last {
-		part.events = len(b.Events) // those of all its messages
+		part.events = len(b.Events) // in all messages together
 	}
 	return part
 }

@@ -189,15 +189,15 @@ func (w *watches) Collect(metrics chan<- prometheus.Metric) {
 	for d := range w.open {
 		state, age, behind := d.lag(now, head)
 		states[state]++
-		most := lags[d.principal]
-		lags[d.principal] = lag{max(most.age, age), max(most.behind, behind)}
+		worst := lags[d.principal]
+		lags[d.principal] = lag{max(worst.age, age), max(worst.behind, behind)}
 	}
 	w.mu.Unlock()
 	for state, count := range states {
 		metrics <- prometheus.MustNewConstMetric(w.states, prometheus.GaugeValue, float64(count), watchStates[state])
 	}
-	for principal, most := range lags {
-		metrics <- prometheus.MustNewConstMetric(w.lagging, prometheus.GaugeValue, most.age.Seconds(), principal)
-		metrics <- prometheus.MustNewConstMetric(w.behind, prometheus.GaugeValue, float64(most.behind), principal)
+	for principal, worst := range lags {
+		metrics <- prometheus.MustNewConstMetric(w.lagging, prometheus.GaugeValue, worst.age.Seconds(), principal)
+		metrics <- prometheus.MustNewConstMetric(w.behind, prometheus.GaugeValue, float64(worst.behind), principal)
 	}
 }
