@@ -9,8 +9,8 @@ const (
 	// maxRoundingError is how far rounding may carry the sum of all credits from the level of
 	// the bucket, in tokens.
 	maxRoundingError = 1e-3
-	// maxShared bounds the scale of credits: the larger a number, the coarser its fractions.
-	maxShared = 1 << 12
+	// maxFillLevel bounds the scale of credits: the larger a number, the coarser its fractions.
+	maxFillLevel = 1 << 12
 )
 
 // tenant is one principal's share of an action, while it has items waiting and for as long as
@@ -18,22 +18,22 @@ const (
 type tenant struct {
 	principal string
 	seq       uint64 // in order of arrival
-	// waiting and ids are how many items and instances wait.
-	waiting, ids int
-	queues       map[*batchQueue]*tenantQueue
-	// virtualTime is until when it has used its share of the calls.
+	// waitingItems and waitingIDs are how many items and instances wait.
+	waitingItems, waitingIDs int
+	queues                   map[*batchQueue]*tenantQueue
+	// virtualTime is the earliest start of its next call.
 	virtualTime float64
-	// fronts is how many calls it is first in line for: batchQueues in which its item arrived
+	// firstInLine is how many calls it is first in line for: batchQueues in which its item arrived
 	// first, and dry runs.
-	fronts       int
-	idleUntil    float64
-	idlePosition int // in action.idle
+	firstInLine  int
+	forgetAt     float64 // virtual time at which it is dropped while it is idle
+	idlePosition int     // in action.idle
 
 	// While filling, the tenant gets its share of every token that comes, and its credit is
-	// action.shared - empty; it has all that it asks for when action.shared reaches full.
-	// Otherwise its credit is held.
-	filling           bool
-	empty, full, held float64
+	// action.fillLevel - emptyLevel; it has all that it asks for when action.fillLevel reaches
+	// fullLevel. Otherwise its credit is heldCredit.
+	filling                           bool
+	emptyLevel, fullLevel, heldCredit float64
 }
 
 func (a *action) tenant(principal string) *tenant {
@@ -49,58 +49,58 @@ func (a *action) tenant(principal string) *tenant {
 // credit is how many instance tokens a tenant has been given.
 func (a *action) credit(t *tenant) float64 {
 	if t.filling {
-		return a.shared - t.empty
+		return a.fillLevel - t.emptyLevel
 	}
-	return t.held
+	return t.heldCredit
 }
 
 // unallocated is how many tokens belong to no tenant; negative when EC2 has fewer than
 // expected.
 func (a *action) unallocated() float64 {
-	filling := float64(a.filling.len())*a.shared - (a.filling.sum() - float64(a.fillingIDs))
-	return a.instances.level - a.held - filling
+	filling := float64(a.filling.len())*a.fillLevel - (a.filling.sum() - float64(a.fillingIDs))
+	return a.instances.level - a.heldCredit - filling
 }
 
-// setWaiting sets for how many instances a tenant waits. Its credit is capped to that.
-func (a *action) setWaiting(t *tenant, ids int) {
-	a.ids += ids - t.ids
-	a.setShare(t, ids, a.credit(t))
+// setWaitingIDs sets for how many instances a tenant waits. Its credit is capped to that.
+func (a *action) setWaitingIDs(t *tenant, ids int) {
+	a.waitingIDs += ids - t.waitingIDs
+	a.setCredit(t, ids, a.credit(t))
 }
 
-func (a *action) setShare(t *tenant, ids int, credit float64) {
+func (a *action) setCredit(t *tenant, ids int, credit float64) {
 	if a.instances == nil {
-		t.ids = ids
+		t.waitingIDs = ids
 		return
 	}
-	was, empty := t.filling, a.shared-credit
-	if was && credit == a.credit(t) {
-		empty = t.empty // without rounding
+	wasFilling, empty := t.filling, a.fillLevel-credit
+	if wasFilling && credit == a.credit(t) {
+		empty = t.emptyLevel // without rounding
 	}
 	a.stopFilling(t)
-	a.held -= t.held
-	t.ids = ids
+	a.heldCredit -= t.heldCredit
+	t.waitingIDs = ids
 	if float64(ids)-credit > epsilon {
-		t.filling, t.empty, t.full, t.held = true, empty, empty+float64(ids), 0
-		a.filling.insert(t.full, t)
+		t.filling, t.emptyLevel, t.fullLevel, t.heldCredit = true, empty, empty+float64(ids), 0
+		a.filling.insert(t.fullLevel, t)
 		a.fillingIDs += ids
 	} else {
-		t.held = min(credit, float64(ids))
-		a.held += t.held
+		t.heldCredit = min(credit, float64(ids))
+		a.heldCredit += t.heldCredit
 	}
-	if was && t.filling && t.empty == empty {
+	if wasFilling && t.filling && t.emptyLevel == empty {
 		return
 	}
 	for _, q := range t.queues {
-		if a.short.contains(q) {
-			a.file(q)
+		if a.awaitingTokens.contains(q) {
+			a.schedule(q)
 		}
 	}
 }
 
 func (a *action) stopFilling(t *tenant) {
 	if t.filling {
-		a.filling.remove(t.full, t)
-		a.fillingIDs -= t.ids
+		a.filling.remove(t.fullLevel, t)
+		a.fillingIDs -= t.waitingIDs
 		t.filling = false
 	}
 }
@@ -109,8 +109,8 @@ func (a *action) stopFilling(t *tenant) {
 // than each asks for. A tenant keeps what it is given until it has enough for its next item, so that
 // large requests are not starved, and small ones need not wait for them.
 //
-// The share of all tenants that lack tokens is one number, so this takes a step only for each
-// tenant that has enough now, and for each queue that can go out.
+// One number, the fill level, is what all filling tenants were given, so this takes a step only
+// for each tenant that has enough now, and for each queue that can go out.
 func (a *action) allocate(now time.Time) {
 	if a.instances == nil {
 		return
@@ -127,24 +127,24 @@ func (a *action) allocate(now time.Time) {
 		a.steps++
 		t, full := a.filling.min()
 		n := float64(a.filling.len())
-		step := max(0, full-a.shared)
+		step := max(0, full-a.fillLevel)
 		if step*n > free {
-			a.shared += free / n
+			a.fillLevel += free / n
 			break
 		}
-		a.shared += step
+		a.fillLevel += step
 		free -= step * n
 		a.stopFilling(t)
-		t.held = float64(t.ids)
-		a.held += t.held
+		t.heldCredit = float64(t.waitingIDs)
+		a.heldCredit += t.heldCredit
 	}
-	if a.shared > maxShared {
+	if a.fillLevel > maxFillLevel {
 		a.reallocate(a.credit)
 	}
-	for a.short.len() > 0 && a.short.min().sharedNeeded <= a.shared+epsilon {
-		q := a.short.min()
-		a.short.remove(q)
-		a.fileReady(q)
+	for a.awaitingTokens.len() > 0 && a.awaitingTokens.min().fillLevelNeeded <= a.fillLevel+epsilon {
+		q := a.awaitingTokens.min()
+		a.awaitingTokens.remove(q)
+		a.scheduleSendable(q)
 	}
 }
 
@@ -172,9 +172,9 @@ func (a *action) bucketFull() bool {
 }
 
 // allocateAllTo gives everything to one tenant: the bucket is full, and no tenant has enough.
-func (a *action) allocateAllTo(favourite *tenant) {
+func (a *action) allocateAllTo(only *tenant) {
 	a.reallocate(func(t *tenant) float64 {
-		if t == favourite {
+		if t == only {
 			return a.instances.level
 		}
 		return 0
@@ -187,51 +187,51 @@ func (a *action) reallocate(credit func(*tenant) float64) {
 	for _, t := range a.tenants {
 		credits[t] = credit(t)
 	}
-	a.filling.root, a.fillingIDs, a.shared, a.held = nil, 0, 0, 0
+	a.filling.root, a.fillingIDs, a.fillLevel, a.heldCredit = nil, 0, 0, 0
 	for t, credit := range credits {
 		a.steps++
-		t.filling, t.held = false, 0
-		a.setShare(t, t.ids, credit)
+		t.filling, t.heldCredit = false, 0
+		a.setCredit(t, t.waitingIDs, credit)
 	}
 }
 
-// chargeCall charges one call to the tenants in it, in equal parts.
-func (a *action) chargeCall(tenants []*tenant, now float64) {
-	a.clock = max(a.clock, now)
+// chargeCall charges one call that starts at a virtual time to the tenants in it, in equal parts.
+func (a *action) chargeCall(tenants []*tenant, start float64) {
+	a.clock = max(a.clock, start)
 	for _, t := range tenants {
 		t.virtualTime = max(a.clock, t.virtualTime) + 1/float64(len(tenants))
 	}
 }
 
-// timeUntilShared is how long it takes until action.shared reaches a value.
-func (a *action) timeUntilShared(now time.Time, value float64) time.Duration {
-	needed := a.filling.sumMin(value) - float64(a.filling.len())*a.shared
+// timeUntilFillLevel is how long it takes until action.fillLevel reaches a value.
+func (a *action) timeUntilFillLevel(now time.Time, value float64) time.Duration {
+	needed := a.filling.sumCapped(value) - float64(a.filling.len())*a.fillLevel
 	return a.instances.timeToGain(now, needed-a.unallocated())
 }
 
-// wait estimates how long it takes until a further item of a tenant for so many instances goes
+// estimateWait estimates how long it takes until a further item of a tenant for so many instances goes
 // out, if tokens and calls are shared as now.
-func (a *action) wait(now time.Time, t *tenant, ids int, k Key) time.Duration {
+func (a *action) estimateWait(now time.Time, t *tenant, ids int, k Key) time.Duration {
 	a.allocate(now)
 	var longest time.Duration
 	calls := 0.0
 	if a.instances != nil && !k.DryRun {
-		wanted := float64(t.ids+ids) - a.credit(t)
-		needed := a.filling.sumMin(a.shared+wanted) - float64(a.filling.len())*a.shared
+		wanted := float64(t.waitingIDs+ids) - a.credit(t)
+		needed := a.filling.sumCapped(a.fillLevel+wanted) - float64(a.filling.len())*a.fillLevel
 		if t.filling {
-			needed -= min(t.full-a.shared, wanted)
+			needed -= min(t.fullLevel-a.fillLevel, wanted)
 		}
 		needed += wanted
 		longest = a.instances.timeToGain(now, needed-a.unallocated())
 		calls = math.Floor((needed - epsilon) / float64(a.maxIDs))
 	}
 	// Other tenants have their calls first: one for each queue in which they are first in line.
-	own := float64(t.fronts)
-	if bq := a.batches[k]; bq == nil || bq.arrivals.len() == 0 || k.DryRun {
-		own++
+	turns := float64(t.firstInLine)
+	if bq := a.batchQueues[k]; bq == nil || bq.arrivals.len() == 0 || k.DryRun {
+		turns++
 	}
-	own = max(own, 1)
-	calls += a.fronts.sumMin(own) - min(float64(t.fronts), own) + own
+	turns = max(turns, 1)
+	calls += a.firstInLine.sumCapped(turns) - min(float64(t.firstInLine), turns) + turns
 	a.requests.advance(now)
 	return max(longest, a.requests.timeToGain(now, calls+a.reserve(k)-a.requests.level))
 }

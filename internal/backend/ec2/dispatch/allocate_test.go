@@ -38,19 +38,19 @@ func TestCreditsAreThoseOfDividingAgainAndAgain(t *testing.T) {
 			w := tenants[rng.IntN(len(tenants))]
 			wanted, needed := float64(1+rng.IntN(20)), 0.0
 			for _, c := range tenants {
-				needed += max(0, min(float64(c.ids)-scan[c], wanted))
+				needed += max(0, min(float64(c.waitingIDs)-scan[c], wanted))
 			}
-			if until := a.filling.sumMin(a.shared+wanted) - float64(a.filling.len())*a.shared; math.Abs(until-needed) > 1e-3 {
+			if until := a.filling.sumCapped(a.fillLevel+wanted) - float64(a.filling.len())*a.fillLevel; math.Abs(until-needed) > 1e-3 {
 				t.Fatalf("seed %d: %v tokens are needed for %v, want %v", seed, until, wanted, needed)
 			}
 			switch n := rng.IntN(10); {
 			case n < 5:
-				a.setWaiting(w, w.ids+1+rng.IntN(30))
+				a.setWaitingIDs(w, w.waitingIDs+1+rng.IntN(30))
 			case n < 7:
-				a.setWaiting(w, rng.IntN(w.ids+1))
-			case n < 9 && w.ids > 0 && a.credit(w) >= 1:
-				a.setShare(w, w.ids, a.credit(w)-1)
-				a.setWaiting(w, w.ids-1)
+				a.setWaitingIDs(w, rng.IntN(w.waitingIDs+1))
+			case n < 9 && w.waitingIDs > 0 && a.credit(w) >= 1:
+				a.setCredit(w, w.waitingIDs, a.credit(w)-1)
+				a.setWaitingIDs(w, w.waitingIDs-1)
 				a.instances.level--
 				scan[w]--
 			case n == 9:
@@ -64,7 +64,7 @@ func TestCreditsAreThoseOfDividingAgainAndAgain(t *testing.T) {
 func divide(tenants []*tenant, credit map[*tenant]float64, level float64) {
 	free := level
 	for _, t := range tenants {
-		credit[t] = min(credit[t], float64(t.ids))
+		credit[t] = min(credit[t], float64(t.waitingIDs))
 		free -= credit[t]
 	}
 	if free < -maxRoundingError {
@@ -75,7 +75,7 @@ func divide(tenants []*tenant, credit map[*tenant]float64, level float64) {
 		var short []*tenant
 		smallest := free
 		for _, t := range tenants {
-			if missing := float64(t.ids) - credit[t]; missing > 1e-9 {
+			if missing := float64(t.waitingIDs) - credit[t]; missing > 1e-9 {
 				short, smallest = append(short, t), min(smallest, missing)
 			}
 		}

@@ -15,7 +15,7 @@ func (d *Dispatcher) Done(b *Batch) {
 	d.giveBackLocked(b)
 	b.queue.inFlight--
 	b.action.inFlight--
-	b.action.tidy(b.queue)
+	b.action.dropUnused(b.queue)
 	d.signal()
 }
 
@@ -31,7 +31,7 @@ func (d *Dispatcher) releaseLocked(b *Batch) {
 		return
 	}
 	for _, id := range b.acquired {
-		d.setFree(id)
+		d.setFreeLocked(id)
 	}
 	b.acquired = nil
 	d.freed.Broadcast()
@@ -55,7 +55,7 @@ func (d *Dispatcher) Acquire(b *Batch, ids []instance.ID) bool {
 	}
 	for _, id := range ids {
 		if d.busy[id] == nil {
-			d.setBusy(id, b)
+			d.setBusyLocked(id, b)
 			b.acquired = append(b.acquired, id)
 		}
 	}
@@ -69,16 +69,16 @@ func (d *Dispatcher) TakeTokens(b *Batch, n int) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()
-	if !b.paid {
-		b.paid, b.paidIDs, b.due = true, 0, now.Add(b.action.requests.Take(now, 1))
+	if !b.prepaid {
+		b.prepaid, b.prepaidIDs, b.tokensDue = true, 0, now.Add(b.action.requests.Take(now, 1))
 	}
-	if b.limitsInstances() && n > b.paidIDs {
-		if due := now.Add(b.action.instances.Take(now, float64(n-b.paidIDs))); due.After(b.due) {
-			b.due = due
+	if b.limitsInstances() && n > b.prepaidIDs {
+		if due := now.Add(b.action.instances.Take(now, float64(n-b.prepaidIDs))); due.After(b.tokensDue) {
+			b.tokensDue = due
 		}
-		b.paidIDs = n
+		b.prepaidIDs = n
 	}
-	return max(0, b.due.Sub(now))
+	return max(0, b.tokensDue.Sub(now))
 }
 
 // limitsInstances reports whether the instances of a batch cost tokens.
@@ -87,15 +87,15 @@ func (b *Batch) limitsInstances() bool { return b.action.instances != nil && !b.
 // spendLocked spends the tokens of a call for n instances that is about to be written, and gives
 // back what was taken for more.
 func (d *Dispatcher) spendLocked(b *Batch, n int) {
-	if b.paid {
-		d.refundLocked(b, b.paidIDs-n)
-		b.paid, b.paidIDs = false, 0
+	if b.prepaid {
+		d.refundLocked(b, b.prepaidIDs-n)
+		b.prepaid, b.prepaidIDs = false, 0
 	}
 }
 
 // giveBackLocked gives back the tokens of a call that is not made.
 func (d *Dispatcher) giveBackLocked(b *Batch) {
-	if b.paid {
+	if b.prepaid {
 		b.action.requests.Give(1)
 		d.spendLocked(b, 0)
 		d.signal()
@@ -173,7 +173,7 @@ func (d *Dispatcher) Present(items []*Item) []*Item {
 }
 
 func presentLocked(items []*Item) []*Item {
-	return slices.DeleteFunc(slices.Clone(items), func(it *Item) bool { return it.gone })
+	return slices.DeleteFunc(slices.Clone(items), func(it *Item) bool { return it.callerLeft })
 }
 
 // ReportSent calls the Sent callbacks of items, of which a request is about to be written, and

@@ -19,11 +19,11 @@ type Batch struct {
 
 	action *action
 	queue  *batchQueue
-	// paid is true while the tokens of the next call are taken: one of the request bucket, and
-	// paidIDs of the instance bucket. They are there from due on.
-	paid    bool
-	paidIDs int
-	due     time.Time
+	// prepaid is true while the tokens of the next call are taken: one of the request bucket, and
+	// prepaidIDs of the instance bucket. They are there from tokensDue on.
+	prepaid    bool
+	prepaidIDs int
+	tokensDue  time.Time
 	// acquired are the instances that this batch keeps busy.
 	acquired []instance.ID
 }
@@ -32,47 +32,47 @@ type Batch struct {
 type batchBuilder struct {
 	a *action
 	// ids are the instances in the batch; several items may want one.
-	ids     map[instance.ID]struct{}
-	items   []*Item
-	shares  []*share
-	shareOf map[*tenantQueue]*share
-	misfits int
+	ids           map[instance.ID]struct{}
+	items         []*Item
+	contributions []*contribution
+	byQueue       map[*tenantQueue]*contribution
+	misfits       int
 }
 
-// share is what of a tenant is in a batch.
-type share struct {
+// contribution is what one tenant has in a batch.
+type contribution struct {
 	*tenantQueue
-	taken   int // instances that no longer wait
-	charged int // instances that it pays for
+	dequeuedIDs int // instances of its items
+	chargedIDs  int // those of them that were not in the batch already
 }
 
-// buildBatch takes what may go out in one call: the tenant whose turn it is first, then of
-// every tenant alike, in turns that double, until the batch is full.
-func (a *action) buildBatch(turn *tenantQueue, now time.Time) *Batch {
-	bq := turn.batches
-	at := max(a.clock, turn.tenant.virtualTime)
-	b := &batchBuilder{a: a, ids: make(map[instance.ID]struct{}), shareOf: make(map[*tenantQueue]*share)}
-	var active []*share
-	for q := turn; q != nil && b.hasRoom(); q = a.first(bq) {
-		if s := b.share(q); b.fill(s, 1) {
-			active = append(active, s)
+// buildBatch builds a batch by round robin, starting with the first tenant: each tenant adds one
+// instance, then up to a quantum that doubles every round, until the batch is full.
+func (a *action) buildBatch(first *tenantQueue, now time.Time) *Batch {
+	bq := first.batchQueue
+	start := max(a.clock, first.tenant.virtualTime)
+	b := &batchBuilder{a: a, ids: make(map[instance.ID]struct{}), byQueue: make(map[*tenantQueue]*contribution)}
+	var active []*contribution
+	for q := first; q != nil && b.hasRoom(); q = a.nextTenant(bq) {
+		if c := b.contribution(q); b.fill(c, 1) {
+			active = append(active, c)
 		}
 	}
 	for quantum := 2; len(active) > 0 && b.hasRoom(); quantum *= 2 {
-		active = slices.DeleteFunc(active, func(s *share) bool { return !b.fill(s, quantum) })
+		active = slices.DeleteFunc(active, func(c *contribution) bool { return !b.fill(c, quantum) })
 	}
 	if len(b.ids) >= a.maxIDs {
-		b.addSharing(bq)
+		b.addCovered(bq)
 	}
-	charged := b.seal(at)
+	charged := b.seal(start)
 	bq.inFlight++
 	a.inFlight++
 	bq.lastSent = now
-	batch := &Batch{Key: bq.key, Items: b.items, action: a, queue: bq, paid: true, paidIDs: charged, due: now}
+	batch := &Batch{Key: bq.key, Items: b.items, action: a, queue: bq, prepaid: true, prepaidIDs: charged, tokensDue: now}
 	if !bq.key.DryRun {
 		batch.acquired = DistinctIDs(b.items)
 		for _, id := range batch.acquired {
-			a.d.setBusy(id, batch)
+			a.d.setBusyLocked(id, batch)
 		}
 	}
 	return batch
@@ -85,96 +85,97 @@ func (b *batchBuilder) hasRoom() bool {
 	return len(b.ids) < b.a.maxIDs && b.misfits <= len(b.items)+maxMisfits
 }
 
-// share returns what of a tenant is in the batch. Its queue is filed again in the end.
-func (b *batchBuilder) share(q *tenantQueue) *share {
-	s := b.shareOf[q]
-	if s == nil {
-		b.a.unfile(q)
-		s = &share{tenantQueue: q}
-		b.shares, b.shareOf[q] = append(b.shares, s), s
+// contribution returns what a tenant has in the batch. seal schedules its queue again.
+func (b *batchBuilder) contribution(q *tenantQueue) *contribution {
+	c := b.byQueue[q]
+	if c == nil {
+		b.a.unschedule(q)
+		c = &contribution{tenantQueue: q}
+		b.contributions, b.byQueue[q] = append(b.contributions, c), c
 	}
-	return s
+	return c
 }
 
-// addSharing adds to a full batch the items that want nothing but instances in it.
-func (b *batchBuilder) addSharing(bq *batchQueue) {
+// addCovered adds to a full batch the items whose instances are all in it.
+func (b *batchBuilder) addCovered(bq *batchQueue) {
 	for id := range b.ids {
-		for it := range b.a.d.waiting[id] {
+		for it := range b.a.d.waitingByID[id] {
 			b.a.steps++
-			if it.queue.batches == bq && it.IDs[0] == id && b.fresh(it) == 0 {
-				b.add(b.share(it.queue), it)
+			if it.queue.batchQueue == bq && it.IDs[0] == id && b.newIDs(it) == 0 {
+				b.add(b.contribution(it.queue), it)
 			}
 		}
 	}
 }
 
-// fresh is how many instances an item would add to the batch.
-func (b *batchBuilder) fresh(it *Item) (n int) {
+// newIDs is how many instances an item would add to the batch.
+func (b *batchBuilder) newIDs(it *Item) (n int) {
 	for _, id := range it.IDs {
-		if _, shared := b.ids[id]; !shared {
+		if _, present := b.ids[id]; !present {
 			n++
 		}
 	}
 	return n
 }
 
-// fill adds items of a tenant until it has its turn. It is false when nothing more of it can
-// go into this batch.
-func (b *batchBuilder) fill(s *share, turn int) bool {
-	for s.charged < turn && b.hasRoom() {
-		if it := s.items.min(); it == nil || !b.add(s, it) {
+// fill adds items of a tenant until a quantum of instances is charged to it. It is false when the
+// tenant can add nothing more to this batch.
+func (b *batchBuilder) fill(c *contribution, quantum int) bool {
+	for c.chargedIDs < quantum && b.hasRoom() {
+		if it := c.items.min(); it == nil || !b.add(c, it) {
 			return false
 		}
 	}
-	return s.items.len() > 0
+	return c.items.len() > 0
 }
 
 // add adds an item. It is false when the item has to wait for tokens or for the next call.
-func (b *batchBuilder) add(s *share, it *Item) bool {
-	fresh := b.fresh(it)
+func (b *batchBuilder) add(c *contribution, it *Item) bool {
+	added := b.newIDs(it)
 	// A request for more than EC2 takes travels alone, and gets EC2's answer.
-	if len(b.ids) > 0 && len(b.ids)+fresh > b.a.maxIDs {
+	if len(b.ids) > 0 && len(b.ids)+added > b.a.maxIDs {
 		b.misfits++
 		return false
 	}
 	if !it.Command.DryRun {
-		if !b.a.enough(b.a.credit(s.tenant)-float64(s.charged), fresh) {
+		if !b.a.enough(b.a.credit(c.tenant)-float64(c.chargedIDs), added) {
 			return false
 		}
-		s.taken += len(it.IDs)
-		s.charged += fresh
+		c.dequeuedIDs += len(it.IDs)
+		c.chargedIDs += added
 	}
 	for _, id := range it.IDs {
 		b.ids[id] = struct{}{}
 	}
 	b.items = append(b.items, it)
-	b.a.take(it)
+	b.a.dequeue(it)
 	return true
 }
 
-// seal charges the tenants for the call and their instances, and returns how many of these.
-func (b *batchBuilder) seal(at float64) (charged int) {
+// seal charges the tenants for a call that starts at a virtual time, and for their instances. It
+// returns how many instances it charged.
+func (b *batchBuilder) seal(start float64) (charged int) {
 	a := b.a
 	a.requests.level--
 	var tenants []*tenant
-	for _, s := range b.shares {
-		t := s.tenant
-		charged += s.charged
+	for _, c := range b.contributions {
+		t := c.tenant
+		charged += c.chargedIDs
 		if a.instances != nil {
-			a.instances.level -= float64(s.charged)
+			a.instances.level -= float64(c.chargedIDs)
 		}
-		a.ids -= s.taken
-		a.setShare(t, t.ids-s.taken, max(0, a.credit(t)-float64(s.charged)))
-		if s.charged > 0 {
+		a.waitingIDs -= c.dequeuedIDs
+		a.setCredit(t, t.waitingIDs-c.dequeuedIDs, max(0, a.credit(t)-float64(c.chargedIDs)))
+		if c.chargedIDs > 0 {
 			tenants = append(tenants, t)
 		}
 	}
 	if len(tenants) == 0 {
-		tenants = append(tenants, b.shares[0].tenant)
+		tenants = append(tenants, b.contributions[0].tenant)
 	}
-	a.chargeCall(tenants, at)
-	for _, s := range b.shares {
-		a.file(s.tenantQueue)
+	a.chargeCall(tenants, start)
+	for _, c := range b.contributions {
+		a.schedule(c.tenantQueue)
 	}
 	slices.SortFunc(b.items, func(x, y *Item) int {
 		if x.before(y) {

@@ -39,50 +39,51 @@ type Dispatcher struct {
 	seq     uint64
 	counts  uint64 // calls of CountRequests
 	actions map[instance.Verb]*action
-	order   []*action
+	order   []*action // in which Next looks for a batch
 	// busy are the instances that a call is about. No other call that may change them goes
 	// out meanwhile, so that their changes happen in the order of their times.
 	busy  map[instance.ID]*Batch
 	freed *sync.Cond // signalled when busy or closed changes
-	// waiting are the items in no batch, by the instances that they want.
-	waiting map[instance.ID]map[*Item]struct{}
+	// waitingByID are the items in no batch, by the instances that they want.
+	waitingByID map[instance.ID]map[*Item]struct{}
 }
 
-// action is the queue of one verb.
+// action holds what waits of one verb, and divides its tokens. The dispatcher's lock guards it and is
+// held while its methods run.
 type action struct {
-	d         *Dispatcher
-	verb      instance.Verb
-	requests  *Bucket
-	instances *Bucket
-	maxIDs    int // how many instances EC2 is known to take in one call
-	batches   map[Key]*batchQueue
-	ready     map[*batchQueue]struct{} // those with a tenant that has something to send
-	tenants   map[string]*tenant
-	tenantSeq uint64
-	clock     float64 // virtual time, in calls
-	// waiting and ids are how many items and instances wait.
-	waiting, ids int
-	inFlight     int            // batches
-	oldest       heap[*Request] // those with items that wait, in order of arrival
-	idle         heap[*tenant]  // tenants without items, by the end of what they have used
-	fronts       tree           // tenants that are first in line, by for how many calls
+	d           *Dispatcher
+	verb        instance.Verb
+	requests    *Bucket
+	instances   *Bucket
+	maxIDs      int // how many instances EC2 is known to take in one call
+	batchQueues map[Key]*batchQueue
+	sendable    map[*batchQueue]struct{} // those with an item that has its tokens
+	tenants     map[string]*tenant
+	tenantSeq   uint64
+	clock       float64 // virtual time, in calls
+	// waitingItems and waitingIDs are how many items and instances wait.
+	waitingItems, waitingIDs int
+	inFlight                 int            // batches
+	waitingRequests          heap[*Request] // those with items that wait, in order of arrival
+	idle                     heap[*tenant]  // tenants without items, by tenant.forgetAt
+	firstInLine              tree           // tenants by tenant.firstInLine, if it is not 0
 
-	shared     float64            // how many instance tokens each tenant got that lacks some
-	filling    tree               // those tenants, by the value of shared at which they lack none
-	fillingIDs int                // for which they wait
-	held       float64            // the credit of all other tenants
-	short      heap[*tenantQueue] // queues whose next item waits for tokens
-	steps      int                // how many items, tenants and queues were looked at
+	fillLevel      float64            // how many instance tokens each filling tenant was given
+	filling        tree               // tenants that lack tokens, by tenant.fullLevel
+	fillingIDs     int                // how many instances they wait for
+	heldCredit     float64            // the credits of all other tenants
+	awaitingTokens heap[*tenantQueue] // queues whose next item waits for tokens
+	steps          int                // how many items, tenants and queues were looked at
 }
 
 // New returns a dispatcher for the verbs that have buckets.
 func New(buckets map[instance.Verb]Buckets) *Dispatcher {
 	d := &Dispatcher{
-		wake:    make(chan struct{}, 1),
-		closing: make(chan struct{}),
-		actions: make(map[instance.Verb]*action),
-		busy:    make(map[instance.ID]*Batch),
-		waiting: make(map[instance.ID]map[*Item]struct{}),
+		wake:        make(chan struct{}, 1),
+		closing:     make(chan struct{}),
+		actions:     make(map[instance.Verb]*action),
+		busy:        make(map[instance.ID]*Batch),
+		waitingByID: make(map[instance.ID]map[*Item]struct{}),
 	}
 	d.freed = sync.NewCond(&d.mu)
 	for _, verb := range []instance.Verb{instance.VerbStart, instance.VerbStop, instance.VerbTerminate, instance.VerbReboot} {
@@ -96,29 +97,29 @@ func New(buckets map[instance.Verb]Buckets) *Dispatcher {
 
 func newAction(d *Dispatcher, verb instance.Verb, buckets Buckets) *action {
 	a := &action{
-		d:         d,
-		verb:      verb,
-		requests:  buckets.Requests,
-		instances: buckets.Instances,
-		maxIDs:    MaxIDs,
-		batches:   make(map[Key]*batchQueue),
-		ready:     make(map[*batchQueue]struct{}),
-		tenants:   make(map[string]*tenant),
+		d:           d,
+		verb:        verb,
+		requests:    buckets.Requests,
+		instances:   buckets.Instances,
+		maxIDs:      MaxIDs,
+		batchQueues: make(map[Key]*batchQueue),
+		sendable:    make(map[*batchQueue]struct{}),
+		tenants:     make(map[string]*tenant),
 	}
-	a.oldest = heap[*Request]{
-		before:   func(x, y *Request) bool { return x.seq < y.seq },
-		position: func(r *Request) *int { return &r.oldestPosition },
+	a.waitingRequests = heap[*Request]{
+		less:     func(x, y *Request) bool { return x.seq < y.seq },
+		position: func(r *Request) *int { return &r.waitingPosition },
 		steps:    &a.steps,
 	}
-	a.fronts.steps, a.filling.steps = &a.steps, &a.steps
+	a.firstInLine.steps, a.filling.steps = &a.steps, &a.steps
 	a.idle = heap[*tenant]{
-		before:   func(x, y *tenant) bool { return x.idleUntil < y.idleUntil },
+		less:     func(x, y *tenant) bool { return x.forgetAt < y.forgetAt },
 		position: func(t *tenant) *int { return &t.idlePosition },
 		steps:    &a.steps,
 	}
-	a.short = heap[*tenantQueue]{
-		before:   func(x, y *tenantQueue) bool { return x.sharedNeeded < y.sharedNeeded },
-		position: func(q *tenantQueue) *int { return &q.shortPosition },
+	a.awaitingTokens = heap[*tenantQueue]{
+		less:     func(x, y *tenantQueue) bool { return x.fillLevelNeeded < y.fillLevelNeeded },
+		position: func(q *tenantQueue) *int { return &q.awaitingTokensPosition },
 		steps:    &a.steps,
 	}
 	return a
@@ -163,7 +164,7 @@ func (d *Dispatcher) Enqueue(r *Request) *instance.Error {
 	r.seq = d.seq
 	a := d.actions[r.Command.Verb]
 	now := time.Now()
-	if err := a.tooLate(r, now); err != nil {
+	if err := a.checkDeadline(r, now); err != nil {
 		return err
 	}
 	r.Enqueued = now
@@ -180,8 +181,8 @@ func (d *Dispatcher) signal() {
 	}
 }
 
-// tooLate returns the error of a request that cannot be served within its deadline.
-func (a *action) tooLate(r *Request, now time.Time) *instance.Error {
+// checkDeadline returns the error of a request that cannot be served within its deadline.
+func (a *action) checkDeadline(r *Request, now time.Time) *instance.Error {
 	if r.Deadline.IsZero() {
 		return nil
 	}
@@ -189,7 +190,7 @@ func (a *action) tooLate(r *Request, now time.Time) *instance.Error {
 	if t == nil {
 		t = new(tenant)
 	}
-	wait := a.wait(now, t, len(r.Command.IDs), r.key())
+	wait := a.estimateWait(now, t, len(r.Command.IDs), r.key())
 	if wait == 0 || !now.Add(wait).After(r.Deadline) {
 		return nil
 	}
@@ -202,7 +203,7 @@ func (a *action) errLimit(now time.Time, wait time.Duration) *instance.Error {
 		a.verb, max(0, a.requests.level), a.requests.capacity, a.requests.rate(now))
 	if a.instances != nil {
 		text += fmt.Sprintf(", its instance bucket %.0f of %g and %g a second, and %d instances are waiting",
-			max(0, a.instances.level), a.instances.capacity, a.instances.rate(now), a.ids)
+			max(0, a.instances.level), a.instances.capacity, a.instances.rate(now), a.waitingIDs)
 	}
 	return &instance.Error{
 		Kind:       instance.KindExhausted,
@@ -252,57 +253,57 @@ func (d *Dispatcher) next() (batch *Batch, wait time.Duration) {
 }
 
 // next returns a batch that may go out now, or how long it takes until there may be one. The
-// batchQueues compete for the tokens of the request bucket: it is the turn of the one whose
-// first tenant has had the least.
+// batchQueues compete for the tokens of the request bucket: the one whose first tenant has the
+// least virtual time is next.
 func (a *action) next(now time.Time) (*Batch, time.Duration) {
 	a.allocate(now)
-	for concentrated := false; ; concentrated = true {
-		var turn *tenantQueue
+	for reallocated := false; ; reallocated = true {
+		var first *tenantQueue
 		wait := never
-		for bq := range a.ready {
+		for bq := range a.sendable {
 			a.steps++
-			if opens := a.untilOpen(bq, now); opens != 0 {
-				wait = min(wait, opens)
-			} else if q := a.first(bq); q != nil && (turn == nil || a.precedes(q, turn)) {
-				turn = q
+			if open := a.timeUntilOpen(bq, now); open != 0 {
+				wait = min(wait, open)
+			} else if q := a.nextTenant(bq); q != nil && (first == nil || a.precedes(q, first)) {
+				first = q
 			}
 		}
-		if turn != nil {
-			return a.buildBatch(turn, now), 0
+		if first != nil {
+			return a.buildBatch(first, now), 0
 		}
-		if a.short.len() == 0 {
+		if a.awaitingTokens.len() == 0 {
 			return nil, wait
 		}
 		if !a.bucketFull() {
-			first := min(a.timeUntilShared(now, a.short.min().sharedNeeded), a.instances.until(now, a.instances.capacity))
-			return nil, min(wait, max(time.Millisecond, first))
+			refill := min(a.timeUntilFillLevel(now, a.awaitingTokens.min().fillLevelNeeded), a.instances.until(now, a.instances.capacity))
+			return nil, min(wait, max(time.Millisecond, refill))
 		}
-		// The bucket is full, and every tenant waits for more tokens than its share.
-		favourite, opens := a.favourite(now)
-		if favourite == nil || concentrated {
-			return nil, min(wait, opens)
+		// The bucket is full, and every tenant waits for more tokens than its credit.
+		q, open := a.nextAwaitingTokens(now)
+		if q == nil || reallocated {
+			return nil, min(wait, open)
 		}
-		a.allocateAllTo(favourite.tenant)
+		a.allocateAllTo(q.tenant)
 	}
 }
 
-// favourite returns the queue among those that lack tokens whose turn it is, or how long it
+// nextAwaitingTokens returns the queue that is next among those that lack tokens, or how long it
 // takes until there may be one.
-func (a *action) favourite(now time.Time) (favourite *tenantQueue, wait time.Duration) {
+func (a *action) nextAwaitingTokens(now time.Time) (first *tenantQueue, wait time.Duration) {
 	wait = never
-	for _, q := range a.short.list {
+	for _, q := range a.awaitingTokens.list {
 		a.steps++
-		switch opens := a.untilOpen(q.batches, now); {
-		case opens != 0:
-			wait = min(wait, opens)
-		case favourite == nil || a.precedes(q, favourite):
-			favourite = q
+		switch open := a.timeUntilOpen(q.batchQueue, now); {
+		case open != 0:
+			wait = min(wait, open)
+		case first == nil || a.precedes(q, first):
+			first = q
 		}
 	}
-	return favourite, wait
+	return first, wait
 }
 
-// precedes reports whether it is the turn of x before that of y.
+// precedes reports whether x is to be served before y.
 func (a *action) precedes(x, y *tenantQueue) bool {
 	xTime, yTime := max(a.clock, x.tenant.virtualTime), max(a.clock, y.tenant.virtualTime)
 	if xTime != yTime {
@@ -311,9 +312,9 @@ func (a *action) precedes(x, y *tenantQueue) bool {
 	return x.items.min().before(y.items.min())
 }
 
-// untilOpen returns how long it takes until a batchQueue and the request bucket allow a batch;
+// timeUntilOpen returns how long it takes until a batchQueue and the request bucket allow a batch;
 // never when only the end of another batch helps.
-func (a *action) untilOpen(bq *batchQueue, now time.Time) time.Duration {
+func (a *action) timeUntilOpen(bq *batchQueue, now time.Time) time.Duration {
 	if !bq.key.DryRun && bq.inFlight > 0 {
 		if bq.inFlight >= MaxBatches {
 			return never
@@ -342,8 +343,8 @@ func (d *Dispatcher) Leave(r *Request) (instance.Result, bool) {
 	if r.pending == 0 {
 		return instance.Result{}, false
 	}
-	r.gone = true
-	d.actions[r.Command.Verb].leave(r)
+	r.callerLeft = true
+	d.actions[r.Command.Verb].dequeueRequest(r)
 	d.signal()
 	return r.resultLocked(), true
 }
@@ -352,7 +353,7 @@ func (d *Dispatcher) Leave(r *Request) (instance.Result, bool) {
 func (d *Dispatcher) Withdraw(r *Request, err *instance.Error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, it := range d.actions[r.Command.Verb].leave(r) {
+	for _, it := range d.actions[r.Command.Verb].dequeueRequest(r) {
 		it.resolveLocked(nil, err)
 	}
 	d.signal()
@@ -367,13 +368,13 @@ func (d *Dispatcher) FailWaiting(openErr func() *instance.Error) {
 
 func (d *Dispatcher) failWaitingLocked(openErr func() *instance.Error) {
 	for _, a := range d.order {
-		for _, bq := range a.batches {
+		for _, bq := range a.batchQueues {
 			for bq.arrivals.len() > 0 {
 				err := openErr()
 				if err == nil {
 					return
 				}
-				for _, it := range a.leave(bq.arrivals.min().Request) {
+				for _, it := range a.dequeueRequest(bq.arrivals.min().Request) {
 					it.resolveLocked(nil, err)
 				}
 			}
@@ -389,7 +390,7 @@ func (d *Dispatcher) Buckets(verb instance.Verb) (list []instance.TokenBucket) {
 	list = append(list, a.requests.Status(now))
 	if a.instances != nil {
 		instances := a.instances.Status(now)
-		instances.Waiting = a.ids
+		instances.Waiting = a.waitingIDs
 		list = append(list, instances)
 	}
 	return list
@@ -412,8 +413,8 @@ func (d *Dispatcher) Load(verb instance.Verb) Load {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	a := d.actions[verb]
-	l := Load{WaitingInstances: a.ids, Batches: a.inFlight}
-	if r := a.oldest.min(); r != nil {
+	l := Load{WaitingInstances: a.waitingIDs, Batches: a.inFlight}
+	if r := a.waitingRequests.min(); r != nil {
 		l.OldestEnqueued = r.Enqueued
 	}
 	return l

@@ -120,7 +120,7 @@ func TestABatchCostsWhatGoesIntoIt(t *testing.T) {
 	measure := func(t *testing.T, waiting int, command func(n int) instance.Command) int {
 		d, a := starts(t, Limit{1e6, 1e6}, Limit{1e9, 1e9})
 		a.maxIDs = size
-		d.setBusy(id(1_000_000), new(Batch))
+		d.setBusyLocked(id(1_000_000), new(Batch))
 		for n := range waiting {
 			enqueue(t, d, command(n))
 		}
@@ -196,8 +196,8 @@ func TestNothingWaitsThatCouldBeSent(t *testing.T) {
 			}
 			time.Sleep(time.Minute)
 			synctest.Wait()
-			if a.waiting != 0 || a.ids != 0 || a.oldest.len() != 0 || a.inFlight != 0 || a.filling.len() != 0 || a.fronts.len() != 0 || a.short.len() != 0 ||
-				len(a.batches) != 0 || len(a.ready) != 0 || len(a.tenants) != 0 || len(d.busy) != 0 || len(d.waiting) != 0 {
+			if a.waitingItems != 0 || a.waitingIDs != 0 || a.waitingRequests.len() != 0 || a.inFlight != 0 || a.filling.len() != 0 || a.firstInLine.len() != 0 || a.awaitingTokens.len() != 0 ||
+				len(a.batchQueues) != 0 || len(a.sendable) != 0 || len(a.tenants) != 0 || len(d.busy) != 0 || len(d.waitingByID) != 0 {
 				t.Errorf("seed %d: something is left of requests that are gone: %+v", seed, a)
 			}
 			d.Close()
@@ -214,8 +214,8 @@ func checkQueues(t *testing.T, seed uint64, d *Dispatcher, a *action) {
 	defer d.mu.Unlock()
 	now := time.Now()
 	a.allocate(now)
-	for _, bq := range a.batches {
-		if a.untilOpen(bq, now) != 0 {
+	for _, bq := range a.batchQueues {
+		if a.timeUntilOpen(bq, now) != 0 {
 			continue
 		}
 		for _, q := range bq.tenants {
@@ -260,7 +260,7 @@ func TestARequestForABusyInstanceHoldsUpNoOther(t *testing.T) {
 			t.Fatalf("after the first batch goes %+v", third)
 		}
 		finish(d, third)
-		if a.waiting != 0 || len(d.waiting) != 0 {
+		if a.waitingItems != 0 || len(d.waitingByID) != 0 {
 			t.Error("something still waits")
 		}
 		d.Close()

@@ -3,8 +3,8 @@ package dispatch
 // heap is a binary heap whose elements know their positions, so that any of them can be
 // removed. It counts its steps.
 type heap[T any] struct {
-	list   []T
-	before func(x, y T) bool
+	list []T
+	less func(x, y T) bool
 	// position returns where an element keeps its position in this heap, counted from 1;
 	// 0 while it is not in the heap.
 	position func(T) *int
@@ -56,7 +56,7 @@ func (h *heap[T]) up(i int) {
 	for i > 0 {
 		*h.steps++
 		parent := (i - 1) / 2
-		if !h.before(h.list[i], h.list[parent]) {
+		if !h.less(h.list[i], h.list[parent]) {
 			return
 		}
 		h.swap(i, parent)
@@ -71,10 +71,10 @@ func (h *heap[T]) down(i int) {
 		if child >= len(h.list) {
 			return
 		}
-		if right := child + 1; right < len(h.list) && h.before(h.list[right], h.list[child]) {
+		if right := child + 1; right < len(h.list) && h.less(h.list[right], h.list[child]) {
 			child = right
 		}
-		if !h.before(h.list[child], h.list[i]) {
+		if !h.less(h.list[child], h.list[i]) {
 			return
 		}
 		h.swap(i, child)

@@ -32,14 +32,14 @@ type Request struct {
 	seq   uint64 // in order of arrival
 	queue *tenantQueue
 	items []*Item
-	// waiting is how many of its items are in no batch yet.
-	waiting int
-	// oldestPosition is its position in action.oldest.
-	oldestPosition int
+	// waitingItems is how many of its items are in no batch yet.
+	waitingItems int
+	// waitingPosition is its position in action.waitingRequests.
+	waitingPosition int
 	// counted is the last count of Dispatcher.CountRequests that included it.
 	counted uint64
-	// gone is true once its caller has left.
-	gone bool
+	// callerLeft is true once its caller has left.
+	callerLeft bool
 
 	// pending is how many ids, or whole requests, have no outcome yet.
 	pending  int
@@ -120,9 +120,9 @@ type Item struct {
 	// blockedBy is how many of its instances are busy. While there are any, it is not in
 	// tenantQueue.items.
 	blockedBy int
-	// readyPosition and arrivalPosition are its positions in tenantQueue.items and
+	// queuePosition and arrivalPosition are its positions in tenantQueue.items and
 	// batchQueue.arrivals.
-	readyPosition, arrivalPosition int
+	queuePosition, arrivalPosition int
 }
 
 func (it *Item) before(other *Item) bool {

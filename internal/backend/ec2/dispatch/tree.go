@@ -25,7 +25,7 @@ func (n *node) size() (count int, sum float64) {
 	return n.count, n.sum
 }
 
-func (n *node) refresh() *node {
+func (n *node) updated() *node {
 	lc, ls := n.left.size()
 	rc, rs := n.right.size()
 	n.count, n.sum = lc+rc+1, ls+n.key+rs
@@ -44,25 +44,25 @@ func (tr *tree) sum() float64 { _, sum := tr.root.size(); return sum }
 func (tr *tree) insert(key float64, t *tenant) {
 	n := &node{key: key, tenant: t, priority: rand.Uint64()} //nolint:gosec // to balance a tree takes no secret
 	left, right := tr.split(tr.root, key, t)
-	tr.root = tr.merge(tr.merge(left, n.refresh()), right)
+	tr.root = tr.merge(tr.merge(left, n.updated()), right)
 }
 
 // remove removes a tenant that was inserted with that key.
 func (tr *tree) remove(key float64, t *tenant) {
-	tr.root = tr.without(tr.root, key, t)
+	tr.root = tr.removeFrom(tr.root, key, t)
 }
 
-func (tr *tree) without(n *node, key float64, t *tenant) *node {
+func (tr *tree) removeFrom(n *node, key float64, t *tenant) *node {
 	*tr.steps++
 	switch {
 	case n.tenant == t:
 		return tr.merge(n.left, n.right)
 	case n.before(key, t):
-		n.right = tr.without(n.right, key, t)
+		n.right = tr.removeFrom(n.right, key, t)
 	default:
-		n.left = tr.without(n.left, key, t)
+		n.left = tr.removeFrom(n.left, key, t)
 	}
-	return n.refresh()
+	return n.updated()
 }
 
 // split divides a tree into what is before a tenant with a key, and the rest.
@@ -73,10 +73,10 @@ func (tr *tree) split(n *node, key float64, t *tenant) (left, right *node) {
 	*tr.steps++
 	if n.before(key, t) {
 		n.right, right = tr.split(n.right, key, t)
-		return n.refresh(), right
+		return n.updated(), right
 	}
 	left, n.left = tr.split(n.left, key, t)
-	return left, n.refresh()
+	return left, n.updated()
 }
 
 func (tr *tree) merge(left, right *node) *node {
@@ -89,10 +89,10 @@ func (tr *tree) merge(left, right *node) *node {
 	*tr.steps++
 	if left.priority > right.priority {
 		left.right = tr.merge(left.right, right)
-		return left.refresh()
+		return left.updated()
 	}
 	right.left = tr.merge(left, right.left)
-	return right.refresh()
+	return right.updated()
 }
 
 // min returns the tenant with the smallest key; nil when there is none.
@@ -107,8 +107,8 @@ func (tr *tree) min() (*tenant, float64) {
 	return n.tenant, n.key
 }
 
-// sumMin returns the sum of the keys, where those above a limit count as the limit.
-func (tr *tree) sumMin(limit float64) (sum float64) {
+// sumCapped returns the sum of the keys, where those above a limit count as the limit.
+func (tr *tree) sumCapped(limit float64) (sum float64) {
 	for n := tr.root; n != nil; {
 		*tr.steps++
 		if n.key > limit {
@@ -117,8 +117,8 @@ func (tr *tree) sumMin(limit float64) (sum float64) {
 			n = n.left
 			continue
 		}
-		_, below := n.left.size()
-		sum += below + n.key
+		_, smaller := n.left.size()
+		sum += smaller + n.key
 		n = n.right
 	}
 	return sum
