@@ -119,67 +119,82 @@ func (r *batchRun) attempt(ctx context.Context, group []*dispatch.Item) (rest []
 // call makes one call, and repeats it while EC2 throttles. It returns the items to which the
 // response or the failure applies: callers may leave before it is sent.
 func (r *batchRun) call(ctx context.Context, group []*dispatch.Item) ([]*dispatch.Item, map[instance.ID]instance.StateChange, *failure) {
+	var got map[instance.ID]instance.StateChange
 	var f *failure
 	for throttles := 0; ; throttles++ {
-		group = r.b.dispatcher.Present(group)
-		ids := dispatch.DistinctIDs(group)
-		if len(ids) == 0 {
+		if group = r.waitForTokens(ctx, group, f); len(group) == 0 {
 			return nil, nil, nil
 		}
-		if wait := r.b.dispatcher.TakeTokens(r.batch, len(ids)); wait > 0 {
-			r.b.dispatcher.Release(r.batch)
-			traceWait(ctx, wait)
-			if group = r.failLate(group, wait, f); len(group) == 0 {
-				return nil, nil, nil
-			}
-			waiting := float64(len(dispatch.DistinctIDs(group)))
-			r.metrics.retrying.Add(waiting)
-			err := r.pause(ctx, wait)
-			r.metrics.retrying.Sub(waiting)
-			if err != nil {
-				r.failEachUnsent(group, err)
-				return nil, nil, nil
-			}
-			group = r.b.dispatcher.Present(group)
-			if ids = dispatch.DistinctIDs(group); len(ids) == 0 {
-				return nil, nil, nil
-			}
-		}
-		if !r.b.dispatcher.Acquire(r.batch, ids) {
-			r.failEachUnsent(group, dispatch.ErrClosing())
-			return nil, nil, nil
-		}
-		if group, ids = r.b.dispatcher.ReportSent(r.batch, group); len(group) == 0 {
-			return nil, nil, nil
-		}
-		r.sent = time.Now()
-		r.metrics.instances.Observe(float64(len(ids)))
-		r.metrics.requests.Observe(float64(r.b.dispatcher.CountRequests(group)))
-		var got map[instance.ID]instance.StateChange
-		got, f = r.b.client.mutate(ctx, r.batch.Key, ids)
-		switch {
-		case f == nil && r.batch.Verb == instance.VerbReboot && !r.batch.DryRun:
-			got = r.rebooted(ctx, ids)
-		case f == nil && r.batch.DryRun:
-			f = &failure{reaction: failAll, err: &instance.Error{Kind: instance.KindInternal, Message: "EC2 did not answer a dry run with an error"}}
-		case f == nil && len(missingIn(got, ids)) > 0:
-			group, f = r.deliverPartial(group, got)
-		}
-		if f == nil {
-			return group, got, nil
-		}
-		if f.reaction != unknownOutcome {
-			r.b.dispatcher.Refund(r.batch, len(ids))
-		}
-		if f.reaction != throttled {
-			f = r.adjust(f, len(ids))
-			r.mayHaveActed = r.mayHaveActed || f.reaction == unknownOutcome || f.reaction == noCapacity || f.reaction == partial
-			return group, nil, f
+		group, got, f = r.callOnce(ctx, group)
+		if f == nil || f.reaction != throttled {
+			return group, got, f
 		}
 		r.reportRequeued(group)
 		r.metrics.retries[throttled].Inc()
-		r.b.dispatcher.OnThrottle(r.batch, throttles, len(ids))
+		r.b.dispatcher.OnThrottle(r.batch, throttles, len(dispatch.DistinctIDs(group)))
 	}
+}
+
+// waitForTokens takes the tokens of the next call, and waits until they are there. It returns the
+// items whose callers are still there. The failure is that of the last call if EC2 throttled it.
+func (r *batchRun) waitForTokens(ctx context.Context, group []*dispatch.Item, f *failure) []*dispatch.Item {
+	group = r.b.dispatcher.Present(group)
+	if len(group) == 0 {
+		return nil
+	}
+	wait := r.b.dispatcher.TakeTokens(r.batch, len(dispatch.DistinctIDs(group)))
+	if wait == 0 {
+		return group
+	}
+	r.b.dispatcher.Release(r.batch)
+	traceWait(ctx, wait)
+	if group = r.failLate(group, wait, f); len(group) == 0 {
+		return nil
+	}
+	waiting := float64(len(dispatch.DistinctIDs(group)))
+	r.metrics.retrying.Add(waiting)
+	err := r.pause(ctx, wait)
+	r.metrics.retrying.Sub(waiting)
+	if err != nil {
+		r.failEachUnsent(group, err)
+		return nil
+	}
+	return r.b.dispatcher.Present(group)
+}
+
+// callOnce makes one call. It returns the items to which the response or the failure applies.
+func (r *batchRun) callOnce(ctx context.Context, group []*dispatch.Item) ([]*dispatch.Item, map[instance.ID]instance.StateChange, *failure) {
+	if !r.b.dispatcher.Acquire(r.batch, dispatch.DistinctIDs(group)) {
+		r.failEachUnsent(group, dispatch.ErrClosing())
+		return nil, nil, nil
+	}
+	group, ids := r.b.dispatcher.ReportSent(r.batch, group)
+	if len(group) == 0 {
+		return nil, nil, nil
+	}
+	r.sent = time.Now()
+	r.metrics.instances.Observe(float64(len(ids)))
+	r.metrics.requests.Observe(float64(r.b.dispatcher.CountRequests(group)))
+	got, f := r.b.client.mutate(ctx, r.batch.Key, ids)
+	switch {
+	case f == nil && r.batch.Verb == instance.VerbReboot && !r.batch.DryRun:
+		got = r.rebooted(ctx, ids)
+	case f == nil && r.batch.DryRun:
+		f = &failure{reaction: failAll, err: &instance.Error{Kind: instance.KindInternal, Message: "EC2 did not answer a dry run with an error"}}
+	case f == nil && len(missingIn(got, ids)) > 0:
+		group, f = r.deliverPartial(group, got)
+	}
+	if f == nil {
+		return group, got, nil
+	}
+	if f.reaction != unknownOutcome {
+		r.b.dispatcher.Refund(r.batch, len(ids))
+	}
+	if f.reaction != throttled {
+		f = r.adjust(f, len(ids))
+		r.mayHaveActed = r.mayHaveActed || f.reaction == unknownOutcome || f.reaction == noCapacity || f.reaction == partial
+	}
+	return group, nil, f
 }
 
 // adjust returns what a failure means for a call with this verb and options.
