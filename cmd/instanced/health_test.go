@@ -313,6 +313,9 @@ func TestSettingALogLevelOutlivesAnUnchangedFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the level of the file counts again", func() bool { return level() == "warn" })
+	eventually(t, "the change is logged although its line is below the level", func() bool {
+		return strings.Contains(s.log(), `level=INFO msg="setting changed" key=log.level was=info is=warn`)
+	})
 }
 
 func TestABackendThatIsAwayIsShownButMakesNothingUnready(t *testing.T) {

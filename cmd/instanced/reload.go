@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/spf13/pflag"
@@ -46,7 +47,7 @@ var changeable = map[string]func(parts changeableParts, cfg serveConfig){
 // old ones stay.
 func (r *reload) run(ctx context.Context) {
 	done := []string{}
-	if r.settings.file != "" && r.reloadFile() {
+	if r.settings.file != "" && r.reloadFile(ctx) {
 		done = append(done, "configuration file")
 	}
 	if door := r.door.Load(); door != nil && r.cfg.ec2Credentials != "" {
@@ -70,7 +71,7 @@ func (r *reload) run(ctx context.Context) {
 
 // reloadFile applies the changes of the configuration file that can be applied, and logs each.
 // If anything is wrong with the file, nothing is applied.
-func (r *reload) reloadFile() bool {
+func (r *reload) reloadFile(ctx context.Context) bool {
 	cfg, next, err := r.settings.reread(r.environ)
 	if err != nil {
 		for problem := range strings.Lines(err.Error()) {
@@ -93,7 +94,10 @@ func (r *reload) reloadFile() bool {
 		if err := old.Value.Set(flag.Value.String()); err != nil {
 			panic(fmt.Sprintf("a value that was accepted: %v", err))
 		}
-		r.log.Info("setting changed", attrs...)
+		line := slog.NewRecord(time.Now(), slog.LevelInfo, "setting changed", 0)
+		line.Add(attrs...)
+		// Straight to the handler, so that a level that was just set does not hide it.
+		_ = r.log.Handler().Handle(ctx, line) // there is nowhere to report a failure to log
 	})
 	return true
 }

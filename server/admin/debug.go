@@ -101,8 +101,10 @@ func (l logLevel) put(w http.ResponseWriter, r *http.Request) {
 	}
 	was := l.level.Level()
 	l.level.Set(level)
-	// At the level of an error, so that it is written at any level.
-	l.log.Error("the log level was changed through the admin listener", "was", levelName(was), "is", levelName(level))
+	line := slog.NewRecord(time.Now(), slog.LevelInfo, "the log level was changed through the admin listener", 0)
+	line.Add("was", levelName(was), "is", levelName(level))
+	// Straight to the handler, so that it is written at any level.
+	_ = l.log.Handler().Handle(r.Context(), line) // there is nowhere to report a failure to log
 	l.get(w, r)
 }
 

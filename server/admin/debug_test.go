@@ -32,8 +32,8 @@ func config(log *bytes.Buffer) (admin.Config, *slog.LevelVar) {
 		Logger:   slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
 		LogLevel: level,
 		ParseLevel: func(text string) (slog.Level, error) {
-			if text != "debug" && text != "info" {
-				return 0, fmt.Errorf("%q is not one of debug, info", text)
+			if text != "debug" && text != "info" && text != "error" {
+				return 0, fmt.Errorf("%q is not one of debug, info, error", text)
 			}
 			var l slog.Level
 			return l, l.UnmarshalText([]byte(text))
@@ -159,8 +159,11 @@ func TestLogLevelIsShownAndChanged(t *testing.T) {
 	if status, _, _ := send(t, http.MethodPost, url, "level=info", "", "Content-Type", "application/x-www-form-urlencoded"); status != http.StatusMethodNotAllowed {
 		t.Errorf("POST: %d; want 405", status)
 	}
-	if !strings.Contains(log.String(), "was=info is=debug") {
-		t.Errorf("the change is not logged: %s", log.String())
+	send(t, http.MethodPut, url, "error", "")
+	for _, change := range []string{"was=info is=debug", "was=debug is=error"} {
+		if !strings.Contains(log.String(), `level=INFO msg="the log level was changed through the admin listener" `+change+"\n") {
+			t.Errorf("%s is not logged: %s", change, log.String())
+		}
 	}
 }
 
