@@ -369,6 +369,10 @@ func (p *parser) suggestion(g *group, path, key string) string {
 		return fmt.Sprintf(meant, join(path, lower))
 	}
 	for _, s := range p.settings {
+		if s.Key == join(path, lower) { // with a dot, or it would be known
+			dot := strings.LastIndexByte(s.Key, '.')
+			return fmt.Sprintf("; write %q below %q", s.Key[dot+1:], s.Key[:dot])
+		}
 		if s.Alias == lower || s.Key == lower || strings.HasSuffix(s.Key, "."+lower) {
 			return fmt.Sprintf(meant, s.Key)
 		}
@@ -394,7 +398,11 @@ func (p *parser) value(n *yaml.Node, s *Setting) {
 			return
 		}
 		if !s.Kind.accepts(item) {
-			p.problemAt(item, "%s must be %s, not %s", s.Key, cmp.Or(s.What, s.Kind.String()), describe(item))
+			key, want := s.Key, cmp.Or(s.What, s.Kind.String())
+			if item != n {
+				key, want = "an item of "+key, Text.String()
+			}
+			p.problemAt(item, "%s must be %s, not %s", key, want, describe(item))
 			return
 		}
 		texts = append(texts, item.Value)
