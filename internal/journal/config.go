@@ -19,7 +19,7 @@ type Config struct {
 	Endpoints []string
 	// Prefix is the prefix of all keys; "/instanced" by default.
 	Prefix string
-	// Logger also receives etcd's log: its warnings and errors as they are, the rest as debug.
+	// Logger also receives etcd's log: its warnings and errors as they are, information as debug.
 	// By default nothing is logged.
 	Logger *slog.Logger
 	// Retention is how long to keep history, 24 hours by default.

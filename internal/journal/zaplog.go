@@ -11,7 +11,8 @@ import (
 )
 
 // newZap returns a logger for etcd that writes to ours: warnings and errors as
-// they are, everything below as debug.
+// they are, information as debug. What etcd calls debug is left out: dozens of lines for each
+// write, with what is written.
 func newZap(log *slog.Logger) *zap.Logger {
 	return zap.New(&zapCore{log: log.With(slog.String("component", "etcd"))})
 }
@@ -46,7 +47,7 @@ func level(l zapcore.Level) slog.Level {
 
 // Enabled, With, Check, Write and Sync implement zapcore.Core.
 func (c *zapCore) Enabled(l zapcore.Level) bool {
-	return c.log.Enabled(context.Background(), level(l))
+	return l > zapcore.DebugLevel && c.log.Enabled(context.Background(), level(l))
 }
 
 func (c *zapCore) With(fields []zapcore.Field) zapcore.Core {

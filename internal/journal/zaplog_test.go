@@ -27,8 +27,7 @@ func TestWhatEtcdLogsIsInOurLog(t *testing.T) {
 	log.Warn("simple token is not cryptographically signed")
 	log.Error("failed to update storage version", zap.Error(errors.New("missing term information")))
 	log.Error("failed to update storage version", zap.Error(errors.New("broken")))
-	want := `level=DEBUG msg=a component=etcd member=m
-level=DEBUG msg=b component=etcd member=m n=1
+	want := `level=DEBUG msg=b component=etcd member=m n=1
 level=WARN msg=c component=etcd member=m
 level=ERROR msg=d component=etcd member=m error=broken
 level=DEBUG msg="simple token is not cryptographically signed" component=etcd member=m
