@@ -56,7 +56,7 @@ func newCollector(j *Journal) *collector {
 	gauge("ring_bytes", "Memory for the end of the log that readers share.", func(r *reading) float64 { return float64(r.RingBytes) })
 	gauge("ring_max_bytes", "Limit of that memory.", func(r *reading) float64 { return float64(r.journal.config.RingBytes) })
 	gauge("client_tokens", "Client tokens that are kept; 0 unless this process is the owner.", func(r *reading) float64 { return float64(r.ClientTokens) })
-	gauge("client_tokens_max", "Limit of the client tokens.", func(r *reading) float64 { return float64(r.journal.config.MaxClientTokens) })
+	gauge("max_client_tokens", "Limit of the client tokens.", func(r *reading) float64 { return float64(r.journal.config.MaxClientTokens) })
 	gauge("client_token_bytes", "Size of the client tokens in etcd; 0 unless this process is the owner.", func(r *reading) float64 { return float64(r.ClientTokenBytes) })
 	gauge("client_token_max_bytes", "Limit of the size of the client tokens.", func(r *reading) float64 { return float64(r.journal.budget.tokens()) })
 	gauge("checkpoint_lag_revisions", "Revisions that the checkpoint does not reflect; 0 unless this process is the owner.", func(r *reading) float64 { return r.checkpointLag().revisions })

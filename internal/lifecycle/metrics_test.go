@@ -382,7 +382,7 @@ func TestTheUseOfClientTokensIsCounted(t *testing.T) {
 		`instanced_observer_commands_total{outcome="ok",reason="",verb="StartInstances"}`: 1,
 		`instanced_observer_commands_in_flight{verb="StartInstances"}`:                    0,
 		"instanced_journal_client_tokens":                                                 1,
-		"instanced_journal_client_tokens_max":                                             2,
+		"instanced_journal_max_client_tokens":                                             2,
 		"instanced_journal_client_token_bytes":                                            float64(f.journal.Stats().ClientTokenBytes),
 	})
 	if err := call(resumed, "one", first); err != nil {
