@@ -26,13 +26,8 @@ import (
 	"github.com/instanced/instanced/internal/cli"
 )
 
-const (
-	// traceFlushTimeout is how long the process waits at its end for the last spans to be
-	// exported.
-	traceFlushTimeout = 2 * time.Second
-	// traceErrorInterval is how often an error of the exporter is logged at most.
-	traceErrorInterval = time.Minute
-)
+// traceFlushTimeout is how long the process waits at its end for the last spans to be exported.
+const traceFlushTimeout = 2 * time.Second
 
 // The protocols of OTLP that are supported.
 const (
@@ -57,7 +52,7 @@ func startTracing(ctx context.Context, log *slog.Logger) (provider trace.TracerP
 	}
 	complaints := &sdkComplaints{}
 	defer func() {
-		otel.SetErrorHandler(&limitedErrors{log: log})
+		otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("a problem with traces", "error", err) }))
 		otel.SetLogger(logr.FromSlogHandler(log.Handler()))
 	}()
 	otel.SetErrorHandler(sdkErrors{complaints})
@@ -258,31 +253,6 @@ func (c *sdkComplaints) WithAttrs([]slog.Attr) slog.Handler { return c }
 
 // WithGroup changes nothing.
 func (c *sdkComplaints) WithGroup(string) slog.Handler { return c }
-
-// limitedErrors logs errors of the SDK, at most one each traceErrorInterval.
-type limitedErrors struct {
-	log *slog.Logger
-
-	mu      sync.Mutex
-	next    time.Time // when to log again
-	skipped int       // since the last line
-}
-
-// Handle logs an error, or counts it.
-func (l *limitedErrors) Handle(err error) {
-	l.mu.Lock()
-	now, skipped := time.Now(), l.skipped
-	quiet := now.Before(l.next)
-	if quiet {
-		l.skipped++
-	} else {
-		l.next, l.skipped = now.Add(traceErrorInterval), 0
-	}
-	l.mu.Unlock()
-	if !quiet {
-		l.log.Warn("a problem with traces", "error", err, "not_logged_before", skipped)
-	}
-}
 
 // traceIDs is a handler that adds the ids of the span in the context, if it is sampled.
 type traceIDs struct{ slog.Handler }
