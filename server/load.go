@@ -40,7 +40,9 @@ type WatchLag struct {
 
 // LaggingWatches returns the n watches that are furthest behind, the furthest first, and how many
 // watches there are.
-func (s *Server) LaggingWatches(n int) (worst []WatchLag, total int) { return s.watches.furthestBehind(n) }
+func (s *Server) LaggingWatches(n int) (worst []WatchLag, total int) {
+	return s.watches.furthestBehind(n)
+}
 
 func (w *watches) furthestBehind(n int) (worst []WatchLag, total int) {
 	w.mu.Lock()

@@ -43,7 +43,7 @@ func (t *Terminal) Run(root *cobra.Command) int {
 	return t.report(err)
 }
 
-// rememberingWriter remembers the first error, since cobra ignores those of writing its help.
+// rememberingWriter remembers the first error, since cobra ignores the errors of writing its help.
 type rememberingWriter struct {
 	destination io.Writer
 	err         error

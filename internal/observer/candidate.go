@@ -73,7 +73,7 @@ func (on *commandOnInstance) showsIn(state instance.State) bool {
 
 // reportedChange returns what the caller of a command is told of an instance once the answer
 // is recorded. Whoever the journal names as the cause of a step is told of it, even if the
-// backend found nothing to do, and nobody else is: a change that is recorded without a cause, or
+// backend found nothing to do, and no other caller is: a change that is recorded without a cause, or
 // with another one, was found done.
 func (on *commandOnInstance) reportedChange() instance.StateChange {
 	change := *on.change

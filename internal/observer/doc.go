@@ -50,7 +50,7 @@
 // unknown outcome.
 //
 // A backend may deduce from a description that its call made a change. Such an answer yields to
-// the record: if the change is recorded already, as another command's or as nobody's, it is not
+// the record: if the change is recorded already, as another command's or as an external one, it is not
 // recorded again, and nothing is inferred that would make room for it.
 //
 // # Goroutines

@@ -2275,7 +2275,7 @@ type GetServerInfoResponse struct {
 	InstanceCount int64 `protobuf:"varint,10,opt,name=instance_count,json=instanceCount,proto3" json:"instance_count,omitempty"`
 	// Set while changes cannot be recorded, or do not reach this process.
 	Impairment *Impairment `protobuf:"bytes,11,opt,name=impairment,proto3" json:"impairment,omitempty"`
-	// EC2's token buckets as this process mirrors them, or those of a simulator that throttles.
+	// EC2's token buckets as this process mirrors them, or as a throttling simulator has them.
 	// Empty otherwise, and where another process owns the backend.
 	TokenBuckets []*TokenBucket `protobuf:"bytes,12,rep,name=token_buckets,json=tokenBuckets,proto3" json:"token_buckets,omitempty"`
 	// The memory use of this process.

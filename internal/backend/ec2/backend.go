@@ -53,7 +53,7 @@ type Backend struct {
 
 	expiry      instant               // of the credentials of the last call
 	lastReceive instant               // when SQS last answered
-	inbox       atomic.Pointer[inbox] // nil while nobody reads notices
+	inbox       atomic.Pointer[inbox] // nil while notices are not read
 
 	ctx    context.Context // of the batches: a caller that leaves cancels none
 	cancel context.CancelFunc

@@ -130,7 +130,7 @@ func TestOneStopHasOneCallerWhateverEC2sClockSays(t *testing.T) {
 	})
 }
 
-// A start from outside just before a start whose answer is lost stays nobody's: the caller is
+// A start from outside just before a start whose answer is lost stays external: the caller is
 // told that it found the instance pending.
 func TestAStartFromOutsideIsNotClaimedWhenAnAnswerIsLost(t *testing.T) {
 	dir := t.TempDir()

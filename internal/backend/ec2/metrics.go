@@ -109,7 +109,7 @@ const (
 	outcomeOther       = "_OTHER"
 )
 
-// newMetrics registers the metrics of a backend, those of SQS only if it has a queue.
+// newMetrics registers the metrics of a backend, and of SQS if it has a queue.
 func newMetrics(reg prometheus.Registerer, queue bool) *metrics {
 	factory := promauto.With(reg)
 	byAction := []string{"action"}

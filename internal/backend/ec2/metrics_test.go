@@ -183,7 +183,7 @@ func TestMetricsShowHowBatchesAreDivided(t *testing.T) {
 		fleet *fleet
 		want  map[string]float64
 	}{
-		{"an error that names nobody", &fleet{refuse: rejecting(bad, "Unsupported", "Not supported.")}, map[string]float64{
+		{"an error that names no instance", &fleet{refuse: rejecting(bad, "Unsupported", "Not supported.")}, map[string]float64{
 			"instanced_ec2_divided_batches_total{action=StartInstances,how=bisection}": 1,
 			"instanced_ec2_retries_total{action=StartInstances,reason=rejected}":       0,
 		}},
@@ -414,7 +414,7 @@ func TestAScrapeCostsTheSameHoweverManyWait(t *testing.T) {
 }
 
 // TestCountingACallAllocatesLittle bounds what a call pays for its metrics: an allocation for
-// each item at the most.
+// each item at most.
 func TestCountingACallAllocatesLittle(t *testing.T) {
 	b := connect(t, nil, func(c *Config) { c.Metrics = prometheus.NewRegistry() })
 	items := make([]*dispatch.Item, 1000)

@@ -111,7 +111,7 @@ func (b *buckets) request(action instance.Verb, unfiltered bool) *bucket {
 	return b.describeFiltered
 }
 
-// Buckets returns the state of the token buckets, apart from those of reads by callers; none
+// Buckets returns the state of the token buckets, without the buckets of reads by callers; none
 // unless Config.Throttle is set.
 func (b *Backend) Buckets() []instance.TokenBucket {
 	if !b.config.Throttle {

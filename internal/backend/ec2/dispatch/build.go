@@ -43,7 +43,7 @@ type batchBuilder struct {
 type contribution struct {
 	*tenantQueue
 	dequeuedIDs int // instances of its items
-	chargedIDs  int // those of them that were not in the batch already
+	chargedIDs  int // the ones that were not in the batch before
 }
 
 // buildBatch builds a batch by round robin, starting with the first tenant: each tenant adds one

@@ -26,12 +26,12 @@ func TestTokensOfWhatIsNotSentAreGivenBack(t *testing.T) {
 		dryRun             bool
 		requests, ids      float64
 	}{
-		"nobody leaves":                        {built: nothing, paid: nothing, requests: 1, ids: 12},
+		"no caller leaves":                     {built: nothing, paid: nothing, requests: 1, ids: 12},
 		"all leave before the tokens are due":  {built: leave(0, 1), paid: nothing},
 		"some leave before the tokens are due": {built: leave(0), paid: nothing, requests: 1, ids: 2},
 		"all leave before it is sent":          {built: nothing, paid: leave(0, 1)},
 		"some leave before it is sent":         {built: nothing, paid: leave(1), requests: 1, ids: 10},
-		"nobody leaves, and it is sent again":  {built: nothing, paid: nothing, again: nothing, requests: 2, ids: 24},
+		"no caller leaves, it is sent again":   {built: nothing, paid: nothing, again: nothing, requests: 2, ids: 24},
 		"all leave before it is sent again":    {built: nothing, paid: nothing, again: leave(0, 1), requests: 1, ids: 12},
 		"some leave before it is sent again":   {built: nothing, paid: nothing, again: leave(0), requests: 2, ids: 14},
 		"a dry run leaves before it is sent":   {built: leave(0, 1), paid: nothing, dryRun: true},
@@ -94,6 +94,6 @@ func TestTokensInAdvanceAreDueOnce(t *testing.T) {
 	d.Leave(r)
 	d.Done(b)
 	if a.requests.level < 0 || a.instances.level < 97.9 || a.instances.level > 98.1 {
-		t.Errorf("%.2f request tokens and %.2f instance tokens are left, want those of one call to be used", a.requests.level, a.instances.level)
+		t.Errorf("%.2f request tokens and %.2f instance tokens are left, want one call's tokens to be used", a.requests.level, a.instances.level)
 	}
 }
