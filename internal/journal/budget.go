@@ -67,7 +67,7 @@ func (t *Term) makeRoom(ctx context.Context) error {
 		return full
 	}
 	if !j.store.embedded {
-		return t.makeRoomElsewhere(ctx)
+		return t.makeRoomElsewhereLocked(ctx)
 	}
 	if crowded, _ := t.crowded(); !crowded {
 		return nil
@@ -93,7 +93,7 @@ func (t *Term) makeRoomLocked(ctx context.Context) error {
 	kept := j.view.kept()
 	limit := j.budget.limit(j.inUse() - int64(kept))
 	if excess := j.inUse() - limit/4*3; excess > 0 {
-		if err := t.trimTo(ctx, time.Time{}, kept-min(kept, uint64(excess))); err != nil {
+		if err := t.trimToLocked(ctx, time.Time{}, kept-min(kept, uint64(excess))); err != nil {
 			return err
 		}
 		if err := t.compactAll(ctx); err != nil {
@@ -117,14 +117,14 @@ func (t *Term) makeRoomLocked(ctx context.Context) error {
 	return nil
 }
 
-// makeRoomElsewhere is makeRoom for an external etcd that takes no writes because its
+// makeRoomElsewhereLocked is makeRoomLocked for an external etcd that takes no writes because its
 // quota is used up.
-func (t *Term) makeRoomElsewhere(ctx context.Context) error {
+func (t *Term) makeRoomElsewhereLocked(ctx context.Context) error {
 	j := t.journal
 	if _, err := t.expireTokens(ctx, time.Now()); err != nil {
 		return err
 	}
-	if err := t.trimTo(ctx, time.Time{}, uint64(j.config.MaxBytes/2)); err != nil {
+	if err := t.trimToLocked(ctx, time.Time{}, uint64(j.config.MaxBytes/2)); err != nil {
 		return err
 	}
 	if err := t.compactAll(ctx); err != nil {

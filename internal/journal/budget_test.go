@@ -73,7 +73,7 @@ func command(t testing.TB, term *Term, key, principal string, ids []instance.ID)
 		tx.PutToken(token)
 		e, _ := errors.AsType[*instance.Error](tx.Err())
 		if accepted = e == nil || e.Reason != instance.ReasonTooManyClientTokens; !accepted {
-			tx.begin(tx.position)
+			tx.reset(tx.position)
 		}
 	})
 	if !accepted {
@@ -141,7 +141,7 @@ func TestAJournalThatAnEarlierVersionFilledIsWrittenAgain(t *testing.T) {
 				kept++
 			}
 			key := j.store.keys.tokenKey(time.Now().Add(-age), fmt.Sprint(size))
-			ops = append(ops, putBytes(key, j.store.seal(appendToken(j.store.beginValue(nil), token, logID{}, false), 0, key)))
+			ops = append(ops, putBytes(key, j.store.seal(appendToken(j.store.reserveSeal(nil), token, logID{}, false), 0, key)))
 			size += tokenSize
 		}
 		if err := term.change(t.Context(), logPoint{}, ops...); err != nil {
@@ -242,7 +242,7 @@ func TestTokensFillTheirShareAndNothingElse(t *testing.T) {
 			}
 			e, _ := errors.AsType[*instance.Error](tx.Err())
 			if refused = e != nil && e.Reason == instance.ReasonTooManyClientTokens; refused {
-				tx.begin(tx.position)
+				tx.reset(tx.position)
 			}
 		})
 		if refused {

@@ -94,7 +94,7 @@ func (j *Journal) tryCampaign(ctx context.Context) (*Term, error) {
 	t.writer, t.checkpointer = newWriter(t), newCheckpointer(t)
 	err := t.acquire(ctx)
 	if err == nil {
-		err = t.begin(ctx)
+		err = t.startEpoch(ctx)
 	}
 	if err == nil {
 		err = j.install(t)
@@ -229,9 +229,9 @@ func (t *Term) grant(ctx context.Context) error {
 	return nil
 }
 
-// begin brings the view to the end of the log, which is final now that no other process can
+// startEpoch brings the view to the end of the log, which is final now that no other process can
 // write, and appends an epoch.
-func (t *Term) begin(ctx context.Context) (err error) {
+func (t *Term) startEpoch(ctx context.Context) (err error) {
 	j := t.journal
 	if err := j.refreshMu.lock(ctx); err != nil {
 		return err
@@ -244,7 +244,7 @@ func (t *Term) begin(ctx context.Context) (err error) {
 		return err
 	}
 	tip := j.view.tip()
-	list := j.view.listEpochs().since(j.view.oldestPosition().Seq).begin(tip.head.Seq+1, time.Now())
+	list := j.view.listEpochs().since(j.view.oldestPosition().Seq).withNew(tip.head.Seq+1, time.Now())
 	ops := []clientv3.Op{j.store.putEpochs(list)}
 	c, err := j.store.control(ctx, 0)
 	if err != nil {

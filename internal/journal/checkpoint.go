@@ -113,7 +113,7 @@ func (c *checkpointer) writeLocked(ctx context.Context) (err error) {
 		begun := len(encoded)
 		key := j.store.keys.instances + string(id)
 		if record != nil {
-			encoded = j.store.seal(appendRecord(j.store.beginValue(encoded), record), begun, key)
+			encoded = j.store.seal(appendRecord(j.store.reserveSeal(encoded), record), begun, key)
 		}
 		if len(encoded) > maxRequestBytes && begun > 0 || len(ops) == j.store.maxOps-1 {
 			if err := t.change(ctx, head, append(ops, j.store.putCheckpoint(saved.seq, nil))...); err != nil {

@@ -63,7 +63,7 @@ func (w *writer) commit(b *batch) error {
 	if r := b.record; r != nil {
 		r.RecordedAt = codec.Time(max(began.UnixNano(), codec.Nanoseconds(tip.recordedAt)))
 		s := j.store
-		b.value = codec.AppendHeader(codec.AppendCompressed(s.beginValue(b.value[:0]), b.encoded), r.Position.Epoch, r.RecordedAt, tip.bytes)
+		b.value = codec.AppendHeader(codec.AppendCompressed(s.reserveSeal(b.value[:0]), b.encoded), r.Position.Epoch, r.RecordedAt, tip.bytes)
 		b.key = s.keys.logKey(r.Position.Seq)
 		b.value = s.seal(b.value, 0, b.key)
 		r.Bytes = len(b.encoded)

@@ -126,7 +126,7 @@ func copyDir(t *testing.T, from, to string) {
 }
 
 func TestEpochsCoverThePositionsThatTheyWrote(t *testing.T) {
-	g := epochs{}.begin(0, launch).begin(1, launch).begin(5, launch)
+	g := epochs{}.withNew(0, launch).withNew(1, launch).withNew(5, launch)
 	first, second, third := g[0].id, g[1].id, g[2].id
 	for _, c := range []struct {
 		name string
@@ -145,7 +145,7 @@ func TestEpochsCoverThePositionsThatTheyWrote(t *testing.T) {
 			t.Errorf("%s: covered is %v, want %v", c.name, got, c.want)
 		}
 	}
-	if h := g.begin(5, launch); len(h) != 3 || h.last().id == third {
+	if h := g.withNew(5, launch); len(h) != 3 || h.last().id == third {
 		t.Errorf("an epoch without batches was not replaced: %v", h)
 	}
 	if h := g.since(4); len(h) != 2 || h[0].id != second {

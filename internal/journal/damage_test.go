@@ -140,9 +140,7 @@ func eventful(t *testing.T) (closed, killed string) {
 			if err := term.checkpointer.write(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if err := term.trimTo(t.Context(), time.Time{}, 4000); err != nil {
-				t.Fatal(err)
-			}
+			trimTo(t, term, time.Time{}, 4000)
 			if err := term.compact(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -458,9 +456,7 @@ func TestADamagedBatchIsTrimmedWithTheOthers(t *testing.T) {
 	for seq := uint64(1); seq < last.Seq; seq += 2 {
 		spoil(t, j, j.store.keys.logKey(seq))
 	}
-	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 1<<40); err != nil {
-		t.Fatal(err)
-	}
+	trimTo(t, term, time.Now().Add(time.Hour), 1<<40)
 	if oldest := j.Oldest(); oldest.Seq != last.Seq-1 {
 		t.Errorf("history begins after batch %d, want %d", oldest.Seq, last.Seq-1)
 	}
@@ -498,9 +494,7 @@ func TestADamagedInstanceIsRebuiltFromHistoryOrNamed(t *testing.T) {
 	if err := term.checkpointer.write(t.Context()); err != nil { // mends it
 		t.Fatal(err)
 	}
-	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 1<<40); err != nil {
-		t.Fatal(err)
-	}
+	trimTo(t, term, time.Now().Add(time.Hour), 1<<40)
 	closeJournal(t, j)
 	if j, err = Open(t.Context(), config); err != nil {
 		t.Fatal(err)

@@ -5,13 +5,30 @@
 //
 // The log is explicit: one key per batch, named by its sequence number and written by one
 // owner at a time. What is known of the instances is the fold of the log. The instance keys in
-// etcd are a checkpoint of that fold: a start reads the checkpoint and replays the rest. A
-// [Position] is a sequence number and an epoch. Each owner begins an epoch, so a position tells
-// whether the log still has what it points to after a restore from an older copy.
+// etcd are a checkpoint of that fold: a start reads the checkpoint and replays the rest.
 //
 // A subscriber is a position, not a queue. It reads from one ring in memory that all
 // subscribers share or, when it has fallen behind the ring, pages of the log. It never delays
 // the writer.
+//
+// # Terms of this package
+//
+// Each builds on those before it:
+//
+//   - A [Batch] is what one write appends to the log: events, which are changes of instances, in
+//     order. A [Record] is the state of one instance after the last of its events.
+//   - An epoch (epochs.go) is a stretch of the log with one writer. It has a random id, and the
+//     list of epochs is stored beside the log.
+//   - A [Position] is a sequence number and the id of the epoch of the batch there. So it tells,
+//     after a restore from an older copy, whether the log still has what it points to. A cursor is
+//     a position as text.
+//   - The view (view.go) is what this process knows of the log: the list of epochs, the records, and
+//     a ring of the last batches. Every process has one, and readers read from it.
+//   - A [Term] is the time in which this process owns the log, and begins an epoch. [Journal.Campaign]
+//     returns it, and only a term can write.
+//   - An update ([Term.Update]) is a function that reads and writes records and client tokens
+//     through a [Tx]. Updates run one after another, and those that run while a batch is being
+//     written share the next one.
 //
 // # What it promises
 //

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// epochs are the stretches of the log, in order. Each reaches to the record
+// epochs are the stretches of the log, in order. Each reaches to the batch
 // before the first of the next, the last one to the end. The first one begins
 // with what is kept, or at 0, the place before the first batch. A list is never
 // modified.
@@ -52,9 +52,9 @@ func (g epochs) last() epoch {
 	return g[len(g)-1]
 }
 
-// begin returns the list with a new epoch that begins at first. One that
-// would begin there too has no record, and is dropped.
-func (g epochs) begin(first uint64, now time.Time) epochs {
+// withNew returns the list with a new epoch that begins at first. An older epoch
+// that begins there too has no batch, and is dropped.
+func (g epochs) withNew(first uint64, now time.Time) epochs {
 	next := slices.DeleteFunc(slices.Clone(g), func(o epoch) bool { return o.first >= first })
 	return append(next, epoch{id: randomID(), first: first, startedAt: now})
 }

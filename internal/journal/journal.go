@@ -111,7 +111,7 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 		ctx, cancel = context.WithTimeoutCause(ctx, openTimeout, errors.New("it does not answer"))
 		defer cancel()
 	}
-	if err := j.load(ctx); err != nil {
+	if err := j.loadLocked(ctx); err != nil {
 		return nil, errors.Join(j.explain(ctx, err), j.disconnect())
 	}
 	if format := j.store.meta.Load().GetFormatVersion(); format < formatVersion {

@@ -110,6 +110,18 @@ func change(id instance.ID, state instance.State) instance.Change {
 	}
 }
 
+// trimTo deletes the batches that were recorded before a time, or that precede the last bytes.
+func trimTo(t testing.TB, term *Term, before time.Time, maxBytes uint64) {
+	t.Helper()
+	if err := term.maintenance.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer term.maintenance.unlock()
+	if err := term.trimToLocked(t.Context(), before, maxBytes); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // set records that an instance is in a state, and returns the position.
 func set(t testing.TB, term *Term, id instance.ID, state instance.State) Position {
 	t.Helper()

@@ -19,9 +19,9 @@ import (
 	"github.com/instanced/instanced/internal/journal/codec"
 )
 
-// load replaces the view by what is in etcd: the checkpoint, and the batches of
+// loadLocked replaces the view by what is in etcd: the checkpoint, and the batches of
 // the log after it. It creates the log where there is none. The caller holds refreshMu.
-func (j *Journal) load(ctx context.Context) error {
+func (j *Journal) loadLocked(ctx context.Context) error {
 	const attempts = 5
 	for attempt := 1; ; attempt++ {
 		fresh, c, err := j.read(ctx)
@@ -71,7 +71,7 @@ func (j *Journal) read(ctx context.Context) (*view, control, error) {
 		start = max(c.first, 1) - 1
 	}
 	fresh := newView(j.config.RingBytes)
-	fresh.begin(logID(c.meta.GetLogId()), c.epochs, start, c.headRevision, records)
+	fresh.restore(logID(c.meta.GetLogId()), c.epochs, start, c.headRevision, records)
 	for _, id := range unsealed { // as soon as there is another checkpoint
 		fresh.unsaved[id] = records[id]
 	}
@@ -203,11 +203,11 @@ func (j *Journal) refresh(ctx context.Context) error {
 }
 
 func (j *Journal) refreshLocked(ctx context.Context) error {
-	return j.refreshFrom(ctx, j.view.tip())
+	return j.refreshFromLocked(ctx, j.view.tip())
 }
 
-// refreshFrom is refreshLocked, given what was the end of the view a moment ago.
-func (j *Journal) refreshFrom(ctx context.Context, known tip) error {
+// refreshFromLocked is refreshLocked, given what was the end of the view a moment ago.
+func (j *Journal) refreshFromLocked(ctx context.Context, known tip) error {
 	c, err := j.store.control(ctx, known.head.Seq)
 	if err != nil {
 		return err
@@ -223,7 +223,7 @@ func (j *Journal) refreshFrom(ctx context.Context, known tip) error {
 		if t := j.currentTerm(); t != nil {
 			_ = t.end(errNotOwner(errLost)) // what comes must be of another epoch
 		}
-		return j.load(ctx)
+		return j.loadLocked(ctx)
 	}
 	j.setOwner(c.owner)
 	j.view.setEpochs(c.epochs)
@@ -235,7 +235,7 @@ func (j *Journal) refreshFrom(ctx context.Context, known tip) error {
 		if stale() {
 			return j.refreshLocked(ctx)
 		}
-		return j.load(ctx)
+		return j.loadLocked(ctx)
 	}
 	return err
 }

@@ -63,7 +63,7 @@ func FuzzLoad(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		if err := j.load(t.Context()); err != nil {
+		if err := j.loadLocked(t.Context()); err != nil {
 			return
 		}
 		end := j.Head()

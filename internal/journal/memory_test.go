@@ -97,7 +97,7 @@ func TestTheRingIsCountedInWhatItTakes(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			v := newView(1 << 40)
-			v.begin(logID{}, epochs{}.begin(0, time.Now()), 0, 0, map[instance.ID]*Record{})
+			v.restore(logID{}, epochs{}.withNew(0, time.Now()), 0, 0, map[instance.ID]*Record{})
 			seq := uint64(0)
 			turn := func(number int) {
 				var b *Batch

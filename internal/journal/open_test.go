@@ -117,7 +117,7 @@ func TestALogOfANewerFormatIsRefused(t *testing.T) {
 	if _, err := j.store.client.Do(t.Context(), j.store.put(j.store.keys.meta, meta)); err != nil {
 		t.Fatal(err)
 	}
-	wantSentence(t, nil, j.load(t.Context()), "/newer", "format 5", "newer version")
+	wantSentence(t, nil, j.loadLocked(t.Context()), "/newer", "format 5", "newer version")
 }
 
 func TestAnOpenWithoutAPlaceIsRefused(t *testing.T) {

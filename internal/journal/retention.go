@@ -25,20 +25,20 @@ func (t *Term) trim(ctx context.Context, now time.Time) error {
 	if limit := uint64(j.config.MaxBytes); j.view.kept() > limit {
 		maxBytes = limit / 10 * 9
 	}
-	if err := t.trimTo(ctx, now.Add(-j.config.Retention), maxBytes); err != nil {
+	if err := t.trimToLocked(ctx, now.Add(-j.config.Retention), maxBytes); err != nil {
 		return err
 	}
 	if kept := j.view.stats().Batches; kept > j.maxBatches {
-		return t.trimBefore(ctx, min(j.Head().Seq-j.maxBatches/10*9+1, t.checkpointer.saved.Load().seq))
+		return t.trimBeforeLocked(ctx, min(j.Head().Seq-j.maxBatches/10*9+1, t.checkpointer.saved.Load().seq))
 	}
 	return nil
 }
 
-// trimTo deletes the batches that were recorded before a time, or that precede the
+// trimToLocked deletes the batches that were recorded before a time, or that precede the
 // last so many bytes of the log. It keeps what has to be replayed at a start: the
 // batch that the checkpoint reaches to, and all after it. The caller holds
 // maintenance.
-func (t *Term) trimTo(ctx context.Context, before time.Time, maxBytes uint64) error {
+func (t *Term) trimToLocked(ctx context.Context, before time.Time, maxBytes uint64) error {
 	j := t.journal
 	end := j.view.tip().bytes
 	superfluous := func(seq uint64) (bool, error) {
@@ -52,11 +52,11 @@ func (t *Term) trimTo(ctx context.Context, before time.Time, maxBytes uint64) er
 	if err != nil {
 		return err
 	}
-	return t.trimBefore(ctx, cut)
+	return t.trimBeforeLocked(ctx, cut)
 }
 
-// trimBefore deletes the batches before one that is kept. The caller holds maintenance.
-func (t *Term) trimBefore(ctx context.Context, cut uint64) error {
+// trimBeforeLocked deletes the batches before one that is kept. The caller holds maintenance.
+func (t *Term) trimBeforeLocked(ctx context.Context, cut uint64) error {
 	j := t.journal
 	for first := j.view.oldestPosition().Seq + 1; first < cut; {
 		next := min(first+maxTrimKeys, cut)

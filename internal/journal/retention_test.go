@@ -116,18 +116,14 @@ func TestTrimmingKeepsWhatAStartNeeds(t *testing.T) {
 	checkpoint := j.Head()
 	churn(t, term, 1, 10)
 	// All of it is too old and too much, but what follows the checkpoint stays.
-	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 0); err != nil {
-		t.Fatal(err)
-	}
+	trimTo(t, term, time.Now().Add(time.Hour), 0)
 	if got := j.Oldest().Seq; got != checkpoint.Seq-1 {
 		t.Errorf("oldest is %d, and the checkpoint is at %d", got, checkpoint.Seq)
 	}
 	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 0); err != nil {
-		t.Fatal(err)
-	}
+	trimTo(t, term, time.Now().Add(time.Hour), 0)
 	head, want := j.Head(), contents(j.Snapshot())
 	if got := j.Oldest().Seq; got != head.Seq-1 {
 		t.Errorf("oldest is %d, and the last batch is %d", got, head.Seq)
@@ -180,7 +176,7 @@ func TestACheckpointAndTheRestOfTheLogAreTheFold(t *testing.T) {
 				if record == nil {
 					ops = append(ops, clientv3.OpDelete(key))
 				} else {
-					ops = append(ops, putBytes(key, j.store.seal(appendRecord(j.store.beginValue(nil), record), 0, key)))
+					ops = append(ops, putBytes(key, j.store.seal(appendRecord(j.store.reserveSeal(nil), record), 0, key)))
 				}
 			}
 			if err := term.change(t.Context(), head, ops...); err != nil {
@@ -325,13 +321,16 @@ func TestATermOutlivesHistoryThatIsTrimmedWhileTheViewIsCompared(t *testing.T) {
 	if err := term.checkpointer.write(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := term.trimTo(t.Context(), time.Now().Add(time.Hour), 0); err != nil {
-		t.Fatal(err)
-	}
+	trimTo(t, term, time.Now().Add(time.Hour), 0)
 	if j.Oldest().Seq <= known.head.Seq {
 		t.Fatalf("batch %d is kept", known.head.Seq)
 	}
-	if err := j.refreshFrom(t.Context(), known); err != nil {
+	if err := j.refreshMu.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err := j.refreshFromLocked(t.Context(), known)
+	j.refreshMu.unlock()
+	if err != nil {
 		t.Errorf("refresh: %v", err)
 	}
 	if err := term.Err(); err != nil {

@@ -70,15 +70,15 @@ var (
 // seals reports whether values are written with checksums.
 func (s *store) seals() bool { return s.meta.Load().GetChecksumsFromRevision() > 0 }
 
-// beginValue appends to b what comes before a message, if the log has checksums.
-func (s *store) beginValue(b []byte) []byte {
+// reserveSeal appends room for a seal to b, which comes before a message, if the log has checksums.
+func (s *store) reserveSeal(b []byte) []byte {
 	if !s.seals() {
 		return b
 	}
 	return append(b, sealMark, 0, 0, 0, 0)
 }
 
-// seal completes a value that was begun with beginValue at b[start:] and reaches to the
+// seal completes a value that was begun with reserveSeal at b[start:] and reaches to the
 // end of b. It uses some of the capacity beyond.
 func (s *store) seal(b []byte, start int, key string) []byte {
 	if len(b) == start || b[start] != sealMark {
@@ -92,7 +92,7 @@ func (s *store) seal(b []byte, start int, key string) []byte {
 
 // put is the operation that writes a message under a key.
 func (s *store) put(key string, m proto.Message, options ...clientv3.OpOption) clientv3.Op {
-	b := s.beginValue(make([]byte, 0, sealSize+proto.Size(m)+len(key)))
+	b := s.reserveSeal(make([]byte, 0, sealSize+proto.Size(m)+len(key)))
 	return putBytes(key, s.seal(appendMessage(b, m), 0, key), options...)
 }
 

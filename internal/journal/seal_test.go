@@ -85,7 +85,7 @@ func TestWhatIsWrittenOftenIsSealedInPlace(t *testing.T) {
 	key, message := j.store.keys.logKey(1), make([]byte, 1000)
 	buffer := make([]byte, 0, 2000)
 	if n := testing.AllocsPerRun(100, func() {
-		b := append(j.store.beginValue(buffer[:0]), message...)
+		b := append(j.store.reserveSeal(buffer[:0]), message...)
 		j.store.seal(b, 0, key)
 	}); n != 0 {
 		t.Errorf("it takes %v allocations", n)
@@ -100,14 +100,14 @@ func FuzzUnseal(f *testing.F) {
 	f.Add([]byte("/fuzz/meta"), []byte{})
 	f.Add([]byte("/"), []byte{sealMark, 1, 2})
 	for _, key := range []string{"/fuzz/meta", "/fuzz/log/1"} {
-		f.Add([]byte(key), s.seal(append(s.beginValue(nil), "message"...), 0, key))
+		f.Add([]byte(key), s.seal(append(s.reserveSeal(nil), "message"...), 0, key))
 	}
 	f.Fuzz(func(t *testing.T, key, value []byte) {
 		message, err := s.unseal(&mvccpb.KeyValue{Key: key, Value: value, ModRevision: 1})
 		if err != nil {
 			return
 		}
-		if again := s.seal(append(s.beginValue(nil), message...), 0, string(key)); !slices.Equal(again, value) {
+		if again := s.seal(append(s.reserveSeal(nil), message...), 0, string(key)); !slices.Equal(again, value) {
 			t.Errorf("%x is the message of %x, and is sealed as %x", message, value, again)
 		}
 	})

@@ -171,7 +171,7 @@ func (s *store) create(ctx context.Context, id logID, now time.Time, program str
 	meta := newMeta(id, now)
 	meta.ProgramVersion = program
 	s.meta.Store(meta)
-	list := epochs{}.begin(0, now)
+	list := epochs{}.withNew(0, now)
 	_, err := s.client.Txn(ctx).
 		If(clientv3.Compare(clientv3.CreateRevision(s.keys.meta), "=", 0)).
 		Then(s.put(s.keys.meta, meta), s.putEpochs(list), s.putHead(0)).

@@ -31,7 +31,7 @@ type Tx struct {
 	err error
 }
 
-func (tx *Tx) begin(position Position) {
+func (tx *Tx) reset(position Position) {
 	clear(tx.entries)
 	clear(tx.known)
 	clear(tx.tokens)
@@ -88,7 +88,7 @@ func (tx *Tx) Append(c instance.Change) {
 	tx.entries = append(tx.entries, e)
 	tx.encoded = codec.AppendChange(tx.encoded, &e.change)
 	tx.ends = append(tx.ends, len(tx.encoded))
-	if size := len(tx.encoded) - tx.begins(len(tx.ends)-1); size > maxRequestBytes {
+	if size := len(tx.encoded) - tx.entryStart(len(tx.ends)-1); size > maxRequestBytes {
 		tx.fail(fmt.Sprintf("a change of %d bytes, which is more than %d", size, maxRequestBytes))
 	}
 	tx.known[id] = &e.record
@@ -112,7 +112,7 @@ func (tx *Tx) PutToken(t Token) {
 	c := tokenChange{
 		created:   codec.Time(codec.Nanoseconds(t.CreatedAt)),
 		principal: t.Principal,
-		value:     appendToken(s.beginValue(nil), &t, s.logID(), s.seals()), // both from format 4 on
+		value:     appendToken(s.reserveSeal(nil), &t, s.logID(), s.seals()), // both from format 4 on
 	}
 	if len(c.value)+len(t.Key) > maxRequestBytes {
 		tx.fail(fmt.Sprintf("a client token of %d bytes, which is more than %d", len(c.value), maxRequestBytes))
@@ -172,14 +172,14 @@ func (tx *Tx) parts() int {
 	for i, end := range tx.ends {
 		if parts == 0 || end-start > maxRequestBytes {
 			parts++
-			start = tx.begins(i)
+			start = tx.entryStart(i)
 		}
 	}
 	return parts
 }
 
-// begins returns where an entry begins in encoded.
-func (tx *Tx) begins(i int) int {
+// entryStart returns where an entry begins in encoded.
+func (tx *Tx) entryStart(i int) int {
 	if i == 0 {
 		return 0
 	}

@@ -59,9 +59,9 @@ func newView(ringLimit int64) *view {
 	return v
 }
 
-// begin makes an unused view that of a log which is known up to start. The revision
-// counts only as long as nothing is published.
-func (v *view) begin(id logID, g epochs, start uint64, revision int64, records map[instance.ID]*Record) {
+// restore fills an unused view with the records of a checkpoint that reflects the log up to start.
+// The revision counts only as long as nothing is published.
+func (v *view) restore(id logID, g epochs, start uint64, revision int64, records map[instance.ID]*Record) {
 	v.id, v.epochs, v.records = id, g, records
 	v.head, _ = g.at(start)
 	v.revision = revision

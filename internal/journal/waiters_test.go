@@ -86,7 +86,7 @@ func TestAReaderOfSomeInstancesHearsOfALogThatIsReadAnew(t *testing.T) {
 	came := nextOf(t.Context(), j, r)
 	c := change(id(1), instance.StatePending)
 	tip, k := j.view.tip(), j.store.keys
-	value := codec.AppendHeader(codec.AppendChange(j.store.beginValue(nil), &c), tip.head.Epoch, tip.recordedAt, tip.bytes)
+	value := codec.AppendHeader(codec.AppendChange(j.store.reserveSeal(nil), &c), tip.head.Epoch, tip.recordedAt, tip.bytes)
 	value = j.store.seal(value, 0, k.logKey(tip.head.Seq+1))
 	if _, err := j.store.client.Txn(t.Context()).Then(
 		putBytes(k.logKey(tip.head.Seq+1), value), j.store.putHead(tip.head.Seq+1),
@@ -96,7 +96,7 @@ func TestAReaderOfSomeInstancesHearsOfALogThatIsReadAnew(t *testing.T) {
 	if err := j.refreshMu.lock(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	err := j.load(t.Context())
+	err := j.loadLocked(t.Context())
 	j.refreshMu.unlock()
 	if err != nil {
 		t.Fatal(err)

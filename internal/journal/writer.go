@@ -177,7 +177,7 @@ func (w *writer) apply(u *update) {
 	const attempts = 5
 	position := w.next
 	for range attempts {
-		w.tx.begin(position)
+		w.tx.reset(position)
 		if err := w.call(u.fn); err != nil {
 			w.wait(waiting{update: u, position: w.head(), err: err})
 			return
@@ -241,7 +241,7 @@ func (w *writer) accept(u *update) {
 		return err == nil
 	}
 	for i, e := range tx.entries {
-		begin, end := tx.begins(i), tx.ends[i]
+		begin, end := tx.entryStart(i), tx.ends[i]
 		if end-start > maxRequestBytes && begin > start && !flush(begin) {
 			return
 		}
