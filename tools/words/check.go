@@ -109,6 +109,9 @@ func checkPhrases(name string, source []byte, begin, end int) []finding {
 	return findings
 }
 
+// callerHolds is what the comment of a function says that needs a lock held.
+var callerHolds = regexp.MustCompile(`(?i)\bcallers?\s+(?:must\s+)?holds?\b`)
+
 // checkGo checks the declarations, comments and strings of a Go file that is not generated.
 func checkGo(name string, source []byte) ([]finding, error) {
 	files := token.NewFileSet()
@@ -138,6 +141,9 @@ func checkGo(name string, source []byte) ([]finding, error) {
 		switch n := n.(type) {
 		case *ast.FuncDecl:
 			declared(n.Name)
+			if !strings.HasSuffix(n.Name.Name, "Locked") && callerHolds.MatchString(n.Doc.Text()) {
+				findings = append(findings, finding{name, files.Position(n.Pos()).Line, n.Name.Name + ": a function whose caller holds a lock ends in …Locked"})
+			}
 		case *ast.TypeSpec:
 			declared(n.Name)
 		case *ast.ValueSpec:

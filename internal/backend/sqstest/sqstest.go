@@ -60,7 +60,7 @@ func (q *Queue) Send(body string) {
 	defer q.mu.Unlock()
 	q.sent++
 	q.messages = append(q.messages, &message{id: q.sent, body: body})
-	q.tell()
+	q.wakeLocked()
 }
 
 // Event is a change of an instance's state as EventBridge sends it.
@@ -122,7 +122,7 @@ func (q *Queue) Expire() {
 	for _, m := range q.messages {
 		m.visible = time.Time{}
 	}
-	q.tell()
+	q.wakeLocked()
 }
 
 // Fail lets these actions fail with status 500, and no others.
@@ -142,8 +142,8 @@ func (q *Queue) Purge() {
 	q.messages = nil
 }
 
-// tell wakes the calls that wait for messages. The caller holds the lock.
-func (q *Queue) tell() {
+// wakeLocked wakes the calls that wait for messages. The caller holds the lock.
+func (q *Queue) wakeLocked() {
 	if q.news != nil {
 		close(q.news)
 		q.news = nil
