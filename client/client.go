@@ -37,11 +37,12 @@ import (
 // Options tune a [Client]. The zero value works.
 type Options struct {
 	// Principal is the name of the caller, at most 128 printable ASCII characters. It is sent
-	// as the metadata "instanced-principal"; without it the caller is "anonymous".
+	// as the metadata "instanced-principal"; without it the caller is "anonymous". A service
+	// with TLS ignores it: there the client certificate says who calls.
 	Principal string
 
-	// TransportCredentials secure the connections of [Dial]; nil means plaintext, which the
-	// service offers on loopback only.
+	// TransportCredentials secure the connections of [Dial], see [TLSFromFiles]; nil means
+	// plaintext, which the service offers on loopback only.
 	TransportCredentials credentials.TransportCredentials
 
 	// DialOptions are appended to the options that [Dial] uses. With the stats handler of

@@ -78,7 +78,7 @@ func (c chain) enter(ctx context.Context, of *call) (context.Context, error) {
 // leave returns the error as the caller sees it, and counts and logs the call.
 func (c chain) leave(ctx context.Context, of *call, err error) error {
 	if of.longLived {
-		err = c.drain.explain(err)
+		err = c.drain.explain(ctx, err)
 	}
 	if of.release != nil {
 		of.release()

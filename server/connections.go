@@ -2,6 +2,9 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -18,6 +21,10 @@ import (
 type connections struct {
 	*admission.Admission
 	unsent unsentBudget
+	tls    tlsConnections
+
+	log        *slog.Logger
+	mismatches mismatches
 
 	mu sync.Mutex
 	// paid is the time up to which the cost of floods is paid, see [connections.pay].
@@ -25,7 +32,7 @@ type connections struct {
 }
 
 func newConnections(cfg admission.Config) *connections {
-	return &connections{Admission: admission.New(cfg)}
+	return &connections{Admission: admission.New(cfg), log: cfg.Logger}
 }
 
 // connection is a connection and its account.
@@ -33,6 +40,8 @@ type connection struct {
 	net.Conn
 	admission *connections
 	account   *admission.Connection
+	// tls is nil in plaintext.
+	tls *tlsClient
 
 	// unsent is guarded by the budget in admission.
 	unsent unsentOf
@@ -42,9 +51,10 @@ type connection struct {
 	refused atomic.Int64
 	arrived atomic.Int64
 
-	// These belong to the reading goroutine: the frames read; how many calls have begun, in
+	// These belong to the reading goroutine: whether anything was read; the frames read; how many calls have begun, in
 	// total and as of the last read; how many of them are given up because they did not
 	// reach admission; and how much may still be read free of charge, as of chargedAt.
+	greeted   bool
 	frames    frameCounter
 	begun     int64
 	begunThen int64
@@ -89,6 +99,8 @@ const (
 	arrivingInterval = time.Millisecond
 	// minCallBytes is the minimum size of the headers of a call.
 	minCallBytes = 14
+	// tlsHandshakeRecord is the first byte of a client that speaks TLS.
+	tlsHandshakeRecord = 0x16
 	// stalledAfter is after how long a pending write means that the peer does not read.
 	stalledAfter = 10 * time.Millisecond
 )
@@ -103,6 +115,12 @@ func (c *connection) Read(p []byte) (int, error) {
 	c.charge()
 	c.awaitArrivals()
 	n, err := c.Conn.Read(p[:min(len(p), c.frames.payload+maxArriving*minCallBytes)])
+	if n > 0 && !c.greeted {
+		c.greeted = true
+		if c.tls == nil && p[0] == tlsHandshakeRecord {
+			c.admission.mismatches.log(c.admission.log, c.RemoteAddr(), "connections fail", errTLSOnPlaintext)
+		}
+	}
 	c.frames.read(p[:n])
 	return n, err
 }
@@ -220,6 +238,9 @@ func (c *connection) Close() error {
 	c.closed.Store(true)
 	c.account.Disconnect()
 	c.admission.unsent.close(c)
+	if c.tls != nil {
+		c.admission.tls.remove(c)
+	}
 	return c.Conn.Close()
 }
 
@@ -227,6 +248,8 @@ func (c *connection) Close() error {
 type trackedCredentials struct {
 	credentials.TransportCredentials
 	admission *connections
+	// present returns the present configuration of TLS; nil in plaintext.
+	present func() *tls.Config
 }
 
 // peerInfo identifies the connection of a call.
@@ -235,22 +258,37 @@ type peerInfo struct {
 	conn *connection
 }
 
-// ServerHandshake opens the account of a connection after the handshake.
+// ServerHandshake opens the account of a connection before the handshake, so that clients that
+// do not finish theirs are limited too.
 func (c trackedCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	secured, info, err := c.TransportCredentials.ServerHandshake(raw)
+	conn, err := c.admission.connect(raw)
 	if err != nil {
 		return nil, nil, err
 	}
-	conn, err := c.admission.connect(secured)
+	var authorities *x509.CertPool
+	if c.present != nil {
+		// Read first: if it changes meanwhile, the certificate is verified again.
+		authorities = c.present().ClientCAs
+	}
+	lingering := &lingeringConn{Conn: raw}
+	secured, info, err := c.TransportCredentials.ServerHandshake(lingering)
+	lingering.established.Store(err == nil)
 	if err != nil {
+		c.admission.handshakeFailed(raw.RemoteAddr(), err)
+		_ = conn.Close() // it is of no use
 		return nil, nil, err
+	}
+	conn.Conn = secured
+	if info, ok := info.(credentials.TLSInfo); ok {
+		conn.tls = newTLSClient(info.State, authorities)
+		c.admission.tls.add(conn)
 	}
 	return conn, peerInfo{info, conn}, nil
 }
 
 // Clone returns credentials that share the accounts.
 func (c trackedCredentials) Clone() credentials.TransportCredentials {
-	return trackedCredentials{c.TransportCredentials.Clone(), c.admission}
+	return trackedCredentials{c.TransportCredentials.Clone(), c.admission, c.present}
 }
 
 // connectionOf returns the connection of a call.

@@ -22,44 +22,46 @@ const (
 // anonymous is the principal of a caller who does not name one.
 const anonymous = "anonymous"
 
-type identityKey struct{}
-
-// identity is who makes a call, or why the call is rejected.
-type identity struct {
-	caller  lifecycle.Caller
-	refusal error
-}
+type refusalKey struct{}
 
 // callerOf returns the caller of the call with this context.
-func callerOf(ctx context.Context) lifecycle.Caller {
-	id, _ := ctx.Value(identityKey{}).(identity)
-	return id.caller
-}
+func callerOf(ctx context.Context) lifecycle.Caller { return lifecycle.CallerOf(ctx) }
 
 // identify determines the caller, and returns the request id in the header. It rejects no
 // call itself, so that rejections are logged and mapped like other errors: see [refusalOf].
+//
+// On a connection with TLS the caller is whom the client certificate names, and the metadata
+// that claims a name is ignored.
 func identify(ctx context.Context) context.Context {
 	var violations []instance.Violation
 	read := func(key string, maxLength int) string {
 		value, problem := single(metadata.ValueFromIncomingContext(ctx, key), maxLength)
+		if prefix := instance.ReservedPrefix(value); key == principalKey && prefix != "" {
+			problem = fmt.Sprintf("begins with %s, which is reserved for verified names", prefix)
+		}
 		if problem != "" {
 			violations = append(violations, instance.Violation{Field: "metadata." + key, Description: problem})
+			return ""
 		}
 		return value
 	}
-	caller := lifecycle.Caller{
-		Principal: read(principalKey, lifecycle.MaxPrincipalLength),
-		RequestID: read(requestIDKey, lifecycle.MaxRequestIDLength),
+	var caller lifecycle.Caller
+	var refusal error
+	if tls := connectionOf(ctx).tls; tls != nil {
+		caller.Principal, caller.Authenticated = tls.principal, tls.principal != ""
+		refusal = tls.refusal()
+	} else {
+		caller.Principal = read(principalKey, lifecycle.MaxClaimedNameLength)
 	}
+	caller.RequestID = read(requestIDKey, lifecycle.MaxRequestIDLength)
 	if caller.Principal == "" {
 		caller.Principal = anonymous
 	}
 	if caller.RequestID == "" {
 		caller.RequestID = rand.Text()
 	}
-	id := identity{caller: caller}
-	if len(violations) > 0 {
-		id.refusal = &instance.Error{
+	if refusal == nil && len(violations) > 0 {
+		refusal = &instance.Error{
 			Kind:       instance.KindInvalid,
 			Reason:     instance.ReasonInvalidMetadata,
 			Message:    fmt.Sprintf("%s: %s", violations[0].Field, violations[0].Description),
@@ -69,7 +71,10 @@ func identify(ctx context.Context) context.Context {
 	sendPlain(ctx)
 	// It fails if the caller has gone, who needs no header then.
 	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDKey, caller.RequestID))
-	return context.WithValue(ctx, identityKey{}, id)
+	if refusal != nil {
+		ctx = context.WithValue(ctx, refusalKey{}, refusal)
+	}
+	return lifecycle.WithCaller(ctx, caller)
 }
 
 // sendPlain sends responses uncompressed, even to callers that compress their requests:
@@ -80,10 +85,11 @@ func sendPlain(ctx context.Context) {
 	}
 }
 
-// refusalOf returns the error for malformed metadata; nil if there is none.
+// refusalOf returns the error for a caller that is not authenticated, or for malformed
+// metadata; nil if there is none.
 func refusalOf(ctx context.Context) error {
-	id, _ := ctx.Value(identityKey{}).(identity)
-	return id.refusal
+	err, _ := ctx.Value(refusalKey{}).(error)
+	return err
 }
 
 // single returns the only value of a key, or what is wrong with it.

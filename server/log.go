@@ -36,13 +36,17 @@ func (l callLog) write(ctx context.Context, c *call, service, method string, err
 		return
 	}
 	caller := callerOf(ctx)
+	principal := "principal_unverified"
+	if caller.Authenticated {
+		principal = "principal"
+	}
 	// Built by hand to save looking up the caller's source line, which is always this one.
 	line := slog.NewRecord(time.Now(), level, "call", 0)
 	line.AddAttrs(
 		slog.String("service", service),
 		slog.String("method", method),
 		slog.String("code", code),
-		slog.String("principal_unverified", caller.Principal),
+		slog.String(principal, caller.Principal),
 		slog.String("request_id", caller.RequestID),
 		slog.Duration("took", took),
 	)

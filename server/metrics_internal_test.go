@@ -34,7 +34,7 @@ func recorder(tb testing.TB, principals int, err error) (record func(principal s
 	return func(principal string) {
 		ctx := contexts[principal]
 		if ctx == nil {
-			ctx = context.WithValue(context.Background(), identityKey{}, identity{caller: lifecycle.Caller{Principal: principal}})
+			ctx = lifecycle.WithCaller(context.Background(), lifecycle.Caller{Principal: principal})
 			contexts[principal] = ctx
 		}
 		m.begin(method).end(ctx, nil, 3*time.Millisecond, err)

@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"math"
@@ -15,7 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -84,6 +84,10 @@ type Config struct {
 	// MetricsPrincipals is how many principals have metrics of their own: the first ones to
 	// call. The default is 50, a negative number means none.
 	MetricsPrincipals int
+	// TLS returns the present configuration of TLS, which must require client certificates. It
+	// is called for each handshake, and regularly to check the certificates of connections that
+	// are open. Nil means plaintext, in which names that callers claim are believed.
+	TLS func() *tls.Config
 	// Tracing makes the spans of calls, which continue the caller's trace (W3C Trace Context);
 	// nil for none.
 	Tracing trace.TracerProvider
@@ -99,6 +103,9 @@ type Server struct {
 	memory    *memoryReport
 	slow      slowCalls
 	watches   *watches
+	conns     *connections
+	// tls is nil in plaintext.
+	tls func() *tls.Config
 }
 
 // New returns a server that is not listening yet.
@@ -126,6 +133,7 @@ func New(cfg Config) *Server {
 	s := &Server{
 		health: health.NewServer(), drain: newDrain(cfg.RetryDelay), lifecycle: cfg.Lifecycle,
 		memory: &memoryReport{cfg.Lifecycle, conns.Admission, cfg.Logger},
+		conns:  conns, tls: cfg.TLS,
 	}
 	metrics := newMetrics(cfg.Metrics, conns.Admission)
 	s.watches = newWatches(cfg.Metrics, conns.Admission, cfg.Lifecycle)
@@ -134,7 +142,7 @@ func New(cfg Config) *Server {
 	if cfg.Tracing != nil {
 		interceptors.tracer = cfg.Tracing.Tracer(scope)
 	}
-	s.grpc = grpc.NewServer(slices.Concat(transport(conns, metrics), interceptors.options())...)
+	s.grpc = grpc.NewServer(slices.Concat(transport(conns, cfg.TLS, metrics), interceptors.options())...)
 	wrapped := early.wrap(s.grpc)
 	instancedv1.RegisterInstanceServiceServer(wrapped, &service{
 		lifecycle: cfg.Lifecycle,
@@ -162,9 +170,9 @@ func New(cfg Config) *Server {
 
 // transport returns the options of the transport. A connection may open more streams than
 // are admitted, so that those beyond are rejected rather than silently delayed.
-func transport(conns *connections, metrics *metrics) []grpc.ServerOption {
+func transport(conns *connections, present func() *tls.Config, metrics *metrics) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(trackedCredentials{insecure.NewCredentials(), conns}),
+		grpc.Creds(trackedCredentials{transportCredentials(present), conns, present}),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
@@ -212,6 +220,7 @@ func (s *Server) Serve(lis net.Listener) error {
 	defer close(stop)
 	background.Go(func() { s.updateHealth(stop) })
 	background.Go(func() { s.memory.run(stop) })
+	background.Go(func() { s.reauthenticate(stop) })
 	if err := s.grpc.Serve(lis); !errors.Is(err, grpc.ErrServerStopped) {
 		return err
 	}

@@ -115,14 +115,14 @@ func (s *service) WatchInstances(req *instancedv1.WatchInstancesRequest, stream 
 	}
 	defer out.delivery.end()
 	err = out.run(stream.Context())
-	if !s.drain.draining() || !isCanceled(err) {
+	reason, interrupted := s.drain.interruption(stream.Context(), err)
+	if interrupted == nil {
 		return err
 	}
-	delay := s.drain.retryDelay()
-	if err := out.sendGoodbye(instancedv1.GoodbyeReason_GOODBYE_REASON_DRAIN, delay); err != nil {
+	if err := out.sendGoodbye(reason, interrupted.RetryAfter); err != nil {
 		return err
 	}
-	return s.drain.refusal(delay)
+	return interrupted
 }
 
 // subscribe is a function of its own to keep the stack of a subscriber small.

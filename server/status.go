@@ -43,6 +43,8 @@ func code(kind instance.Kind) codes.Code {
 		return codes.OutOfRange
 	case instance.KindUnavailable:
 		return codes.Unavailable
+	case instance.KindUnauthenticated:
+		return codes.Unauthenticated
 	}
 	return codes.Internal
 }

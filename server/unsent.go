@@ -122,6 +122,13 @@ func (b *unsentBudget) releaseLocked(c *connection, bytes int) {
 	}
 }
 
+// sent reports whether nothing of a connection is unsent.
+func (b *unsentBudget) sent(c *connection) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return c.unsent.bytes == 0
+}
+
 // close gives back all room of a connection that is closed.
 func (b *unsentBudget) close(c *connection) {
 	b.mu.Lock()

@@ -13,6 +13,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
+	"github.com/instanced/instanced/internal/policy"
 )
 
 // banner is what the service prints and logs once it is ready.
@@ -103,14 +104,19 @@ func (g *banner) print(w io.Writer) {
 		}
 		fmt.Fprintf(&out, "  follower  commands go to %s\n", owner)
 	}
-	out.WriteString("  security  gRPC in plaintext on loopback; callers are not authenticated\n")
+	fmt.Fprintf(&out, "  security  %s\n", g.security())
 	if g.ec2Listen != nil {
 		fmt.Fprintf(&out, "  ec2       http://%s; %s; %s\n", fromHere(g.ec2Listen), g.ec2Reach(), g.ec2Security())
 	}
 	out.WriteString("\nTry:\n")
-	program, server := invocation(), ""
-	if g.address != "127.0.0.1:50051" {
-		server = " --server " + g.address
+	program, server, grpcurl := invocation(), "", "-plaintext"
+	address := reachable(g.address)
+	if address != "127.0.0.1:50051" {
+		server = " --server " + address
+	}
+	if g.cfg.tls.enabled() {
+		server += " --tls-ca CA --tls-cert CERT --tls-key KEY"
+		grpcurl = "-cacert CA -cert CERT -key KEY"
 	}
 	example := g.example()
 	switch {
@@ -121,13 +127,35 @@ func (g *banner) print(w io.Writer) {
 	default:
 		fmt.Fprintf(&out, `  %[1]s start %[2]s --wait%[3]s
   %[1]s watch%[3]s
-  grpcurl -plaintext -d '{"instance_ids":["%[2]s"]}' %[4]s instanced.v1.InstanceService/StartInstances
-`, program, example, server, g.address)
+  grpcurl %[5]s -d '{"instance_ids":["%[2]s"]}' %[4]s instanced.v1.InstanceService/StartInstances
+`, program, example, server, address, grpcurl)
 	}
 	if g.ec2Listen != nil {
 		fmt.Fprintf(&out, "  %s\n", g.ec2Example())
 	}
 	_, _ = io.WriteString(w, out.String()) // standard output may be closed; the log says it too
+}
+
+// security says how callers are authenticated and what they may do.
+func (g *banner) security() string {
+	switch {
+	case !g.cfg.tls.enabled():
+		return "gRPC in plaintext on loopback; callers are not authenticated"
+	case g.cfg.policy == policy.AllowAuthenticated:
+		return "gRPC with TLS; client certificates say who calls; callers may read, start and stop"
+	default:
+		return "gRPC with TLS; client certificates say who calls; everything is permitted"
+	}
+}
+
+// reachable returns an address at which the service can be called: one that stands for all
+// addresses of this machine is replaced by localhost.
+func reachable(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
+		return net.JoinHostPort("localhost", port)
+	}
+	return address
 }
 
 // account returns the account of the instances in EC2, or "" without instances.

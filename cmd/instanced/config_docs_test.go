@@ -83,6 +83,7 @@ func TestEverySettingCanBeInAFile(t *testing.T) {
 		"assume-role-arn": "arn:aws:iam::123456789012:role/instanced",
 		"etcd-endpoints":  "http://127.0.0.1:2379", "manage-filter": "team=payments",
 		"ec2-listen": "127.0.0.1:8580", "admin-listen": "127.0.0.1:9090",
+		"policy": "allow-authenticated",
 	}
 	var table serveConfig
 	declared := pflag.NewFlagSet("serve", pflag.ContinueOnError)

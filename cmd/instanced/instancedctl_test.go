@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,7 +23,7 @@ var clientStories = []string{
 }
 
 // ofService matches the name of the program, and the verb behind it if only instanced has it.
-var ofService = regexp.MustCompile(`\binstanced\b( (config|doctor|serve|upgrade)\b)?`)
+var ofService = regexp.MustCompile(`\binstanced\b( (config|dev-certs|doctor|serve|upgrade)\b)?`)
 
 // TestClientStories runs the stories of a client with instancedctl, against a service that
 // instanced runs. All that it prints is the same, except for its name.
@@ -88,12 +89,13 @@ func TestInstancedctlHasAVerbOrSaysThatInstancedHasIt(t *testing.T) {
 func TestInstancedctlAcceptsTheEnvironmentOfTheService(t *testing.T) {
 	t.Parallel()
 	env := []string{"INSTANCED_SERVER=127.0.0.1:1"}
+	own := []string{"server", "output", "timeout", "principal", "tls-ca", "tls-cert", "tls-key", "tls-server-name"}
 	variables := 0
 	var visit func(cmd *cobra.Command)
 	visit = func(cmd *cobra.Command) {
 		cmd.Flags().VisitAll(func(flag *pflag.Flag) {
 			for _, name := range flag.Annotations[cli.EnvPrefix] {
-				if flag.Name != "server" && flag.Name != "output" && flag.Name != "timeout" && flag.Name != "principal" {
+				if !slices.Contains(own, flag.Name) {
 					env = append(env, name+"=anything")
 					variables++
 				}

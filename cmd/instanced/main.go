@@ -57,7 +57,7 @@ command line takes precedence. The flags of serve can also be set in a file: --c
 		return t.applySettings(cmd)
 	}
 	root.AddGroup(&cobra.Group{ID: cli.GroupService, Title: "Run and check the service:"})
-	for _, verb := range []*cobra.Command{newServeCommand(t), newConfigCommand(t), newDoctorCommand(t), newUpgradeCommand(t)} {
+	for _, verb := range []*cobra.Command{newServeCommand(t), newConfigCommand(t), newDoctorCommand(t), newUpgradeCommand(t), newDevCertsCommand(t)} {
 		verb.GroupID = cli.GroupService
 		root.AddCommand(verb)
 	}

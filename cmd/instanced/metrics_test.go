@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,6 +24,7 @@ import (
 
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/backend/sqstest"
+	"github.com/instanced/instanced/internal/cli"
 )
 
 // measured is a service whose metrics can be scraped.
@@ -182,8 +184,18 @@ func exportedMetrics(t *testing.T, services ...measured) map[string]metric {
 	return exported
 }
 
+// withTLS returns the flags of a service that serves TLS.
+func withTLS(t *testing.T) []string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := (&terminal{Terminal: &cli.Terminal{Stdout: io.Discard}}).makeDevCerts(dir, []string{"client"}); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"--tls-cert", filepath.Join(dir, "server.pem"), "--tls-key", filepath.Join(dir, "server-key.pem"), "--tls-client-ca", filepath.Join(dir, "ca.pem")}
+}
+
 // TestDocumentedMetricsAreTheOnesExported compares docs/metrics.md with what a service with the
-// simulator and one with EC2 export under load, and has Prometheus' own linter check that. A
+// simulator and one with EC2 export under load, and one with TLS without any, and has Prometheus' own linter check that. A
 // metric whose labels are known beforehand has all of its series from the start; for one that
 // this test does not see, extend load.
 func TestDocumentedMetricsAreTheOnesExported(t *testing.T) {
@@ -191,10 +203,12 @@ func TestDocumentedMetricsAreTheOnesExported(t *testing.T) {
 	sim, ec2 := measuredPair(t)
 	ec2.load(t)
 	sim.load(t)
-	if diff := cmp.Diff(documentedMetrics(t), exportedMetrics(t, sim, ec2)); diff != "" {
+	flags, admin := withMetrics(t)
+	tls := measured{runServiceIn(t, nil, append(flags, withTLS(t)...)...), admin}
+	if diff := cmp.Diff(documentedMetrics(t), exportedMetrics(t, sim, ec2, tls)); diff != "" {
 		t.Errorf("metrics (-documented +exported):\n%s", diff)
 	}
-	for name, s := range map[string]measured{"simulator": sim, "ec2": ec2} {
+	for name, s := range map[string]measured{"simulator": sim, "ec2": ec2, "tls": tls} {
 		t.Run("promtool/"+name, func(t *testing.T) {
 			promtool := requireProgram(t, "promtool")
 			resp, err := http.Get("http://" + s.admin + "/metrics")

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,6 +30,7 @@ import (
 	"github.com/instanced/instanced/internal/cli"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
+	"github.com/instanced/instanced/internal/policy"
 	"github.com/instanced/instanced/server"
 	"github.com/instanced/instanced/server/admin"
 	"github.com/instanced/instanced/server/ec2query"
@@ -42,6 +44,8 @@ const closeGrace = 2 * time.Second
 type serveConfig struct {
 	listen      string
 	adminListen string
+	tls         tlsFlags
+	policy      policy.Policy
 	backend     string
 	aws         awsFlags
 
@@ -83,6 +87,11 @@ func newServeCommand(t *terminal) *cobra.Command {
 therefore on loopback only. Its state is kept in the data directory and survives restarts
 and crashes.
 
+With --tls-cert, --tls-key and --tls-client-ca it serves TLS, and each caller needs a client
+certificate, which says who calls. With --policy allow-authenticated as well, it listens on
+any address of --listen. The files are read again when they change. "instanced dev-certs"
+makes certificates to try it with.
+
 With --backend ec2 it manages the instances of an AWS account in one region. Credentials,
 region and endpoint come from the usual places of the AWS SDKs.
 
@@ -107,6 +116,7 @@ standard variables, asks for it.`,
 			"instanced serve --sim-fleet fleet.yaml --data-dir \"$(mktemp -d)\"",
 			"instanced serve --ec2-listen 127.0.0.1:8580",
 			"instanced serve --backend ec2 --aws-region eu-central-1 --manage-filter team=payments",
+			"instanced serve --listen 0.0.0.0:50051 --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --policy allow-authenticated",
 			"instanced serve --config instanced.yaml",
 			"INSTANCED_LISTEN=127.0.0.1:6000 instanced serve --log-format json",
 		),
@@ -121,6 +131,11 @@ standard variables, asks for it.`,
 	cli.CompleteWords(cmd, "log-format", logAuto, logText, logJSON)
 	cli.CompleteWords(cmd, "log-level", "debug", "info", "warn", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		for _, name := range []string{"tls-cert", "tls-key"} {
+			if flag := cmd.Root().Flags().Lookup(name); flag != nil && flag.Changed {
+				return cli.Usagef("--%s before the verb is a flag of the client; give it after serve", name)
+			}
+		}
 		t.Accept()
 		if err := cfg.check(flags, t.sources); err != nil {
 			return err
@@ -135,9 +150,13 @@ standard variables, asks for it.`,
 func (cfg *serveConfig) bind(flags *pflag.FlagSet) {
 	flags.SortFlags = false
 	section(flags, "", "", func(flags *pflag.FlagSet) {
-		cli.Bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "loopback address to listen on; port 0 picks a free one", parseListen)
+		cli.Bind(flags, &cfg.listen, "listen", "address", "127.0.0.1:50051", "address to listen on, on loopback unless there are TLS and a policy; port 0 picks a free one", parseListen)
 		cli.Bind(flags, &cfg.adminListen, "admin-listen", "address", "", "serve metrics and health on this address, such as 127.0.0.1:9090 (default: off)", parseAdminListen)
 		cli.Bind(flags, &cfg.backend, "backend", "name", "simulator", "what manages the instances: simulator or ec2", cli.OneOf(backendSimulator, backendEC2))
+	})
+	section(flags, "tls", "tls-", cfg.tls.bind)
+	section(flags, "", "", func(flags *pflag.FlagSet) {
+		cli.Bind(flags, &cfg.policy, "policy", "name", "", "allow-authenticated: authenticated callers may read, start and stop, and nothing else (default: everything is permitted)", parsePolicy)
 	})
 	cfg.bindJournal(flags)
 	section(flags, "journal", "journal-", func(flags *pflag.FlagSet) {
@@ -178,6 +197,9 @@ func (cfg *serveConfig) bind(flags *pflag.FlagSet) {
 // check returns an error unless the settings go together.
 func (cfg *serveConfig) check(flags *pflag.FlagSet, from sources) error {
 	if err := cfg.checkJournal(flags, from); err != nil {
+		return err
+	}
+	if err := cfg.checkTransport(flags, from); err != nil {
 		return err
 	}
 	if cfg.ec2Credentials != "" && cfg.ec2Listen == "" {
@@ -234,6 +256,10 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 	registry := newRegistry()
 	stage := newStage()
 	status := &statusPage{cfg: cfg, level: level, stage: stage, started: time.Now()}
+	certificates, err := cfg.tls.watch(log.With("part", "tls"), registry)
+	if err != nil {
+		return err
+	}
 	adminServer := admin.New(admin.Config{
 		Metrics: registry, Logger: log.With("part", "admin"),
 		LogLevel: level, ParseLevel: parseLevel, Status: status.sections,
@@ -329,6 +355,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 	adminServer.AddLive(liveChecks(svc)...)
 	adminServer.AddReady(readyChecks(svc)...)
 	stage.waitFor("the first comparison with the backend")
+	svc.SetPolicy(cfg.policy)
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- svc.Run(running) }()
@@ -350,6 +377,13 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 
 		Metrics:           registry,
 		MetricsPrincipals: cmp.Or(cfg.metricsPrincipals, -1),
+	}
+	if certificates != nil {
+		settings.TLS = certificates.Config
+		var watching sync.WaitGroup
+		watching.Go(func() { certificates.Run(running) })
+		defer watching.Wait()
+		defer stop()
 	}
 	var controls ec2query.Simulator
 	if backend.simulator != nil {
@@ -541,17 +575,9 @@ func defaultDataDir() string {
 	return filepath.Join(home, ".local", "state", "instanced")
 }
 
-// parseListen accepts an address on loopback.
-func parseListen(text string) (string, error) {
-	address, err := parseAddress(text, "127.0.0.1:50051")
-	if err != nil {
-		return "", err
-	}
-	if host, _, _ := net.SplitHostPort(address); !onLoopback(host) {
-		return "", fmt.Errorf("%q is not on loopback; without TLS the service listens on loopback only, such as 127.0.0.1:50051, [::1]:50051 or localhost:50051", text)
-	}
-	return address, nil
-}
+// parseListen accepts an address. Whether it may be listened on depends on other settings: see
+// checkTransport.
+func parseListen(text string) (string, error) { return parseAddress(text, "127.0.0.1:50051") }
 
 // parseAddress accepts a host and a port.
 func parseAddress(text, example string) (string, error) {

@@ -194,6 +194,13 @@ func (c *Connection) Disconnect() {
 	c.removeLocked()
 }
 
+// Idle reports whether no call is in flight on the connection.
+func (c *Connection) Idle() bool {
+	c.admission.mu.Lock()
+	defer c.admission.mu.Unlock()
+	return c.calls == [kinds]int{}
+}
+
 func (c *Connection) removeLocked() {
 	if c.closed {
 		return
@@ -329,7 +336,7 @@ func (c *Connection) giveLocked(kind Kind, principal string) {
 }
 
 // ErrDraining returns the error for calls during shutdown. A delay of zero means none.
-func ErrDraining(retryAfter time.Duration) error {
+func ErrDraining(retryAfter time.Duration) *instance.Error {
 	return &instance.Error{
 		Kind:       instance.KindUnavailable,
 		Reason:     instance.ReasonDraining,

@@ -116,10 +116,22 @@ func (e *serviceError) Error() string { return e.cause.Error() }
 
 func (e *serviceError) Unwrap() error { return e.cause }
 
+// rejectedHandshake is in the message of an error when the service rejects the client
+// certificate, or something else in the handshake. What follows is why.
+const rejectedHandshake = "remote error: tls: "
+
 // sentence says what went wrong. said is whether it is the message of the service, rather
 // than of the connection to it.
 func (e *serviceError) sentence() (text string, said bool) {
 	switch c := e.cause; {
+	case c.Reason == "" && c.Code == codes.Unavailable && strings.Contains(c.Message, "tls: certificate required"):
+		return fmt.Sprintf("the service at %s requires a client certificate; give it with --tls-cert and --tls-key", e.server), false
+	case c.Reason == "" && c.Code == codes.Unavailable && strings.Contains(c.Message, rejectedHandshake):
+		why := c.Message[strings.Index(c.Message, rejectedHandshake)+len(rejectedHandshake):]
+		return fmt.Sprintf("the service at %s rejects the TLS handshake (%s); its log may say more", e.server, strings.TrimRight(why, `"`)), false
+	case c.Reason == "" && c.Code == codes.Unavailable && strings.Contains(c.Message, "server preface"):
+		return fmt.Sprintf("the service at %s does not speak gRPC in plaintext (%s); if it speaks TLS, give --tls-ca, --tls-cert and --tls-key",
+			e.server, dialReason(c.Message)), false
 	case c.Reason == "" && c.Code == codes.Unavailable:
 		return fmt.Sprintf("cannot reach the service at %s (%s); is \"instanced serve\" running there? Choose another address with --server",
 			e.server, dialReason(c.Message)), false

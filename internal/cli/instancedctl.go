@@ -7,7 +7,7 @@ import (
 )
 
 // serviceVerbs are the verbs of instanced that need more than a connection to the service.
-func serviceVerbs() []string { return []string{"config", "doctor", "serve", "upgrade"} }
+func serviceVerbs() []string { return []string{"config", "dev-certs", "doctor", "serve", "upgrade"} }
 
 // Main is the program instancedctl: the client's verbs, and no others. It does not return.
 func Main() {

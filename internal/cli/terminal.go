@@ -68,6 +68,7 @@ type Terminal struct {
 	noHeaders, idsOnly bool
 
 	server    string
+	tls       client.TLSFiles
 	output    string
 	principal string
 
@@ -80,6 +81,10 @@ func (t *Terminal) addFlags(cmd *cobra.Command) {
 	common := pflag.NewFlagSet("common", pflag.ContinueOnError)
 	Bind(common, &t.server, "server", "address", "127.0.0.1:50051", "address of the service", parseServer)
 	Bind(common, &t.principal, "principal", "name", defaultPrincipal(), "name of the caller, recorded as the cause of changes", parsePrincipal)
+	common.StringVar(&t.tls.CA, "tls-ca", "", "PEM `file` of the authorities of the service's certificate; with any flag of TLS the service is called with TLS")
+	common.StringVar(&t.tls.Cert, "tls-cert", "", "PEM `file` of the client certificate, which says who calls")
+	common.StringVar(&t.tls.Key, "tls-key", "", "PEM `file` of the private key of --tls-cert")
+	common.StringVar(&t.tls.ServerName, "tls-server-name", "", "`name` in the service's certificate (default: the host of --server)")
 	InEnvironment(common)
 	cmd.Flags().AddFlagSet(common)
 	t.AddAnswerFlags(cmd, "give up after this long; 0 means 30s, 3s for health, 5m for waits, never for watch")
@@ -189,6 +194,12 @@ func (t *Terminal) verb(cmd *cobra.Command, within func() time.Duration, act fun
 func (t *Terminal) briefly() time.Duration { return cmp.Or(t.Timeout, defaultTimeout) }
 
 func (t *Terminal) dial(opts client.Options) (*client.Client, error) {
+	if t.tls != (client.TLSFiles{}) {
+		var err error
+		if opts.TransportCredentials, err = client.TLSFromFiles(t.tls); err != nil {
+			return nil, Usagef("%v", err)
+		}
+	}
 	c, err := client.Dial(t.server, opts)
 	if err != nil {
 		return nil, Usagef("--server: %v", err)

@@ -34,6 +34,8 @@ const (
 	KindOutOfRange
 	// KindUnavailable is a part of the system that cannot be reached.
 	KindUnavailable
+	// KindUnauthenticated is a caller who is not authenticated.
+	KindUnauthenticated
 )
 
 // EC2's error codes that this service returns itself. Source: EC2 Developer Guide, "Error

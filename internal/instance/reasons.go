@@ -75,6 +75,13 @@ const (
 	// ReasonBackendClosing: this process is shutting down.
 	ReasonBackendClosing = "BACKEND_CLOSING"
 
+	// ReasonCertificateUnusable: the client certificate is valid, but does not name one
+	// principal. [KindUnauthenticated].
+	ReasonCertificateUnusable = "CERTIFICATE_UNUSABLE"
+	// ReasonReauthenticate: the client certificate has expired, or its authority was withdrawn,
+	// and the connection is about to be closed.
+	ReasonReauthenticate = "REAUTHENTICATE"
+
 	// ReasonRequestLate: the request did not arrive in time after the start of its call.
 	ReasonRequestLate = "REQUEST_LATE"
 	// ReasonDraining: the server is shutting down and ends streams and waits.

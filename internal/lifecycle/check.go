@@ -262,7 +262,7 @@ func checkCommand(caller Caller, req CommandRequest) (instance.Command, error) {
 		c.add("skip_os_shutdown", "is no option of %s", req.Verb)
 	}
 	c.printable("client_token", req.ClientToken, MaxClientTokenLength)
-	c.printable("principal", caller.Principal, MaxPrincipalLength)
+	c.printable("principal", caller.Principal, instance.MaxPrincipalLength)
 	c.printable("request_id", caller.RequestID, MaxRequestIDLength)
 	return cmd, c.err()
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/observer"
+	"github.com/instanced/instanced/internal/policy"
 )
 
 // MetadataChangedIDs is where an error names the instances that its command changed
@@ -21,6 +22,9 @@ const MetadataChangedIDs = "changed_instance_ids"
 func (s *Service) Command(ctx context.Context, caller Caller, req CommandRequest) (CommandResponse, error) {
 	cmd, err := checkCommand(caller, req)
 	if err != nil {
+		return CommandResponse{}, err
+	}
+	if err := s.policy.Check(caller.Authenticated, policy.ActionOf(cmd.Verb)); err != nil {
 		return CommandResponse{}, err
 	}
 	term, err := s.observer.Term()

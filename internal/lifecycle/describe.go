@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"slices"
@@ -20,7 +21,7 @@ func (s *Service) Describe(ctx context.Context, caller Caller, req DescribeReque
 		scope = digest(scope, req.SelectKey)
 	}
 	after := c.pageToken(req.PageToken, scope)
-	if err := c.err(); err != nil {
+	if err := cmp.Or(c.err(), s.mayRead(caller)); err != nil {
 		return DescribeResponse{}, err
 	}
 	if req.MinCursor != "" {

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"slices"
@@ -15,7 +16,7 @@ func (s *Service) Events(ctx context.Context, caller Caller, req EventsRequest) 
 	size := c.pageSize(req.PageSize)
 	scope := digest(append(sorted(idStrings(ids)), "after", req.AfterCursor)...)
 	start := c.historyStart(req.PageToken, scope)
-	if err := c.err(); err != nil {
+	if err := cmp.Or(c.err(), s.mayRead(caller)); err != nil {
 		return EventsResponse{}, err
 	}
 	switch {

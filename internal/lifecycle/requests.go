@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"context"
 	"time"
 
 	"github.com/instanced/instanced/internal/instance"
@@ -20,21 +21,40 @@ const (
 	MaxPageBytes           = 1 << 20
 	MaxClientTokenLength   = 64
 	MaxAdditionalInfoBytes = 1024
-	MaxPrincipalLength     = 128
-	MaxRequestIDLength     = 64
-	MaxWait                = time.Hour
-	DefaultWait            = 5 * time.Minute
-	MinProgressInterval    = time.Second
-	MaxProgressInterval    = time.Minute
-	DefaultProgress        = 10 * time.Second
+	// MaxClaimedNameLength is for a name that a caller claims; one that was verified may be
+	// longer.
+	MaxClaimedNameLength = 128
+	MaxRequestIDLength   = 64
+	MaxWait              = time.Hour
+	DefaultWait          = 5 * time.Minute
+	MinProgressInterval  = time.Second
+	MaxProgressInterval  = time.Minute
+	DefaultProgress      = 10 * time.Second
 )
 
 // Caller is who makes a request, as the server that received it says.
 type Caller struct {
-	// Principal is never empty; a caller that did not say is "anonymous".
+	// Principal is never empty; a caller that did not say is "anonymous". It identifies the
+	// caller and how the name was verified: see [instance.CertificatePrincipal].
 	Principal string
+	// Authenticated is whether the principal was verified.
+	Authenticated bool
 	// RequestID is in the log and in the cause of what the request changes.
 	RequestID string
+}
+
+type callerKey struct{}
+
+// WithCaller returns a context of a request with its caller.
+func WithCaller(ctx context.Context, caller Caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, caller)
+}
+
+// CallerOf returns the caller of the request with this context; the zero caller, who is not
+// authenticated, if it has none.
+func CallerOf(ctx context.Context) Caller {
+	caller, _ := ctx.Value(callerKey{}).(Caller)
+	return caller
 }
 
 // FailureMode says what one bad instance does to a call. Other values are rejected when the

@@ -10,6 +10,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/observer"
+	"github.com/instanced/instanced/internal/policy"
 )
 
 // Backend carries commands out: EC2 or the simulator.
@@ -30,11 +31,13 @@ type limited interface {
 // Reads and subscriptions are served by every process that shares a journal; commands only by
 // its owner.
 type Service struct {
-	journal     *journal.Journal
-	backend     Backend
-	log         *slog.Logger
-	metrics     *metrics
-	observer    *observer.Observer
+	journal  *journal.Journal
+	backend  Backend
+	log      *slog.Logger
+	metrics  *metrics
+	observer *observer.Observer
+	// policy is [policy.AllowAll] unless SetPolicy says otherwise.
+	policy      policy.Policy
 	idempotency idempotency
 }
 
@@ -55,6 +58,21 @@ func New(cfg Config) *Service {
 		cfg.Metrics.MustRegister(bucketCollector{s.buckets})
 	}
 	return s
+}
+
+// SetPolicy sets the policy, which permits everything before. It must be called before the first
+// request.
+func (s *Service) SetPolicy(p policy.Policy) { s.policy = p }
+
+// MayChangeSimulator returns an error unless the caller of the request with this context may
+// change what the simulator simulates.
+func (s *Service) MayChangeSimulator(ctx context.Context) error {
+	return s.policy.Check(CallerOf(ctx).Authenticated, policy.ChangeSimulator)
+}
+
+// mayRead returns an error unless the caller may read.
+func (s *Service) mayRead(caller Caller) error {
+	return s.policy.Check(caller.Authenticated, policy.Read)
 }
 
 // Run carries commands out and observes the backend whenever this process owns the journal,

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -23,7 +24,7 @@ func (s *Service) Wait(ctx context.Context, caller Caller, req WaitRequest) (Wai
 	if req.Until > FirstFailure {
 		c.add("until", "is not a condition to end a wait: want WAIT_UNTIL_ALL_SETTLED or WAIT_UNTIL_FIRST_FAILURE")
 	}
-	if err := c.err(); err != nil {
+	if err := cmp.Or(c.err(), s.mayRead(caller)); err != nil {
 		return WaitResponse{}, err
 	}
 	s.metrics.waits.Inc()

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -65,7 +66,7 @@ func (s *Service) Watch(ctx context.Context, caller Caller, req WatchRequest) (*
 	if req.OnUnusable > SnapshotOnUnusable {
 		c.add("on_unusable_cursor", "is not a policy: want UNUSABLE_CURSOR_POLICY_FAIL or UNUSABLE_CURSOR_POLICY_SNAPSHOT")
 	}
-	if err := c.err(); err != nil {
+	if err := cmp.Or(c.err(), s.mayRead(caller)); err != nil {
 		return nil, err
 	}
 	switch {

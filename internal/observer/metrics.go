@@ -104,6 +104,8 @@ var kindLabels = [...]string{
 	instance.KindConflict:     "conflict",
 	instance.KindOutOfRange:   "out_of_range",
 	instance.KindUnavailable:  "unavailable",
+
+	instance.KindUnauthenticated: "unauthenticated",
 }
 
 // reasons are the error codes and reasons that commands are counted by. Of EC2's other codes,

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
 )
 
@@ -53,7 +54,9 @@ func ParseCredentials(file io.Reader) (Credentials, error) {
 		case twice:
 			return nil, fmt.Errorf("%s: the access key %s comes twice", at, c.AccessKeyID)
 		case !isName(c.Principal):
-			return nil, fmt.Errorf("%s: the principal has more than %d characters, or one that is not printable ASCII", at, lifecycle.MaxPrincipalLength)
+			return nil, fmt.Errorf("%s: the principal has more than %d characters, or one that is not printable ASCII", at, lifecycle.MaxClaimedNameLength)
+		case instance.ReservedPrefix(c.Principal) != "":
+			return nil, fmt.Errorf("%s: the principal begins with %s, which is reserved for the names of another method of authentication", at, instance.ReservedPrefix(c.Principal))
 		}
 		all[c.AccessKeyID] = credential{secret: c.SecretAccessKey, principal: c.Principal}
 	}
@@ -64,7 +67,7 @@ func ParseCredentials(file io.Reader) (Credentials, error) {
 }
 
 // isName reports whether s can be the name of a principal.
-func isName(s string) bool { return s != "" && printable(s, lifecycle.MaxPrincipalLength) }
+func isName(s string) bool { return s != "" && printable(s, lifecycle.MaxClaimedNameLength) }
 
 // printable reports whether s is at most maxLength characters of printable ASCII.
 func printable(s string, maxLength int) bool {
@@ -108,7 +111,10 @@ func (s *Server) identify(r *http.Request, query form, body []byte, c *call) err
 			return nil
 		}
 		if !isName(name) {
-			return errInvalid(codeAuthFailure, "The access key id is not the name of a principal: want at most %d characters, all of printable ASCII.", lifecycle.MaxPrincipalLength)
+			return errInvalid(codeAuthFailure, "The access key id is not the name of a principal: want at most %d characters, all of printable ASCII.", lifecycle.MaxClaimedNameLength)
+		}
+		if prefix := instance.ReservedPrefix(name); prefix != "" {
+			return errInvalid(codeAuthFailure, "The access key id begins with %s, which is reserved for verified names.", prefix)
 		}
 		c.caller.Principal = name
 		return nil
@@ -131,7 +137,7 @@ func (s *Server) identify(r *http.Request, query form, body []byte, c *call) err
 	if err := sig.verify(r, query, body, known.secret, time.Now()); err != nil {
 		return err
 	}
-	c.caller.Principal, c.verified = known.principal, true
+	c.caller.Principal, c.caller.Authenticated = known.principal, true
 	return nil
 }
 

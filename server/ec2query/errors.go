@@ -126,6 +126,8 @@ func codeOf(e *instance.Error) string {
 		return instance.CodeDryRun
 	case instance.KindPermission:
 		return instance.CodeUnauthorized
+	case instance.KindUnauthenticated:
+		return codeAuthFailure
 	case instance.KindExhausted:
 		if e.Reason == instance.ReasonJournalFull {
 			return instance.CodeServiceUnavailable

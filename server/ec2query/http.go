@@ -30,9 +30,7 @@ type call struct {
 	// version is the protocol version of the caller.
 	version string
 	caller  lifecycle.Caller
-	// verified is whether the signature of the principal was verified.
-	verified bool
-	args     args
+	args    args
 	// invocation identifies the command across all attempts of an SDK; nil if it has no id.
 	invocation *invocation
 	// ids is how many instances the request names, for the log.
@@ -135,7 +133,7 @@ func (s *Server) handle(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		}
 		return nil, err
 	}
-	return s.dispatch(ctx, c)
+	return s.dispatch(lifecycle.WithCaller(ctx, c.caller), c)
 }
 
 // parse parses the parameters of a request and identifies the caller. The signature is
@@ -227,7 +225,7 @@ func (s *Server) logCall(ctx context.Context, c *call, code string, refused refu
 		return
 	}
 	principal := "principal"
-	if !c.verified {
+	if !c.caller.Authenticated {
 		principal = "principal_unverified"
 	}
 	line := slog.NewRecord(time.Now(), level, "call", 0)

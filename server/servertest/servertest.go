@@ -9,6 +9,7 @@ package servertest
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -27,6 +28,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 	"github.com/instanced/instanced/internal/lifecycle"
+	"github.com/instanced/instanced/internal/policy"
 	"github.com/instanced/instanced/server"
 	"github.com/instanced/instanced/server/ec2query"
 	"github.com/instanced/instanced/server/simulator"
@@ -73,6 +75,11 @@ type Options struct {
 	// Deadline is for calls that have none, and limits how long a request may take to
 	// arrive; zero for the default.
 	Deadline time.Duration
+	// TLS is the present configuration of TLS; nil for plaintext. With TLS, [Server.Conn] and the
+	// clients that use it do not work: see [Server.Dial].
+	TLS func() *tls.Config
+	// Policy decides who may do what; the default permits everything.
+	Policy policy.Policy
 	// Logger is the server's; nil discards its log.
 	Logger *slog.Logger
 	// Tracing makes the spans of calls; nil for none.
@@ -122,6 +129,7 @@ func New(t testing.TB, opts Options) *Server {
 	}
 	backend := sim.New(simulatorConfig(opts))
 	layer := lifecycle.New(lifecycle.Config{Journal: j, Backend: backend, Logger: opts.Logger, Metrics: opts.Metrics, PollInterval: opts.PollInterval})
+	layer.SetPolicy(opts.Policy)
 	simulation := simulator.New(layer, backend)
 	srv := server.New(server.Config{
 		Lifecycle: layer,
@@ -129,6 +137,7 @@ func New(t testing.TB, opts Options) *Server {
 		Backend:   "simulator",
 		Logger:    opts.Logger,
 		Tracing:   opts.Tracing,
+		TLS:       opts.TLS,
 
 		Deadline:       opts.Deadline,
 		MaxRequests:    opts.MaxRequests,

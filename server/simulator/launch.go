@@ -11,7 +11,7 @@ import (
 // Launch launches instances, as EC2's RunInstances does, and returns once they are
 // recorded.
 func (s *Service) Launch(ctx context.Context, launch instance.Launch) ([]*instance.Instance, error) {
-	if err := s.owned(ctx); err != nil {
+	if err := s.changeable(ctx); err != nil {
 		return nil, err
 	}
 	launched, err := s.sim.Launch(ctx, launch)
@@ -57,7 +57,7 @@ func (s *Service) StatusDelay() time.Duration { return s.sim.StatusDelay() }
 
 // change does what happens from outside, and returns once it is recorded.
 func (s *Service) change(ctx context.Context, changes []sim.Change) error {
-	if err := s.owned(ctx); err != nil {
+	if err := s.changeable(ctx); err != nil {
 		return err
 	}
 	if err := s.sim.Change(ctx, changes); err != nil {

@@ -30,6 +30,14 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	instancedv1.RegisterSimulatorServiceServer(r, s)
 }
 
+// changeable refuses callers who may not change the simulator, and where it cannot be changed.
+func (s *Service) changeable(ctx context.Context) error {
+	if err := s.lifecycle.MayChangeSimulator(ctx); err != nil {
+		return err
+	}
+	return s.owned(ctx)
+}
+
 // owned refuses where another process commands its own simulator, or where this one is
 // yet to learn what the journal knows: what is done to it then would be lost.
 func (s *Service) owned(ctx context.Context) error {
@@ -39,7 +47,7 @@ func (s *Service) owned(ctx context.Context) error {
 
 // CreateInstances adds instances and faults.
 func (s *Service) CreateInstances(ctx context.Context, req *instancedv1.CreateInstancesRequest) (*instancedv1.CreateInstancesResponse, error) {
-	if err := s.owned(ctx); err != nil {
+	if err := s.changeable(ctx); err != nil {
 		return nil, err
 	}
 	specs, faults := Fleet(req)
@@ -61,7 +69,7 @@ func (s *Service) CreateInstances(ctx context.Context, req *instancedv1.CreateIn
 
 // ChangeInstances does what happens from outside.
 func (s *Service) ChangeInstances(ctx context.Context, req *instancedv1.ChangeInstancesRequest) (*instancedv1.ChangeInstancesResponse, error) {
-	if err := s.owned(ctx); err != nil {
+	if err := s.changeable(ctx); err != nil {
 		return nil, err
 	}
 	cursor := s.lifecycle.Cursor()
@@ -88,7 +96,7 @@ func idsOf(changes []sim.Change) []instance.ID {
 
 // SetFaults replaces the plan of faults.
 func (s *Service) SetFaults(ctx context.Context, req *instancedv1.SetFaultsRequest) (*instancedv1.SetFaultsResponse, error) {
-	if err := s.owned(ctx); err != nil {
+	if err := s.changeable(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.sim.SetFaults(faults(req.GetFaults())); err != nil {
@@ -104,7 +112,7 @@ func (s *Service) GetFaults(context.Context, *instancedv1.GetFaultsRequest) (*in
 
 // Reset returns to the fleet and the faults of the beginning.
 func (s *Service) Reset(ctx context.Context, _ *instancedv1.ResetRequest) (*instancedv1.ResetResponse, error) {
-	if err := s.owned(ctx); err != nil {
+	if err := s.changeable(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.sim.Reset(); err != nil {

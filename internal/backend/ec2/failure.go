@@ -193,7 +193,7 @@ func isServiceWide(e *instance.Error) bool {
 	case instance.KindExhausted:
 		return e.Reason == instance.ReasonRequestLimitExceeded || codes[e.Code].reaction == throttled
 	case instance.KindInvalid, instance.KindNotFound, instance.KindPrecondition, instance.KindDryRun,
-		instance.KindPermission, instance.KindConflict, instance.KindOutOfRange:
+		instance.KindPermission, instance.KindConflict, instance.KindOutOfRange, instance.KindUnauthenticated:
 	}
 	return false
 }
