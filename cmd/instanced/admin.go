@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 	"net"
 	"runtime"
@@ -28,15 +27,15 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-// serveAdmin serves the admin endpoints on an address, if there is one, until the server is
+// serveAdmin serves the admin endpoints, if --admin-listen asks for them, until the server is
 // closed.
-func serveAdmin(address string, srv *admin.Server, log *slog.Logger) error {
-	if address == "" {
+func serveAdmin(cfg serveConfig, srv *admin.Server, log *slog.Logger) error {
+	if cfg.adminListen == "" {
 		return nil
 	}
-	lis, err := net.Listen("tcp", address)
+	lis, err := net.Listen("tcp", cfg.adminListen)
 	if err != nil {
-		return fmt.Errorf("cannot listen on %s: %w; choose another address with --admin-listen", address, innermost(err))
+		return cfg.errListen(cfg.adminListen, "--admin-listen", err)
 	}
 	go func() {
 		if err := srv.Serve(lis); err != nil {

@@ -34,14 +34,14 @@ func listenEC2(cfg serveConfig, log *slog.Logger) (net.Listener, ec2query.Creden
 	if host, _, _ := net.SplitHostPort(cfg.ec2Listen); credentials == nil && !onLoopback(host) {
 		return nil, nil, cli.Usagef("--ec2-listen: %q is not on loopback, and callers are not authenticated; give a file of access keys with --ec2-credentials", cfg.ec2Listen)
 	}
-	lis, err := listenForEC2(cfg.ec2Listen)
+	lis, err := listenForEC2(cfg, cfg.ec2Listen)
 	return lis, credentials, err
 }
 
-func listenForEC2(address string) (net.Listener, error) {
+func listenForEC2(cfg serveConfig, address string) (net.Listener, error) {
 	lis, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, errListen(address, "--ec2-listen", err)
+		return nil, cfg.errListen(address, "--ec2-listen", err)
 	}
 	return lis, nil
 }

@@ -334,6 +334,8 @@ func TestWithoutIPv6TheServiceListensOnIPv4(t *testing.T) {
 		before, nil, "--listen", "[::1]:0", "--data-dir", data)
 	endsSaying(t, `cannot listen on \[::1\]:0: cannot assign requested address, so this machine does not have the address, or no IPv6; choose another address with --ec2-listen`,
 		before, nil, "--ec2-listen", "[::1]:0", "--data-dir", data)
+	endsSaying(t, `cannot listen on \[::1\]:0: cannot assign requested address, so this machine does not have the address, or no IPv6; choose another address with --admin-listen`,
+		before, nil, "--admin-listen", "[::1]:0", "--data-dir", data)
 }
 
 // TestWithoutANetworkTheClientSaysWhy runs service and client where not even loopback is up.

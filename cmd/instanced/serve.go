@@ -265,7 +265,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		LogLevel: level, ParseLevel: parseLevel, Status: status.sections,
 	})
 	adminServer.AddReady(stage.checks()...)
-	if err := serveAdmin(cfg.adminListen, adminServer, log); err != nil {
+	if err := serveAdmin(cfg, adminServer, log); err != nil {
 		return err
 	}
 	// It answers until everything else has ended.
@@ -291,11 +291,8 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		defer func() { _ = ec2Listener.Close() }() // closed already once it was served
 	}
 	lis, err := net.Listen("tcp", cfg.listen)
-	if errors.Is(err, syscall.EADDRINUSE) && ec2Listener != nil && portOf(cfg.listen) == portOf(ec2Listener.Addr().String()) {
-		return cli.Usagef("--listen and --ec2-listen both use port %s; give each its own", portOf(cfg.listen))
-	}
 	if err != nil {
-		return errListen(cfg.listen, "--listen", err)
+		return cfg.errListen(cfg.listen, "--listen", err)
 	}
 	defer func() { _ = lis.Close() }() // closed already once it was served
 	if ec2Listener != nil {
@@ -439,7 +436,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 				faults: backend.faults, awsRegion: backend.aws.Region, records: j.Snapshot().Records,
 			}
 			if door != nil {
-				again, err := listenForEC2(ec2Listener.Addr().String())
+				again, err := listenForEC2(cfg, ec2Listener.Addr().String())
 				if err != nil {
 					return err
 				}
@@ -542,8 +539,15 @@ func newLogger(format string, level slog.Leveler, w io.Writer) (log *slog.Logger
 	}
 }
 
-// errListen says why an address cannot be listened on.
-func errListen(address, flag string, err error) error {
+// errListen says why the address of a flag cannot be listened on.
+func (cfg *serveConfig) errListen(address, flag string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		for other, taken := range map[string]string{"--listen": cfg.listen, "--admin-listen": cfg.adminListen, "--ec2-listen": cfg.ec2Listen} {
+			if other != flag && portOf(taken) == portOf(address) {
+				return cli.Usagef("%s and %s both use port %s; give each its own", flag, other, portOf(address))
+			}
+		}
+	}
 	cause := innermost(err)
 	if errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT) {
 		cause = fmt.Errorf("%w, so this machine does not have the address, or no IPv6", cause)
