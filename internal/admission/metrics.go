@@ -33,7 +33,7 @@ func newMetrics(cfg Config, a *Admission) *metrics {
 			continue // the endpoint has no such calls
 		}
 		labels := prometheus.Labels{"endpoint": cfg.Endpoint, "kind": kind.String()}
-		gauge("instanced_admission_calls_in_flight", "Calls that have a place, by kind.", labels, func() int { return a.InFlight(kind) })
+		gauge("instanced_admission_calls_in_flight", "Calls that were admitted and have not ended, by kind.", labels, func() int { return a.InFlight(kind) })
 		gauge("instanced_admission_max_calls", "Maximum concurrent calls, by kind.", labels, func() int { return limit })
 	}
 	gauge("instanced_admission_connections", "Open connections.", endpoint, a.connections)

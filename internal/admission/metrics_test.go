@@ -75,7 +75,7 @@ func TestRefusalsAreCountedByReason(t *testing.T) {
 		t.Fatal("a call is admitted while the server drains")
 	}
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(`
-# HELP instanced_admission_calls_in_flight Calls that have a place, by kind.
+# HELP instanced_admission_calls_in_flight Calls that were admitted and have not ended, by kind.
 # TYPE instanced_admission_calls_in_flight gauge
 instanced_admission_calls_in_flight{endpoint="grpc",kind="long_lived"} 1
 instanced_admission_calls_in_flight{endpoint="grpc",kind="unary"} 1

@@ -44,7 +44,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	factory := promauto.With(reg)
 	m := &metrics{waits: factory.NewGauge(prometheus.GaugeOpts{
 		Name: "instanced_lifecycle_waits_in_flight",
-		Help: "Waits for states of instances that are in flight.",
+		Help: "Callers that wait for instances to reach a state.",
 	})}
 	tokens := factory.NewCounterVec(prometheus.CounterOpts{
 		Name: "instanced_lifecycle_client_tokens_total",

@@ -269,7 +269,7 @@ func (o *Observer) registerState(reg prometheus.Registerer) {
 	}
 	for state, label := range map[commandState]string{outcomeUnknown: "unknown", unrecorded: "unrecorded"} {
 		gauge("instanced_observer_unresolved_commands",
-			"Commands on instances that ended without a record and are looked for.", prometheus.Labels{"state": label},
+			"Commands on an instance that have ended and whose outcome is unknown, or not recorded.", prometheus.Labels{"state": label},
 			func() float64 {
 				o.tracker.mu.Lock()
 				defer o.tracker.mu.Unlock()
@@ -282,7 +282,7 @@ func (o *Observer) registerState(reg prometheus.Registerer) {
 			defer o.tracker.mu.Unlock()
 			return float64(len(o.tracker.holding))
 		})
-	gauge("instanced_observer_refreshes_waiting", "Instances that are to be described.", nil,
+	gauge("instanced_observer_refreshes_waiting", "Instances that wait to be described.", nil,
 		func() float64 {
 			o.refresher.mu.Lock()
 			defer o.refresher.mu.Unlock()
