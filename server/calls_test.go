@@ -287,7 +287,7 @@ func TestRequestIDs(t *testing.T) {
 		}
 	}
 	start(t, srv, example)
-	if line := lineWith(&log, "method=StartInstances"); !strings.Contains(line, "instance_ids=1") {
+	if line := lineWith(&log, "method=StartInstances"); !strings.Contains(line, " instances=1") {
 		t.Errorf("the log line lacks the number of instances: %s", line)
 	}
 }

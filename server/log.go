@@ -51,7 +51,7 @@ func (l callLog) write(ctx context.Context, c *call, service, method string, err
 		slog.Duration("took", took),
 	)
 	if named, ok := c.request.(namesInstances); ok && len(named.GetInstanceIds()) > 0 {
-		line.AddAttrs(slog.Int("instance_ids", len(named.GetInstanceIds())))
+		line.AddAttrs(slog.Int("instances", len(named.GetInstanceIds())))
 	}
 	if reason != "" {
 		line.AddAttrs(slog.String("reason", reason))

@@ -238,7 +238,7 @@ func (s *Server) logCall(ctx context.Context, c *call, code string, refused refu
 		slog.Duration("took", took),
 	)
 	if c.ids > 0 {
-		line.AddAttrs(slog.Int("instance_ids", c.ids))
+		line.AddAttrs(slog.Int("instances", c.ids))
 	}
 	if refused.reason != "" {
 		line.AddAttrs(slog.String("reason", refused.reason))
