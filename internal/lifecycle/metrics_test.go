@@ -418,6 +418,7 @@ func TestTheOwnerCountsChangesAndAFollowerShowsThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	owner.wait(t, r.Cursor, instance.StateRunning, first) // its own view may be the later one
 	other.wait(t, r.Cursor, instance.StateRunning, first)
 	if _, err := other.command(t.Context(), instance.VerbStop, first); reasonOf(err) != instance.ReasonNotOwner {
 		t.Errorf("got %v, want NOT_OWNER", err)
