@@ -90,12 +90,8 @@ func errorMetadata(e *instance.Error, requestID string) map[string]string {
 	case 1:
 		m["instance_id"] = string(e.InstanceIDs[0])
 	default:
-		ids := make([]string, len(e.InstanceIDs))
-		for i, id := range e.InstanceIDs {
-			ids[i] = string(id)
-		}
-		m["instance_count"] = strconv.Itoa(len(ids))
-		putClipped(m, "instance_ids", strings.Join(ids, ","))
+		m["instance_count"] = strconv.Itoa(len(e.InstanceIDs))
+		putClipped(m, "instance_ids", strings.Join(instance.Strings(e.InstanceIDs), ","))
 	}
 	if len(e.Violations) > 0 {
 		m["violation_count"] = strconv.Itoa(len(e.Violations))

@@ -14,6 +14,10 @@ const ClockSkew = 3 * time.Second
 // clocks allow.
 const sentSkew = time.Second
 
+// WallClock returns a time in UTC without its monotonic reading, as it is when it has been stored and
+// read again.
+func WallClock(t time.Time) time.Time { return t.Round(0).UTC() }
+
 // MayHaveMade reports whether a command may have made a change, given when the command was
 // sent and ended by this host's clock and when the change occurred by the backend's. The
 // zero value of ended means that the command is in flight. It is the one rule that

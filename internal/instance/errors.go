@@ -147,6 +147,15 @@ func NotFound(ids ...ID) *Error {
 	return &Error{Kind: KindNotFound, Code: CodeNotFound, Message: text, InstanceIDs: slices.Clone(ids)}
 }
 
+// Strings returns ids as strings.
+func Strings(ids []ID) []string {
+	list := make([]string, len(ids))
+	for i, id := range ids {
+		list[i] = string(id)
+	}
+	return list
+}
+
 // JoinIDs returns ids as EC2's messages list them, separated by commas and spaces.
 func JoinIDs(ids []ID) string {
 	var b strings.Builder

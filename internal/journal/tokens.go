@@ -160,7 +160,7 @@ func appendToken(b []byte, t *Token, log logID, compactly bool) []byte {
 		CreatedAtNs:      codec.Nanoseconds(t.CreatedAt),
 		IntentGeneration: t.Intent.Epoch,
 		IntentSeq:        t.Intent.Seq,
-		InstanceIds:      fromIDs(t.IDs),
+		InstanceIds:      instance.Strings(t.IDs),
 		Principal:        t.Principal,
 	}
 	if a := t.Answer; a != nil {
@@ -252,7 +252,7 @@ func encodeError(e *instance.Error) *storagev1.Error {
 		Code:           e.Code,
 		Reason:         e.Reason,
 		Message:        e.Message,
-		InstanceIds:    fromIDs(e.InstanceIDs),
+		InstanceIds:    instance.Strings(e.InstanceIDs),
 		RetryAfterNs:   int64(e.RetryAfter),
 		OutcomeUnknown: e.OutcomeUnknown,
 		Metadata:       e.Metadata,
@@ -270,14 +270,6 @@ func decodeError(m *storagev1.Error) *instance.Error {
 		OutcomeUnknown: m.GetOutcomeUnknown(),
 		Metadata:       m.GetMetadata(),
 	}
-}
-
-func fromIDs(ids []instance.ID) []string {
-	texts := make([]string, len(ids))
-	for i, id := range ids {
-		texts[i] = string(id)
-	}
-	return texts
 }
 
 func toIDs(texts []string) []instance.ID {

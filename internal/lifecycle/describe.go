@@ -145,7 +145,7 @@ func filterDigest(f *instance.Filter) string {
 		tags = append(tags, digest(append([]string{key}, sorted(values)...)...))
 	}
 	parts := make([]string, 0, 7)
-	for _, list := range [][]string{idStrings(f.IDs), states, tags, f.Types, f.AvailabilityZones, f.Regions, f.AccountIDs} {
+	for _, list := range [][]string{instance.Strings(f.IDs), states, tags, f.Types, f.AvailabilityZones, f.Regions, f.AccountIDs} {
 		parts = append(parts, digest(sorted(list)...))
 	}
 	return digest(parts...)
@@ -153,12 +153,4 @@ func filterDigest(f *instance.Filter) string {
 
 func sorted(list []string) []string {
 	return slices.Compact(slices.Sorted(slices.Values(list)))
-}
-
-func idStrings(ids []instance.ID) []string {
-	out := make([]string, len(ids))
-	for i, id := range ids {
-		out[i] = string(id)
-	}
-	return out
 }

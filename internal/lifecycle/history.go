@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"slices"
 
+	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/journal"
 )
 
@@ -14,7 +15,7 @@ func (s *Service) Events(ctx context.Context, caller Caller, req EventsRequest) 
 	var c checker
 	ids := c.ids("instance_ids", req.InstanceIDs, 1)
 	size := c.pageSize(req.PageSize)
-	scope := digest(append(sorted(idStrings(ids)), "after", req.AfterCursor)...)
+	scope := digest(append(sorted(instance.Strings(ids)), "after", req.AfterCursor)...)
 	start := c.historyStart(req.PageToken, scope)
 	if err := cmp.Or(c.err(), s.mayRead(caller)); err != nil {
 		return EventsResponse{}, err

@@ -126,7 +126,7 @@ func (c *client) mutate(ctx context.Context, k dispatch.Key, ids []instance.ID) 
 		after, errAfter := stateOf(line.CurrentState)
 		if errBefore == nil && errAfter == nil {
 			id := instance.ID(aws.ToString(line.InstanceId))
-			changes[id] = instance.StateChange{ID: id, Previous: before, Current: after, At: wallClock(sent)}
+			changes[id] = instance.StateChange{ID: id, Previous: before, Current: after, At: instance.WallClock(sent)}
 		}
 	}
 	return changes, nil
@@ -135,10 +135,7 @@ func (c *client) mutate(ctx context.Context, k dispatch.Key, ids []instance.ID) 
 // send makes the call and returns the changes in EC2's response, and the SDK's notes on it.
 func (c *client) send(ctx context.Context, k dispatch.Key, ids []instance.ID) ([]types.InstanceStateChange, middleware.Metadata, error) {
 	var none middleware.Metadata
-	names := make([]string, len(ids))
-	for i, id := range ids {
-		names[i] = string(id)
-	}
+	names := instance.Strings(ids)
 	set := func(b bool) *bool {
 		if b {
 			return &b
@@ -244,11 +241,7 @@ func (c *client) describe(ctx context.Context, filters []types.Filter, size int,
 
 // byIDs is the filter for these instances, at most 200.
 func byIDs(ids []instance.ID) types.Filter {
-	values := make([]string, len(ids))
-	for i, id := range ids {
-		values[i] = string(id)
-	}
-	return types.Filter{Name: new("instance-id"), Values: values}
+	return types.Filter{Name: new("instance-id"), Values: instance.Strings(ids)}
 }
 
 // literal escapes the wildcards of filter values.

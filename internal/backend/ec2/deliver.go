@@ -85,9 +85,6 @@ func repeated(line instance.StateChange, n int) instance.StateChange {
 	return line
 }
 
-// wallClock removes the monotonic reading from a time.
-func wallClock(t time.Time) time.Time { return t.Round(0).UTC() }
-
 // deliver gives an item its outcome.
 func (r *batchRun) deliver(it *dispatch.Item, changes []instance.StateChange, err *instance.Error) {
 	for _, change := range changes {

@@ -12,7 +12,7 @@ import (
 // transitionSince is the change that a call made to an instance, by its state before.
 func (r *batchRun) transitionSince(id instance.ID, before unchanged) instance.StateChange {
 	from, to := transition(r.batch.Verb, before.state)
-	return instance.StateChange{ID: id, Previous: from, Current: to, At: wallClock(before.sent), Deduced: true}
+	return instance.StateChange{ID: id, Previous: from, Current: to, At: instance.WallClock(before.sent), Deduced: true}
 }
 
 // retryPartialTerminate handles a termination that EC2 carried out except in the zones of protected
@@ -89,7 +89,7 @@ func (r *batchRun) checkOutcome(ctx context.Context, group []*dispatch.Item, f *
 func (r *batchRun) applyFound(it *dispatch.Item, seen map[instance.ID]describedInstance) {
 	for _, id := range it.IDs {
 		if s, found := seen[id]; found && !r.applied(id) && r.batch.Verb.DoneIn(s.State) {
-			r.appliedUnclaimed[id] = instance.StateChange{ID: id, Previous: s.State, Current: s.State, At: wallClock(r.sent)}
+			r.appliedUnclaimed[id] = instance.StateChange{ID: id, Previous: s.State, Current: s.State, At: instance.WallClock(r.sent)}
 		}
 	}
 }
@@ -195,7 +195,7 @@ func (r *batchRun) rebooted(ctx context.Context, ids []instance.ID) map[instance
 	}
 	got := make(map[instance.ID]instance.StateChange, len(ids))
 	for id, state := range states {
-		got[id] = instance.StateChange{ID: id, Previous: state, Current: state, At: wallClock(r.sent)}
+		got[id] = instance.StateChange{ID: id, Previous: state, Current: state, At: instance.WallClock(r.sent)}
 	}
 	return got
 }

@@ -105,7 +105,7 @@ func (b *Backend) launch(s Spec, id instance.ID, now time.Time, l *launching, in
 		AvailabilityZone: s.AvailabilityZone,
 		Type:             s.Type,
 		State:            s.State,
-		LaunchTime:       wall(now).Truncate(time.Second),
+		LaunchTime:       instance.WallClock(now).Truncate(time.Second),
 		ImageID:          defaultImage,
 		PrivateIPAddress: b.privateAddress(id),
 		Tenancy:          s.Tenancy,
@@ -145,7 +145,7 @@ func (b *Backend) settleIn(m *machine, inst *instance.Instance, now time.Time) {
 	var due time.Time
 	goOn := func(to instance.State, s span) {
 		due = now.Add(b.delay(m, s))
-		sim.NextState, sim.NextAt = to, wall(due)
+		sim.NextState, sim.NextAt = to, instance.WallClock(due)
 	}
 	if inst.State != instance.StatePending && inst.State != instance.StateRunning {
 		inst.StateReason, inst.StateTransitionReason = reasonUserStop, userInitiated(now)
@@ -166,7 +166,7 @@ func (b *Backend) settleIn(m *machine, inst *instance.Instance, now time.Time) {
 	case instance.StateTerminated:
 		inst.PrivateIPAddress = ""
 		due = now.Add(terminatedVisible)
-		sim.NextAt = wall(due)
+		sim.NextAt = instance.WallClock(due)
 	case instance.StateUnspecified, instance.StateRunning:
 	}
 	name(inst)

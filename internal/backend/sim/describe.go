@@ -99,7 +99,7 @@ func (b *Backend) view(o op, id instance.ID) *instance.Instance {
 	for _, f := range b.plan {
 		if f.Kind == DescribeLag && f.Match.selects(m.inst) && b.falls(f, o.number, id, o.number) {
 			b.use(f, o, id)
-			return m.asOf(wall(o.now).Add(-f.Delay))
+			return m.asOf(instance.WallClock(o.now).Add(-f.Delay))
 		}
 	}
 	return m.inst

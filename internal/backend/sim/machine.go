@@ -25,13 +25,10 @@ type version struct {
 	until time.Time
 }
 
-// wall removes the monotonic reading from a time, as storing it would.
-func wall(t time.Time) time.Time { return t.Round(0).UTC() }
-
 // stamp returns the time of a change that is made now. The times of one machine strictly
 // increase, even if the clock does not.
 func (m *machine) stamp(now time.Time) time.Time {
-	at := wall(now)
+	at := instance.WallClock(now)
 	if !at.After(m.changed) {
 		at = m.changed.Add(time.Nanosecond)
 	}
@@ -91,11 +88,11 @@ func (b *Backend) adoptLocked(inst *instance.Instance, now time.Time) {
 	b.noteLaunch(inst)
 	switch s := inst.Simulator; {
 	case s.NextState != instance.StateUnspecified:
-		b.scheduleLocked(m, now.Add(s.NextAt.Sub(wall(now))))
+		b.scheduleLocked(m, now.Add(s.NextAt.Sub(instance.WallClock(now))))
 	case inst.State == instance.StateTerminated && s.NextAt.IsZero():
 		b.scheduleLocked(m, now.Add(terminatedVisible))
 	case inst.State == instance.StateTerminated:
-		b.scheduleLocked(m, now.Add(s.NextAt.Sub(wall(now))))
+		b.scheduleLocked(m, now.Add(s.NextAt.Sub(instance.WallClock(now))))
 	}
 }
 

@@ -64,7 +64,7 @@ func (b *Backend) start(o op, m *machine) {
 	next.State = instance.StatePending
 	next.StateReason = nil
 	next.StateTransitionReason = ""
-	next.LaunchTime = wall(o.now).Truncate(time.Second)
+	next.LaunchTime = instance.WallClock(o.now).Truncate(time.Second)
 	next.PublicIPAddress = b.publicAddress(next.ID, next.Simulator.Transitions)
 	next.PublicDNSName = next.UsualPublicDNSName()
 	next.Simulator.NextState = instance.StateRunning
@@ -124,7 +124,7 @@ func (b *Backend) terminate(o op, m *machine, e ending) {
 // never.
 func (b *Backend) begin(o op, m *machine, next *instance.Instance, delay time.Duration) {
 	due := o.now.Add(delay)
-	next.Simulator.NextAt = wall(due)
+	next.Simulator.NextAt = instance.WallClock(due)
 	if b.strikeLocked(o, StuckTransition, m) != nil {
 		next.Simulator.NextState = instance.StateUnspecified
 		next.Simulator.NextAt = time.Time{}
@@ -141,7 +141,7 @@ func (b *Backend) unstick(o op, m *machine, to instance.State) {
 	}
 	next := m.draft()
 	due := o.now.Add(b.delay(m, stopSpan))
-	next.Simulator.NextState, next.Simulator.NextAt = to, wall(due)
+	next.Simulator.NextState, next.Simulator.NextAt = to, instance.WallClock(due)
 	b.replaceLocked(m, next, m.stamp(o.now))
 	b.scheduleLocked(m, due)
 }
@@ -170,13 +170,13 @@ func (b *Backend) advanceLocked(m *machine) {
 			if s.Hibernated {
 				delay = spotHibernateDelay
 			}
-			s.NextAt = wall(m.due.Add(b.scale(delay)))
+			s.NextAt = instance.WallClock(m.due.Add(b.scale(delay)))
 		}
 	case instance.StateTerminated:
 		next.PublicIPAddress, next.PrivateIPAddress = "", ""
 		next.PublicDNSName, next.PrivateDNSName = "", ""
 		vanishes = m.due.Add(terminatedVisible)
-		s.NextAt = wall(vanishes)
+		s.NextAt = instance.WallClock(vanishes)
 	case instance.StateUnspecified, instance.StatePending, instance.StateShuttingDown, instance.StateStopping:
 	}
 	b.enter(m, next, m.stamp(m.due), vanishes)

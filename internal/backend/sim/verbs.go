@@ -37,7 +37,7 @@ func (b *Backend) checkStart(inst *instance.Instance, now time.Time) *instance.E
 		if unlimitedOnHost(inst) {
 			return errUnlimitedOnHost(b.config.Options.UnlimitedOnHostCode, inst.ID)
 		}
-		if interrupted(inst) || inst.Lifecycle == lifecycleSpot && wall(now).Before(inst.Simulator.NextAt) {
+		if interrupted(inst) || inst.Lifecycle == lifecycleSpot && instance.WallClock(now).Before(inst.Simulator.NextAt) {
 			return errSpotRequest(inst.ID)
 		}
 	case instance.StateUnspecified, instance.StatePending, instance.StateRunning:
@@ -117,7 +117,7 @@ func (b *Backend) apply(c *call, m *machine) instance.StateChange {
 	}
 	at := m.changed
 	if m.inst == before {
-		at = wall(c.now)
+		at = instance.WallClock(c.now)
 	}
 	return instance.StateChange{ID: before.ID, Previous: before.State, Current: m.inst.State, At: at, After: m.inst}
 }
