@@ -22,7 +22,7 @@ func manyChanges() (changes []instance.Change, encoded []byte) {
 	return changes, encoded
 }
 
-func TestPackedChangesAreSmallAndComeBackAsTheyWere(t *testing.T) {
+func TestCompressedChangesAreSmallAndRoundTrip(t *testing.T) {
 	want, encoded := manyChanges()
 	value := codec.AppendHeader(codec.AppendCompressed(nil, encoded), 7, launch, 99)
 	if len(value) > len(encoded)/3 {
@@ -47,7 +47,7 @@ func TestPackedChangesAreSmallAndComeBackAsTheyWere(t *testing.T) {
 	}
 }
 
-func TestAFewChangesAreNotPacked(t *testing.T) {
+func TestAFewChangesAreNotCompressed(t *testing.T) {
 	c := change(id(1), instance.StatePending)
 	encoded := codec.AppendChange(nil, &c)
 	if diff := cmp.Diff(encoded, codec.AppendCompressed(nil, encoded)); diff != "" {
@@ -57,7 +57,7 @@ func TestAFewChangesAreNotPacked(t *testing.T) {
 
 // Processes that share an etcd look at the format only when they start: what one of an
 // older version finds later must stop it, too.
-func TestOneWhoDoesNotKnowOfPackedChangesFindsNoInstance(t *testing.T) {
+func TestADecoderWithoutCompressionFindsNoInstance(t *testing.T) {
 	_, encoded := manyChanges()
 	var batch storagev1.LogRecord
 	if err := proto.Unmarshal(codec.AppendCompressed(nil, encoded), &batch); err != nil {
@@ -68,7 +68,7 @@ func TestOneWhoDoesNotKnowOfPackedChangesFindsNoInstance(t *testing.T) {
 	}
 }
 
-func TestPackedChangesThatCannotBeAreRefused(t *testing.T) {
+func TestInvalidCompressedChangesAreRefused(t *testing.T) {
 	_, encoded := manyChanges()
 	for name, packed := range map[string][]byte{
 		"nothing":           {},

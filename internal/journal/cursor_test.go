@@ -8,7 +8,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-func TestCursorsComeBackAsTheyWere(t *testing.T) {
+func TestCursorsRoundTrip(t *testing.T) {
 	id := newLogID()
 	for _, p := range []Position{{}, {1, 2}, {^uint64(0), ^uint64(0)}} {
 		gotID, got, err := decodeCursor(encodeCursor(id, p))

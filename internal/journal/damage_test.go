@@ -365,7 +365,7 @@ func TestAJournalWhoseFilesAreGoneIsNotBegunAnewUnlessToldSo(t *testing.T) {
 	}
 }
 
-func TestWantOfMemoryIsNotDamage(t *testing.T) {
+func TestRunningOutOfMemoryIsNotDamage(t *testing.T) {
 	config := written(t)
 	const want = "cannot allocate memory"
 	output := openedApart(t, config.DataDir, 2<<30) // of the 10 GiB that etcd reserves
@@ -507,7 +507,7 @@ func TestADamagedInstanceIsRebuiltFromHistoryOrNamed(t *testing.T) {
 }
 
 // What has become another key by a flipped bit is missing at its own.
-func TestAKeyThatIsMissingOrTooManyIsNoticed(t *testing.T) {
+func TestAMissingOrSurplusKeyIsNoticed(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil func(k *keys) clientv3.Op
 		want  string

@@ -162,7 +162,7 @@ func TestAWriteThatAFullDiskHoldsUpFailsWhenTheJournalIsClosed(t *testing.T) {
 	set(t, term, id(1), instance.StatePending)
 }
 
-func TestScarceSpaceIsToldOnce(t *testing.T) {
+func TestScarceSpaceIsLoggedOnce(t *testing.T) {
 	var log bytes.Buffer
 	const mib = 1 << 20
 	var free int64
@@ -189,7 +189,7 @@ func wantTold(t *testing.T, log *bytes.Buffer, warnings ...string) {
 
 // Changes are accepted again from the line on, and that is told although it is not far
 // above it.
-func TestTheEndOfScarceSpaceIsToldAsItsBeginning(t *testing.T) {
+func TestTheEndOfScarceSpaceIsLoggedJustAboveTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		const mib = 1 << 20

@@ -388,7 +388,7 @@ func stores(t testing.TB, j *Journal) []*mvccpb.KeyValue {
 
 // A process of format 1 that shares an etcd looks at the format only when it starts: what
 // it finds later must stop it, too.
-func TestOneWhoKnowsOnlyFormat1FindsNoInstanceInAStep(t *testing.T) {
+func TestADecoderOfFormat1FindsNoInstanceInADelta(t *testing.T) {
 	c := changesOfFormat1()[1]
 	var batch storagev1.LogRecord
 	if err := proto.Unmarshal(codec.AppendHeader(codec.AppendChange(nil, &c), 7, launch, 0), &batch); err != nil {
@@ -406,7 +406,7 @@ func TestOneWhoKnowsOnlyFormat1FindsNoInstanceInAStep(t *testing.T) {
 	}
 }
 
-func TestAStepIsStoredWhicheverFieldsChange(t *testing.T) {
+func TestADeltaIsStoredWhicheverFieldsChange(t *testing.T) {
 	fields := reflect.TypeFor[instance.Instance]()
 	for n := range fields.NumField() {
 		for name, alter := range map[string]func(before, after reflect.Value){
@@ -491,7 +491,7 @@ func TestIDsOfImagesAreStoredWhateverTheirForm(t *testing.T) {
 	}
 }
 
-func TestAStepHasWhatIsTheSameOnce(t *testing.T) {
+func TestADeltaHasEqualFieldsOnce(t *testing.T) {
 	c := changesOfFormat1()[1]
 	alone := instance.Change{Type: c.Type, After: c.After, Cause: c.Cause, Source: c.Source, OccurredAt: c.OccurredAt, ObservedAt: c.ObservedAt}
 	whole, limit := len(codec.AppendChange(nil, &c)), len(codec.AppendChange(nil, &alone))

@@ -194,9 +194,9 @@ func TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo(t *testing.T) {
 	}
 }
 
-// TestACallerInAHurryDoesNotMoveEverybodyToAnotherMember: that a read was given less time than
+// TestAShortDeadlineDoesNotMoveOthersToAnotherMember: that a read was given less time than
 // a probe says nothing of the member.
-func TestACallerInAHurryDoesNotMoveEverybodyToAnotherMember(t *testing.T) {
+func TestAShortDeadlineDoesNotMoveOthersToAnotherMember(t *testing.T) {
 	for deadline, moves := range map[time.Duration]bool{time.Millisecond: false, probeTimeout: true} {
 		synctest.Test(t, func(t *testing.T) {
 			m := &members{list: []*member{{conn: &memberConn{}}, {conn: &memberConn{}}}}

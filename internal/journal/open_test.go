@@ -174,7 +174,7 @@ func TestAJournalThatIsTooSmallIsRefused(t *testing.T) {
 	}
 }
 
-func TestADirectoryOfSomebodyElseIsRefused(t *testing.T) {
+func TestADirectoryWithOtherFilesIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "thesis.tex"), nil, 0o600); err != nil {
 		t.Fatal(err)

@@ -68,7 +68,7 @@ func TestAReaderSeesTheSameFromTheRingAndFromTheLog(t *testing.T) {
 	}
 }
 
-func TestABatchIsReadAgainByThoseWhoLetGoOfIt(t *testing.T) {
+func TestAgainReadsABatchThatIsNoLongerHeld(t *testing.T) {
 	config := testConfig(t)
 	config.RingBytes = 1
 	j, term := own(t, config)
@@ -379,7 +379,7 @@ func TestPagesAreLimitedInBytes(t *testing.T) {
 	}
 }
 
-func TestAGapIsToldFromTheEndOfTheLogHoweverWideItIs(t *testing.T) {
+func TestAGapOfAnyWidthIsNotTheEndOfTheLog(t *testing.T) {
 	j, term := own(t, testConfig(t))
 	from := j.Head().Seq
 	for range 2 * firstPage {

@@ -80,7 +80,7 @@ func TestAValueUnderAnotherKeyIsNoticed(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrittenOftenIsSealedInPlace(t *testing.T) {
+func TestSealingAllocatesNothing(t *testing.T) {
 	j := sealedJournal(t)
 	key, message := j.store.keys.logKey(1), make([]byte, 1000)
 	buffer := make([]byte, 0, 2000)

@@ -269,7 +269,7 @@ func TestAnUpdateKnowsThePositionItWillReturn(t *testing.T) {
 	}
 }
 
-func TestAnUpdateWhoseCallerLeavesIsWrittenAllTheSame(t *testing.T) {
+func TestAnUpdateWhoseCallerLeavesIsWritten(t *testing.T) {
 	j, term := own(t, testConfig(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err := term.Update(ctx, func(tx *Tx) error {

@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap"
 )
 
-func TestWhatEtcdLogsIsInOurLog(t *testing.T) {
+func TestEtcdLogsIntoTheJournalsLogger(t *testing.T) {
 	var out strings.Builder
 	drop := func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {

@@ -7,7 +7,7 @@ import (
 )
 
 // A new owner reconciles again once the calls that an earlier owner sent must have arrived.
-func TestACallMayTakeEffectAsLongAsTheBackendLetsItTake(t *testing.T) {
+func TestTheSecondReconciliationComesAfterDefaultCallTimeout(t *testing.T) {
 	if got := New(Config{}).cfg.CallTimeout; got != instance.DefaultCallTimeout {
 		t.Errorf("the second reconciliation comes after %v, want %v", got, instance.DefaultCallTimeout)
 	}

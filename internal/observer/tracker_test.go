@@ -128,7 +128,7 @@ func TestACommandThatIsNotSentHasDoneNothing(t *testing.T) {
 }
 
 // Backends send instances one by one as their token buckets fill.
-func TestWhatItCostsToReportThatInstancesAreSent(t *testing.T) {
+func TestReportingInstancesAsSentCostsTheSameForEach(t *testing.T) {
 	ids := make([]instance.ID, 1000)
 	for i := range ids {
 		ids[i] = instance.ID(fmt.Sprintf("i-%017x", i))

@@ -35,7 +35,7 @@ func background(ctx context.Context, b *Backend, cmd instance.Command) func() ou
 	return func() outcome { return <-done }
 }
 
-func TestCallsGoOutOnTheLeadingEdge(t *testing.T) {
+func TestALoneCallGoesOutAtOnce(t *testing.T) {
 	inBubble(t, "a lone call goes out at once", func(t *testing.T) {
 		e := &endpoint{answer: (&fleet{}).answer}
 		b := connect(t, e)

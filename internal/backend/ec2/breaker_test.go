@@ -69,7 +69,7 @@ func TestOneUnreachableCallFailsNoOther(t *testing.T) {
 	})
 }
 
-func TestOldAndHurriedFailuresDoNotOpenTheCircuit(t *testing.T) {
+func TestStaleFailuresAndShortDeadlinesDoNotOpenTheCircuit(t *testing.T) {
 	setUp := func(t *testing.T) (*distance, *Backend) {
 		d := &distance{simulated: simulated{simulate(t, sim.Config{Fleet: []sim.Spec{{ID: id(1)}, {ID: id(2)}}})}}
 		return d, connect(t, &endpoint{answer: d.answer})

@@ -7,7 +7,7 @@ import (
 )
 
 // The service looks for the effects of a call for as long as the call may take.
-func TestACallMayTakeAsLongAsTheServiceLooksForItsEffects(t *testing.T) {
+func TestACallTakesNoLongerThanDefaultCallTimeout(t *testing.T) {
 	b := New(Config{})
 	defer b.Close()
 	if got := b.cfg.CallTimeout; got != instance.DefaultCallTimeout {

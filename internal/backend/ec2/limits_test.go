@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestLimits(t *testing.T) {
+func TestMissingLimitsHaveDefaults(t *testing.T) {
 	limits, err := ParseLimits([]byte(`{"StartInstances": {"requests": {"capacity": 20, "refill": 8}}}`))
 	if err != nil {
 		t.Fatal(err)

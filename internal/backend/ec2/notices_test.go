@@ -60,7 +60,7 @@ func (h *heard) after(d time.Duration) []instance.Notice {
 	return h.notices
 }
 
-func TestNotices(t *testing.T) {
+func TestNoticesComeFromTheQueue(t *testing.T) {
 	inBubble(t, "a message is a notice, and is deleted once it is acknowledged", func(t *testing.T) {
 		q := &sqstest.Queue{}
 		h := listen(t, q)

@@ -89,7 +89,7 @@ func silent(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func TestEC2OutOfReachForTenMinutes(t *testing.T) {
+func TestAnOutageOfEC2FailsFastAndLosesNothing(t *testing.T) {
 	for _, way := range []struct {
 		name string
 		away func(context.Context) error

@@ -94,7 +94,7 @@ func (s simulated) describe(ctx context.Context, c call) (reply, error) {
 	return described(p.Instances, p.NextPageToken), nil
 }
 
-func TestContract(t *testing.T) {
+func TestTheBackendKeepsTheContract(t *testing.T) {
 	// Fast, but not so fast that transitional states are missed.
 	config := sim.Config{Speed: 500, Throttle: true, Fleet: []sim.Spec{
 		{Count: backendtest.Needed},

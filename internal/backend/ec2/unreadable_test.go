@@ -293,7 +293,7 @@ func (d *doors) await(t *testing.T, id instance.ID, state instance.State) {
 	}
 }
 
-func TestAResponseWithAnUnreadableChange(t *testing.T) {
+func TestAnUnreadableChangeInAResponseFailsOnlyItsCallers(t *testing.T) {
 	for name, odd := range oddities {
 		inBubble(t, name, func(t *testing.T) {
 			r := &region{states: make(map[instance.ID]instance.State), odd: map[instance.ID]string{id(3): odd}}
@@ -378,7 +378,7 @@ func FuzzLegible(f *testing.F) {
 	})
 }
 
-func TestPagesThatDoNotEnd(t *testing.T) {
+func TestPagesThatDoNotEndAreAnError(t *testing.T) {
 	count := 0
 	for name, next := range map[string]func(string) string{
 		"a token is repeated":   func(string) string { return "a" },

@@ -10,9 +10,9 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// TestCreditsAreThoseOfDividingAgainAndAgain compares the shares that are kept with
+// TestCreditsEqualThoseOfAScan compares the credits that are kept with
 // what a scan over all tenants gives, through random events.
-func TestCreditsAreThoseOfDividingAgainAndAgain(t *testing.T) {
+func TestCreditsEqualThoseOfAScan(t *testing.T) {
 	for seed := range uint64(50) {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		now := time.Unix(1000, 0)

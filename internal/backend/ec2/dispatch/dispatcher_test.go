@@ -268,7 +268,7 @@ func TestARequestForABusyInstanceHoldsUpNoOther(t *testing.T) {
 }
 
 // A tenant that had more of the calls than others comes after them.
-func TestTenantsTakeTurnsByWhatTheyHad(t *testing.T) {
+func TestTheTenantWithTheLeastVirtualTimeIsNext(t *testing.T) {
 	d, a := starts(t, Limit{1000, 100}, Limit{1e6, 1e6})
 	a.maxIDs = 1
 	for n := range 3 {
