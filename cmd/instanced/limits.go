@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/instanced/instanced/internal/journal"
+	"github.com/instanced/instanced/server/admin"
 )
 
 const (
@@ -28,6 +29,10 @@ const (
 	// listeners', and those that are read for a moment. reservedFilesEC2 are the connections to AWS.
 	reservedFiles    = 48
 	reservedFilesEC2 = 64
+	// minAdminConnections is the smallest limit of connections of the admin listener; they
+	// take no more than one file in adminShare, and are reserved too.
+	minAdminConnections = 8
+	adminShare          = 16
 	// minConnections is the smallest limit of connections with which the service starts.
 	minConnections = 8
 
@@ -167,6 +172,10 @@ func (l processLimits) fitOpenFiles(cfg *serveConfig, log *slog.Logger) error {
 	}
 	if cfg.backend == backendEC2 {
 		reserved += reservedFilesEC2
+	}
+	if cfg.adminListen != "" {
+		cfg.maxAdminConnections = int(min(max(l.openFiles/adminShare, minAdminConnections), admin.DefaultMaxConnections))
+		reserved += uint64(cfg.maxAdminConnections)
 	}
 	if need := reserved + endpoints*minConnections; l.openFiles < need {
 		return fmt.Errorf("only %d files may be open at once (ulimit -n), and the service needs %d; raise the limit, such as by ulimit -n %d",

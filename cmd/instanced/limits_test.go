@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"errors"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,6 +113,36 @@ func TestFewOpenFilesLowerTheLimitOfConnections(t *testing.T) {
 			}
 			return err == nil
 		})
+	}
+	if strings.Contains(s.log(), "too many open files") {
+		t.Errorf("files ran out:\n%s", s.log())
+	}
+}
+
+// TestClientsOfTheAdminListenerCannotUseUpTheFiles opens many connections to it and leaves them
+// idle.
+func TestClientsOfTheAdminListenerCannotUseUpTheFiles(t *testing.T) {
+	t.Parallel()
+	flags, admin := withMetrics(t)
+	s := runServiceAfter(t, "ulimit -n 64", nil, flags...)
+	for range 100 {
+		conn, err := net.Dial("tcp", admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+	}
+	// It is accepted after all of the others.
+	resp, err := http.Get("http://" + admin + "/livez")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("/livez: %s", resp.Status)
+	}
+	if _, err := s.instances().DescribeInstances(patient(t), &instancedv1.DescribeInstancesRequest{}); err != nil {
+		t.Error(err)
 	}
 	if strings.Contains(s.log(), "too many open files") {
 		t.Errorf("files ran out:\n%s", s.log())

@@ -44,10 +44,12 @@ const closeGrace = 2 * time.Second
 type serveConfig struct {
 	listen      string
 	adminListen string
-	tls         tlsFlags
-	policy      policy.Policy
-	backend     string
-	aws         awsFlags
+	// maxAdminConnections is derived from how many files may be open.
+	maxAdminConnections int
+	tls                 tlsFlags
+	policy              policy.Policy
+	backend             string
+	aws                 awsFlags
 
 	dataDir         string
 	etcdEndpoints   []string
@@ -263,6 +265,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 	adminServer := admin.New(admin.Config{
 		Metrics: registry, Logger: log.With("part", "admin"),
 		LogLevel: level, ParseLevel: parseLevel, Status: status.sections,
+		MaxConnections: cfg.maxAdminConnections,
 	})
 	adminServer.AddReady(stage.checks()...)
 	if err := serveAdmin(cfg, adminServer, log); err != nil {

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -36,6 +37,9 @@ type Config struct {
 	ParseLevel func(text string) (slog.Level, error)
 	// Status returns what /statusz shows. Without it there is no /statusz.
 	Status func() []Section
+	// MaxConnections limits the open connections. Beyond it the one that has been idle for the
+	// longest is closed. 0 means DefaultMaxConnections.
+	MaxConnections int
 }
 
 // Server serves the admin endpoints over HTTP. It is safe for concurrent use.
@@ -68,6 +72,7 @@ func New(cfg Config) *Server {
 		ReadTimeout:       readTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		ConnState:         newConnections(cmp.Or(cfg.MaxConnections, DefaultMaxConnections)).changed,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelWarn),
 	}
 	return s
