@@ -36,7 +36,9 @@ func serveEtcd(arguments string) {
 	address, peers, several := strings.Cut(address, " ")
 	var e *embed.Etcd
 	var err error
-	if several {
+	if dir == "secure" {
+		e, err = startTestSecureEtcd(address, peers)
+	} else if several {
 		e, err = startTestMember(dir, address, strings.Split(peers, ","))
 	} else {
 		e, err = startTestEtcd(dir, address, slog.New(slog.DiscardHandler), false, 0)

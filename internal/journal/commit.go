@@ -227,6 +227,9 @@ func (w *writer) giveUp(reason *instance.Error, attempts int) error {
 // stall notes why etcd does not take writes, so that updates fail at once, and returns it.
 func (w *writer) stall(err error, first bool) *instance.Error {
 	label, reason := writeUnavailable, errUnavailable("nothing can be recorded because etcd does not respond", err)
+	if denied(err) {
+		reason = errUnavailable("nothing can be recorded because etcd does not permit it", err)
+	}
 	if noSpace(err) {
 		label, reason = writeNoSpace, errFull("etcd has used up its quota; history is being trimmed to make room")
 		signal(w.term.roomNeeded)

@@ -14,9 +14,12 @@ type Config struct {
 	// DataDir is the directory of the embedded etcd. It is created if it does not exist, belongs
 	// to one process at a time, and is not used with Endpoints.
 	DataDir string
-	// Endpoints are the addresses of an external etcd cluster, such as "http://127.0.0.1:2379".
+	// Endpoints are the addresses of an external etcd cluster, such as "http://127.0.0.1:2379",
+	// or "https://etcd.example.com:2379" with TLS.
 	// Several processes may share one log there.
 	Endpoints []string
+	// Security is how to reach Endpoints by TLS, and with a user.
+	Security EtcdSecurity
 	// Prefix is the prefix of all keys; "/instanced" by default.
 	Prefix string
 	// Logger also receives etcd's log: its warnings and errors as they are, information as debug.

@@ -49,6 +49,7 @@
 //	Term.keepLease     of a term, with an external etcd: renews the lease, ends the term without it
 //	Journal.followOwner  with an external etcd: keeps the view current while another process writes
 //	members.probeRegularly  one per member of an external etcd: notices those that fall silent
+//	login.try          of a connection to a member that has no valid token: logs in
 //
 // Readers have no goroutine of their own. The batch that is being built belongs to writer.run,
 // and is handed to commitAll by the channel ready; two batches take turns. The view is written
@@ -67,8 +68,8 @@
 //	view.mu             the view and its ring; never held while etcd is asked
 //	waiters.mu          the readers that wait for certain instances
 //
-// writer.mu, tokenIndex.mu, disk.mu and members.mu are leaves: no other lock is taken under
-// them.
+// writer.mu, tokenIndex.mu, disk.mu, members.mu, login.mu and security.mu are leaves: no other
+// lock is taken under them.
 //
 // # Where to begin
 //
@@ -76,6 +77,7 @@
 // update to disk; view.go and reader.go lead from there to a subscriber. campaign.go and term.go
 // are ownership, lease.go its duration. checkpoint.go, retention.go and budget.go keep the
 // database small, and load.go reads it. keys.go lists the keys, dir.go the formats, and the
-// package codec below has their bytes. boltfile.go, database.go and wal.go verify etcd's files
+// package codec below has their bytes. members.go leads to an external etcd, security.go and
+// login.go by TLS and with a user. boltfile.go, database.go and wal.go verify etcd's files
 // before etcd opens them.
 package journal

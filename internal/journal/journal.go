@@ -49,6 +49,9 @@ type Journal struct {
 	// lastContact is when etcd last answered.
 	lastContact atomic.Pointer[time.Time]
 
+	// compactionDenied is for the first time that etcd does not let this process compact it.
+	compactionDenied sync.Once
+
 	// damaged has the numbers of the damaged batches that the log was told of.
 	damaged sync.Map
 
@@ -110,6 +113,10 @@ func openWith(ctx context.Context, config Config, statfs func(string) (int64, er
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, openTimeout, errors.New("it does not answer"))
 		defer cancel()
+		if err := j.store.members.check(ctx, &j.store.keys); err != nil {
+			return nil, errors.Join(err, j.disconnect())
+		}
+		j.store.members.startProbing()
 	}
 	if err := j.loadLocked(ctx); err != nil {
 		return nil, errors.Join(j.explain(ctx, err), j.disconnect())
@@ -197,6 +204,9 @@ func (j *Journal) explain(ctx context.Context, err error) error {
 	}
 	if j.store.embedded {
 		return fmt.Errorf("the journal in %s cannot be read: %w", j.config.DataDir, err)
+	}
+	if why := j.store.members.explain(err, &j.store.keys); why != err { //nolint:errorlint // not what is in it
+		return why
 	}
 	return fmt.Errorf("the journal in etcd at %s cannot be read: %w", strings.Join(j.config.Endpoints, ", "), err)
 }

@@ -117,6 +117,9 @@ func (l membersLease) Revoke(ctx context.Context, id clientv3.LeaseID) (*clientv
 func (l membersLease) KeepAliveOnce(ctx context.Context, id clientv3.LeaseID) (*clientv3.LeaseKeepAliveResponse, error) {
 	conn := l.m.conn()
 	resp, err := keepAlive(ctx, conn.Client, id)
+	if tokenRejected(err) { // the next attempt logs in
+		resp, err = keepAlive(ctx, conn.Client, id)
+	}
 	l.m.failed(conn, err)
 	return resp, err
 }

@@ -8,9 +8,11 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 )
 
 const (
@@ -29,11 +31,12 @@ const (
 // connection of its own, until it fails: a member that is stopped while its kernel still
 // acknowledges what it is sent is noticed by probes, since gRPC would wait for it.
 type members struct {
-	log   *slog.Logger
-	zap   *zap.Logger
-	probe string // the key that probes read
-	list  []*member
-	// probing ends with a call of stop.
+	log      *slog.Logger
+	zap      *zap.Logger
+	security *security
+	probe    string // the key that probes read
+	list     []*member
+	// probing ends with a call of stop, which does nothing before it begins.
 	probing sync.WaitGroup
 	stop    context.CancelFunc
 
@@ -54,14 +57,31 @@ type member struct {
 
 // memberConn is a connection to a member. It is closed, and all that waits for it fails, when
 // the member is taken out.
-type memberConn struct{ *clientv3.Client }
+type memberConn struct {
+	*clientv3.Client
+	handshakes *handshakes // nil without TLS
+}
+
+// tlsFailure returns why TLS fails with a member, nil if it does not.
+func (c *memberConn) tlsFailure() error {
+	if c.handshakes == nil {
+		return nil
+	}
+	failure := c.handshakes.failure.Load()
+	if failure == nil {
+		return nil
+	}
+	return c.handshakes.security.explainTLS(*failure)
+}
 
 // newMembers connects to a cluster, whether or not it can be reached.
 func newMembers(c Config, probe string) (*members, error) {
+	security, err := newSecurity(c.Security, c.Endpoints, c.Logger)
+	if err != nil {
+		return nil, err
+	}
 	// What the clients would warn of they also return.
-	m := &members{log: c.Logger, zap: newZap(c.Logger).WithOptions(zap.IncreaseLevel(zap.ErrorLevel)), probe: probe}
-	ctx, stop := context.WithCancel(context.Background())
-	m.stop = stop
+	m := &members{stop: func() {}, log: c.Logger, zap: newZap(c.Logger).WithOptions(zap.IncreaseLevel(zap.ErrorLevel)), security: security, probe: probe}
 	for _, endpoint := range c.Endpoints {
 		conn, err := m.connect(endpoint)
 		if err != nil {
@@ -70,25 +90,119 @@ func newMembers(c Config, probe string) (*members, error) {
 		}
 		m.list = append(m.list, &member{endpoint: endpoint, conn: conn})
 	}
-	for _, member := range m.list {
-		m.probing.Go(func() { m.probeRegularly(ctx, member) })
-	}
 	return m, nil
 }
 
+// startProbing begins to notice members that do not answer.
+func (m *members) startProbing() {
+	ctx, stop := context.WithCancel(context.Background())
+	m.stop = stop
+	for _, member := range m.list {
+		m.probing.Go(func() { m.probeRegularly(ctx, member) })
+	}
+}
+
 func (m *members) connect(endpoint string) (*memberConn, error) {
+	conn := &memberConn{}
+	var options []grpc.DialOption
+	if secure(endpoint) {
+		conn.handshakes = newHandshakes(m.security)
+		options = append(options, grpc.WithTransportCredentials(conn.handshakes))
+	}
+	if m.security.Username != "" {
+		l := &login{security: m.security}
+		options = append(options, grpc.WithChainUnaryInterceptor(l.unary), grpc.WithChainStreamInterceptor(l.stream))
+	}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            []string{endpoint},
 		DialTimeout:          openTimeout,
 		DialKeepAliveTime:    5 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
 		MaxUnaryRetries:      1, // another member may be tried
+		DialOptions:          options,
 		Logger:               m.zap,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &memberConn{client}, nil
+	conn.Client = client
+	return conn, nil
+}
+
+// check returns an error if the members can be reached but not used: for their certificates, that
+// of this process, or what its user may do. It does not wait for members that cannot be reached.
+func (m *members) check(ctx context.Context, k *keys) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	from, end := []byte(k.prefix), []byte(clientv3.GetPrefixRangeEnd(k.prefix))
+	// It asks for all that the journal needs, and does nothing, since no revision is below 0.
+	request := &pb.TxnRequest{
+		Compare: []*pb.Compare{{Key: []byte(k.meta), Target: pb.Compare_CREATE, Result: pb.Compare_LESS, TargetUnion: &pb.Compare_CreateRevision{}}},
+		Success: []*pb.RequestOp{
+			{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: from, RangeEnd: end}}},
+			{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: from, RangeEnd: end}}},
+		},
+	}
+	outcomes := make(chan error, len(m.list))
+	for _, member := range m.list {
+		conn, endpoint := member.conn, member.endpoint
+		go func() {
+			for begun := time.Now(); ; time.Sleep(minRetryPause) {
+				_, err := pb.NewKVClient(conn.ActiveConnection()).Txn(ctx, request) // without waiting for a connection
+				err = m.unusable(endpoint, conn, err, k)
+				// A member that rejects a certificate is not always heard to say so before the
+				// connection breaks.
+				rejects := conn.handshakes != nil && conn.handshakes.completed.Load()
+				if !errors.Is(err, errUnreached) || !rejects || ctx.Err() != nil || time.Since(begun) > readRetryTimeout {
+					outcomes <- err
+					return
+				}
+				conn.ActiveConnection().ResetConnectBackoff()
+			}
+		}()
+	}
+	var unusable error
+	for range m.list {
+		switch err := <-outcomes; {
+		case err == nil:
+			return nil
+		case !errors.Is(err, errUnreached):
+			unusable = err
+		}
+	}
+	return unusable
+}
+
+// errUnreached says nothing of whether a member could be used.
+var errUnreached = errors.New("it cannot be reached")
+
+// unusable returns why a member that a request failed with cannot be used.
+func (m *members) unusable(endpoint string, conn *memberConn, err error, k *keys) error {
+	if err == nil {
+		return nil
+	}
+	if failure := conn.tlsFailure(); failure != nil {
+		return fmt.Errorf("etcd at %s cannot be used: %w", endpoint, failure)
+	}
+	if denied(err) {
+		return fmt.Errorf("etcd at %s cannot be used: %w", endpoint, m.security.explainDenied(err, k.prefix))
+	}
+	if _, ok := errors.AsType[*ConfigError](err); ok {
+		return err
+	}
+	return errUnreached
+}
+
+// explain returns why a read from the members failed, if it is known better than err says.
+func (m *members) explain(err error, k *keys) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, member := range m.list {
+		if why := m.unusable(member.endpoint, member.conn, err, k); !errors.Is(why, errUnreached) {
+			return why
+		}
+	}
+	return err
 }
 
 // close ends all connections; what waits for an answer fails.
@@ -138,7 +252,7 @@ func unanswered(err error) bool {
 			return false
 		}
 	}
-	return err != nil && !noSpace(err) && !refused(err)
+	return err != nil && !noSpace(err) && !refused(err) && !denied(err)
 }
 
 // failed notes how a request over a connection ended: if it was not answered, the next one
@@ -171,6 +285,12 @@ func (m *members) probeRegularly(ctx context.Context, member *member) {
 		cancel()
 		if ctx.Err() != nil {
 			return
+		}
+		if failure := conn.tlsFailure(); err != nil && failure != nil {
+			err = failure
+		}
+		if denied(err) { // which is an answer
+			err = nil
 		}
 		m.probed(ctx, member, err)
 		select {

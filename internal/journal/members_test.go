@@ -155,7 +155,7 @@ func TestAnOwnerOutlivesAMemberThatHangs(t *testing.T) {
 // TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo has a request fail before the probes do,
 // which still have to end the watches.
 func TestAMemberThatIsNoLongerTheCurrentOneIsTakenOutToo(t *testing.T) {
-	m := &members{log: testLogger(t), zap: zap.NewNop(), stop: func() {}}
+	m := &members{log: testLogger(t), zap: zap.NewNop(), security: &security{}, stop: func() {}}
 	defer m.close()
 	for range 3 {
 		conn, err := m.connect("http://" + addrtest.Free(t)) // where nothing listens

@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math"
 	"time"
 
@@ -133,6 +134,13 @@ func (s *store) revision(ctx context.Context) (int64, error) {
 func (j *Journal) compact(ctx context.Context, revision int64, options ...clientv3.CompactOption) error {
 	_, err := j.store.client.Compact(ctx, revision, options...)
 	if errors.Is(err, rpctypes.ErrCompacted) {
+		return nil
+	}
+	if denied(err) {
+		j.compactionDenied.Do(func() {
+			j.log.WarnContext(ctx, "the user of etcd may not compact it: that takes the role root, unless etcd compacts itself "+
+				"(etcd --auto-compaction-retention=1h); without either its database grows until its quota is used up", slog.Any("error", err))
+		})
 		return nil
 	}
 	if err == nil {
