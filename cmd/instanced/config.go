@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -44,7 +45,7 @@ func newConfigPrintCommand(t *terminal) *cobra.Command {
 		Short: "Print the effective settings, and where each came from",
 		Long: `Print shows the settings that "instanced serve" would have with the same flags and the same
 environment: as YAML, which --config accepts, with the source of each value as a comment. What
-the value takes precedence over is there as well. Passwords in URLs are replaced by xxxxx.
+the value takes precedence over is there as well. Passwords are replaced by xxxxx.
 Settings of the backend that is not used are left out.`,
 		Example: t.Examples(
 			"instanced config print",
@@ -129,7 +130,7 @@ Exits with 2 if there is a problem.`,
 }
 
 // used returns the settings that have an effect: not the settings of the other backend, nor the
-// directory of a journal that is in etcd.
+// directory of a journal that is in etcd, nor how to reach an etcd that it is not in.
 func (cfg *serveConfig) used(flags *pflag.FlagSet) []*pflag.Flag {
 	var used []*pflag.Flag
 	flags.VisitAll(func(flag *pflag.Flag) {
@@ -138,7 +139,8 @@ func (cfg *serveConfig) used(flags *pflag.FlagSet) []*pflag.Flag {
 		case key == "",
 			strings.HasPrefix(key, "simulator.") && cfg.backend != backendSimulator,
 			strings.HasPrefix(key, "aws.") && cfg.backend != backendEC2,
-			flag.Name == "data-dir" && len(cfg.etcdEndpoints) > 0:
+			flag.Name == "data-dir" && len(cfg.etcdEndpoints) > 0,
+			slices.Contains(etcdSecurity, flag.Name) && len(cfg.etcdEndpoints) == 0:
 			return
 		}
 		used = append(used, flag)

@@ -38,12 +38,16 @@ func TestDocumentedSettingsAreTheOnesOfServe(t *testing.T) {
 		if changeable[flag.Name] != nil {
 			reload = "yes"
 		}
-		want = append(want, fmt.Sprintf("| `%s` | `--%s` | `%s` | %s | %s | %s |",
-			keyOf(flag), flag.Name, cli.EnvName(flag.Name), whatOf(flag), cmp.Or(value, "-"), reload))
+		name := "`--" + flag.Name + "`"
+		if flag.Hidden {
+			name = "-"
+		}
+		want = append(want, fmt.Sprintf("| `%s` | %s | `%s` | %s | %s | %s |",
+			keyOf(flag), name, cli.EnvName(flag.Name), whatOf(flag), cmp.Or(value, "-"), reload))
 	})
 	var got []string
 	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "| `") && strings.Contains(line, "| `--") {
+		if strings.HasPrefix(line, "| `") && strings.Contains(line, "| `"+cli.EnvPrefix) {
 			got = append(got, strings.TrimSuffix(line, "\n"))
 		}
 	}

@@ -64,10 +64,13 @@ command line takes precedence. The flags of serve can also be set in a file: --c
 	return root
 }
 
-// journalError gives the error of a damaged journal its exit status.
+// journalError gives the error of a damaged journal, or of an invalid setting, its exit status.
 func journalError(err error) error {
 	if errors.Is(err, journal.ErrDamaged) {
 		return &cli.StatusError{Status: exitDamaged, Err: err}
+	}
+	if e, ok := errors.AsType[*journal.ConfigError](err); ok {
+		return cli.Usagef("%v", e)
 	}
 	return err
 }

@@ -54,6 +54,7 @@ type serveConfig struct {
 	dataDir         string
 	etcdEndpoints   []string
 	etcdPrefix      string
+	etcd            journal.EtcdSecurity
 	retention       time.Duration
 	journalMaxBytes int64
 	minFreeDisk     int64
@@ -216,10 +217,61 @@ func (cfg *serveConfig) bindJournal(flags *pflag.FlagSet) {
 		flags.StringVar(&cfg.dataDir, "data-dir", defaultDataDir(), "`directory` of the embedded journal, for one process at a time")
 	})
 	section(flags, "journal.etcd", "etcd-", func(flags *pflag.FlagSet) {
-		cli.Bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379; separate several by commas", parseEndpoints)
+		cli.Bind(flags, &cfg.etcdEndpoints, "etcd-endpoints", "urls", "", "keep the journal in this etcd cluster, such as http://127.0.0.1:2379 or https://etcd.example.com:2379; separate several by commas", parseEndpoints)
 		cli.Bind(flags, &cfg.etcdPrefix, "etcd-prefix", "prefix", "/instanced", "prefix of the journal's keys in etcd", parsePrefix)
+		flags.StringVar(&cfg.etcd.CAFile, "etcd-ca", "", "PEM `file` of the certificate authorities of etcd (default: the system's)")
+		flags.StringVar(&cfg.etcd.CertFile, "etcd-cert", "", "PEM `file` of the client certificate for etcd")
+		flags.StringVar(&cfg.etcd.KeyFile, "etcd-key", "", "PEM `file` of the private key of --etcd-cert")
+		flags.StringVar(&cfg.etcd.ServerName, "etcd-server-name", "", "`name` that etcd's certificates must have (default: the host of the endpoint)")
+		flags.StringVar(&cfg.etcd.Username, "etcd-username", "", "log in to etcd as this `user`; its password is in --etcd-password-file or INSTANCED_ETCD_PASSWORD")
+		flags.StringVar(&cfg.etcd.PasswordFile, "etcd-password-file", "", "`file` of the password of --etcd-username")
+		cli.Bind(flags, &cfg.etcd.Password, etcdPassword, secret, "", "", func(text string) (string, error) { return text, nil })
+		flags.Lookup(etcdPassword).Hidden = true // and rejected
 	})
 }
+
+// etcdPassword is a setting of the environment and the file only.
+const etcdPassword = "etcd-password"
+
+// checkEtcd returns an error unless the settings of etcd go together.
+func (cfg *serveConfig) checkEtcd(flags *pflag.FlagSet, from sources) error {
+	name := func(flag string) string { return from.name(flags.Lookup(flag)) }
+	for _, flag := range etcdSecurity {
+		if flags.Lookup(flag).Value.String() == "" {
+			continue
+		}
+		if len(cfg.etcdEndpoints) == 0 {
+			return cli.Usagef("%s needs --etcd-endpoints, which keeps the journal in etcd", name(flag))
+		}
+		if strings.HasPrefix(flag, "etcd-user") || strings.HasPrefix(flag, etcdPassword) {
+			continue
+		}
+		for _, endpoint := range cfg.etcdEndpoints {
+			if !strings.HasPrefix(endpoint, "https://") {
+				return cli.Usagef("%s is for TLS, but %s in %s does not begin with https://", name(flag), masked(endpoint), name("etcd-endpoints"))
+			}
+		}
+	}
+	s := cfg.etcd
+	switch {
+	case s.CertFile != "" && s.KeyFile == "":
+		return cli.Usagef("%s needs --etcd-key, the private key of the certificate", name("etcd-cert"))
+	case s.KeyFile != "" && s.CertFile == "":
+		return cli.Usagef("%s needs --etcd-cert, the certificate of the private key", name("etcd-key"))
+	case s.PasswordFile != "" && s.Password != "":
+		return cli.Usagef("%s and %s are mutually exclusive", name("etcd-password-file"), name(etcdPassword))
+	case s.Username != "" && s.PasswordFile == "" && s.Password == "":
+		return cli.Usagef("%s needs the password of the user, in --etcd-password-file or INSTANCED_ETCD_PASSWORD", name("etcd-username"))
+	case s.Username == "" && s.PasswordFile != "":
+		return cli.Usagef("%s needs --etcd-username, the user whose password it is", name("etcd-password-file"))
+	case s.Username == "" && s.Password != "":
+		return cli.Usagef("%s needs --etcd-username, the user whose password it is", name(etcdPassword))
+	}
+	return nil
+}
+
+// etcdSecurity are the settings of TLS and the user of etcd.
+var etcdSecurity = []string{"etcd-ca", "etcd-cert", "etcd-key", "etcd-server-name", "etcd-username", "etcd-password-file", etcdPassword}
 
 // checkJournal returns an error unless the flags locate exactly one journal.
 func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet, from sources) error {
@@ -231,7 +283,7 @@ func (cfg *serveConfig) checkJournal(flags *pflag.FlagSet, from sources) error {
 	case len(cfg.etcdEndpoints) == 0 && cfg.dataDir == "":
 		return cli.Usagef("there is no home directory to keep the journal in; give another directory with --data-dir")
 	}
-	return nil
+	return cfg.checkEtcd(flags, from)
 }
 
 // serve is the composition root: it creates every part, connects them, and closes them in
@@ -309,6 +361,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		DataDir:         cfg.dataDir,
 		Endpoints:       cfg.etcdEndpoints,
 		Prefix:          cfg.etcdPrefix,
+		Security:        cfg.etcd,
 		Logger:          log.With("part", "journal"),
 		Retention:       cfg.retention,
 		MaxBytes:        cfg.journalMaxBytes,

@@ -90,10 +90,10 @@ func setTexts(flags *pflag.FlagSet, flag *pflag.Flag, texts []string) error {
 	return nil
 }
 
-// shown returns a value for people, without the passwords of URLs.
+// shown returns a value for people, without passwords.
 func shown(flag *pflag.Flag) string { return strings.Join(shownTexts(flag), ",") }
 
-// shownTexts returns the items of a list, or one text, without the passwords of URLs.
+// shownTexts returns the items of a list, or one text, without passwords.
 func shownTexts(flag *pflag.Flag) []string {
 	switch text := flag.Value.String(); flag.Value.Type() {
 	case "url", "urls":
@@ -103,9 +103,22 @@ func shownTexts(flag *pflag.Flag) []string {
 		return strings.Split(masked(text), ",")
 	case "tag":
 		return textsOf(flag.Value)
+	case secret:
+		return []string{hidden(text)}
 	default:
 		return []string{text}
 	}
+}
+
+// secret is the type of a setting that is not shown, and not accepted on the command line.
+const secret = "secret"
+
+// hidden stands for a secret.
+func hidden(text string) string {
+	if text == "" {
+		return ""
+	}
+	return "xxxxx"
 }
 
 // masked returns comma-separated URLs without their passwords.
@@ -152,10 +165,14 @@ func (s sources) of(flag *pflag.Flag) source {
 	return source{origin: fromDefault}
 }
 
-// name returns how a message calls a setting: by its flag, or by its key if the file has it.
+// name returns how a message calls a setting: by its flag, by its key if the file has it, or by its
+// variable if it has no other name.
 func (s sources) name(flag *pflag.Flag) string {
-	if from := s.of(flag); from.origin == fromFile {
+	switch from := s.of(flag); {
+	case from.origin == fromFile:
 		return from.at + ": " + keyOf(flag)
+	case flag.Value.Type() == secret:
+		return from.at
 	}
 	return "--" + flag.Name
 }
@@ -179,11 +196,19 @@ func (t *terminal) addConfig(cmd *cobra.Command) {
 func (t *terminal) applySettings(cmd *cobra.Command) error {
 	flags := cmd.Flags()
 	t.sources = make(sources)
+	var err error
 	flags.VisitAll(func(flag *pflag.Flag) {
+		if flag.Changed && flag.Value.Type() == secret {
+			err = cli.Usagef("--%s is not accepted on the command line, which every user of this machine can read; use --%s-file or %s",
+				flag.Name, flag.Name, cli.EnvName(flag.Name))
+		}
 		if flag.Changed {
 			t.sources.add(flag, source{origin: fromFlag, at: "--" + flag.Name, value: shown(flag)})
 		}
 	})
+	if err != nil {
+		return err
+	}
 	if err := t.Environ.Apply(flags, cli.Given(cmd)); err != nil {
 		return err
 	}
@@ -205,8 +230,11 @@ func (s sources) addEnvironment(environ cli.Environment, flags *pflag.FlagSet) {
 		if !ok || keyOf(flag) == "" {
 			return
 		}
-		if kind := flag.Value.Type(); kind == "url" || kind == "urls" {
+		switch flag.Value.Type() {
+		case "url", "urls":
 			value = masked(value)
+		case secret:
+			value = hidden(value)
 		}
 		s.add(flag, source{origin: fromEnvironment, at: cli.EnvName(flag.Name), value: value})
 	})
@@ -223,7 +251,7 @@ func (s sources) applyFile(flags *pflag.FlagSet, name string, data []byte) error
 	all.VisitAll(func(flag *pflag.Flag) {
 		byKey[keyOf(flag)] = flag
 		known = append(known, config.Setting{
-			Key: keyOf(flag), Alias: flag.Name, Kind: kindOf(flag), What: whatOf(flag),
+			Key: keyOf(flag), Alias: flag.Name, Kind: kindOf(flag), What: whatOf(flag), Secret: flag.Value.Type() == secret,
 			Accept: func(texts []string) error { return setTexts(all, flag, texts) },
 		})
 	})

@@ -71,6 +71,7 @@ be stopped or run this version, which is not verified.`,
 			DataDir:   cfg.dataDir,
 			Endpoints: cfg.etcdEndpoints,
 			Prefix:    cfg.etcdPrefix,
+			Security:  cfg.etcd,
 			Version:   cli.Version(),
 			Logger:    log,
 		})

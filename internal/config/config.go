@@ -69,6 +69,8 @@ type Setting struct {
 	Kind  Kind
 	// What describes the value in messages, such as "a duration"; by default the Kind does.
 	What string
+	// Secret is whether messages must not repeat the value.
+	Secret bool
 	// Accept returns an error that says what is accepted, unless the value is. Only a List
 	// has other than one text.
 	Accept func(texts []string) error
@@ -402,7 +404,11 @@ func (p *parser) value(n *yaml.Node, s *Setting) {
 			if item != n {
 				key, want = "an item of "+key, Text.String()
 			}
-			p.problemAt(item, "%s must be %s, not %s", key, want, describe(item))
+			got := describe(item)
+			if s.Secret {
+				got = "something else; put it in quotes"
+			}
+			p.problemAt(item, "%s must be %s, not %s", key, want, got)
 			return
 		}
 		texts = append(texts, item.Value)

@@ -146,6 +146,8 @@ func startSecureEtcd(t testing.TB, tokens string) *secureEtcd {
 		check(c.UserAdd(ctx, user, testPassword))
 		check(c.UserGrantRole(ctx, user, role))
 	}
+	check(c.UserAddWithOptions(ctx, "machine", "", &clientv3.UserAddOptions{NoPassword: true}))
+	check(c.UserGrantRole(ctx, "machine", "instanced"))
 	check(c.AuthEnable(ctx))
 	return e
 }
@@ -337,6 +339,43 @@ func TestWhatEtcdDoesNotPermitIsSaid(t *testing.T) {
 	}
 	if err := <-updated; err != nil {
 		t.Errorf("once it is permitted again: %v", err)
+	}
+}
+
+// TestACertificateNamesTheUser if no other is set.
+func TestACertificateNamesTheUser(t *testing.T) {
+	t.Parallel()
+	e := startSecureEtcd(t, "simple")
+	e.authority.issue(e.path("machine.crt"), e.path("machine.key"), "machine", time.Now().Add(time.Hour))
+	config := e.config("owner")
+	config.Security = EtcdSecurity{CAFile: e.authority.file, CertFile: e.path("machine.crt"), KeyFile: e.path("machine.key"), ServerName: serverName}
+	j, term := own(t, config)
+	p := set(t, term, id(1), instance.StateStopped)
+	if batches := readAll(t, j, j.Oldest(), p); len(batches) == 0 {
+		t.Error("nothing is read")
+	}
+
+	// Finalize opens the same journal.
+	config.Logger = testLogger(t)
+	if was, is, err := Finalize(t.Context(), config); err != nil || was != is {
+		t.Errorf("finalize: %d, %d, %v", was, is, err)
+	}
+}
+
+// TestFilesThatCannotBeUsedAnyMoreChangeNothing: a new connection uses the earlier ones.
+func TestFilesThatCannotBeUsedAnyMoreChangeNothing(t *testing.T) {
+	t.Parallel()
+	e := startSecureEtcd(t, "simple")
+	config := e.config("owner")
+	log := &syncBuffer{}
+	config.Logger = slog.New(slog.NewTextHandler(log, nil))
+	_, term := own(t, config)
+	writeText(t, e.path("client.key"), "broken")
+	e.kill()
+	e.start()
+	set(t, term, id(1), instance.StateStopped)
+	if !strings.Contains(log.String(), "the TLS files for etcd cannot be used any more; using the earlier ones") {
+		t.Errorf("the log does not say so:\n%s", log)
 	}
 }
 
