@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -12,29 +13,33 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/credentials"
+
 	"github.com/instanced/instanced/client"
 	instancedv1 "github.com/instanced/instanced/gen/instanced/v1"
 	"github.com/instanced/instanced/internal/devcert"
 	"github.com/instanced/instanced/server/servertest"
 )
 
-// TestTLSFilesAreReadAgain calls a service as one client and, after the files were replaced, as
-// another. Files that are broken in between change nothing.
-func TestTLSFilesAreReadAgain(t *testing.T) {
-	t.Parallel()
+// secured is a service with TLS, and the files of a client.
+type secured struct {
+	t         *testing.T
+	authority *devcert.Authority
+	address   string
+	dir       string
+	creds     credentials.TransportCredentials
+}
+
+func serveTLS(t *testing.T) *secured {
+	t.Helper()
 	authority, err := devcert.NewAuthority("test", time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	issue := func(complete func(*x509.Certificate)) devcert.Pair {
-		t.Helper()
-		pair, err := authority.Issue("test", complete)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return pair
+	pair, err := authority.Issue("test", func(c *x509.Certificate) { c.DNSNames = []string{"instanced.test"} })
+	if err != nil {
+		t.Fatal(err)
 	}
-	pair := issue(func(c *x509.Certificate) { c.DNSNames = []string{"instanced.test"} })
 	certificate, err := tls.X509KeyPair(pair.Cert, pair.Key)
 	if err != nil {
 		t.Fatal(err)
@@ -50,56 +55,123 @@ func TestTLSFilesAreReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	srv.Serve(lis)
+	return &secured{t: t, authority: authority, address: lis.Addr().String(), dir: t.TempDir()}
+}
 
-	dir := t.TempDir()
-	put := func(pair devcert.Pair) {
-		t.Helper()
-		for name, data := range map[string][]byte{"ca.pem": authority.Cert, "cert.pem": pair.Cert, "key.pem": pair.Key} {
-			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-				t.Fatal(err)
-			}
+// issue issues the certificate of a client.
+func (s *secured) issue(name string, change ...func(*x509.Certificate)) devcert.Pair {
+	s.t.Helper()
+	pair, err := s.authority.Issue("test", func(c *x509.Certificate) {
+		c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/" + name}}
+		for _, f := range change {
+			f(c)
+		}
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return pair
+}
+
+// put replaces the files.
+func (s *secured) put(pair devcert.Pair) {
+	s.t.Helper()
+	for name, data := range map[string][]byte{"ca.pem": s.authority.Cert, "cert.pem": pair.Cert, "key.pem": pair.Key} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), data, 0o600); err != nil {
+			s.t.Fatal(err)
 		}
 	}
-	named := func(name string) devcert.Pair {
-		t.Helper()
-		return issue(func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/" + name}} })
+}
+
+// dial returns a client on a new connection; all have the same credentials.
+func (s *secured) dial() *client.Client {
+	s.t.Helper()
+	var err error
+	if s.creds == nil {
+		s.creds, err = client.TLSFromFiles(client.TLSFiles{
+			CA: filepath.Join(s.dir, "ca.pem"), Cert: filepath.Join(s.dir, "cert.pem"), Key: filepath.Join(s.dir, "key.pem"), ServerName: "instanced.test",
+		})
 	}
-	files := client.TLSFiles{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem"), ServerName: "instanced.test"}
-	put(named("alice"))
-	creds, err := client.TLSFromFiles(files)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c, err := client.Dial(s.address, client.Options{TransportCredentials: s.creds, Principal: "mallory"})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// causeOfStart starts an instance and returns who is recorded as the cause.
+func causeOfStart(t *testing.T, c *client.Client, id string) string {
+	t.Helper()
+	started, err := c.Start(t.Context(), &instancedv1.StartInstancesRequest{InstanceIds: []string{id}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// wantPrincipal calls on a new connection with the same credentials.
-	wantPrincipal := func(id, want string) {
-		t.Helper()
-		c, err := client.Dial(lis.Addr().String(), client.Options{TransportCredentials: creds, Principal: "mallory"})
+	for page, err := range c.Events(t.Context(), &instancedv1.ListEventsRequest{InstanceIds: []string{id}, AfterCursor: started.GetCursor()}) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = c.Close() }()
-		started, err := c.Start(t.Context(), &instancedv1.StartInstancesRequest{InstanceIds: []string{id}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got string
-		for page, err := range c.Events(t.Context(), &instancedv1.ListEventsRequest{InstanceIds: []string{id}, AfterCursor: started.GetCursor()}) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got == "" && len(page.GetEvents()) > 0 {
-				got = page.GetEvents()[0].GetCause().GetPrincipal()
-			}
-		}
-		if got != want {
-			t.Errorf("the principal is %q, want %q", got, want)
+		for _, e := range page.GetEvents() {
+			return e.GetCause().GetPrincipal()
 		}
 	}
-	wantPrincipal("i-0000000a", "x509:spiffe://example.org/alice")
-	put(devcert.Pair{Cert: pair.Cert, Key: []byte("no key")})
-	wantPrincipal("i-0000000b", "x509:spiffe://example.org/alice")
-	put(named("bob"))
-	wantPrincipal("i-0000000c", "x509:spiffe://example.org/bob")
+	return ""
+}
+
+// TestTLSFilesAreReadAgain calls a service as one client and, after the files were replaced, as
+// another. Files that are broken in between change nothing.
+func TestTLSFilesAreReadAgain(t *testing.T) {
+	t.Parallel()
+	s := serveTLS(t)
+	for _, c := range []struct {
+		pair     devcert.Pair
+		id, want string
+	}{
+		{s.issue("alice"), "i-0000000a", "x509:spiffe://example.org/alice"},
+		{devcert.Pair{Cert: s.issue("bob").Cert, Key: []byte("no key")}, "i-0000000b", "x509:spiffe://example.org/alice"},
+		{s.issue("bob"), "i-0000000c", "x509:spiffe://example.org/bob"},
+	} {
+		s.put(c.pair)
+		if got := causeOfStart(t, s.dial(), c.id); got != c.want {
+			t.Errorf("the principal is %q, want %q", got, c.want)
+		}
+	}
+}
+
+// TestAWatchOutlivesItsCertificate: when the certificate of the connection expires, the watch
+// goes on with the one that has replaced it.
+func TestAWatchOutlivesItsCertificate(t *testing.T) {
+	t.Parallel()
+	s := serveTLS(t)
+	s.put(s.issue("alice", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) }))
+	c := s.dial()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	subscribed, said := 0, false
+	for msg, err := range c.Watch(ctx, &instancedv1.WatchInstancesRequest{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if goodbye := msg.GetGoodbye(); goodbye != nil {
+			said = true
+			if goodbye.GetReason() != instancedv1.GoodbyeReason_GOODBYE_REASON_REAUTHENTICATE {
+				t.Fatalf("the stream ends with %v", goodbye)
+			}
+		}
+		if msg.GetSubscribed() == nil {
+			continue
+		}
+		if subscribed++; subscribed == 2 {
+			break
+		}
+		s.put(s.issue("alice"))
+	}
+	if !said {
+		t.Error("the first stream has ended without a goodbye")
+	}
 }
 
 func TestUnusableTLSFilesAreNamed(t *testing.T) {

@@ -50,7 +50,8 @@ const (
 //
 // Request metadata: "instanced-principal" names the caller (at most 128 printable ASCII
 // characters; unverified; default "anonymous"), "request-id" the request (at most 64
-// printable ASCII characters; generated if absent; returned in the response header).
+// printable ASCII characters; generated if absent; returned in the response header). With
+// TLS the client certificate names the caller, and "instanced-principal" is ignored.
 //
 // Health: grpc.health.v1 knows the empty name and that of each service, which are SERVING
 // while reads are served, and "instanced.v1.commands", which is SERVING only at the process
@@ -226,7 +227,8 @@ func (c *instanceServiceClient) GetServerInfo(ctx context.Context, in *GetServer
 //
 // Request metadata: "instanced-principal" names the caller (at most 128 printable ASCII
 // characters; unverified; default "anonymous"), "request-id" the request (at most 64
-// printable ASCII characters; generated if absent; returned in the response header).
+// printable ASCII characters; generated if absent; returned in the response header). With
+// TLS the client certificate names the caller, and "instanced-principal" is ignored.
 //
 // Health: grpc.health.v1 knows the empty name and that of each service, which are SERVING
 // while reads are served, and "instanced.v1.commands", which is SERVING only at the process
