@@ -369,7 +369,7 @@ func serve(ctx context.Context, cfg serveConfig, t *terminal, effective *setting
 		MaxClientTokens: cfg.maxClientTokens,
 		Metrics:         registry,
 		Version:         cli.Version(),
-		Address:         lis.Addr().String(),
+		Address:         advertised(lis.Addr().String(), os.Hostname),
 	})
 	if len(cfg.etcdEndpoints) == 0 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.ENOTDIR)) {
 		return fmt.Errorf("%w; choose another directory with --data-dir", err)

@@ -77,6 +77,20 @@ func (cfg *serveConfig) checkTransport(flags *pflag.FlagSet, from sources) error
 	return nil
 }
 
+// advertised returns the address by which other processes name this one: one that stands for
+// all addresses of this machine is replaced by its name.
+func advertised(address string, hostname func() (string, error)) string {
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsUnspecified() {
+		return address
+	}
+	name, err := hostname()
+	if err != nil {
+		return address
+	}
+	return net.JoinHostPort(name, port)
+}
+
 // listed returns a list of words as a sentence has it.
 func listed(words []string) string {
 	if len(words) == 1 {
