@@ -66,6 +66,10 @@ func (r *reload) run(ctx context.Context) {
 			done = append(done, "AWS credentials")
 		}
 	}
+	if len(done) == 0 {
+		r.log.Warn("nothing was reloaded", "ignored", "flags and environment, until a restart")
+		return
+	}
 	r.log.Info("reloaded", "what", done, "ignored", "flags and environment, until a restart")
 }
 

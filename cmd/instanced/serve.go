@@ -565,17 +565,24 @@ const (
 	logJSON = "json"
 )
 
+// durationAsText makes a duration as readable in JSON as in text: slog writes nanoseconds.
+func durationAsText(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
+}
+
 // newLogger returns the service's logger, which never blocks, and a function that flushes it.
 func newLogger(format string, level slog.Leveler, w io.Writer) (log *slog.Logger, closeLog func()) {
 	if f, ok := w.(*os.File); format == logAuto && (!ok || !cli.IsTTY(int(f.Fd()))) {
 		format = logJSON
 	}
-	opts := &slog.HandlerOptions{Level: level}
 	handlerOf := func(w io.Writer) slog.Handler {
 		if format == logJSON {
-			return slog.NewJSONHandler(w, opts)
+			return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: durationAsText})
 		}
-		return slog.NewTextHandler(w, opts)
+		return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})
 	}
 	w = &wholeLines{destination: w}
 	direct := handlerOf(w)

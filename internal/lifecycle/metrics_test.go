@@ -315,13 +315,16 @@ func TestComparisonsAndDescriptionsThatFailAreCounted(t *testing.T) {
 	expectSamples(t, registry, map[string]float64{
 		`instanced_observer_reconcile_duration_seconds_count{outcome="failed"}`: 1,
 		`instanced_observer_refresh_duration_seconds_count{outcome="failed"}`:   1,
-		`instanced_observer_refresh_last_success_timestamp_seconds`:             0,
 	})
+	const refreshed = "instanced_observer_refresh_last_success_timestamp_seconds"
+	if at, ok := samples(t, registry)[refreshed]; ok {
+		t.Errorf("instances were described at %v, before it ever succeeded", at)
+	}
 	b.failing.Store(false)
 	if _, err := f.Refresh(t.Context(), []instance.ID{first}); err != nil {
 		t.Fatal(err)
 	}
-	awaitSample(t, registry, "instanced_observer_refresh_last_success_timestamp_seconds", func(at float64) bool { return at > 0 })
+	awaitSample(t, registry, refreshed, func(at float64) bool { return at > 0 })
 }
 
 func TestUnknownOutcomesAreOutstandingUntilTheInstanceIsDescribed(t *testing.T) {

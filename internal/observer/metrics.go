@@ -3,6 +3,7 @@ package observer
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,7 +23,7 @@ type metrics struct {
 	noticeErrors  prometheus.Counter
 	polls         prometheus.Counter
 	refreshes     attempts
-	lastRefresh   prometheus.Gauge
+	lastRefresh   atomic.Pointer[time.Time]
 	reconciles    attempts
 	disagreements [instance.ChangeRemoved + 1]prometheus.Counter
 }
@@ -140,10 +141,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		refreshes: newAttempts(factory, "instanced_observer_refresh_duration_seconds",
 			"How long it took to have some instances described and to record the differences."),
-		lastRefresh: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "instanced_observer_refresh_last_success_timestamp_seconds",
-			Help: "When instances were last described and the differences recorded; 0 before the first time.",
-		}),
 		reconciles: newAttempts(factory, "instanced_observer_reconcile_duration_seconds",
 			"How long it took to have all instances described and to record the differences."),
 	}
@@ -294,16 +291,39 @@ func (o *Observer) registerState(reg prometheus.Registerer) {
 			defer o.unreadable.mu.Unlock()
 			return float64(len(o.unreadable.instances))
 		})
-	timestamp := func(name, help string, at func() Contact) {
-		gauge(name, help, nil, func() float64 {
-			if t := at().Succeeded; !t.IsZero() {
-				return float64(t.UnixNano()) / 1e9
-			}
-			return 0
+	if reg != nil {
+		reg.MustRegister(lastTimes{
+			prometheus.NewDesc("instanced_observer_refresh_last_success_timestamp_seconds",
+				"When instances were last described and the differences recorded; absent before the first time.", nil, nil): func() time.Time {
+				if at := o.metrics.lastRefresh.Load(); at != nil {
+					return *at
+				}
+				return time.Time{}
+			},
+			prometheus.NewDesc("instanced_observer_reconcile_last_success_timestamp_seconds",
+				"When the last full comparison that succeeded began; absent before the first.", nil, nil): func() time.Time { return o.Reconciled().Succeeded },
+			prometheus.NewDesc("instanced_observer_backend_contact_timestamp_seconds",
+				"When the backend last answered, whether with success or not; absent before the first time.", nil, nil): func() time.Time { return o.BackendContact().Succeeded },
 		})
 	}
-	timestamp("instanced_observer_reconcile_last_success_timestamp_seconds",
-		"When the last full comparison that succeeded began; 0 before the first.", o.Reconciled)
-	timestamp("instanced_observer_backend_contact_timestamp_seconds",
-		"When the backend last answered, whether with success or not; 0 before the first time.", o.BackendContact)
+}
+
+// lastTimes collects when something last happened; nothing for what never did, since the age of
+// a zero time would be half a century.
+type lastTimes map[*prometheus.Desc]func() time.Time
+
+// Describe implements [prometheus.Collector].
+func (l lastTimes) Describe(to chan<- *prometheus.Desc) {
+	for desc := range l {
+		to <- desc
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (l lastTimes) Collect(to chan<- prometheus.Metric) {
+	for desc, last := range l {
+		if at := last(); !at.IsZero() {
+			to <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(at.UnixNano())/1e9)
+		}
+	}
 }

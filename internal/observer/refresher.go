@@ -257,7 +257,7 @@ func (r *refresher) run(ctx context.Context) {
 		err := r.describe(ctx, due)
 		r.o.metrics.refreshes.observe(ctx, began, err)
 		if err == nil {
-			r.o.metrics.lastRefresh.SetToCurrentTime()
+			r.o.metrics.lastRefresh.Store(new(time.Now()))
 		}
 		switch {
 		case err != nil && ctx.Err() != nil:

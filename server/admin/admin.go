@@ -78,6 +78,18 @@ func New(cfg Config) *Server {
 	return s
 }
 
+// index is the page at /, for whoever follows the address in the log.
+const index = `instanced admin endpoints
+
+/metrics            Prometheus and OpenMetrics
+/livez              whether the process is alive
+/readyz?verbose     whether it is ready, check by check
+On loopback only:
+/statusz            what it is doing
+/debug/pprof/       profiles
+/loglevel           the log level; PUT changes it
+`
+
 // handler returns the handler of all endpoints.
 func (s *Server) handler(cfg Config) http.Handler {
 	mux := http.NewServeMux()
@@ -87,6 +99,9 @@ func (s *Server) handler(cfg Config) http.Handler {
 		EnableOpenMetrics:   true,                     // for exemplars
 		MaxRequestsInFlight: maxScrapes,
 	}))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(index)) // the client may be gone
+	})
 	mux.Handle("GET /livez", s.live)
 	mux.Handle("GET /readyz", s.ready)
 

@@ -86,3 +86,10 @@ func get(t *testing.T, url string) (status int, body string) {
 	}
 	return resp.StatusCode, string(raw)
 }
+
+func TestTheIndexNamesTheEndpoints(t *testing.T) {
+	url := serve(t, admin.Config{Metrics: prometheus.NewRegistry()})
+	if status, body := get(t, url+"/"); status != http.StatusOK || !strings.Contains(body, "/readyz?verbose") {
+		t.Errorf("GET /: %d %q; want a list of the endpoints", status, body)
+	}
+}
