@@ -125,8 +125,11 @@ func hidden(text string) string {
 func masked(text string) string {
 	urls := strings.Split(text, ",")
 	for i, u := range urls {
-		if parsed, err := url.Parse(u); err == nil && parsed.User != nil {
+		parsed, err := url.Parse(u)
+		if err == nil && parsed.User != nil {
 			urls[i] = parsed.Redacted()
+		} else if at := strings.LastIndexByte(u, '@'); err != nil && at >= 0 {
+			urls[i] = "xxxxx" + u[at:] // what is before it may have a password
 		}
 	}
 	return strings.Join(urls, ",")

@@ -120,6 +120,11 @@ func (p Problems) Error() string {
 // Read returns the contents of a file of at most MaxSize bytes, or an error that is one
 // sentence with its name.
 func Read(name string) ([]byte, error) {
+	// Opening a named pipe would wait for a writer, and reading one would take the settings of a
+	// writer that is not there for an empty file.
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		return nil, unreadable(name, errors.New("it is not a regular file"))
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, unreadable(name, err)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // testSettings are three levels deep and of every kind.
@@ -167,7 +168,13 @@ func TestReadSaysWhyAFileCannotBeRead(t *testing.T) {
 	if err := os.WriteFile(large, make([]byte, MaxSize+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, want := range map[string]string{
+		pipe:                               "cannot read the configuration file " + pipe + ": it is not a regular file",
+		"/dev/zero":                        "cannot read the configuration file /dev/zero: it is not a regular file",
 		filepath.Join(dir, "missing.yaml"): "cannot read the configuration file " + filepath.Join(dir, "missing.yaml") + ": no such file or directory",
 		dir:                                "cannot read the configuration file " + dir + ": is a directory",
 		large:                              "the configuration file " + large + " is larger than 1 MiB",
