@@ -15,7 +15,7 @@ import (
 
 // TLSFiles are PEM files that secure connections. An empty name means none.
 type TLSFiles struct {
-	// CA has the authorities of the server's certificate; by default those of the system.
+	// CA has the authorities of the server's certificate; by default the ones of the system.
 	CA string
 	// Cert has the client certificate, which says who calls, and Key its private key.
 	Cert, Key string

@@ -10,7 +10,7 @@ import (
 	"github.com/instanced/instanced/internal/instance"
 )
 
-// oidSubjectAltName and the tags are those of RFC 5280, section 4.2.1.6.
+// oidSubjectAltName and the tags are defined in RFC 5280, section 4.2.1.6.
 var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 
 const (
@@ -20,7 +20,7 @@ const (
 
 // certificatePrincipal returns the name of the caller in a verified client certificate: its URI
 // SAN, such as a SPIFFE ID, exactly as it is there, or else its only DNS SAN, in lower case. The
-// error says why the certificate names nobody.
+// error says why the certificate names no principal.
 //
 // A URI has a colon and a DNS name has none, so that neither can be spelled as the other.
 func certificatePrincipal(certificate *x509.Certificate) (string, error) {

@@ -47,7 +47,7 @@ func transportCredentials(present func() *tls.Config) credentials.TransportCrede
 
 // tlsClient is the client of a connection with TLS.
 type tlsClient struct {
-	// principal is "" if the certificate names nobody, for the reason in problem.
+	// principal is "" if the certificate names no principal, for the reason in problem.
 	principal string
 	problem   error
 
@@ -105,7 +105,7 @@ func validUntil(chains [][]*x509.Certificate) (latest time.Time) {
 func (c *tlsClient) valid(authorities *x509.CertPool, now time.Time) bool {
 	v := c.validity.Load()
 	if v == nil {
-		return true // it names nobody, so every call is refused
+		return true // it names no principal, so every call is refused
 	}
 	if v.authorities != authorities {
 		v = &validity{authorities: authorities}

@@ -35,7 +35,7 @@ by a SPIFFE ID such as spiffe://instanced.example/client. It writes them into DI
 that only their owner can read, and prints how to use them. Files that exist are not replaced.
 
 The certificates are valid for 7 days and for development only. The key of the authority is
-not kept, so nobody can make further ones.`,
+not kept, so no further ones can be made.`,
 		Example: t.Examples(
 			"instanced dev-certs certs",
 			"instanced dev-certs certs alice bob",

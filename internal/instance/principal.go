@@ -10,7 +10,7 @@ import (
 // authentication, which no claimed name may have, so that the two are never equal.
 const certificatePrefix = "x509:"
 
-// reservedPrefixes are those of all methods, present and planned: OpenID Connect is to come.
+// reservedPrefixes belong to all methods, present and planned: OpenID Connect is to come.
 var reservedPrefixes = []string{certificatePrefix, "oidc:"}
 
 // MaxVerifiedNameLength is the maximum length of a verified name, in bytes.

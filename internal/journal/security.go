@@ -24,7 +24,7 @@ import (
 // are read again whenever there is a new connection or a new login.
 type EtcdSecurity struct {
 	// CAFile has the certificate authorities, in PEM, one of which must have issued the
-	// certificate of each member; by default those of the system.
+	// certificate of each member; by default the ones of the system.
 	CAFile string
 	// CertFile and KeyFile are the certificate of this process and its private key, in PEM; for
 	// an etcd that asks for client certificates. Both or neither are set.

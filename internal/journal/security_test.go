@@ -226,7 +226,7 @@ func (e *secureEtcd) config(name string) Config {
 // or a write.
 func TestAJournalIsKeptInASecuredEtcd(t *testing.T) {
 	t.Parallel()
-	// Those of etcd's default are unknown after a restart; the others expire though they are used.
+	// The tokens of etcd's default are unknown after a restart; the others expire though they are used.
 	for _, tokens := range []string{"simple", "jwt"} {
 		t.Run(tokens, func(t *testing.T) {
 			t.Parallel()
@@ -456,7 +456,7 @@ func TestOpenSaysWhyASecuredEtcdCannotBeUsed(t *testing.T) {
 		"a key as authority":   {func(c *Config) { c.Security.CAFile = e.path("client.key") }, "--etcd-ca: " + e.path("client.key") + " cannot be used: it has a PRIVATE KEY, and must have certificates only"},
 		"a text as authority":  {func(c *Config) { c.Security.CAFile = e.path("password") }, "it has no certificate in PEM"},
 		"a wrong password":     {func(c *Config) { c.Security.PasswordFile = e.path("wrong") }, "it does not accept the user of --etcd-username with the password in --etcd-password-file " + e.path("wrong")},
-		"an unknown user":      {func(c *Config) { c.Security.Username, c.Security.PasswordFile, c.Security.Password = "nobody", "", "x" }, "it does not accept the user of --etcd-username with the password in INSTANCED_ETCD_PASSWORD"},
+		"an unknown user":      {func(c *Config) { c.Security.Username, c.Security.PasswordFile, c.Security.Password = "stranger", "", "x" }, "it does not accept the user of --etcd-username with the password in INSTANCED_ETCD_PASSWORD"},
 		"an empty password":    {func(c *Config) { c.Security.PasswordFile = e.path("empty") }, "--etcd-password-file: " + e.path("empty") + " is empty"},
 		"a missing password":   {func(c *Config) { c.Security.PasswordFile = e.path("missing") }, "--etcd-password-file: cannot read " + e.path("missing")},
 		"no user":              {func(c *Config) { c.Security.Username = "" }, "it does not let the user that the certificate of --etcd-cert names read and write all keys below --etcd-prefix /instanced/"},
