@@ -449,14 +449,16 @@ func TestOpenSaysWhyASecuredEtcdCannotBeUsed(t *testing.T) {
 		"an expired one": {func(c *Config) {
 			c.Security.CertFile, c.Security.KeyFile = e.path("expired.crt"), e.path("expired.key")
 		}, "--etcd-cert: the certificate in " + e.path("expired.crt") + " has expired: it was valid until "},
-		"another key":          {func(c *Config) { c.Security.KeyFile = e.path("stranger.key") }, "--etcd-cert " + e.path("client.crt") + " and --etcd-key " + e.path("stranger.key") + " cannot be used: tls: private key does not match public key"},
-		"a missing authority":  {func(c *Config) { c.Security.CAFile = e.path("missing") }, "--etcd-ca: cannot read " + e.path("missing") + ": no such file or directory"},
-		"a directory":          {func(c *Config) { c.Security.CertFile = e.dir }, "--etcd-cert: cannot read " + e.dir + ": is a directory"},
-		"a missing key":        {func(c *Config) { c.Security.KeyFile = e.path("missing") }, "--etcd-key: cannot read " + e.path("missing")},
-		"a key as authority":   {func(c *Config) { c.Security.CAFile = e.path("client.key") }, "--etcd-ca: " + e.path("client.key") + " cannot be used: it has a PRIVATE KEY, and must have certificates only"},
-		"a text as authority":  {func(c *Config) { c.Security.CAFile = e.path("password") }, "it has no certificate in PEM"},
-		"a wrong password":     {func(c *Config) { c.Security.PasswordFile = e.path("wrong") }, "it does not accept the user of --etcd-username with the password in --etcd-password-file " + e.path("wrong")},
-		"an unknown user":      {func(c *Config) { c.Security.Username, c.Security.PasswordFile, c.Security.Password = "stranger", "", "x" }, "it does not accept the user of --etcd-username with the password in INSTANCED_ETCD_PASSWORD"},
+		"another key":         {func(c *Config) { c.Security.KeyFile = e.path("stranger.key") }, "--etcd-cert " + e.path("client.crt") + " and --etcd-key " + e.path("stranger.key") + " cannot be used: tls: private key does not match public key"},
+		"a missing authority": {func(c *Config) { c.Security.CAFile = e.path("missing") }, "--etcd-ca: cannot read " + e.path("missing") + ": no such file or directory"},
+		"a directory":         {func(c *Config) { c.Security.CertFile = e.dir }, "--etcd-cert: cannot read " + e.dir + ": is a directory"},
+		"a missing key":       {func(c *Config) { c.Security.KeyFile = e.path("missing") }, "--etcd-key: cannot read " + e.path("missing")},
+		"a key as authority":  {func(c *Config) { c.Security.CAFile = e.path("client.key") }, "--etcd-ca: " + e.path("client.key") + " cannot be used: it has a PRIVATE KEY, and must have certificates only"},
+		"a text as authority": {func(c *Config) { c.Security.CAFile = e.path("password") }, "it has no certificate in PEM"},
+		"a wrong password":    {func(c *Config) { c.Security.PasswordFile = e.path("wrong") }, "it does not accept the user of --etcd-username with the password in --etcd-password-file " + e.path("wrong")},
+		"an unknown user": {func(c *Config) {
+			c.Security.Username, c.Security.PasswordFile, c.Security.Password = "stranger", "", "x"
+		}, "it does not accept the user of --etcd-username with the password in INSTANCED_ETCD_PASSWORD"},
 		"an empty password":    {func(c *Config) { c.Security.PasswordFile = e.path("empty") }, "--etcd-password-file: " + e.path("empty") + " is empty"},
 		"a missing password":   {func(c *Config) { c.Security.PasswordFile = e.path("missing") }, "--etcd-password-file: cannot read " + e.path("missing")},
 		"no user":              {func(c *Config) { c.Security.Username = "" }, "it does not let the user that the certificate of --etcd-cert names read and write all keys below --etcd-prefix /instanced/"},
