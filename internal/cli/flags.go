@@ -239,6 +239,9 @@ func givenBeforeVerb(cmd *cobra.Command, name string) bool {
 // there is a service called "instanced". Source: Kubernetes, "Discovering services".
 var serviceLink = regexp.MustCompile(`^INSTANCED_(SERVICE_(HOST|PORT)|PORT)(_|$)`)
 
+// serviceSetting matches settings of the service alone that are spelled like others of the client.
+var serviceSetting = regexp.MustCompile(`^INSTANCED_ETCD_`)
+
 // Unknown returns an error for variables with EnvPrefix that set no flag of the given commands.
 func (e Environment) Unknown(cmds ...*cobra.Command) error {
 	return errors.Join(e.unused(cmds, func(name, nearest string) error {
@@ -254,7 +257,7 @@ func (e Environment) Unknown(cmds ...*cobra.Command) error {
 // but are spelled like one that does. Others may be for instanced.
 func (e Environment) misspelt(cmds ...*cobra.Command) error {
 	return errors.Join(e.unused(cmds, func(name, nearest string) error {
-		if nearest == "" {
+		if nearest == "" || serviceSetting.MatchString(name) {
 			return nil
 		}
 		return Usagef("the environment variable %s sets no known flag; did you mean %s?", name, nearest)

@@ -122,7 +122,7 @@ func (p Problems) Error() string {
 func Read(name string) ([]byte, error) {
 	// Opening a named pipe would wait for a writer, and reading one would take the settings of a
 	// writer that is not there for an empty file.
-	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+	if info, err := os.Stat(name); err == nil && info.Mode()&(os.ModeNamedPipe|os.ModeSocket) != 0 {
 		return nil, unreadable(name, errors.New("it is not a regular file"))
 	}
 	f, err := os.Open(name)
