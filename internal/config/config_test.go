@@ -174,7 +174,7 @@ func TestReadSaysWhyAFileCannotBeRead(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		pipe:                               "cannot read the configuration file " + pipe + ": it is not a regular file",
-		"/dev/zero":                        "cannot read the configuration file /dev/zero: it is not a regular file",
+		"/dev/zero":                        "the configuration file /dev/zero is larger than 1 MiB",
 		filepath.Join(dir, "missing.yaml"): "cannot read the configuration file " + filepath.Join(dir, "missing.yaml") + ": no such file or directory",
 		dir:                                "cannot read the configuration file " + dir + ": is a directory",
 		large:                              "the configuration file " + large + " is larger than 1 MiB",
