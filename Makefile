@@ -23,7 +23,7 @@ run: build ## Serve with the simulator on 127.0.0.1:50051; ARGS="--flag ..." add
 	@exec bin/instanced serve $(ARGS)
 
 test: ## Run all tests; needs nothing but Go
-	go test ./...
+	go test -p 3 ./... # on two processors: tests wait more than they compute
 
 race: ## Run all tests under the race detector; needs a C compiler
 	CGO_ENABLED=1 go test -race ./...

@@ -254,7 +254,7 @@ func TestARequestIDIsTheSameEverywhere(t *testing.T) {
 		t.Errorf("no event has the request %s: %v", id, events.GetEvents())
 	}
 	lines := callLines(t, log, id)
-	if len(lines) != 1 || lines[0]["method"] != "StartInstances" || lines[0]["principal_unverified"] != "alice" || lines[0]["code"] != "OK" || lines[0]["instance_ids"] != 1.0 {
+	if len(lines) != 1 || lines[0]["method"] != "StartInstances" || lines[0]["principal_unverified"] != "alice" || lines[0]["code"] != "OK" || lines[0]["instances"] != 1.0 {
 		t.Errorf("lines of the log: %v", lines)
 	}
 
