@@ -25,6 +25,7 @@ func measure(t testing.TB) (adjust func(*Config), scrape func() map[string]float
 	registry := prometheus.NewPedanticRegistry()
 	return func(c *Config) { c.Metrics = registry }, func() map[string]float64 {
 		t.Helper()
+		synctest.Wait() // callers may be answered before all is counted
 		families, err := registry.Gather()
 		if err != nil {
 			t.Fatal(err)
