@@ -17,6 +17,7 @@ import (
 
 	"github.com/instanced/instanced/internal/addrtest"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/metricstest"
 )
 
 func TestAnExternalEtcdTakesLargeUpdates(t *testing.T) {
@@ -433,9 +434,9 @@ func TestAnExternalEtcdMayUseUpItsQuota(t *testing.T) {
 	measuredConfig, registry := measured(config)
 	owner, term := own(t, measuredConfig)
 	underWay := fillUp(owner, term)
-	expectSamples(t, registry, map[string]float64{"instanced_journal_owner": 1, "instanced_journal_writable": 0, "instanced_journal_reachable": 1})
+	metricstest.Expect(t, registry, map[string]float64{"instanced_journal_owner": 1, "instanced_journal_writable": 0, "instanced_journal_reachable": 1})
 	await(t, func() bool { // what the journal did about it, and that it cannot do the rest
-		got := samples(t, registry)
+		got := metricstest.Samples(t, registry)
 		return got[`instanced_journal_write_errors_total{reason="no_space"}`] > 0 && got["instanced_journal_compactions_total"] > 0 &&
 			got[`instanced_journal_maintenance_errors_total{task="make_room"}`] > 0 && got["instanced_journal_oldest_revision"] > 1
 	})

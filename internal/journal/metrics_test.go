@@ -3,7 +3,6 @@ package journal
 import (
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -11,46 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/metricstest"
 )
-
-// samples returns all samples of a registry by name and labels, as a scrape shows them; of a
-// histogram its count.
-func samples(t *testing.T, registry *prometheus.Registry) map[string]float64 {
-	t.Helper()
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := make(map[string]float64)
-	for _, family := range families {
-		for _, m := range family.GetMetric() {
-			var labels []string
-			for _, l := range m.GetLabel() {
-				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
-			}
-			suffix := ""
-			if len(labels) > 0 {
-				suffix = "{" + strings.Join(labels, ",") + "}"
-			}
-			if h := m.GetHistogram(); h != nil {
-				all[family.GetName()+"_count"+suffix] = float64(h.GetSampleCount())
-				continue
-			}
-			all[family.GetName()+suffix] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
-		}
-	}
-	return all
-}
-
-func expectSamples(t *testing.T, registry *prometheus.Registry, want map[string]float64) {
-	t.Helper()
-	got := samples(t, registry)
-	for name, value := range want {
-		if got[name] != value {
-			t.Errorf("%s is %v, want %v", name, got[name], value)
-		}
-	}
-}
 
 // measured returns a configuration with a registry.
 func measured(c Config) (Config, *prometheus.Registry) {
@@ -67,7 +28,7 @@ func TestMetricsTellWhatIsKeptAndWhatIsTrimmed(t *testing.T) {
 	for n := range written {
 		set(t, term, id(1), instance.States()[n%2])
 	}
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		"instanced_journal_oldest_revision":               1,
 		"instanced_journal_checkpoint_lag_revisions":      written,
 		"instanced_journal_checkpoint_lag_bytes":          float64(j.Stats().Bytes),
@@ -97,12 +58,12 @@ func TestMetricsTellWhatIsKeptAndWhatIsTrimmed(t *testing.T) {
 		"instanced_journal_oldest_change_timestamp_seconds": seconds(first.RecordedAt),
 		"instanced_journal_newest_change_timestamp_seconds": seconds(last.RecordedAt),
 	}
-	expectSamples(t, registry, spans)
-	got := samples(t, registry)
+	metricstest.Expect(t, registry, spans)
+	got := metricstest.Samples(t, registry)
 	if total := got["instanced_journal_log_bytes_total"]; total <= all || total <= got["instanced_journal_history_bytes"] {
 		t.Errorf("%v bytes were ever recorded, want more than the %v before", total, all)
 	}
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		"instanced_journal_checkpoint_lag_revisions":          1,
 		"instanced_journal_checkpoint_duration_seconds_count": 1,
 		"instanced_journal_compactions_total":                 1,
@@ -112,7 +73,7 @@ func TestMetricsTellWhatIsKeptAndWhatIsTrimmed(t *testing.T) {
 	config, registry = measured(config)
 	j = openJournal(t, config)
 	j.maxBatches = 100
-	expectSamples(t, registry, spans)
+	metricstest.Expect(t, registry, spans)
 }
 
 func TestMetricsCountInstancesByState(t *testing.T) {
@@ -127,7 +88,7 @@ func TestMetricsCountInstancesByState(t *testing.T) {
 		for _, r := range j.Snapshot().Records {
 			want[fmt.Sprintf("instanced_journal_instances{state=%q}", r.Instance.State.String())]++
 		}
-		expectSamples(t, registry, want)
+		metricstest.Expect(t, registry, want)
 	}
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
@@ -169,12 +130,12 @@ func TestMetricsTellWhoOwnsTheJournalAndWhetherItCanBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closeJournal(t, j) })
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		"instanced_journal_owner": 0, "instanced_journal_writable": 0, "instanced_journal_reachable": 1,
 		"instanced_journal_terms_total": 0, "instanced_journal_lease_remaining_seconds": 0,
 	})
 	term := campaign(t, j)
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		"instanced_journal_owner": 1, "instanced_journal_writable": 1, "instanced_journal_terms_total": 1,
 		"instanced_journal_owner_since_timestamp_seconds": seconds(j.view.listEpochs().last().startedAt),
 		"instanced_journal_disk_free_bytes":               10 << 30,
@@ -182,24 +143,24 @@ func TestMetricsTellWhoOwnsTheJournalAndWhetherItCanBeWritten(t *testing.T) {
 	})
 	free.Store(diskFloor - 1)
 	j.disk.measured.Store(nil)
-	expectSamples(t, registry, map[string]float64{"instanced_journal_owner": 1, "instanced_journal_writable": 0, "instanced_journal_disk_free_bytes": diskFloor - 1})
+	metricstest.Expect(t, registry, map[string]float64{"instanced_journal_owner": 1, "instanced_journal_writable": 0, "instanced_journal_disk_free_bytes": diskFloor - 1})
 	free.Store(10 << 30)
 	j.disk.measured.Store(nil)
 	_ = term.end(errNotOwner(errLost))
-	expectSamples(t, registry, map[string]float64{"instanced_journal_owner": 0, "instanced_journal_writable": 0})
+	metricstest.Expect(t, registry, map[string]float64{"instanced_journal_owner": 0, "instanced_journal_writable": 0})
 	campaign(t, j)
-	expectSamples(t, registry, map[string]float64{"instanced_journal_owner": 1, "instanced_journal_terms_total": 2})
+	metricstest.Expect(t, registry, map[string]float64{"instanced_journal_owner": 1, "instanced_journal_terms_total": 2})
 }
 
 func TestMetricsTellThatTheDatabaseIsFull(t *testing.T) {
 	config, registry := measured(testConfig(t))
 	_, term := own(t, config)
-	limit := samples(t, registry)["instanced_journal_database_max_bytes"]
+	limit := metricstest.Samples(t, registry)["instanced_journal_database_max_bytes"]
 	if limit != 2<<30 {
 		t.Errorf("the limit is %v", limit)
 	}
 	term.limit.Store(1)
-	got := samples(t, registry)
+	got := metricstest.Samples(t, registry)
 	if inUse, limit := got["instanced_journal_database_in_use_bytes"], got["instanced_journal_database_max_bytes"]; limit != 1 || inUse < limit || inUse > got["instanced_journal_database_bytes"] {
 		t.Errorf("%v bytes of at most %v are in use", inUse, limit)
 	}
@@ -260,7 +221,7 @@ func TestAScrapeWaitsForNoWorkOfTheJournal(t *testing.T) {
 	}()
 	<-entered
 	gathered := make(chan map[string]float64, 1)
-	go func() { gathered <- samples(t, registry) }()
+	go func() { gathered <- metricstest.Samples(t, registry) }()
 	select {
 	case got := <-gathered:
 		if got["instanced_journal_revision"] != 1 {
@@ -309,7 +270,7 @@ func TestAWriteOfAFormerOwnerIsCounted(t *testing.T) {
 	}
 	_, err := term.Update(t.Context(), func(tx *Tx) error { tx.Append(change(id(1), instance.StateRunning)); return nil })
 	wantReason(t, err, instance.KindUnavailable, instance.ReasonNotOwner)
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		`instanced_journal_write_errors_total{reason="fenced"}`: 1,
 		"instanced_journal_owner":                               0,
 		`instanced_journal_changes_total{type="added"}`:         0,

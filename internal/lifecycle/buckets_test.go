@@ -7,6 +7,7 @@ import (
 
 	"github.com/instanced/instanced/internal/backend/sim"
 	"github.com/instanced/instanced/internal/instance"
+	"github.com/instanced/instanced/internal/metricstest"
 )
 
 // A thousand starts take their tokens, of which the bucket gains two a second.
@@ -21,12 +22,12 @@ func TestBucketsOfTheBackendAreExported(t *testing.T) {
 	if _, err := f.command(t.Context(), instance.VerbStart, ids...); err != nil {
 		t.Fatal(err)
 	}
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		`instanced_backend_bucket_capacity_tokens{bucket="instances of StartInstances"}`:          1000,
 		`instanced_backend_bucket_refill_tokens_per_second{bucket="instances of StartInstances"}`: 2,
 		`instanced_backend_bucket_tokens{bucket="instances of StopInstances"}`:                    1000,
 	})
-	if left := samples(t, registry)[`instanced_backend_bucket_tokens{bucket="instances of StartInstances"}`]; left > 500 {
+	if left := metricstest.Samples(t, registry)[`instanced_backend_bucket_tokens{bucket="instances of StartInstances"}`]; left > 500 {
 		t.Errorf("%v tokens are left after a start of 1000 instances", left)
 	}
 }

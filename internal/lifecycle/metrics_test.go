@@ -19,54 +19,14 @@ import (
 	"github.com/instanced/instanced/internal/backend/sim"
 	"github.com/instanced/instanced/internal/instance"
 	"github.com/instanced/instanced/internal/lifecycle"
+	"github.com/instanced/instanced/internal/metricstest"
 )
-
-// samples returns all samples of a registry by name and labels, as a scrape shows them; of a
-// histogram its count and its sum.
-func samples(t *testing.T, registry *prometheus.Registry) map[string]float64 {
-	t.Helper()
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := make(map[string]float64)
-	for _, family := range families {
-		for _, m := range family.GetMetric() {
-			var labels []string
-			for _, l := range m.GetLabel() {
-				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
-			}
-			suffix := ""
-			if len(labels) > 0 {
-				suffix = "{" + strings.Join(labels, ",") + "}"
-			}
-			if h := m.GetHistogram(); h != nil {
-				all[family.GetName()+"_count"+suffix] = float64(h.GetSampleCount())
-				all[family.GetName()+"_sum"+suffix] = h.GetSampleSum()
-				continue
-			}
-			all[family.GetName()+suffix] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
-		}
-	}
-	return all
-}
-
-// expectSamples checks some samples of a registry.
-func expectSamples(t *testing.T, registry *prometheus.Registry, want map[string]float64) {
-	t.Helper()
-	got := samples(t, registry)
-	for name, value := range want {
-		if got[name] != value {
-			t.Errorf("%s is %v, want %v", name, got[name], value)
-		}
-	}
-}
 
 // awaitSample returns when a sample of a registry is as wanted.
 func awaitSample(t *testing.T, registry *prometheus.Registry, name string, wanted func(float64) bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		value := samples(t, registry)[name]
+		value := metricstest.Samples(t, registry)[name]
 		if wanted(value) {
 			return
 		}
@@ -88,7 +48,7 @@ func TestStateChangesAreCountedByTransitionCauseAndSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wait(t, r.EndCursor, instance.StateStopped, first)
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		`instanced_journal_state_changes_total{cause="StartInstances",from="stopped",inferred="false",source="answer",to="pending"}`:    1,
 		`instanced_journal_state_changes_total{cause="StartInstances",from="pending",inferred="false",source="simulator",to="running"}`: 1,
 		`instanced_journal_state_changes_total{cause="external",from="running",inferred="false",source="simulator",to="stopping"}`:      1,
@@ -103,7 +63,7 @@ func TestStateChangesAreCountedByTransitionCauseAndSource(t *testing.T) {
 		`instanced_journal_revision`:                                  float64(f.journal.Head().Seq),
 		`instanced_journal_history_bytes`:                             float64(f.Info().JournalBytes),
 	})
-	got := samples(t, registry)
+	got := metricstest.Samples(t, registry)
 	oldest, newest := got["instanced_journal_oldest_change_timestamp_seconds"], got["instanced_journal_newest_change_timestamp_seconds"]
 	if now := float64(time.Now().Unix()); oldest > newest || oldest < now-60 || newest > now+1 {
 		t.Errorf("the oldest change is of %v, the newest of %v, and now is %v", oldest, newest, now)
@@ -146,7 +106,7 @@ func TestCommandsAreCountedByOutcomeAndReason(t *testing.T) {
 			}
 			f := start(t, options{metrics: registry, sim: config})
 			_, err := f.Command(cmp.Or(tc.ctx, t.Context()), caller, tc.request)
-			got := samples(t, registry)
+			got := metricstest.Samples(t, registry)
 			for name, value := range got {
 				wanted := strings.Contains(name, tc.want) && strings.Contains(name, string(tc.request.Verb))
 				if strings.HasPrefix(name, "instanced_observer_commands_total") && (value == 1) != wanted {
@@ -239,7 +199,7 @@ func TestNoticesAreCountedByWhatFollowsFromThem(t *testing.T) {
 	b.send(first, instance.StateRunning, started.Add(time.Microsecond))
 	b.send(second, instance.StateRunning, time.Now()) // which cannot follow stopped
 	f.wait(t, r.Cursor, instance.StateRunning, first)
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		`instanced_observer_notices_total{class="duplicate"}`: 1,
 		`instanced_observer_notices_total{class="late"}`:      2,
 		`instanced_observer_notices_total{class="recorded"}`:  1,
@@ -247,7 +207,7 @@ func TestNoticesAreCountedByWhatFollowsFromThem(t *testing.T) {
 		`instanced_observer_notice_errors_total`:              1,
 		`instanced_observer_notices_held`:                     0,
 	})
-	if n := samples(t, registry)[`instanced_observer_refresh_duration_seconds_count{outcome="ok"}`]; n == 0 {
+	if n := metricstest.Samples(t, registry)[`instanced_observer_refresh_duration_seconds_count{outcome="ok"}`]; n == 0 {
 		t.Error("no description is counted")
 	}
 }
@@ -260,7 +220,7 @@ func TestInstancesInTransitionWithoutNoticesAreCountedAsPolled(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wait(t, r.Cursor, instance.StateRunning, first)
-	if n := samples(t, registry)["instanced_observer_polls_total"]; n == 0 {
+	if n := metricstest.Samples(t, registry)["instanced_observer_polls_total"]; n == 0 {
 		t.Error("no poll is counted")
 	}
 }
@@ -268,7 +228,7 @@ func TestInstancesInTransitionWithoutNoticesAreCountedAsPolled(t *testing.T) {
 func TestADisagreementThatAComparisonFindsIsCountedOnce(t *testing.T) {
 	registry, b := prometheus.NewRegistry(), newScripted()
 	f := start(t, options{metrics: registry, wrap: b.wrap, poll: time.Hour, reconcile: 10 * time.Millisecond, consistency: time.Nanosecond})
-	expectSamples(t, registry, map[string]float64{`instanced_observer_disagreements_total{type="added"}`: 2})
+	metricstest.Expect(t, registry, map[string]float64{`instanced_observer_disagreements_total{type="added"}`: 2})
 	if err := f.sim.Change(t.Context(), []sim.Change{
 		{IDs: []instance.ID{first}, SetTags: map[string]string{"team": "platform"}},
 		{IDs: []instance.ID{second}, Action: sim.ActionStart},
@@ -282,9 +242,9 @@ func TestADisagreementThatAComparisonFindsIsCountedOnce(t *testing.T) {
 	b.hidden.Store(&gone)
 	awaitSample(t, registry, `instanced_observer_disagreements_total{type="removed"}`, once)
 	const reconciled = `instanced_observer_reconcile_duration_seconds_count{outcome="ok"}`
-	now := samples(t, registry)[reconciled]
+	now := metricstest.Samples(t, registry)[reconciled]
 	awaitSample(t, registry, reconciled, func(n float64) bool { return n >= now+2 })
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		`instanced_observer_disagreements_total{type="added"}`:              2,
 		`instanced_observer_disagreements_total{type="attributes_changed"}`: 1,
 		`instanced_observer_disagreements_total{type="state_changed"}`:      1,
@@ -298,7 +258,7 @@ func TestComparisonsAndDescriptionsThatFailAreCounted(t *testing.T) {
 	registry, b := prometheus.NewRegistry(), newScripted()
 	f := start(t, options{metrics: registry, wrap: b.wrap, poll: time.Hour})
 	const last = "instanced_observer_reconcile_last_success_timestamp_seconds"
-	if at := samples(t, registry)[last]; at != float64(f.LastReconciled().UnixNano())/1e9 {
+	if at := metricstest.Samples(t, registry)[last]; at != float64(f.LastReconciled().UnixNano())/1e9 {
 		t.Errorf("the last comparison was at %v, want %v", at, f.LastReconciled())
 	}
 	b.failing.Store(true)
@@ -312,12 +272,12 @@ func TestComparisonsAndDescriptionsThatFailAreCounted(t *testing.T) {
 	if _, err := f.Refresh(ctx, []instance.ID{first}); err == nil {
 		t.Error("a description succeeded without the backend")
 	}
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		`instanced_observer_reconcile_duration_seconds_count{outcome="failed"}`: 1,
 		`instanced_observer_refresh_duration_seconds_count{outcome="failed"}`:   1,
 	})
 	const refreshed = "instanced_observer_refresh_last_success_timestamp_seconds"
-	if at, ok := samples(t, registry)[refreshed]; ok {
+	if at, ok := metricstest.Samples(t, registry)[refreshed]; ok {
 		t.Errorf("instances were described at %v, before it ever succeeded", at)
 	}
 	b.failing.Store(false)
@@ -338,13 +298,13 @@ func TestUnknownOutcomesAreOutstandingUntilTheInstanceIsDescribed(t *testing.T) 
 	if _, err := f.command(t.Context(), instance.VerbStart, first, second); err == nil {
 		t.Fatal("the command did not fail")
 	}
-	expectSamples(t, registry, map[string]float64{outstanding: 2})
+	metricstest.Expect(t, registry, map[string]float64{outstanding: 2})
 	awaitSample(t, registry, "instanced_observer_refreshes_waiting", func(n float64) bool { return n == 2 })
 	b.failing.Store(false)
 	if _, err := f.Refresh(t.Context(), []instance.ID{first, second}); err != nil {
 		t.Fatal(err)
 	}
-	expectSamples(t, registry, map[string]float64{outstanding: 0, "instanced_observer_refreshes_waiting": 0})
+	metricstest.Expect(t, registry, map[string]float64{outstanding: 0, "instanced_observer_refreshes_waiting": 0})
 }
 
 func TestTheUseOfClientTokensIsCounted(t *testing.T) {
@@ -362,7 +322,7 @@ func TestTheUseOfClientTokensIsCounted(t *testing.T) {
 	go func() { results <- call(f, "one", first) }()
 	uses := func(use string) string { return fmt.Sprintf("instanced_lifecycle_client_tokens_total{use=%q}", use) }
 	awaitSample(t, registry, uses("joined"), func(n float64) bool { return n == 1 })
-	expectSamples(t, registry, map[string]float64{`instanced_observer_commands_in_flight{verb="StartInstances"}`: 1})
+	metricstest.Expect(t, registry, map[string]float64{`instanced_observer_commands_in_flight{verb="StartInstances"}`: 1})
 	afterCrash := prometheus.NewRegistry()
 	resumed := f.crash(t, options{metrics: afterCrash})
 	close(s.pass)
@@ -380,7 +340,7 @@ func TestTheUseOfClientTokensIsCounted(t *testing.T) {
 	if err := call(f, "two", second); reasonOf(err) != instance.ReasonTooManyClientTokens {
 		t.Errorf("got %v, want TOO_MANY_CLIENT_TOKENS", err)
 	}
-	expectSamples(t, registry, map[string]float64{
+	metricstest.Expect(t, registry, map[string]float64{
 		uses("new"): 1, uses("joined"): 1, uses("recorded"): 1, uses("reused"): 1, uses("refused"): 1, uses("resumed"): 0,
 		`instanced_observer_commands_total{outcome="ok",reason="",verb="StartInstances"}`: 1,
 		`instanced_observer_commands_in_flight{verb="StartInstances"}`:                    0,
@@ -391,7 +351,7 @@ func TestTheUseOfClientTokensIsCounted(t *testing.T) {
 	if err := call(resumed, "one", first); err != nil {
 		t.Error(err)
 	}
-	expectSamples(t, afterCrash, map[string]float64{uses("resumed"): 1, uses("new"): 0})
+	metricstest.Expect(t, afterCrash, map[string]float64{uses("resumed"): 1, uses("new"): 0})
 }
 
 func TestWaitsInFlightAreCounted(t *testing.T) {
@@ -408,7 +368,7 @@ func TestWaitsInFlightAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-waited
-	expectSamples(t, registry, map[string]float64{waits: 0})
+	metricstest.Expect(t, registry, map[string]float64{waits: 0})
 }
 
 // Two processes share a log: each says who owns it, and one only counts a change.
@@ -433,28 +393,28 @@ func TestTheOwnerCountsChangesAndAFollowerShowsThem(t *testing.T) {
 		"instanced_journal_revision":                   float64(owner.journal.Head().Seq),
 	}
 	for i, registry := range registries {
-		expectSamples(t, registry, shown)
+		metricstest.Expect(t, registry, shown)
 		mine := float64(1 - i)
-		expectSamples(t, registry, map[string]float64{
+		metricstest.Expect(t, registry, map[string]float64{
 			"instanced_journal_owner": mine, "instanced_journal_writable": mine, "instanced_journal_terms_total": mine,
 			`instanced_journal_changes_total{type="state_changed"}`: 2 * mine,
 		})
-		if left := samples(t, registry)["instanced_journal_lease_remaining_seconds"]; left < 0 || left > 2 || left == 0 != (mine == 0) {
+		if left := metricstest.Samples(t, registry)["instanced_journal_lease_remaining_seconds"]; left < 0 || left > 2 || left == 0 != (mine == 0) {
 			t.Errorf("the lease of process %d remains for %v s", i, left)
 		}
 	}
 	const since = "instanced_journal_owner_since_timestamp_seconds"
-	was := samples(t, registries[1])[since]
+	was := metricstest.Samples(t, registries[1])[since]
 	owner.stop()
 	if err := owner.journal.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	awaitSample(t, registries[1], "instanced_journal_owner", func(n float64) bool { return n == 1 })
-	got := samples(t, registries[1])
+	got := metricstest.Samples(t, registries[1])
 	if was == 0 || got[since] <= was || got["instanced_journal_terms_total"] != 1 {
 		t.Errorf("a term of %v follows that of %v; %v terms", got[since], was, got["instanced_journal_terms_total"])
 	}
-	expectSamples(t, registries[0], map[string]float64{"instanced_journal_owner": 0, "instanced_journal_lease_remaining_seconds": 0})
+	metricstest.Expect(t, registries[0], map[string]float64{"instanced_journal_owner": 0, "instanced_journal_lease_remaining_seconds": 0})
 }
 
 func TestTheDurationOfATracedCommandHasItsTraceAsExemplar(t *testing.T) {
