@@ -254,7 +254,7 @@ func TestTheExpirationIsAMetric(t *testing.T) {
 	dir, a := t.TempDir(), newAuthority(t)
 	put(t, dir, newPair(t, a, unchanged), a.Cert)
 	w := run(t, configOf(dir))
-	if got := w.gauge(t, "instanced_tls_certificate_expiration_timestamp_seconds"); time.Until(time.Unix(int64(got), 0)) > time.Hour || time.Until(time.Unix(int64(got), 0)) < 50*time.Minute {
+	if got := w.gauge(t, "instanced_tls_certificate_expiry_timestamp_seconds"); time.Until(time.Unix(int64(got), 0)) > time.Hour || time.Until(time.Unix(int64(got), 0)) < 50*time.Minute {
 		t.Errorf("the certificate expires at %v", got)
 	}
 }

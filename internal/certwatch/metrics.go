@@ -16,8 +16,8 @@ func newMetrics(reg prometheus.Registerer, w *Watcher) *metrics {
 	factory := promauto.With(reg)
 	expiration := func(certificate string, at func(*loaded) time.Time) {
 		factory.NewGaugeFunc(prometheus.GaugeOpts{
-			Name:        "instanced_tls_certificate_expiration_timestamp_seconds",
-			Help:        "When a certificate in use expires, in seconds since 1970; of several authorities, the first.",
+			Name:        "instanced_tls_certificate_expiry_timestamp_seconds",
+			Help:        "When a certificate in use expires; of several authorities, the first.",
 			ConstLabels: prometheus.Labels{"certificate": certificate},
 		}, func() float64 { return float64(at(w.current.Load()).Unix()) })
 	}
