@@ -5,12 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
-	"math"
 	"net"
-	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -558,50 +555,6 @@ func (d *drainDeadline) context(minTimeout time.Duration) (context.Context, cont
 	return context.WithDeadline(context.Background(), at)
 }
 
-// The formats of the log. logAuto is text on a terminal, and otherwise JSON.
-const (
-	logAuto = "auto"
-	logText = "text"
-	logJSON = "json"
-)
-
-// durationAsText makes a duration as readable in JSON as in text: slog writes nanoseconds.
-func durationAsText(_ []string, a slog.Attr) slog.Attr {
-	if a.Value.Kind() == slog.KindDuration {
-		a.Value = slog.StringValue(a.Value.Duration().String())
-	}
-	return a
-}
-
-// newLogger returns the service's logger, which never blocks, and a function that flushes it.
-func newLogger(format string, level slog.Leveler, w io.Writer) (log *slog.Logger, closeLog func()) {
-	if f, ok := w.(*os.File); format == logAuto && (!ok || !cli.IsTTY(int(f.Fd()))) {
-		format = logJSON
-	}
-	handlerOf := func(w io.Writer) slog.Handler {
-		if format == logJSON {
-			return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: durationAsText})
-		}
-		return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})
-	}
-	w = &wholeLines{destination: w}
-	direct := handlerOf(w)
-	queue := newLogQueue(w, func(lines int, why error) error {
-		line := slog.NewRecord(time.Now(), slog.LevelError, "log lines dropped: standard error was not read fast enough", 0)
-		if why != nil {
-			line.Message = "log lines dropped: standard error cannot be written to"
-			line.AddAttrs(slog.Any("error", innermost(why)))
-		}
-		line.AddAttrs(slog.Int("lines", lines))
-		return direct.Handle(context.Background(), line)
-	})
-	repeats := newLogRepeats()
-	return slog.New(repeats.handler(traceIDs{handlerOf(queue)})), func() {
-		repeats.Close()
-		queue.Close()
-	}
-}
-
 // errListen says why the address of a flag cannot be listened on.
 func (cfg *serveConfig) errListen(address, flag string, err error) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -640,88 +593,4 @@ func defaultDataDir() string {
 		return ""
 	}
 	return filepath.Join(home, ".local", "state", "instanced")
-}
-
-// parseListen accepts an address. Whether it may be listened on depends on other settings: see
-// checkTransport.
-func parseListen(text string) (string, error) { return parseAddress(text, "127.0.0.1:50051") }
-
-// parseAddress accepts a host and a port.
-func parseAddress(text, example string) (string, error) {
-	_, port, err := net.SplitHostPort(text)
-	if err != nil {
-		return "", fmt.Errorf("%q is not an address with a port, such as %s", text, example)
-	}
-	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > math.MaxUint16 {
-		return "", fmt.Errorf("%q has no port between 0 and 65535", text)
-	}
-	return text, nil
-}
-
-// portOf returns the port of an address that has one.
-func portOf(address string) string {
-	_, port, _ := net.SplitHostPort(address)
-	return port
-}
-
-// onLoopback reports whether a host can be reached from this machine only.
-func onLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// parseEndpoints accepts a comma-separated list of URLs, or none.
-func parseEndpoints(text string) ([]string, error) {
-	if text == "" {
-		return nil, nil
-	}
-	endpoints := strings.Split(text, ",")
-	for _, endpoint := range endpoints {
-		u, err := url.Parse(endpoint)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return nil, fmt.Errorf("%q is not a URL such as http://127.0.0.1:2379", masked(endpoint))
-		}
-	}
-	return endpoints, nil
-}
-
-// parsePrefix accepts a key prefix with a leading and without a trailing slash.
-func parsePrefix(text string) (string, error) {
-	if !strings.HasPrefix(text, "/") || len(text) < 2 || strings.HasSuffix(text, "/") {
-		return "", fmt.Errorf("%q is not a prefix such as /instanced, with a leading and without a trailing slash", text)
-	}
-	return text, nil
-}
-
-// parseJournalSize accepts a size of at least journal.MinMaxBytes.
-func parseJournalSize(text string) (int64, error) {
-	n, err := parseSize(text)
-	if err == nil && n < journal.MinMaxBytes {
-		err = fmt.Errorf("%q is less than %dMiB, the minimum size of a journal", text, journal.MinMaxBytes>>20)
-	}
-	return n, err
-}
-
-func parseSpeed(text string) (float64, error) {
-	speed, err := strconv.ParseFloat(text, 64)
-	if err != nil || !(speed == 0 || speed >= 0.001 && speed <= math.MaxFloat64) {
-		return 0, fmt.Errorf("%q is neither 0 (no delays) nor at least 0.001, such as 1 (like EC2) or %v", text, sim.DefaultSpeed)
-	}
-	return speed, nil
-}
-
-func parseSeed(text string) (uint64, error) {
-	seed, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%q is not a whole number of 0 or more", text)
-	}
-	return seed, nil
-}
-
-func parseLevel(text string) (slog.Level, error) {
-	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
-	if level, ok := levels[text]; ok {
-		return level, nil
-	}
-	return 0, fmt.Errorf("%q is not one of debug, info, warn, error", text)
 }
