@@ -197,7 +197,7 @@ func (t *Terminal) dial(opts client.Options) (*client.Client, error) {
 	if t.tls != (client.TLSFiles{}) {
 		var err error
 		if opts.TransportCredentials, err = client.TLSFromFiles(t.tls); err != nil {
-			return nil, Usagef("%v", err)
+			return nil, Usagef("--tls-ca, --tls-cert and --tls-key: %v", err)
 		}
 	}
 	c, err := client.Dial(t.server, opts)
